@@ -1,0 +1,136 @@
+"""Whether an adapter can be served correctly by the base at hand."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from adapters.errors import AdapterRejected
+from adapters.files import CONFIG, ORIGIN, WEIGHTS, content_id, open_file, present, read_json, size_of
+from adapters.header import StoredTensor, read_header
+from adapters.keys import LoraKey, lora_key
+from adapters.peft_config import read_config
+from adapters.spec import AdapterId, AdapterSpec, BaseLayout, LoraTarget
+
+_DTYPES = ("F32", "F16", "BF16")
+
+
+def verify(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterSpec:
+    """Check a PEFT folder against the base and describe it. Reads all of it, changes nothing.
+
+    Raises :class:`AdapterRejected` with file, tensor and reason for anything that could not be served as PEFT would.
+    """
+    spec = read_spec(folder, layout, max_rank, content_id(folder))
+    _check_values(folder, spec)
+    return spec
+
+
+def read_spec(folder: Path, layout: BaseLayout, max_rank: int, adapter_id: AdapterId) -> AdapterSpec:
+    """Everything :func:`verify` checks, but for the identity of the content and the values of the weights."""
+    origin = _origin(folder, layout)
+    declared = read_config(folder).targets(layout)
+    with open_file(folder, WEIGHTS) as file:
+        header = read_header(file)
+        size = size_of(file)
+    return AdapterSpec(adapter_id, _targets(header, declared, layout, max_rank), size, origin)
+
+
+def _origin(folder: Path, layout: BaseLayout) -> str | None:
+    if ORIGIN not in present(folder):
+        return None
+    fingerprint = read_json(folder, ORIGIN).get("base_fingerprint")
+    if fingerprint is not None and not isinstance(fingerprint, str):
+        raise AdapterRejected("base_fingerprint is not a string", file=ORIGIN)
+    if fingerprint not in (None, layout.fingerprint):
+        raise AdapterRejected(
+            f"the adapter was trained on the base {fingerprint[:80]}, this base is {layout.fingerprint}", file=ORIGIN
+        )
+    return fingerprint
+
+
+def _targets(
+    header: Mapping[str, StoredTensor], declared: Mapping[str, LoraTarget], layout: BaseLayout, max_rank: int
+) -> dict[str, LoraTarget]:
+    """The layers the tensors are for: exactly those that the config declares."""
+    halves = _halves(header, layout)
+    for layer, (key_a, key_b) in halves.items():
+        rank = _rank(layer, key_a, key_b, header, layout)
+        if layer not in declared:
+            raise AdapterRejected("target_modules does not name this layer", file=WEIGHTS, tensor=key_a)
+        if not 1 <= rank <= max_rank:
+            raise AdapterRejected(f"has rank {rank}; 1 to {max_rank} are served", file=WEIGHTS, tensor=key_a)
+        if rank != declared[layer].rank:
+            expected = f"{declared[layer].rank} in {CONFIG} (r, rank_pattern)"
+            raise AdapterRejected(f"has rank {rank}, but {expected}", file=WEIGHTS, tensor=key_a)
+    for layer in declared:
+        if layer not in halves:
+            raise AdapterRejected(f"target_modules names {layer}, but {WEIGHTS} has no weights for it", file=CONFIG)
+    if not halves:
+        raise AdapterRejected("target_modules names no layer of this base", file=CONFIG)
+    return {layer: declared[layer] for layer in layout.linears if layer in halves}
+
+
+def _halves(header: Mapping[str, StoredTensor], layout: BaseLayout) -> dict[str, tuple[str, str]]:
+    """Layer -> keys of its A and its B."""
+    keys: dict[str, dict[str, str]] = {}
+    for key in header:
+        found = _served_key(key, layout)
+        sides = keys.setdefault(found.layer, {})
+        if found.side in sides:
+            raise AdapterRejected(f"is the same matrix as {sides[found.side]}", file=WEIGHTS, tensor=key)
+        sides[found.side] = key
+    for sides in keys.values():
+        for side, other in (("A", "B"), ("B", "A")):
+            if other not in sides:
+                raise AdapterRejected(f"lora_{side} comes without lora_{other}", file=WEIGHTS, tensor=sides[side])
+    return {layer: (sides["A"], sides["B"]) for layer, sides in keys.items()}
+
+
+def _served_key(key: str, layout: BaseLayout) -> LoraKey:
+    found = lora_key(key)
+    if found.layer not in layout.linears:
+        reason = layout.unserved.get(found.layer, f"the base has no linear layer {found.layer}")
+        raise AdapterRejected(reason, file=WEIGHTS, tensor=key)
+    return found
+
+
+def _rank(layer: str, key_a: str, key_b: str, header: Mapping[str, StoredTensor], layout: BaseLayout) -> int:
+    """Rank of a layer whose two tensors have shapes that fit the layer and each other, and a dtype we read."""
+    inputs, outputs = layout.linears[layer]
+    for key in (key_a, key_b):
+        if header[key].dtype not in _DTYPES:
+            raise AdapterRejected(f"has dtype {header[key].dtype}, not F32, F16 or BF16", file=WEIGHTS, tensor=key)
+    shape_a, shape_b = header[key_a].shape, header[key_b].shape
+    if len(shape_a) != 2 or shape_a[1] != inputs:
+        raise AdapterRejected(f"has shape {list(shape_a)}, not [rank, {inputs}]", file=WEIGHTS, tensor=key_a)
+    if shape_b != (outputs, shape_a[0]):
+        reason = f"has shape {list(shape_b)}, not [{outputs}, {shape_a[0]}] as the layer and lora_A say"
+        raise AdapterRejected(reason, file=WEIGHTS, tensor=key_b)
+    return shape_a[0]
+
+
+def _check_values(folder: Path, spec: AdapterSpec) -> None:
+    """No NaN, no infinity, neither as stored nor scaled in the device's bfloat16; and some layer that is changed."""
+    nonzero: set[LoraKey] = set()
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  (safe_open is not iterable)
+                found = lora_key(key)
+                tensor = file.get_tensor(key)
+                _check_finite(key, tensor, 1.0 if found.side == "A" else spec.targets[found.layer].scaling)
+                if tensor.any():
+                    nonzero.add(found)
+    except (OSError, SafetensorError) as error:
+        raise AdapterRejected(f"cannot be read: {error}", file=WEIGHTS) from error
+    if not any({LoraKey(layer, "A"), LoraKey(layer, "B")} <= nonzero for layer in spec.targets):
+        raise AdapterRejected("changes nothing: every layer's lora_A or lora_B is all zero", file=WEIGHTS)
+
+
+def _check_finite(key: str, tensor: Tensor, scaling: float) -> None:
+    if not torch.isfinite(tensor).all():
+        kind = "NaN" if torch.isnan(tensor).any() else "infinity"
+        raise AdapterRejected(f"has {kind} in it", file=WEIGHTS, tensor=key)
+    if not torch.isfinite((tensor.float() * scaling).bfloat16()).all():
+        raise AdapterRejected(f"overflows once it is scaled by {scaling:g}", file=WEIGHTS, tensor=key)

@@ -1,0 +1,1 @@
+"""The multi-adapter server: one frozen base, many LoRA adapters, one batch."""

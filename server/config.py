@@ -1,0 +1,163 @@
+"""One frozen settings object: the options of ``manylora serve``, from the command line or the environment.
+
+An option on the command line wins over the same one in the environment. What is wrong is told at once, one line each.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+from server.errors import ConfigError
+
+RANK_STEP = 8
+"""Rank columns of the device pool come in multiples of this."""
+
+
+def default_data() -> Path:
+    """Where bases and adapters are kept unless told otherwise: ``manylora`` in the user's data folder (XDG)."""
+    home = os.environ.get("XDG_DATA_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "share") / "manylora"
+
+
+def _pairs(value: object) -> object:
+    """``"a=/x,b=/y"`` -> ``{"a": "/x", "b": "/y"}``; mappings pass. Repeated flags come joined by commas."""
+    if not isinstance(value, str):
+        return value
+    pairs: dict[str, str] = {}
+    for item in value.split(","):
+        name, _, path = item.partition("=")
+        if not (name and path):
+            raise ValueError(f"must be NAME=PATH, without commas (got {item!r})")
+        if name in pairs:
+            raise ValueError(f"the name {name!r} is given twice")
+        pairs[name] = path
+    return pairs
+
+
+class Settings(BaseSettings):
+    """Serves a base model and its adapters over HTTP. Every option may also stand in the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MANYLORA_",
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        cli_kebab_case=True,
+        cli_exit_on_error=False,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_show_env_vars=True,
+    )
+
+    model: str = Field("demo", min_length=1, description="demo, a Hugging Face folder, a GGUF file, or a hub id")
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes any free one")
+    data: Path = Field(
+        default_factory=default_data, description="folder for bases and adapters (unset: manylora in XDG_DATA_HOME)"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    quantization: Literal["nf4", "none"] = Field("nf4", description="of the base's linear layers")
+    dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="of activations and keys/values; auto is bf16")
+    adapter: Annotated[dict[str, Path], NoDecode, BeforeValidator(_pairs)] = Field(
+        default={}, description="NAME=PATH of an adapter to register at start; may be repeated"
+    )
+    adapter_root: Path | None = Field(None, description="folder under which POST /v1/adapters may name paths")
+    max_device_adapters: int = Field(16, ge=1, description="adapters on the device at once")
+    host_cache_gib: float = Field(1.0, ge=0, description="host memory for adapters that are not on the device")
+    max_rank: int = Field(256, ge=1, le=256, description="largest adapter rank accepted")
+    device_ranks: int | None = Field(
+        None, ge=1, description="rank columns on the device in all (unset: 16 for each device adapter)"
+    )
+    kv_memory_gib: float = Field(1.0, gt=0, description="memory for keys and values")
+    block_size: int = Field(16, ge=1, le=1024, description="tokens in a block of keys and values")
+    max_batch_sequences: int = Field(32, ge=1, description="sequences that run at once")
+    max_batch_tokens: int = Field(256, ge=1, description="tokens in one step")
+    max_model_len: int | None = Field(None, ge=1, description="longest prompt and answer (unset: the model's own)")
+    max_queue: int = Field(512, ge=1, description="requests that may wait; more are answered 429")
+    max_wait_seconds: float = Field(
+        2.0, ge=0, description="age at which a request passed over for lack of an adapter slot gets the next one"
+    )
+    drain_seconds: float = Field(30, ge=0, description="time running requests get after SIGTERM")
+    max_body_mib: float = Field(8, gt=0, description="largest request body")
+    threads: int | None = Field(None, ge=1, description="CPU threads for the model (unset: torch's choice)")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
+
+    def __init__(self, **values: Any) -> None:
+        """From keyword arguments, then the environment, never ``sys.argv``. Raises ConfigError, one line per error."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError("\n".join(_line(detail) for detail in error.errors())) from None
+        except SettingsError as error:
+            raise ConfigError(str(error).removeprefix("error parsing CLI: ")) from None
+
+    @field_validator("device_ranks")
+    @classmethod
+    def _room_for_the_largest(cls, ranks: int | None, info: ValidationInfo) -> int | None:
+        max_rank = info.data.get("max_rank")
+        if ranks is not None and max_rank is not None and ranks < max_rank:
+            raise ValueError(f"must be at least --max-rank, {max_rank} (got {ranks})")
+        return ranks
+
+    @field_validator("data", "adapter_root")
+    @classmethod
+    def _expand(cls, path: Path | None) -> Path | None:
+        return path and path.expanduser().absolute()
+
+    @field_validator("adapter_root")
+    @classmethod
+    def _existing(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_dir():
+            raise ValueError(f"must be an existing folder (got {str(path)!r})")
+        return path
+
+    @property
+    def rank_columns(self) -> int:
+        """Rank columns of the device pool in all, a multiple of :data:`RANK_STEP`."""
+        ranks = self.device_ranks or max(self.max_rank, 16 * self.max_device_adapters)
+        return -(-ranks // RANK_STEP) * RANK_STEP
+
+
+def read_settings(argv: Sequence[str], command: str = "serve") -> Settings:
+    """The settings from the words after ``manylora serve`` (or another command), then the environment.
+
+    Prints the help and exits on ``--help``. Raises :class:`~server.errors.ConfigError`, one line per error.
+    """
+    return Settings(_cli_parse_args=list(argv), _cli_prog_name=f"manylora {command}")
+
+
+def flag(field: str) -> str:
+    """``"max_rank"`` -> ``"--max-rank"``."""
+    return f"--{field.replace('_', '-')}"
+
+
+def _line(detail: ErrorDetails) -> str:
+    """One error of pydantic as ``--max-rank: must be at least 1 (got 0)``."""
+    name, *inside = map(str, detail["loc"])
+    where = ".".join([flag(name), *inside])
+    context = detail.get("ctx", {})
+    got = f"(got {detail['input']!r})"
+    match detail["type"]:
+        case "value_error":
+            return f"{where}: {context['error']}"
+        case "greater_than_equal":
+            return f"{where}: must be at least {context['ge']:g} {got}"
+        case "greater_than":
+            return f"{where}: must be more than {context['gt']:g} {got}"
+        case "less_than_equal":
+            return f"{where}: must be at most {context['le']:g} {got}"
+        case "literal_error":
+            return f"{where}: must be {context['expected']} {got}"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return f"{where}: must be a whole number {got}"
+        case "float_parsing" | "float_type" | "finite_number":
+            return f"{where}: must be a finite number {got}"
+        case "extra_forbidden":
+            return f"{where}: there is no such option"
+        case _:
+            return f"{where}: {detail['msg']} {got}"

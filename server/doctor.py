@@ -1,0 +1,152 @@
+"""``manylora doctor``: what this machine can do, and what would go wrong, on one screen."""
+
+import os
+import platform
+import shutil
+import socket
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from server.config import Settings
+from server.errors import ConfigError
+from server.nf4 import functional
+from server.source import DEMO, find_source, on_hub
+
+_LIBRARIES = ("torch", "transformers", "bitsandbytes", "safetensors", "tokenizers", "fastapi", "uvicorn")
+_GIB = 2**30
+_RUNTIME_BYTES = 3 * _GIB // 4
+"""What Python, torch and the libraries take beside weights and caches, about."""
+
+
+def examine(settings: Settings) -> list[str]:
+    """Print the findings and return the problems, one line each."""
+    console = Console()
+    table = Table("", "found", title=f"manylora {_version('manylora')}", show_header=False)
+    for name, finding in findings(settings):
+        table.add_row(name, escape(finding))
+    console.print(table)
+    wrong = problems(settings)
+    for line in wrong:
+        console.print(f"would go wrong: {line}", markup=False, soft_wrap=True)
+    if not wrong:
+        console.print("nothing would go wrong that can be seen from here")
+    return wrong
+
+
+def findings(settings: Settings) -> list[tuple[str, str]]:
+    """(what, how it is) for each row of the table."""
+    memory = psutil.virtual_memory()
+    return [
+        ("system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"),
+        ("device", _device()),
+        ("processor", _processor()),
+        ("cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}; torch uses {torch.get_num_threads()}"),
+        ("memory", f"{memory.available / _GIB:.1f} GiB free of {memory.total / _GIB:.1f}"),
+        ("C compiler", shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or "none (none is needed)"),
+        ("libraries", ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)),
+        ("demo model", _demo()),
+        ("data", str(settings.data)),
+        ("cached bases", "\n".join(_cached_bases(settings.data)) or "none yet"),
+    ]
+
+
+def problems(settings: Settings) -> list[str]:
+    """What would stop ``manylora serve`` with these settings, or make it something else than it seems."""
+    checks = (_model_problem, _device_problem, _port_problem, _data_problem, _memory_problem, _kernels_problem)
+    return [problem for check in checks if (problem := check(settings))]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _device() -> str:
+    if not torch.cuda.is_available():
+        return "cpu (torch sees no CUDA device)"
+    properties = torch.cuda.get_device_properties(0)
+    return f"cuda: {properties.name}, {properties.total_memory / _GIB:.0f} GiB"
+
+
+def _processor() -> str:
+    has = torch.cpu.get_capabilities()
+    names = {"avx2": "AVX2", "avx512_f": "AVX-512", "avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"}
+    features = ", ".join(name if has.get(key) else f"no {name}" for key, name in names.items())
+    kernel = "fused" if functional.has_avx512bf16() else "plain (slower: no AVX512-BF16)"
+    return f"{features}; 4-bit kernel on CPU: {kernel}"
+
+
+def _demo() -> str:
+    try:
+        return str(find_source(DEMO).path)
+    except ConfigError as error:
+        return str(error).removeprefix("--model: ")
+
+
+def _cached_bases(data: Path) -> list[str]:
+    folders = sorted(path.parent for path in data.glob("bases/*/config.json"))
+    return [f"{folder.name}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.0f} MB" for folder in folders]
+
+
+def _model_problem(settings: Settings) -> str | None:
+    """Looks at local models only: nothing is downloaded here."""
+    if on_hub(settings.model):
+        return None
+    try:
+        find_source(settings.model)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _device_problem(settings: Settings) -> str | None:
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        return f"--device: torch {torch.__version__} sees no CUDA device"
+    return None
+
+
+def _port_problem(settings: Settings) -> str | None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        return f"--port: cannot listen on {settings.host} port {settings.port}: {error.strerror or error}"
+    return None
+
+
+def _data_problem(settings: Settings) -> str | None:
+    nearest = next(path for path in (settings.data, *settings.data.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        return f"--data: {settings.data} cannot be written"
+    free = shutil.disk_usage(nearest).free
+    return f"--data: only {free / _GIB:.1f} GiB of disk are free under {nearest}" if free < _GIB else None
+
+
+def _memory_problem(settings: Settings) -> str | None:
+    needed = (settings.kv_memory_gib + settings.host_cache_gib) * _GIB + _RUNTIME_BYTES
+    free = psutil.virtual_memory().available
+    if needed <= free:
+        return None
+    return (
+        f"memory: {needed / _GIB:.1f} GiB wanted beside the model's weights (--kv-memory-gib, --host-cache-gib and the "
+        f"program itself), {free / _GIB:.1f} GiB free"
+    )
+
+
+def _kernels_problem(_: Settings) -> str | None:
+    if find_spec("kernels") is None:
+        return None
+    return "the package `kernels` is installed: libraries here fetch code with it at run time; pip uninstall kernels"

@@ -1,0 +1,67 @@
+"""The base's linear layers as they are computed: several over one input at once where a kernel allows it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from server.nf4 import Linear4bit, functional
+
+Compute = Callable[[Tensor], list[Tensor]]
+
+KERNEL_ROWS = 32
+"""bitsandbytes' CPU kernel works on 32 output rows at a time."""
+
+
+def fuse(layers: Sequence[nn.Module]) -> Compute:
+    """A function from ``x`` [rows, in] to each layer's output [rows, out].
+
+    On a CPU with AVX512-BF16, 4-bit layers are joined into one matrix for bitsandbytes' fused kernel and lose their
+    own weights; elsewhere each layer computes for itself.
+    """
+    if all(isinstance(layer, Linear4bit) for layer in layers) and layers[0].weight.device.type == "cpu":
+        if functional.has_avx512bf16() and all(_fits_kernel(layer) for layer in layers):
+            return FusedNf4(layers)
+        for layer in layers:
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # its repacking asserts on this shape
+    return lambda x: [layer(x) for layer in layers]
+
+
+def _fits_kernel(layer: Any) -> bool:
+    state = layer.weight.quant_state
+    return (
+        state.quant_type == "nf4"
+        and state.shape[0] % KERNEL_ROWS == 0
+        and state.shape[1] % state.blocksize == 0
+        and not getattr(state, "packing_format_for_cpu", False)
+    )
+
+
+class FusedNf4:
+    """NF4 layers over one input as one matrix in the layout of bitsandbytes' fused CPU kernel.
+
+    The kernel's weights are [out / 32, in / 2, 32] bytes and its scales [in / blocksize, out] in bf16 (read in
+    ``bitsandbytes/functional.py`` 0.50), so matrices join along ``out`` without touching a value.
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        packed = [functional._convert_weight_packed_for_cpu(layer.weight.data, layer.weight.quant_state) for layer in layers]
+        self.outs = [weight.shape[0] for weight, _ in packed]
+        self.shape = [sum(self.outs), packed[0][1].shape[1]]
+        self.weight = torch.cat([weight for weight, _ in packed])
+        self.absmax = torch.cat([state.absmax for _, state in packed], dim=1).contiguous()
+        self.code = packed[0][1].code
+        self.blocksize = packed[0][1].blocksize
+        self.biases = [None if layer.bias is None else layer.bias.data for layer in layers]
+        for layer in layers:
+            layer.weight = None
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """[rows, in] -> [rows, out] per layer, views of one tensor."""
+        y = torch.ops.bitsandbytes.gemv_4bit(x, self.weight, self.shape, self.absmax, self.code, self.blocksize)
+        outputs = list(y.split(self.outs, dim=-1))
+        for output, bias in zip(outputs, self.biases, strict=True):
+            if bias is not None:
+                output += bias
+        return outputs

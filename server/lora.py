@@ -1,0 +1,306 @@
+"""Many LoRA adapters over one base: SlottedLinear, the pool its adapters live in, and the plan of one batch.
+
+Every adapter on the device owns pages of rank columns in one pool per group of layers (:mod:`server.slots`). A batch is
+a few segments: rows, the spans of pages their adapters occupy, and a weight per row and page. For each span two matrix
+products serve all rows at once::
+
+    h = x @ A[span].T          every row against every column in the span
+    h = h * weight             a row keeps its own adapters' columns, times the mix's weights; all others become 0
+    y = y + h @ B[span]        B carries alpha / r already
+
+For rows with different adapters this computes columns it throws away. That is cheap where it happens (decode: few rows,
+the time goes into reading A and B, and each is read once, without a gather and without a loop over adapters); a chunk of
+prefill is a segment of its own and computes only its own columns. Mixed ranks and mixes of adapters need no second path.
+:func:`delta_reference` is the plain loop this is tested against.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adapters.spec import BaseLayout
+from adapters.weights import AdapterWeights
+from server.linear import fuse
+from server.sequence import Adaptation, Batch
+from server.slots import PAGE, pages_for
+
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one module that are fed the same tensor. Checked by identity at every call, so a wrong guess costs time
+only."""
+
+MAX_GAP = 16
+"""Pages of strangers that are cheaper to compute and discard than a second pair of matrix products."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive pages ``[start, stop)`` and how much each row takes of each."""
+
+    start: int
+    stop: int
+    weight: Tensor | None
+    """[rows or 1, pages]; None where every row takes every page as it is."""
+    absent: Tensor | None
+    """``weight == 0``: columns to be set to 0 rather than multiplied, so that a stranger's overflow cannot leak."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows ``[start, stop)`` of the packed batch and the spans their adapters occupy."""
+
+    start: int
+    stop: int
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What LoRA does in one step. ``targets``: the layers that any adapter in the batch touches."""
+
+    segments: tuple[Segment, ...] = ()
+    targets: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class PackedAdapter:
+    """An adapter in the pool's layout and dtype, ready to be copied page by page."""
+
+    rank: int
+    groups: Mapping[str, tuple[Tensor, tuple[Tensor | None, ...]]]
+    """Group name -> A [pages, members, PAGE, in] and, per member, B [pages, PAGE, out] scaled, or None."""
+    targets: frozenset[str]
+    nbytes: int
+
+
+class LoraGroup:
+    """Layers that share an input, and the columns of all resident adapters for them.
+
+    The first member called with an input computes all members; the others hand out what is there.
+    """
+
+    def __init__(self, names: Sequence[str], layers: Sequence[nn.Module], layout: BaseLayout, pool: "LoraPool") -> None:
+        self.names = tuple(names)
+        self.pool = pool
+        self.in_features = layout.linears[names[0]][0]
+        self.outs = [layout.linears[name][1] for name in names]
+        self.base: Callable[[Tensor], list[Tensor]] = fuse(layers)
+        self.a: Tensor | None = None
+        self.b: list[Tensor | None] = [None] * len(names)
+        self._input: Tensor | None = None
+        self._outputs: dict[int, Tensor] = {}
+
+    def __call__(self, x: Tensor, member: int) -> Tensor:
+        """The member's output for ``x`` [..., in]: base plus adapters."""
+        if x is not self._input or member not in self._outputs:
+            outputs = self._compute(x.reshape(-1, self.in_features))
+            self._outputs = {i: y.view(*x.shape[:-1], y.shape[-1]) for i, y in enumerate(outputs)}
+            self._input = x
+        out = self._outputs.pop(member)
+        if not self._outputs:
+            self._input = None
+        return out
+
+    def _compute(self, x: Tensor) -> list[Tensor]:
+        outputs = self.base(x)
+        members = [i for i, name in enumerate(self.names) if name in self.pool.plan.targets]
+        if members:
+            for segment in self.pool.plan.segments:
+                rows = slice(segment.start, segment.stop)
+                for span in segment.spans:
+                    self._add(x[rows], [(i, outputs[i][rows]) for i in members], span)
+        return outputs
+
+    def _add(self, x: Tensor, outputs: Sequence[tuple[int, Tensor]], span: Span) -> None:
+        assert self.a is not None
+        pages, rows = span.stop - span.start, x.shape[0]
+        h = F.linear(x, self.a[span.start : span.stop].view(-1, self.in_features)).view(rows, pages, -1)
+        if span.weight is not None and span.absent is not None:
+            h.mul_(span.weight.unsqueeze(-1)).masked_fill_(span.absent.unsqueeze(-1), 0)
+        h = h.view(rows, pages, len(self.names), PAGE)
+        for i, y in outputs:
+            b = self.b[i]
+            if b is not None:
+                y.addmm_(h[:, :, i].reshape(rows, -1), b[span.start : span.stop].view(-1, y.shape[-1]))
+
+    def write(self, pages: Tensor, packed: tuple[Tensor, tuple[Tensor | None, ...]] | None) -> None:
+        """Overwrite ``pages`` [n] with an adapter's columns, or with zeros where it has none. Allocates on first use."""
+        if packed is None:
+            for tensor in (self.a, *self.b):
+                if tensor is not None:
+                    tensor.index_fill_(0, pages, 0)
+            return
+        a, bs = packed
+        if self.a is None:
+            self.a = self.pool.empty(len(self.names), PAGE, self.in_features)
+        self.a.index_copy_(0, pages, a.to(self.a.device, non_blocking=True))
+        for i, b in enumerate(bs):
+            mine = self.b[i]
+            if b is not None:
+                if mine is None:
+                    mine = self.b[i] = self.pool.empty(PAGE, self.outs[i])
+                mine.index_copy_(0, pages, b.to(mine.device, non_blocking=True))
+            elif mine is not None:
+                mine.index_fill_(0, pages, 0)
+
+
+class SlottedLinear(nn.Module):
+    """Stands in for a linear layer of the base; adds what the current plan says."""
+
+    def __init__(self, group: LoraGroup, member: int) -> None:
+        super().__init__()
+        self.group = group
+        self.member = member
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out], in the dtype of ``x``."""
+        return self.group(x, self.member)
+
+
+@dataclass(eq=False)
+class LoraPool:
+    """Device memory for adapters: ``pages`` pages of rank columns in every group of layers.
+
+    Memory is taken when the first adapter that needs it arrives: layers no adapter touches cost nothing.
+    """
+
+    pages: int
+    device: torch.device
+    dtype: torch.dtype
+    groups: list[LoraGroup] = field(default_factory=list)
+    plan: Plan = Plan()
+
+    def empty(self, *shape: int) -> Tensor:
+        """Zeros of [pages, *shape]: a page is finite from the start."""
+        return torch.zeros(self.pages, *shape, device=self.device, dtype=self.dtype)
+
+    def install(self, model: nn.Module, layout: BaseLayout) -> None:
+        """Replace every layer of ``layout.linears`` in ``model`` by a SlottedLinear over it."""
+        for names in sibling_groups(layout):
+            group = LoraGroup(names, [model.get_submodule(name) for name in names], layout, self)
+            self.groups.append(group)
+            for member, name in enumerate(names):
+                model.set_submodule(name, SlottedLinear(group, member))
+
+    def write(self, pages: Sequence[int], packed: PackedAdapter) -> None:
+        """Put an adapter into ``pages``; whatever they held is overwritten in every group."""
+        index = torch.tensor(pages, device=self.device)
+        for group in self.groups:
+            group.write(index, packed.groups.get(group.names[0]))
+
+    def pack(self, weights: AdapterWeights) -> PackedAdapter:
+        """Bring an adapter into the pool's layout and dtype, on the host. Safe on any thread."""
+        pages = pages_for(weights.spec.rank)
+        groups = {}
+        for group in self.groups:
+            if any(name in weights.tensors for name in group.names):
+                groups[group.names[0]] = self._pack_group(group, weights, pages)
+        tensors = [t for a, bs in groups.values() for t in (a, *bs) if t is not None]
+        return PackedAdapter(
+            weights.spec.rank, groups, frozenset(weights.tensors), sum(t.nbytes for t in tensors)
+        )
+
+    def _pack_group(
+        self, group: LoraGroup, weights: AdapterWeights, pages: int
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        a = torch.zeros(pages, PAGE, len(group.names), group.in_features, dtype=self.dtype)
+        bs: list[Tensor | None] = []
+        for i, name in enumerate(group.names):
+            if name not in weights.tensors:
+                bs.append(None)
+                continue
+            down, up = weights.tensors[name]
+            rank = down.shape[0]
+            a.view(pages * PAGE, len(group.names), -1)[:rank, i] = down.to(self.dtype)
+            b = torch.zeros(pages * PAGE, group.outs[i], dtype=self.dtype)
+            b[:rank] = (up.float() * weights.spec.targets[name].scaling).T
+            bs.append(self._pinned(b.view(pages, PAGE, -1)))
+        return self._pinned(a.transpose(1, 2).contiguous()), tuple(bs)
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+
+def sibling_groups(layout: BaseLayout) -> list[tuple[str, ...]]:
+    """The layers of ``layout`` in groups that share an input; most are alone."""
+    groups: list[tuple[str, ...]] = []
+    seen: set[str] = set()
+    for name, (features, _) in layout.linears.items():
+        if name in seen:
+            continue
+        parent, _, leaf = name.rpartition(".")
+        siblings = next((s for s in SIBLINGS if leaf in s), (leaf,))
+        family = [f"{parent}.{sibling}" if parent else sibling for sibling in siblings]
+        group = tuple(n for n in family if layout.linears.get(n, (None,))[0] == features)
+        seen.update(group)
+        groups.append(group)
+    return groups
+
+
+Placed = Mapping[str, tuple[tuple[int, ...], frozenset[str]]]
+"""Adapter id -> its pages and the layers it targets, for adapters on the device."""
+
+
+def make_plan(batch: Batch, placed: Placed, device: torch.device, dtype: torch.dtype) -> Plan:
+    """The segments of a batch: all single-token rows as one, each longer chunk by itself; base rows drop out."""
+    rows = [chunk.length for chunk in batch.chunks]
+    singles = sum(1 for length in rows if length == 1)
+    segments = [(0, singles, [chunk.sequence.adaptation for chunk in batch.chunks[:singles]])]
+    start = singles
+    for chunk in batch.chunks[singles:]:
+        segments.append((start, start + chunk.length, [chunk.sequence.adaptation]))
+        start += chunk.length
+    used = {adapted.id for chunk in batch.chunks for adapted in chunk.sequence.adaptation}
+    return Plan(
+        tuple(
+            Segment(first, last, _spans(adaptations, placed, device, dtype))
+            for first, last, adaptations in segments
+            if any(adaptations)
+        ),
+        frozenset().union(*{placed[adapter][1] for adapter in used}),
+    )
+
+
+def _spans(
+    adaptations: Sequence[Adaptation], placed: Placed, device: torch.device, dtype: torch.dtype
+) -> tuple[Span, ...]:
+    """Spans for rows with these adaptations; a single adaptation stands for all rows of its segment."""
+    weights: dict[int, list[float]] = {}
+    for row, adaptation in enumerate(adaptations):
+        for adapted in adaptation:
+            for page in placed[adapted.id][0]:
+                weights.setdefault(page, [0.0] * len(adaptations))[row] = adapted.weight
+    spans = []
+    for start, stop in _runs(sorted(weights)):
+        none = [0.0] * len(adaptations)
+        columns = [weights.get(page, none) for page in range(start, stop)]
+        if all(weight == 1.0 for column in columns for weight in column):
+            spans.append(Span(start, stop, None, None))
+        else:
+            weight = torch.tensor(columns, dtype=dtype).T.contiguous().to(device)
+            spans.append(Span(start, stop, weight, weight == 0))
+    return tuple(spans)
+
+
+def _runs(pages: Sequence[int]) -> Iterable[tuple[int, int]]:
+    """Consecutive runs ``[start, stop)`` that cover sorted ``pages``, joined across gaps of up to MAX_GAP pages."""
+    start = previous = pages[0]
+    for page in pages[1:]:
+        if page - previous - 1 > MAX_GAP:
+            yield start, previous + 1
+            start = page
+        previous = page
+    yield start, previous + 1
+
+
+def delta_reference(x: Tensor, adaptation: Adaptation, name: str, weights: Mapping[str, AdapterWeights]) -> Tensor:
+    """What ``adaptation`` adds to layer ``name`` for rows ``x`` [rows, in], in float32: the definition, in a loop."""
+    parts = [
+        adapted.weight * weights[adapted.id].spec.targets[name].scaling * (x.float() @ a.float().T @ b.float().T)
+        for adapted in adaptation
+        if name in weights[adapted.id].tensors
+        for a, b in [weights[adapted.id].tensors[name]]
+    ]
+    return torch.stack(parts).sum(0) if parts else torch.zeros(())

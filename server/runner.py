@@ -1,0 +1,107 @@
+"""Runner: a Batch becomes tensors, logits, token ids. Owns everything that lives on the device."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from adapters.spec import AdapterId
+from server.attention import IMPLEMENTATION, KvCache, PagedBatch, Probe, register
+from server.base import Base
+from server.config import Settings
+from server.errors import BaseRejected, ConfigError
+from server.lora import LoraPool, PackedAdapter, Plan, make_plan
+from server.sampler import sample
+from server.sequence import Batch
+from server.slots import pages_for
+
+
+class Runner:
+    """The base model with LoRA and paged attention built in. One per Base: it changes ``base.model``."""
+
+    def __init__(self, base: Base, settings: Settings) -> None:
+        self.base = base
+        self.device = base.device
+        self.pool = LoraPool(pages_for(settings.rank_columns), base.device, base.dtype)
+        self.pool.install(base.model, base.layout)
+        register()
+        base.model.set_attn_implementation(IMPLEMENTATION)
+        shapes = self._probe()
+        self.blocks = _block_count(shapes, base, settings)
+        self.kv = KvCache(shapes, self.blocks, settings.block_size, base.device, base.dtype)
+        self._placed: dict[AdapterId, tuple[tuple[int, ...], frozenset[str]]] = {}
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> list[int | None]:
+        """One step: a token for each of ``batch.sampled``, None where the logits were not finite."""
+        return sample(self.logits(batch), batch.sampled)
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits [len(batch.sampled), vocabulary] float32 after writing the batch's keys and values."""
+        if batch.fresh:
+            self.kv.clear(batch.fresh)
+        self.pool.plan = make_plan(batch, self._placed, self.device, self.base.dtype)
+        return self._forward(
+            [token for c in batch.chunks for token in c.sequence.tokens[c.start : c.end]],
+            [position for c in batch.chunks for position in range(c.start, c.end)],
+            _last_rows(batch),
+            PagedBatch(batch, self.kv, self.device, self.base.dtype),
+        ).float()
+
+    def _forward(self, tokens: list[int], positions: list[int], keep: list[int], paged: PagedBatch | Probe) -> Tensor:
+        return self.base.model(  # type: ignore[no-any-return, operator]
+            input_ids=torch.tensor([tokens], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            logits_to_keep=torch.tensor(keep, device=self.device, dtype=torch.long),
+            use_cache=False,
+            paged=paged,
+        ).logits[0]
+
+    def place(self, adapter: AdapterId, pages: tuple[int, ...], packed: PackedAdapter) -> None:
+        """Write an adapter into its pages."""
+        with torch.inference_mode():
+            self.pool.write(pages, packed)
+        self._placed[adapter] = (pages, packed.targets)
+
+    def evict(self, adapter: AdapterId) -> None:
+        """Its pages belong to somebody else from now on; whoever gets them overwrites them."""
+        del self._placed[adapter]
+
+    @property
+    def placed(self) -> Mapping[AdapterId, tuple[tuple[int, ...], frozenset[str]]]:
+        """Adapters on the device: pages and targets."""
+        return self._placed
+
+    @torch.inference_mode()
+    def _probe(self) -> dict[int, tuple[int, int]]:
+        """One token through the model: what each layer caches, and proof that all attention comes to us."""
+        probe = Probe()
+        self.pool.plan = Plan()
+        logits = self._forward([0], [0], [0], probe)
+        layers = self.base.model.config.get_text_config().num_hidden_layers
+        if len(probe.shapes) != layers:
+            raise BaseRejected(f"{len(probe.shapes)} of its {layers} layers attend through transformers' interface")
+        if logits.shape[0] != 1:
+            raise BaseRejected("it does not select rows by `logits_to_keep`")
+        return probe.shapes
+
+
+def _last_rows(batch: Batch) -> Sequence[int]:
+    rows, end = [], 0
+    for chunk in batch.chunks:
+        end += chunk.length
+        if chunk.samples:
+            rows.append(end - 1)
+    return rows
+
+
+def _block_count(shapes: dict[int, tuple[int, int]], base: Base, settings: Settings) -> int:
+    size = settings.block_size
+    blocks = int(settings.kv_memory_gib * 2**30) // KvCache.block_bytes(shapes, size, base.dtype)
+    if blocks * size < base.max_model_len:
+        raise ConfigError(
+            f"--kv-memory-gib: {settings.kv_memory_gib} GiB hold {blocks * size} tokens, fewer than one context of "
+            f"{base.max_model_len}; give more or lower --max-model-len"
+        )
+    return blocks

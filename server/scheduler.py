@@ -1,0 +1,221 @@
+"""The scheduler: which tokens of which sequences run in the next step.
+
+There is no prefill phase and no decode phase. Each sequence has ``computed`` tokens chasing ``len(tokens)``; chunked
+prefill, resumption after preemption and prefix hits are that one subtraction (the idea is vLLM v1's). Running sequences
+go first, oldest first; when blocks run out the youngest gives its own back and waits. A sequence whose adapters are not
+on the device is passed over, not waited for, until it has been passed over for ``max_wait`` seconds: then the least
+used adapters take no new sequences until it fits.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterator
+
+from adapters.spec import AdapterId
+from server.blocks import BlockPool, chain_keys, root_key
+from server.sequence import Adapted, Batch, Chunk, Failed, FinishReason, Sequence, Token
+from server.slots import SlotTable
+
+
+class Scheduler:
+    """Queues of sequences over a pool of blocks and a table of slots. Used by one thread."""
+
+    def __init__(
+        self, blocks: BlockPool, slots: SlotTable, *, max_sequences: int, max_tokens: int, max_wait: float
+    ) -> None:
+        self.blocks = blocks
+        self.slots = slots
+        self.max_sequences = min(max_sequences, max_tokens)
+        self.max_tokens = max_tokens
+        self.max_wait = max_wait
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence."""
+        self.waiting.append(sequence)
+
+    def schedule(self, now: float) -> Batch:
+        """What runs next. ``now`` is in seconds, monotonic. Empty when nothing can run."""
+        chunks = self._continue()
+        chunks += self._admit(now, self.max_tokens - sum(chunk.length for chunk in chunks))
+        chunks.sort(key=lambda chunk: chunk.length > 1)
+        return Batch(tuple(chunks), self.blocks.take_fresh())
+
+    def commit(self, batch: Batch, tokens: list[int | None]) -> list[Token | Failed]:
+        """Take in what the step computed: ``tokens``, one for each of ``batch.sampled`` in order.
+
+        None for a token says that the sequence's logits were not finite: it fails, alone.
+        """
+        events: list[Token | Failed] = []
+        sampled = iter(tokens)
+        for chunk in batch.chunks:
+            samples = chunk.samples
+            self._computed(chunk)
+            if samples:
+                events.append(self._append(chunk.sequence, next(sampled)))
+        return events
+
+    def abort(self, sequence_id: str) -> bool:
+        """Drop a sequence wherever it is; False if it is nowhere."""
+        for sequence in (*self.running, *self.waiting):
+            if sequence.id == sequence_id:
+                self.release(sequence)
+                return True
+        return False
+
+    def release(self, sequence: Sequence) -> None:
+        """The one way out: queue place, blocks and leases all come back."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self._give_back(sequence)
+
+    def users(self) -> Counter[AdapterId]:
+        """Running sequences by adapter."""
+        return Counter(adapted.id for sequence in self.running for adapted in sequence.adaptation)
+
+    def check(self) -> None:
+        """Assert that blocks and leases are exactly those of the live sequences."""
+        self.blocks.check(sequence.blocks for sequence in (*self.running, *self.waiting))
+        self.slots.check(self.users())
+        assert all(sequence.leased for sequence in self.running)
+        assert not any(sequence.leased or sequence.blocks for sequence in self.waiting)
+
+    # Running sequences
+
+    def _continue(self) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        for sequence, length in self._shares():
+            if sequence not in self.running:
+                break  # preempted, and so is everything younger
+            if length and self._grow(sequence, sequence.computed + length):
+                chunks.append(Chunk(sequence, sequence.computed, length))
+        return chunks
+
+    def _shares(self) -> list[tuple[Sequence, int]]:
+        """How many tokens each running sequence gets: first one each, then what is left in order of age."""
+        spare = self.max_tokens - len(self.running)
+        shares = []
+        for sequence in self.running:
+            extra = min(len(sequence.tokens) - sequence.computed - 1, spare)
+            spare -= extra
+            shares.append((sequence, 1 + extra))
+        return shares
+
+    def _grow(self, sequence: Sequence, end: int) -> bool:
+        """Give the sequence blocks up to position ``end``, preempting the youngest; False if that was itself."""
+        need = self.blocks.blocks_for(end) - len(sequence.blocks)
+        while need > self.blocks.free:
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        sequence.blocks += self.blocks.allocate(max(need, 0))
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._give_back(sequence)
+        self.waiting.appendleft(sequence)
+        sequence.preemptions += 1
+        self.preemptions += 1
+
+    # Waiting sequences
+
+    def _admit(self, now: float, budget: int) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        draining: set[AdapterId] = set()
+        for sequence in list(self.waiting):
+            if budget < 1 or len(self.running) >= self.max_sequences:
+                break
+            missing = [adapted for adapted in sequence.adaptation if adapted.id not in self.slots]
+            if missing and not draining and now - sequence.arrived > self.max_wait:
+                draining = self._draining(sequence, missing)
+            if missing or any(adapted.id in draining for adapted in sequence.adaptation):
+                continue
+            if not self._take_blocks(sequence):
+                break  # memory is first come, first served: small ones do not overtake a large one
+            chunk = self._start(sequence, budget, now)
+            budget -= chunk.length
+            chunks.append(chunk)
+        return chunks
+
+    def _draining(self, sequence: Sequence, missing: list[Adapted]) -> set[AdapterId]:
+        """Adapters closed to everything behind ``sequence``, which was passed over too long, until it fits.
+
+        Not to what is ahead of it: that keeps its adapters on the device and must run to let them go.
+        """
+        return self.slots.draining([a.rank for a in missing], {a.id for a in sequence.adaptation})
+
+    def _take_blocks(self, sequence: Sequence) -> bool:
+        """Prefix hits and room for the whole of what is known, or nothing at all."""
+        chain_keys(sequence.keys, root_key(sequence.adaptation), sequence.tokens, self.blocks.size)
+        hits = self.blocks.match(sequence.keys[: (len(sequence.tokens) - 1) // self.blocks.size])
+        need = self.blocks.blocks_for(len(sequence.tokens)) - len(hits)
+        if need + self.blocks.idle(hits) > self.blocks.free:
+            return False
+        self.blocks.share(hits)
+        sequence.blocks = hits + self.blocks.allocate(need)
+        sequence.computed = len(hits) * self.blocks.size
+        return True
+
+    def _start(self, sequence: Sequence, budget: int, now: float) -> Chunk:
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        self.running.sort(key=lambda running: running.arrived)
+        self.slots.lease(adapted.id for adapted in sequence.adaptation)
+        sequence.leased = True
+        if sequence.admitted is None:
+            sequence.admitted = now
+            sequence.cached = sequence.computed
+        return Chunk(sequence, sequence.computed, min(len(sequence.tokens) - sequence.computed, budget))
+
+    # What a step leaves behind
+
+    def _computed(self, chunk: Chunk) -> None:
+        sequence = chunk.sequence
+        sequence.computed = chunk.end
+        filled = range(chunk.start // self.blocks.size, chunk.end // self.blocks.size)
+        if filled:
+            chain_keys(sequence.keys, root_key(sequence.adaptation), sequence.tokens, self.blocks.size)
+        for index in filled:
+            self.blocks.publish(sequence.blocks[index], sequence.keys[index])
+
+    def _append(self, sequence: Sequence, token: int | None) -> Token | Failed:
+        if token is None:
+            self.release(sequence)
+            return Failed(sequence.id, "The model's output was not finite: this adapter or mix cannot be used.")
+        sequence.tokens.append(token)
+        finish = _finish(sequence, token)
+        if finish:
+            self.release(sequence)
+        return Token(sequence.id, token, finish, sequence.cached)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self.blocks.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed = 0
+        if sequence.leased:
+            self.slots.release(adapted.id for adapted in sequence.adaptation)
+            sequence.leased = False
+
+    def missing(self) -> Iterator[tuple[Adapted, set[AdapterId]]]:
+        """Adapters that waiting sequences lack, in queue order, each with those that must stay for it.
+
+        What a sequence ahead in the queue waits for is never evicted for one behind it: a mix gathers its adapters one
+        by one, and two mixes cannot take them from each other.
+        """
+        keep: set[AdapterId] = set()
+        for sequence in self.waiting:
+            keep.update(adapted.id for adapted in sequence.adaptation)
+            for adapted in sequence.adaptation:
+                if adapted.id not in self.slots:
+                    yield adapted, keep
+
+
+def _finish(sequence: Sequence, token: int) -> FinishReason | None:
+    if token in sequence.sampling.stop_token_ids:
+        return "stop"
+    return "length" if sequence.output_length >= sequence.sampling.max_tokens else None

