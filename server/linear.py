@@ -6,19 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from server import native
 from server.nf4 import Linear4bit, functional
 
 Compute = Callable[[Tensor], list[Tensor]]
 
-KERNEL_ROWS = 32
-"""bitsandbytes' CPU kernel works on 32 output rows at a time."""
+KERNEL_OUTS = 32
+"""The CPU kernels work on this many outputs at a time."""
+KERNEL_BLOCK = 64
+"""Inputs that share a scale, for our own kernel."""
 
 
 def fuse(layers: Sequence[nn.Module]) -> Compute:
     """A function from ``x`` [rows, in] to each layer's output [rows, out].
 
-    On a CPU with AVX512-BF16, 4-bit layers are joined into one matrix for bitsandbytes' fused kernel and lose their
-    own weights; elsewhere each layer computes for itself.
+    On a CPU with AVX512-BF16, 4-bit layers are joined into one matrix for a fused kernel and lose their own weights;
+    elsewhere each layer computes for itself.
     """
     if all(isinstance(layer, Linear4bit) for layer in layers) and layers[0].weight.device.type == "cpu":
         if functional.has_avx512bf16() and all(_fits_kernel(layer) for layer in layers):
@@ -32,7 +35,7 @@ def _fits_kernel(layer: Any) -> bool:
     state = layer.weight.quant_state
     return (
         state.quant_type == "nf4"
-        and state.shape[0] % KERNEL_ROWS == 0
+        and state.shape[0] % KERNEL_OUTS == 0
         and state.shape[1] % state.blocksize == 0
         and not getattr(state, "packing_format_for_cpu", False)
     )
@@ -41,12 +44,15 @@ def _fits_kernel(layer: Any) -> bool:
 class FusedNf4:
     """NF4 layers over one input as one matrix in the layout of bitsandbytes' fused CPU kernel.
 
-    The kernel's weights are [out / 32, in / 2, 32] bytes and its scales [in / blocksize, out] in bf16 (read in
-    ``bitsandbytes/functional.py`` 0.50), so matrices join along ``out`` without touching a value.
+    The weights are [out, in / 2] bytes, packed for 32 outputs at a time, and the scales [in / blocksize, out] bf16 (read
+    in ``bitsandbytes/functional.py`` 0.50), so matrices join along ``out`` without touching a value. On processors with
+    AMX our own kernel reads the same layout; :meth:`reference` is bitsandbytes'.
     """
 
     def __init__(self, layers: Sequence[Any]) -> None:
-        packed = [functional._convert_weight_packed_for_cpu(layer.weight.data, layer.weight.quant_state) for layer in layers]
+        packed = [
+            functional._convert_weight_packed_for_cpu(layer.weight.data, layer.weight.quant_state) for layer in layers
+        ]
         self.outs = [weight.shape[0] for weight, _ in packed]
         self.shape = [sum(self.outs), packed[0][1].shape[1]]
         self.weight = torch.cat([weight for weight, _ in packed])
@@ -54,14 +60,25 @@ class FusedNf4:
         self.code = packed[0][1].code
         self.blocksize = packed[0][1].blocksize
         self.biases = [None if layer.bias is None else layer.bias.data for layer in layers]
+        kernels = native.load()
+        self.kernels = kernels if kernels and kernels.nf4 and self.blocksize == KERNEL_BLOCK else None
         for layer in layers:
             layer.weight = None
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """[rows, in] -> [rows, out] per layer, views of one tensor."""
-        y = torch.ops.bitsandbytes.gemv_4bit(x, self.weight, self.shape, self.absmax, self.code, self.blocksize)
+        if self.kernels and x.dtype == torch.bfloat16:
+            y = self.kernels.nf4_matmul(x, self.weight, self.absmax)
+        else:
+            y = self.reference(x)
         outputs = list(y.split(self.outs, dim=-1))
         for output, bias in zip(outputs, self.biases, strict=True):
             if bias is not None:
                 output += bias
         return outputs
+
+    def reference(self, x: Tensor) -> Tensor:
+        """[rows, in] -> [rows, out] of all layers side by side, by bitsandbytes' kernel."""
+        return torch.ops.bitsandbytes.gemv_4bit(  # type: ignore[no-any-return]
+            x, self.weight, self.shape, self.absmax, self.code, self.blocksize
+        )

@@ -29,6 +29,7 @@ class Runner:
         shapes = self._probe()
         self.blocks = _block_count(shapes, base, settings)
         self.kv = KvCache(shapes, self.blocks, settings.block_size, base.device, base.dtype)
+        self._like = torch.empty(0, device=base.device, dtype=base.dtype)
         self._placed: dict[AdapterId, tuple[tuple[int, ...], frozenset[str]]] = {}
 
     @torch.inference_mode()
@@ -41,7 +42,7 @@ class Runner:
         """Logits [len(batch.sampled), vocabulary] float32 after writing the batch's keys and values."""
         if batch.fresh:
             self.kv.clear(batch.fresh)
-        self.pool.plan = make_plan(batch, self._placed, self.device, self.base.dtype)
+        self.pool.plan = make_plan(batch, self._placed, self._like)
         return self._forward(
             [token for c in batch.chunks for token in c.sequence.tokens[c.start : c.end]],
             [position for c in batch.chunks for position in range(c.start, c.end)],

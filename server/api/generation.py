@@ -1,0 +1,92 @@
+"""Generation: one request in the engine, seen from the event loop. Events come in, text goes out."""
+
+from collections.abc import Sequence as Seq
+from time import monotonic
+
+from server.api.mix import Mix
+from server.api.service import Service
+from server.errors import EngineError
+from server.sequence import Event, Failed, FinishReason, Sequence, Token
+from server.text import Detokenizer, StopStrings
+
+
+class Generation:
+    """Submits a sequence when made; whoever made it calls ``close``, whatever happens."""
+
+    def __init__(self, service: Service, sequence: Sequence, mix: Mix, stops: Seq[str]) -> None:
+        """Takes over the leases of ``mix``. Raises what the engine's ``submit`` raises, and Draining."""
+        self.id = sequence.id
+        self.prompt_tokens = sequence.prompt_length
+        self.output_tokens = 0
+        self.cached_tokens = 0
+        self.finish: FinishReason | None = None
+        self.mix = mix
+        self._service = service
+        self._detokenizer = Detokenizer(service.codec)
+        self._stops = StopStrings(stops)
+        self._closed = False
+        self._started = self._last = monotonic()
+        try:
+            self._inbox = service.switchboard.open(self.id)
+            service.engine.submit(sequence)
+        except BaseException:
+            self._leave()
+            raise
+        self._in_engine = True
+
+    async def read(self) -> str:
+        """The text that has come since the last call; waits for at least one step. May be empty.
+
+        ``finish`` is set with the last. Raises EngineError where the engine gave up on the request.
+        """
+        events = await self._inbox.take()
+        before = self.output_tokens
+        text = "".join([self._take(event) for event in events])
+        self._observe(before)
+        if self.finish:
+            self.close()
+        return text
+
+    def close(self) -> None:
+        """The one way out: what still runs is aborted, and the leases go back. Calls after the first do nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._in_engine:
+            self._service.engine.abort(self.id)
+        self._leave()
+        self._service.metrics.ended(self.prompt_tokens, self.output_tokens, monotonic() - self._started)
+
+    def _leave(self) -> None:
+        self._service.switchboard.close(self.id)
+        self._service.registry.release(self.mix.leased)
+
+    def _take(self, event: Event) -> str:
+        if self.finish:
+            return ""
+        if isinstance(event, Failed):
+            self._in_engine = False
+            raise EngineError(event.message)
+        self.output_tokens += 1
+        self.cached_tokens = event.cached
+        if event.finish:
+            self._in_engine = False
+        return self._text(event)
+
+    def _text(self, event: Token) -> str:
+        # A stop token ends the answer and is no part of it.
+        piece = "" if event.finish == "stop" else self._stops.push(self._detokenizer.push(event.token))
+        if event.finish and not self._stops.found:
+            piece += self._stops.push(self._detokenizer.flush())
+            piece += "" if self._stops.found else self._stops.flush()
+        self.finish = "stop" if self._stops.found else event.finish
+        return piece
+
+    def _observe(self, before: int) -> None:
+        now = monotonic()
+        fresh = self.output_tokens - before
+        if not before:
+            self._service.metrics.first_token(now - self._started)
+        else:
+            self._service.metrics.next_tokens(now - self._last, fresh)
+        self._last = now

@@ -1,0 +1,34 @@
+"""Is it alive, is it ready, and how is it doing."""
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from server.api.errors import Json
+from server.api.service import Served
+
+router = APIRouter()
+
+
+@router.get("/livez")
+async def livez(service: Served) -> Json:
+    """503 where only a restart can help: the engine has stopped, or step after step fails."""
+    return _status("alive") if service.engine.stats().healthy else _status("engine failing", 503)
+
+
+@router.get("/health")
+@router.get("/readyz")
+async def readyz(service: Served) -> Json:
+    """503 while requests should go elsewhere."""
+    if service.switchboard.draining:
+        return _status("draining", 503)
+    return _status("ready") if service.engine.stats().healthy else _status("engine failing", 503)
+
+
+@router.get("/metrics")
+async def metrics(service: Served) -> Response:
+    """Prometheus' text format."""
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _status(status: str, code: int = 200) -> Json:
+    return Json({"status": status}, code)

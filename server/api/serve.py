@@ -1,0 +1,123 @@
+"""``manylora serve``: load, listen, answer, drain."""
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import sys
+from time import monotonic
+from types import FrameType
+
+import uvicorn
+
+from server.api.app import create_app
+from server.api.service import Service, open_service
+from server.base import load_base
+from server.config import Settings
+from server.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LINGER = 5
+"""Seconds that connections get to close once every request has been answered."""
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what runs. Raises ConfigError and BaseRejected before it listens."""
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Found out first: loading a base takes a while.
+    listener = bind(settings.host, settings.port)
+    with listener:
+        base = load_base(settings, say)
+        for name, path in settings.adapter.items():
+            say(f"registering adapter {name} from {path}")
+        service = open_service(base, settings)
+        DrainingServer(service).run(sockets=[listener])
+
+
+def say(line: str) -> None:
+    """Tell the person who started the server."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on the address, not listening yet. Raises ConfigError where that cannot be."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ConfigError(f"--host: {host!r} is no address of this machine: {error.strerror}") from error
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"--port: cannot listen on {host} port {port}: {error.strerror}") from error
+    return listener
+
+
+def welcome(service: Service, listener: socket.socket) -> str:
+    """The last lines of a start: the address, and a request that works as it stands."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    body: dict[str, object] = {"model": service.base.name}
+    if service.codec.chats:
+        path, body["messages"] = "chat/completions", [{"role": "user", "content": "What is the capital of France?"}]
+    else:
+        path, body["prompt"] = "completions", "The capital of France is"
+    curl = f"curl {url}/v1/{path} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    return f"serving {service.base.name} on {url}; try\n{curl}"
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, but after the first signal it goes on answering until the open requests have ended.
+
+    Meanwhile new ones get 503, so that a load balancer sees where it stands. A second signal ends the process at once.
+    """
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(
+            uvicorn.Config(
+                create_app(service),
+                http="h11",
+                ws="none",
+                log_config=None,
+                log_level=logging.DEBUG if service.settings.log_level == "debug" else logging.WARNING,
+                access_log=service.settings.log_level == "debug",
+                timeout_graceful_shutdown=LINGER,
+            )
+        )
+        self._service = service
+        self._deadline: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say so when requests are taken."""
+        await super().startup(sockets)
+        if self.started and sockets:
+            say(welcome(self._service, sockets[0]))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal. The next has the system's default: it kills."""
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        self.drain()
+
+    def drain(self) -> None:
+        """Take nothing new; end when nothing is open, or ``drain_seconds`` from now."""
+        self._service.switchboard.draining = True
+        self._deadline = monotonic() + self._service.settings.drain_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end."""
+        if self._deadline is not None:
+            late = monotonic() > self._deadline
+            if late:
+                log.warning("%d requests have not ended in time", len(self._service.switchboard))
+                # The engine's last events end them, so that their clients learn why.
+                await asyncio.to_thread(self._service.engine.stop)
+            self.should_exit = late or not len(self._service.switchboard)
+        return await super().on_tick(counter)

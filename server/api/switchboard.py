@@ -1,0 +1,67 @@
+"""Switchboard: carries each step's events from the engine's thread to the requests that wait for them."""
+
+import asyncio
+
+from server.errors import Draining
+from server.sequence import Event
+
+
+class Inbox:
+    """The events of one sequence, in order. Used on the event loop only."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._arrived = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        self._events.append(event)
+        self._arrived.set()
+
+    async def take(self) -> list[Event]:
+        """Everything that has come; waits for the first."""
+        await self._arrived.wait()
+        self._arrived.clear()
+        events, self._events = self._events, []
+        return events
+
+
+class Switchboard:
+    """The open requests, by sequence id. All but ``deliver`` is for the event loop's thread."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        """Whether new requests are turned away; any thread may set it."""
+        self._inboxes: dict[str, Inbox] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __len__(self) -> int:
+        return len(self._inboxes)
+
+    def bind(self) -> None:
+        """Deliver to the event loop that runs now; before the engine starts."""
+        self._loop = asyncio.get_running_loop()
+
+    def open(self, sequence_id: str) -> Inbox:
+        """Raises Draining."""
+        self.check_open()
+        return self._inboxes.setdefault(sequence_id, Inbox())
+
+    def close(self, sequence_id: str) -> None:
+        """Events of this sequence go nowhere from now on."""
+        self._inboxes.pop(sequence_id, None)
+
+    def check_open(self) -> None:
+        """Raises Draining where nothing new is taken."""
+        if self.draining:
+            raise Draining("The server is shutting down and takes no new requests.", code="draining")
+
+    def deliver(self, events: list[Event]) -> None:
+        """For the engine's thread: wakes the event loop once, however many events a step has."""
+        assert self._loop is not None, "events before the event loop"
+        self._loop.call_soon_threadsafe(self._dispatch, events)
+
+    def _dispatch(self, events: list[Event]) -> None:
+        for event in events:
+            # A request that ended early (disconnect, stop string) may have events under way.
+            if (inbox := self._inboxes.get(event.sequence_id)) is not None:
+                inbox.put(event)

@@ -1,0 +1,133 @@
+"""C kernels for CPUs, compiled by the machine's own compiler when the server first needs them.
+
+They are optional: each has a plain path beside it (bitsandbytes' kernel, torch) that serves where the processor or a
+compiler is missing, and a numeric test between the two. Called through ctypes, which lets go of the interpreter lock.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from ctypes import c_int, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+SOURCES = sorted(Path(__file__).parent.glob("*.c"))
+FLAGS = "-O3 -Wall -shared -fPIC -fopenmp -mavx512f -mavx512bw -mavx512vl -mavx512bf16 -mamx-tile -mamx-bf16".split()
+TILE_ROWS = 16
+
+
+class Kernels:
+    """The compiled library. ``nf4`` and ``lora`` say which of its kernels this processor can run."""
+
+    def __init__(self, library: Path) -> None:
+        lib = ctypes.CDLL(str(library))
+        lib.nf4_matmul.argtypes = [c_int64] * 3 + [c_void_p] * 5 + [c_int]
+        lib.nf4_matmul.restype = None
+        lib.lora_rows.argtypes = [c_int64] * 3 + [c_void_p] * 2 + [c_int64] + [c_void_p] * 8 + [c_int]
+        lib.lora_rows.restype = None
+        self._lib = lib
+        self.nf4: bool = lib.nf4_init() == 0
+        self.lora: bool = lib.lora_init() == 0
+
+    def nf4_matmul(self, x: Tensor, weight: Tensor, absmax: Tensor) -> Tensor:
+        """x [rows, in] bf16 times NF4 weights [out, in / 2] with scales [in / 64, out] bf16 -> [rows, out] bf16.
+
+        Weights and scales are in bitsandbytes' CPU layout (:class:`server.linear.FusedNf4`).
+        """
+        rows, features = x.shape
+        padded = -(-rows // TILE_ROWS) * TILE_ROWS
+        if padded != rows:
+            x = torch.nn.functional.pad(x, (0, 0, 0, padded - rows))
+        out = torch.empty(rows, weight.shape[0], dtype=torch.bfloat16)
+        threads = torch.get_num_threads()
+        scratch = torch.empty(threads * padded * 32)
+        self._lib.nf4_matmul(
+            rows, weight.shape[0], features, *_pointers([x.contiguous(), weight, absmax, out, scratch]), threads
+        )
+        return out
+
+    def lora_rows(
+        self, x: Tensor, a: Tensor, bs: Sequence[Tensor | None], outputs: Sequence[Tensor], uses: "Uses"
+    ) -> None:
+        """Add to each of ``outputs`` [rows, out] bf16 what its rows' adapters make of ``x`` [rows, in] bf16.
+
+        ``a`` [pages, members, PAGE, in] and ``bs`` [pages, PAGE, out] as in :class:`server.lora.LoraGroup`.
+        """
+        members = len(bs)
+        x = x.contiguous()
+        h = torch.empty(uses.count * members * a.shape[2])
+        self._lib.lora_rows(
+            x.shape[0],
+            x.shape[1],
+            members,
+            x.data_ptr(),
+            *(uses.table.data_ptr(), uses.count, uses.order.data_ptr(), uses.row_start.data_ptr()),
+            a.data_ptr(),
+            (c_void_p * members)(*(None if b is None else b.data_ptr() for b in bs)),
+            (c_void_p * members)(*(y.data_ptr() for y in outputs)),
+            (c_int64 * members)(*(y.shape[1] for y in outputs)),
+            (c_int64 * members)(*(y.stride(0) for y in outputs)),
+            h.data_ptr(),
+            torch.get_num_threads(),
+        )
+
+
+class Uses:
+    """Which row takes which page with which weight, in the layout of ``lora.c``."""
+
+    def __init__(self, rows: int, uses: Sequence[tuple[int, int, float]]) -> None:
+        """``uses`` are (page, row, weight)."""
+        by_page = sorted(uses)
+        self.count = len(by_page)
+        self.table = torch.empty(self.count, 3, dtype=torch.int32)
+        self.table[:, 0] = torch.tensor([page for page, _, _ in by_page], dtype=torch.int32)
+        self.table[:, 1] = torch.tensor([row for _, row, _ in by_page], dtype=torch.int32)
+        self.table[:, 2] = torch.tensor([weight for _, _, weight in by_page], dtype=torch.float32).view(torch.int32)
+        order = sorted(range(self.count), key=lambda use: by_page[use][1])
+        self.order = torch.tensor(order, dtype=torch.int32)
+        counts = torch.bincount(self.table[:, 1].long(), minlength=rows)
+        self.row_start = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
+
+
+def _pointers(tensors: Sequence[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+@cache
+def load() -> Kernels | None:
+    """The kernels, compiled if this source was not compiled here before; None, said in the log, where that fails."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        log.warning("No C compiler: the base runs on bitsandbytes' own CPU kernel, which is slower on some processors.")
+        return None
+    try:
+        return Kernels(_compiled(compiler))
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = getattr(error, "stderr", None) or error
+        log.warning("The C kernels could not be built, bitsandbytes' own are used: %s", detail)
+        return None
+
+
+def _compiled(compiler: str) -> Path:
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
+    parts = [version.encode(), *(source.read_bytes() for source in SOURCES), *(flag.encode() for flag in FLAGS)]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manylora"
+    library = folder / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            made = Path(work) / library.name
+            command = [compiler, *FLAGS, "-o", str(made), *map(str, SOURCES)]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            made.rename(library)
+    return library
