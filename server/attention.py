@@ -15,14 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from server.errors import BaseRejected
 from server.sequence import Batch, Chunk
 
 IMPLEMENTATION = "manylora_paged"
-
-HARMLESS = {"dropout", "position_ids", "use_cache", "cache_position", "is_causal", "output_attentions"}
-"""Arguments some models pass that change nothing here: no dropout in inference, always causal, own positions."""
-
 
 class Attend(Protocol):
     """What travels as ``paged``."""
@@ -45,13 +40,13 @@ class How:
 def paged_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: query [1, H, T, D], key and value [1, KVH, T, D] -> [1, T, H, D]."""
-    paged: Attend = kwargs.pop("paged")
-    scale = kwargs.pop("scaling", None) or query.shape[-1] ** -0.5
-    how = How(scale, kwargs.pop("sliding_window", None), kwargs.pop("softcap", None))
-    unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in HARMLESS)
-    if unknown:
-        raise BaseRejected(f"its attention takes arguments this server does not know: {', '.join(unknown)}")
+    """transformers' attention function: query [1, H, T, D], key and value [1, KVH, T, D] -> [1, T, H, D].
+
+    That these are all the arguments that matter is checked when a base is loaded (:mod:`server.architecture`).
+    """
+    paged: Attend = kwargs["paged"]
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    how = How(scale, kwargs.get("sliding_window"), kwargs.get("softcap"))
     out = paged.attend(module.layer_idx, *(t[0].transpose(0, 1) for t in (query, key, value)), how)  # type: ignore[arg-type]
     return out.unsqueeze(0), None
 
@@ -70,10 +65,6 @@ class Probe:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
         """Values, repeated over the query heads of their group."""
-        if k.shape != v.shape:
-            raise BaseRejected("keys and values of different sizes (latent attention) are not served")
-        if layer in self.shapes:
-            raise BaseRejected(f"layer {layer} attends twice")
         self.shapes[layer] = (k.shape[1], k.shape[2])
         return v.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
 

@@ -114,7 +114,7 @@ async def _invalid(request: Request, error: Exception) -> Json:
         case "model_type" | "model_attributes_type" if not place:
             message = "The body must be a JSON object, sent with `Content-Type: application/json`."
         case "unserved":
-            place, code = [first["ctx"]["field"]], "unsupported_parameter"
+            place, code = [*place, first["ctx"]["field"]], "unsupported_parameter"
         case "extra_forbidden":
             message, code = f"Unknown field `{'.'.join(place)}`.", "unknown_parameter"
         case _:

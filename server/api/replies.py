@@ -125,9 +125,10 @@ class StreamReply(Response):
         self._shape = shape
         self._include_usage = include_usage
         self._fields = head.fields(shape.chunk_object) | ({"usage": None} if include_usage else {})
-        self.init_headers(
+        self.headers.update(
             {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", **head.headers()}
         )
+        del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await _while_connected(receive, self._generation, self._write(send))

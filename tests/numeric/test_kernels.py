@@ -1,0 +1,255 @@
+"""Each fast path against the plain one beside it."""
+
+from collections.abc import Sequence as Seq
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adapters.spec import AdapterId, AdapterSpec, BaseLayout, LoraTarget
+from adapters.weights import AdapterWeights
+from server import native
+from server.attention import How, KvCache, PagedBatch, attend, attend_reference
+from server.linear import FusedNf4, fuse
+from server.lora import LoraGroup, LoraPool, Placed, delta_reference, make_plan
+from server.nf4 import Linear4bit, functional
+from server.sequence import Adaptation, Adapted, Batch, Chunk, SamplingParams, Sequence
+from server.slots import pages_for
+
+BF16 = torch.bfloat16
+
+
+# The base's linear layers
+
+
+def nf4_layer(inputs: int, outputs: int, *, bias: bool = False) -> tuple[Linear4bit, Tensor]:
+    """A quantised layer and its weights as they are after quantisation, float32."""
+    layer = Linear4bit(inputs, outputs, bias=bias, compute_dtype=BF16, quant_type="nf4")
+    layer.weight.data = torch.randn(outputs, inputs, dtype=BF16) * 0.05
+    if bias:
+        layer.bias = nn.Parameter(torch.randn(outputs, dtype=BF16))
+    layer = layer.to("cpu").eval().requires_grad_(requires_grad=False)
+    return layer, functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+
+
+needs_avx512_bf16 = pytest.mark.skipif(not functional.has_avx512bf16(), reason="no AVX512-BF16")
+
+
+@needs_avx512_bf16
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 40, 64, 130])
+def test_fused_nf4_is_its_layers(rows: int) -> None:
+    torch.manual_seed(rows)
+    layers = [nf4_layer(128, outputs, bias=outputs == 32) for outputs in (96, 32, 64)]
+    biases = [layer.bias.float() if layer.bias is not None else 0 for layer, _ in layers]
+    fused = fuse([layer for layer, _ in layers])
+    assert isinstance(fused, FusedNf4)
+    x = torch.randn(rows, 128, dtype=BF16)
+    for output, (_, weight), bias in zip(fused(x), layers, biases, strict=True):
+        torch.testing.assert_close(output.float(), x.float() @ weight.T + bias, rtol=0.02, atol=0.02)
+
+
+@needs_avx512_bf16
+def test_our_nf4_kernel_is_bitsandbytes_and_a_row_does_not_depend_on_the_others() -> None:
+    kernels = native.load()
+    if kernels is None or not kernels.nf4:
+        pytest.skip("no AMX, or no compiler")
+    torch.manual_seed(0)
+    fused = FusedNf4([nf4_layer(576, 192)[0]])
+    x = torch.randn(50, 576, dtype=BF16)
+    mine, theirs = kernels.nf4_matmul(x, fused.weight, fused.absmax), fused.reference(x)
+    assert (mine != theirs).float().mean() < 0.01, "more than a last-bit difference here and there"
+    torch.testing.assert_close(mine, theirs, rtol=0.01, atol=1e-3)
+    alone = torch.cat([kernels.nf4_matmul(row.unsqueeze(0), fused.weight, fused.absmax) for row in x])
+    assert torch.equal(mine, alone)
+
+
+def test_layers_the_kernel_cannot_take_compute_for_themselves() -> None:
+    layer, weight = nf4_layer(128, 48)
+    x = torch.randn(3, 128, dtype=BF16)
+    (output,) = fuse([layer])(x)
+    torch.testing.assert_close(output.float(), x.float() @ weight.T, rtol=0.02, atol=0.02)
+
+
+# LoRA
+
+
+class Lab:
+    """One group of three layers and adapters of several ranks on the device."""
+
+    outputs = (64, 32, 32)
+    names = ("m.q_proj", "m.k_proj", "m.v_proj")
+    ranks = (4, 16, 64, 8, 1, 20)
+
+    def __init__(self, dtype: torch.dtype, inputs: int = 64) -> None:
+        torch.manual_seed(0)
+        self.layout = BaseLayout("", {n: (inputs, out) for n, out in zip(self.names, self.outputs, strict=True)})
+        self.layers = [nn.Linear(inputs, out, bias=False, dtype=dtype) for out in self.outputs]
+        self.pool = LoraPool(64, torch.device("cpu"), dtype)
+        self.group = LoraGroup(self.names, self.layers, self.layout, self.pool)
+        self.pool.groups = [self.group]
+        self.weights: dict[AdapterId, AdapterWeights] = {}
+        self.placed: dict[AdapterId, tuple[tuple[int, ...], frozenset[str]]] = {}
+        free = [*range(0, 64, 2), *range(1, 64, 2)]  # scattered on purpose
+        for i, rank in enumerate(self.ranks):
+            pages, free = free[: pages_for(rank)], free[pages_for(rank) :]
+            self._add(AdapterId(str(i)), rank, tuple(pages), self.names[:1] if i == 3 else self.names)
+
+    def _add(self, adapter: AdapterId, rank: int, pages: tuple[int, ...], names: Seq[str]) -> None:
+        tensors = {
+            name: (torch.randn(rank, inputs) / inputs**0.5, torch.randn(out, rank) * 0.3)
+            for name, (inputs, out) in self.layout.linears.items()
+            if name in names
+        }
+        spec = AdapterSpec(adapter, {name: LoraTarget(rank, 1.5) for name in tensors}, 0)
+        self.weights[adapter] = AdapterWeights(spec, tensors)
+        self.pool.write(pages, self.pool.pack(self.weights[adapter]))
+        self.placed[adapter] = (pages, frozenset(tensors))
+
+    def run(self, x: Tensor, batch: Batch) -> list[Tensor]:
+        placed: Placed = self.placed
+        self.pool.plan = make_plan(batch, placed, torch.empty(0, dtype=x.dtype))
+        return [self.group(x, member) for member in range(3)]
+
+    def expected(self, x: Tensor, adaptations: Seq[Adaptation], member: int) -> Tensor:
+        base = self.layers[member](x).float()
+        deltas = [
+            delta_reference(x[i : i + 1], adaptation, self.names[member], self.weights)
+            for i, adaptation in enumerate(adaptations)
+        ]
+        return torch.stack([row + delta.expand(1, len(row))[0] for row, delta in zip(base, deltas, strict=True)])
+
+
+def one(name: str, weight: float = 1.0) -> Adapted:
+    return Adapted(AdapterId(name), weight, Lab.ranks[int(name)])
+
+
+MIXED: list[Adaptation] = [
+    (),
+    (one("0"),),
+    (one("2"),),
+    (one("1", 0.7), one("3", -0.4)),
+    (one("2"),),
+    (one("4"),),
+    (one("5"), one("2", 0.5), one("0", 2.0)),
+    (one("3"),),
+]
+
+
+def rows_of(adaptations: Seq[Adaptation], lengths: Seq[int]) -> tuple[Batch, list[Adaptation]]:
+    """Chunks of these lengths (ones first), and the adaptation of every row."""
+    chunks = []
+    for i, (adaptation, length) in enumerate(zip(adaptations, lengths, strict=True)):
+        chunks.append(Chunk(Sequence(str(i), [1] * length, SamplingParams(), adaptation), 0, length))
+    return Batch(tuple(chunks)), [a for a, n in zip(adaptations, lengths, strict=True) for _ in range(n)]
+
+
+TOLERANCE = {torch.float32: 1e-4, BF16: 0.03}
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "spans"])
+@pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("lengths", [[1] * 8, [1, 1, 1, 1, 5, 3, 9, 2], [4] * 8], ids=["decode", "both", "prefill"])
+@torch.no_grad()
+def test_lora_equals_the_loop_over_adapters(dtype: torch.dtype, lengths: list[int], *, kernel: bool) -> None:
+    lab = Lab(dtype)
+    if kernel and lab.group.kernels is None:
+        pytest.skip("no kernel for this dtype on this machine")
+    if not kernel:
+        lab.group.kernels = None
+    batch, adaptations = rows_of(MIXED, lengths)
+    x = torch.randn(sum(lengths), 64, dtype=dtype)
+    for member, output in enumerate(lab.run(x, batch)):
+        expected = lab.expected(x, adaptations, member)
+        scale = expected.abs().max()
+        assert (output.float() - expected).abs().max() < TOLERANCE[dtype] * scale
+        for row, adaptation in enumerate(adaptations):
+            changed = not torch.equal(output[row], lab.layers[member](x)[row])
+            targeted = any(lab.names[member] in lab.weights[a.id].tensors for a in adaptation)
+            assert changed == targeted, "a row without adapters here must be the base to the bit"
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "spans"])
+@torch.no_grad()
+def test_a_strangers_overflow_does_not_leak(*, kernel: bool) -> None:
+    lab = Lab(BF16)
+    if kernel and lab.group.kernels is None:
+        pytest.skip("no kernel on this machine")
+    if not kernel:
+        lab.group.kernels = None
+    assert lab.group.a is not None
+    lab.group.a[list(lab.placed[AdapterId("1")][0])] = 3e38
+    batch, adaptations = rows_of([(one("0"),), (one("1"),), ()], [1, 1, 1])
+    x = torch.ones(3, 64, dtype=BF16)
+    output = lab.run(x, batch)[0]
+    assert output[[0, 2]].isfinite().all()
+    assert not output[1].isfinite().all(), "the test does not provoke an overflow"
+    torch.testing.assert_close(output[0].float(), lab.expected(x, adaptations, 0)[0], rtol=0.05, atol=0.05)
+
+
+@torch.no_grad()
+def test_pages_that_change_hands_hold_nothing_of_the_last_owner() -> None:
+    lab = Lab(torch.float32)
+    pages, _ = lab.placed.pop(AdapterId("2"))
+    lab._add(AdapterId("3"), 8, pages[:1], lab.names[:1])  # targets q only; the owner before it had k and v too
+    batch, adaptations = rows_of([(one("3"),), (one("1"),)], [1, 1])
+    x = torch.randn(2, 64)
+    for member, output in enumerate(lab.run(x, batch)):
+        torch.testing.assert_close(output, lab.expected(x, adaptations, member), rtol=1e-4, atol=1e-4)
+
+
+# Attention
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("window", [None, 3, 20])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_paged_attention_equals_attention_over_the_whole_context(
+    window: int | None, softcap: float | None, kv_heads: int
+) -> None:
+    torch.manual_seed(0)
+    heads, width, size = 4, 8, 4
+    how = How(width**-0.5, window, softcap)
+    contexts = [(0, 1), (9, 1), (30, 1), (31, 1), (0, 6), (7, 5), (16, 4)]
+    cache = KvCache({0: (kv_heads, width)}, 64, size, torch.device("cpu"), torch.float32)
+    blocks = torch.randperm(64).tolist()
+    chunks, keys, values = [], [], []
+    for i, (start, length) in enumerate(contexts):
+        sequence = Sequence(str(i), [1] * (start + length), SamplingParams())
+        sequence.blocks = [blocks.pop() for _ in range(-(-(start + length) // size))]
+        k, v = torch.randn(2, start + length, kv_heads, width)
+        for position in range(start):
+            block, offset = sequence.blocks[position // size], position % size
+            cache.layers[0][0][block, offset], cache.layers[0][1][block, offset] = k[position], v[position]
+        chunks.append(Chunk(sequence, start, length))
+        keys.append(k)
+        values.append(v)
+    q = torch.randn(sum(length for _, length in contexts), heads, width)
+    new = [torch.cat([t[c.start :] for t, c in zip(ts, chunks, strict=True)]) for ts in (keys, values)]
+    batch = PagedBatch(Batch(tuple(chunks)), cache, torch.device("cpu"), torch.float32)
+    out = batch.attend(0, q, *new, how)
+    for rows, chunk, k, v in zip(q.split([c.length for c in chunks]), chunks, keys, values, strict=True):
+        mine, out = out[: chunk.length], out[chunk.length :]
+        torch.testing.assert_close(mine, whole_context(rows, k, v, chunk.start, how), rtol=1e-4, atol=1e-5)
+
+
+def whole_context(q: Tensor, k: Tensor, v: Tensor, start: int, how: How) -> Tensor:
+    """Row by row, head by head: q [T, H, D] at positions ``start``.. over k, v [L, KVH, D]."""
+    group = q.shape[1] // k.shape[1]
+    out = torch.empty_like(q)
+    for row in range(len(q)):
+        last = start + row + 1
+        first = 0 if how.window is None else max(0, last - how.window)
+        for head in range(q.shape[1]):
+            scores = k[first:last, head // group] @ q[row, head] * how.scale
+            if how.softcap:
+                scores = torch.tanh(scores / how.softcap) * how.softcap
+            out[row, head] = scores.softmax(0) @ v[first:last, head // group]
+    return out
+
+
+def test_fused_attention_equals_its_definition_with_capped_scores_off() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 2, 3, 16), torch.randn(2, 2, 40, 16), torch.randn(2, 2, 40, 16)
+    mask = torch.zeros(2, 1, 1, 40).masked_fill_(torch.arange(40) > 30, -torch.inf)
+    how = How(0.25)
+    torch.testing.assert_close(attend(q, k, v, mask, how), attend_reference(q, k, v, mask, how), rtol=1e-4, atol=1e-5)

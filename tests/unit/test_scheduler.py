@@ -1,0 +1,154 @@
+"""The scheduler alone: what runs when, without a model."""
+
+import pytest
+
+from adapters.spec import AdapterId
+from server.blocks import BlockPool
+from server.scheduler import Scheduler
+from server.sequence import Adaptation, Adapted, Failed, SamplingParams, Sequence, Token
+from server.slots import SlotTable
+
+
+def make(blocks: int = 16, *, slots: int = 2, tokens: int = 8, sequences: int = 4, wait: float = 1.0) -> Scheduler:
+    return Scheduler(
+        BlockPool(blocks, 4), SlotTable(slots, 8), max_sequences=sequences, max_tokens=tokens, max_wait=wait
+    )
+
+
+def sequence(name: str, prompt: int, adaptation: Adaptation = (), *, max_tokens: int = 4) -> Sequence:
+    made = Sequence(name, [ord(name[0]) * 100 + i for i in range(prompt)], SamplingParams(max_tokens=max_tokens), adaptation)
+    made.arrived = 0.0
+    return made
+
+
+def adapted(name: str, rank: int = 8) -> Adapted:
+    return Adapted(AdapterId(name), 1.0, rank)
+
+
+def step(scheduler: Scheduler, now: float = 0.0) -> tuple[dict[str, int], list[Token | Failed]]:
+    """One step with token 7 for everybody: lengths by sequence, and the events."""
+    batch = scheduler.schedule(now)
+    lengths = {chunk.sequence.id: chunk.length for chunk in batch.chunks}
+    events = scheduler.commit(batch, [7] * len(batch.sampled))
+    scheduler.check()
+    return lengths, events
+
+
+def test_a_long_prompt_runs_in_chunks_and_samples_at_its_end() -> None:
+    scheduler = make()
+    scheduler.add(sequence("a", 20))
+    seen = [step(scheduler) for _ in range(4)]
+    assert [lengths for lengths, _ in seen] == [{"a": 8}, {"a": 8}, {"a": 4}, {"a": 1}]
+    assert [len(events) for _, events in seen] == [0, 0, 1, 1]
+
+
+def test_those_that_decode_go_on_beside_a_prefill_that_takes_the_rest() -> None:
+    scheduler = make()
+    scheduler.add(sequence("a", 3))
+    step(scheduler)
+    scheduler.add(sequence("b", 30))
+    assert step(scheduler)[0] == {"a": 1, "b": 7}
+
+
+def test_single_tokens_come_first_in_a_batch() -> None:
+    scheduler = make(tokens=16)
+    scheduler.add(sequence("long", 9))
+    scheduler.add(sequence("short", 1))
+    assert [chunk.length for chunk in scheduler.schedule(0.0).chunks] == [1, 9]
+
+
+def test_the_youngest_gives_its_blocks_back_and_resumes() -> None:
+    scheduler = make(blocks=5)
+    old, young = sequence("old", 8, max_tokens=5), sequence("young", 7, max_tokens=5)
+    for s in (old, young):
+        scheduler.add(s)
+    finished = {}
+    for _ in range(30):
+        for event in step(scheduler)[1]:
+            if isinstance(event, Token) and event.finish:
+                finished[event.sequence_id] = event.finish
+    assert finished == {"old": "length", "young": "length"}
+    assert young.preemptions > 0
+    assert old.preemptions == 0
+    assert young.output == [7] * 5
+
+
+def test_a_second_prompt_shares_the_first_ones_blocks_but_not_across_adapters() -> None:
+    scheduler = make(tokens=64)
+    scheduler.slots.place(AdapterId("x"), 8)
+    cached = []
+    for adaptation in ((), (), (adapted("x"),)):
+        s = sequence("a", 10, adaptation)
+        scheduler.add(s)
+        step(scheduler)
+        cached.append(s.cached)
+        scheduler.release(s)
+    assert cached == [0, 8, 0]
+
+
+def test_a_sequence_without_its_adapter_is_passed_over() -> None:
+    scheduler = make()
+    scheduler.add(sequence("cold", 3, (adapted("x"),)))
+    scheduler.add(sequence("base", 3))
+    assert step(scheduler)[0] == {"base": 3}
+    scheduler.slots.place(AdapterId("x"), 8)
+    assert step(scheduler)[0] == {"base": 1, "cold": 3}
+
+
+def test_one_passed_over_too_long_closes_an_adapter_to_those_behind_it() -> None:
+    scheduler = make(slots=1, sequences=2)
+    scheduler.slots.place(AdapterId("hot"), 8)
+    scheduler.add(sequence("h1", 3, (adapted("hot"),)))
+    scheduler.add(sequence("cold", 3, (adapted("cold"),)))
+    scheduler.add(sequence("h2", 3, (adapted("hot"),)))
+    assert step(scheduler, now=0.5)[0] == {"h1": 3, "h2": 3}, "young enough to be passed over"
+    scheduler.add(sequence("h3", 3, (adapted("hot"),)))
+    for _ in range(4):
+        assert "h3" not in step(scheduler, now=2.0)[0]
+    assert scheduler.slots.leases(AdapterId("hot")) == 0
+    assert scheduler.slots.place(AdapterId("cold"), 8, keep={AdapterId("cold")})
+    assert "cold" in step(scheduler, now=2.0)[0]
+
+
+def test_those_ahead_of_a_starving_sequence_still_run() -> None:
+    scheduler = make(slots=1)
+    scheduler.slots.place(AdapterId("hot"), 8)
+    scheduler.add(sequence("h1", 3, (adapted("hot"),)))
+    scheduler.add(sequence("cold", 3, (adapted("cold"),)))
+    assert step(scheduler, now=100.0)[0] == {"h1": 3}
+
+
+def test_what_waits_ahead_keeps_its_adapters() -> None:
+    scheduler = make()
+    scheduler.add(sequence("a", 3, (adapted("x"), adapted("y"))))
+    scheduler.add(sequence("b", 3, (adapted("z"),)))
+    wanted = [(a.id, set(keep)) for a, keep in scheduler.missing()]
+    assert wanted == [("x", {"x", "y"}), ("y", {"x", "y"}), ("z", {"x", "y", "z"})]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_an_abort_at_any_point_leaves_nothing(steps: int) -> None:
+    scheduler = make()
+    scheduler.slots.place(AdapterId("x"), 8)
+    scheduler.add(sequence("a", 12, (adapted("x"),)))
+    for _ in range(steps):
+        step(scheduler)
+    assert scheduler.abort("a")
+    assert not scheduler.abort("a")
+    scheduler.check()
+    assert scheduler.blocks.used == 0
+    assert scheduler.slots.leases(AdapterId("x")) == 0
+
+
+def test_a_stop_token_ends_and_a_token_that_is_not_finite_fails_alone() -> None:
+    scheduler = make()
+    stops = Sequence("stops", [1], SamplingParams(max_tokens=9, stop_token_ids=frozenset({7})))
+    breaks = Sequence("breaks", [1], SamplingParams(max_tokens=9))
+    scheduler.add(stops)
+    scheduler.add(breaks)
+    batch = scheduler.schedule(0.0)
+    first, second = scheduler.commit(batch, [7, None])
+    assert first == Token("stops", 7, "stop", 0)
+    assert isinstance(second, Failed)
+    assert not scheduler.running
+    scheduler.check()
