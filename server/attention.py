@@ -7,6 +7,7 @@ records shapes, :class:`PagedBatch` writes keys and values into their blocks and
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from server import native
 from server.sequence import Batch, Chunk
 
 IMPLEMENTATION = "manylora_paged"
@@ -93,6 +95,9 @@ class KvCache:
             for i, layer in enumerate(layers)
         }
         """Layer -> keys and values, each [blocks, size, KVH, D]."""
+        kernels = native.load() if device.type == "cpu" and dtype == torch.bfloat16 else None
+        fits = all(width % 32 == 0 and width <= 256 for _, width in by_shape)
+        self.kernels = kernels if kernels and kernels.attention and fits else None
 
     @staticmethod
     def block_bytes(shapes: dict[int, tuple[int, int]], size: int, dtype: torch.dtype) -> int:
@@ -107,11 +112,11 @@ class KvCache:
 
 @dataclass(eq=False)
 class Singles:
-    """Rows of one token each whose contexts are of similar length, attended in one call."""
+    """Rows of one token each, attended in one call."""
 
     rows: Tensor | slice
     table: Tensor
-    """[rows, blocks], padded with each sequence's first block (masked)."""
+    """[rows, blocks], padded with each sequence's first block (never seen)."""
     last: Tensor
     """[rows] position of each row's token."""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
@@ -143,12 +148,23 @@ class PagedBatch:
             device=device,
         )
         """[T] place of each row's token in the cache, in tokens."""
-        singles = [chunk for chunk in batch.chunks if chunk.length == 1]
-        self.singles = [self._singles(rows, [singles[r] for r in rows]) for rows in similar_lengths(singles, size)]
-        ends = accumulate((chunk.length for chunk in batch.chunks[len(singles) :]), initial=len(singles))
-        self.runs = [self._run(start, c) for start, c in zip(ends, batch.chunks[len(singles) :], strict=False)]
+        self._chunks = [chunk for chunk in batch.chunks if chunk.length == 1]
+        runs = batch.chunks[len(self._chunks) :]
+        starts = accumulate((chunk.length for chunk in runs), initial=len(self._chunks))
+        self.runs = [self._run(start, chunk) for start, chunk in zip(starts, runs, strict=False)]
 
-    def _singles(self, rows: list[int], chunks: list[Chunk]) -> Singles:
+    @cached_property
+    def singles(self) -> Singles:
+        """All rows of one token, for the kernel."""
+        return self._singles(list(range(len(self._chunks))))
+
+    @cached_property
+    def similar_singles(self) -> list[Singles]:
+        """The same in groups of similar length, for padded products."""
+        return [self._singles(rows) for rows in similar_lengths(self._chunks, self.cache.size)]
+
+    def _singles(self, rows: list[int]) -> Singles:
+        chunks = [self._chunks[row] for row in rows]
         counts = [chunk.start // self.cache.size + 1 for chunk in chunks]
         table = [c.sequence.blocks[:n] + c.sequence.blocks[:1] * (max(counts) - n) for c, n in zip(chunks, counts)]
         everything = rows == list(range(len(rows)))
@@ -168,8 +184,12 @@ class PagedBatch:
         keys.view(-1, *keys.shape[2:]).index_copy_(0, self.where, k)
         values.view(-1, *values.shape[2:]).index_copy_(0, self.where, v)
         out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
-        for singles in self.singles:
-            out[singles.rows] = self._attend_singles(singles, q[singles.rows], keys, values, how)
+        if self._chunks and self.cache.kernels and how.softcap is None:
+            rows, s = slice(0, len(self._chunks)), self.singles
+            out[rows] = self.cache.kernels.attend_rows(q[rows], keys, values, s.table, s.last, how.window, how.scale)
+        else:
+            for singles in self.similar_singles:
+                out[singles.rows] = self._attend_singles(singles, q[singles.rows], keys, values, how)
         for run in self.runs:
             out[run.rows] = self._attend_run(run, q[run.rows], keys, values, how)
         return out

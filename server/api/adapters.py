@@ -85,11 +85,12 @@ def allowed_folder(root: Path | None, path: str) -> Path:
     try:
         folder = (root / path).resolve()
         places = [folder, *((folder / name).resolve() for name in FILES)]
-        outside = not all(place.is_relative_to(root) for place in places)
+        inside = all(place.is_relative_to(root) for place in places)
+        exists = inside and folder.is_dir()
     except (OSError, RuntimeError) as error:
         raise InvalidRequest("The path cannot be followed.", param="path") from error
-    if outside:
+    if not inside:
         raise InvalidRequest("The path leads out of the server's --adapter-root.", param="path")
-    if not folder.is_dir():
+    if not exists:
         raise InvalidRequest("There is no such folder under the server's --adapter-root.", param="path")
     return folder

@@ -84,9 +84,10 @@ class Generation:
 
     def _observe(self, before: int) -> None:
         now = monotonic()
-        fresh = self.output_tokens - before
+        fresh, gap = self.output_tokens - before, now - self._last
         if not before:
             self._service.metrics.first_token(now - self._started)
-        else:
-            self._service.metrics.next_tokens(now - self._last, fresh)
+            fresh, gap = fresh - 1, 0.0  # what came along with the first waited for nothing
+        if fresh:
+            self._service.metrics.next_tokens(gap, fresh)
         self._last = now

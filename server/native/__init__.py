@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from ctypes import c_int, c_int64, c_void_p
+from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +27,7 @@ TILE_ROWS = 16
 
 
 class Kernels:
-    """The compiled library. ``nf4`` and ``lora`` say which of its kernels this processor can run."""
+    """The compiled library. ``nf4``, ``lora`` and ``attention`` say which of its kernels this processor can run."""
 
     def __init__(self, library: Path) -> None:
         lib = ctypes.CDLL(str(library))
@@ -35,9 +35,15 @@ class Kernels:
         lib.nf4_matmul.restype = None
         lib.lora_rows.argtypes = [c_int64] * 3 + [c_void_p] * 2 + [c_int64] + [c_void_p] * 8 + [c_int]
         lib.lora_rows.restype = None
+        lib.attend_rows.argtypes = [
+            *([c_int64] * 5 + [c_void_p] * 4 + [c_int64, c_void_p, c_int64, c_float]),
+            *(c_void_p, c_void_p, c_int64, c_int),
+        ]
+        lib.attend_rows.restype = None
         self._lib = lib
         self.nf4: bool = lib.nf4_init() == 0
         self.lora: bool = lib.lora_init() == 0
+        self.attention: bool = lib.attention_init() == 0
 
     def nf4_matmul(self, x: Tensor, weight: Tensor, absmax: Tensor) -> Tensor:
         """x [rows, in] bf16 times NF4 weights [out, in / 2] with scales [in / 64, out] bf16 -> [rows, out] bf16.
@@ -80,6 +86,29 @@ class Kernels:
             h.data_ptr(),
             torch.get_num_threads(),
         )
+
+    def attend_rows(
+        self, q: Tensor, keys: Tensor, values: Tensor, table: Tensor, last: Tensor, window: int | None, scale: float
+    ) -> Tensor:
+        """Attention of single queries [rows, H, D] over their own blocks -> [rows, H, D], all bf16.
+
+        keys and values [blocks, size, KVH, D]; table [rows, columns] int64; last [rows] int64, the position of each
+        query; window: positions it sees, None for all.
+        """
+        rows, heads, width = q.shape
+        _, size, kv_heads, _ = keys.shape
+        q = q.contiguous()
+        out = torch.empty_like(q)
+        context = -(-table.shape[1] * size // TILE_ROWS) * TILE_ROWS
+        threads = torch.get_num_threads()
+        scratch = torch.empty(threads * context)
+        self._lib.attend_rows(
+            *(rows, heads, kv_heads, width, size),
+            *_pointers([q, keys, values, table]),
+            *(table.shape[1], last.data_ptr(), window or 0, scale),
+            *(out.data_ptr(), scratch.data_ptr(), context, threads),
+        )
+        return out
 
 
 class Uses:
@@ -127,7 +156,7 @@ def _compiled(compiler: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             made = Path(work) / library.name
-            command = [compiler, *FLAGS, "-o", str(made), *map(str, SOURCES)]
+            command = [compiler, *FLAGS, "-o", str(made), *map(str, SOURCES), "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True)
             made.rename(library)
     return library

@@ -200,36 +200,44 @@ def test_pages_that_change_hands_hold_nothing_of_the_last_owner() -> None:
 # Attention
 
 
+@pytest.mark.parametrize("path", ["kernel", "bf16", "fp32"])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("window", [None, 3, 20])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(("kv_heads", "width"), [(1, 32), (2, 64), (4, 96)])
 def test_paged_attention_equals_attention_over_the_whole_context(
-    window: int | None, softcap: float | None, kv_heads: int
+    path: str, window: int | None, softcap: float | None, kv_heads: int, width: int
 ) -> None:
     torch.manual_seed(0)
-    heads, width, size = 4, 8, 4
+    heads, size = 4, 4
+    dtype = torch.float32 if path == "fp32" else BF16
     how = How(width**-0.5, window, softcap)
     contexts = [(0, 1), (9, 1), (30, 1), (31, 1), (0, 6), (7, 5), (16, 4)]
-    cache = KvCache({0: (kv_heads, width)}, 64, size, torch.device("cpu"), torch.float32)
+    cache = KvCache({0: (kv_heads, width)}, 64, size, torch.device("cpu"), dtype)
+    if path == "kernel" and cache.kernels is None:
+        pytest.skip("no AVX512-BF16, or no compiler")
+    if path == "bf16":
+        cache.kernels = None
     blocks = torch.randperm(64).tolist()
     chunks, keys, values = [], [], []
     for i, (start, length) in enumerate(contexts):
         sequence = Sequence(str(i), [1] * (start + length), SamplingParams())
         sequence.blocks = [blocks.pop() for _ in range(-(-(start + length) // size))]
-        k, v = torch.randn(2, start + length, kv_heads, width)
+        k, v = torch.randn(2, start + length, kv_heads, width, dtype=dtype)
         for position in range(start):
             block, offset = sequence.blocks[position // size], position % size
             cache.layers[0][0][block, offset], cache.layers[0][1][block, offset] = k[position], v[position]
         chunks.append(Chunk(sequence, start, length))
         keys.append(k)
         values.append(v)
-    q = torch.randn(sum(length for _, length in contexts), heads, width)
+    q = torch.randn(sum(length for _, length in contexts), heads, width, dtype=dtype) * 3
     new = [torch.cat([t[c.start :] for t, c in zip(ts, chunks, strict=True)]) for ts in (keys, values)]
-    batch = PagedBatch(Batch(tuple(chunks)), cache, torch.device("cpu"), torch.float32)
+    batch = PagedBatch(Batch(tuple(chunks)), cache, torch.device("cpu"), dtype)
     out = batch.attend(0, q, *new, how)
+    tolerance = 1e-5 if path == "fp32" else 0.02
     for rows, chunk, k, v in zip(q.split([c.length for c in chunks]), chunks, keys, values, strict=True):
         mine, out = out[: chunk.length], out[chunk.length :]
-        torch.testing.assert_close(mine, whole_context(rows, k, v, chunk.start, how), rtol=1e-4, atol=1e-5)
+        expected = whole_context(rows.float(), k.float(), v.float(), chunk.start, how)
+        torch.testing.assert_close(mine.float(), expected, rtol=tolerance, atol=tolerance)
 
 
 def whole_context(q: Tensor, k: Tensor, v: Tensor, start: int, how: How) -> Tensor:
