@@ -5,6 +5,7 @@ The rules (which layers, which rank, which scale) are those of PEFT 0.21, ``peft
 """
 
 import math
+import re
 import reprlib
 import time
 from collections.abc import Mapping
@@ -23,7 +24,9 @@ _Value = TypeVar("_Value")
 ALL_LINEAR = "all-linear"
 MAX_ALPHA = 65536
 MAX_PATTERN_LENGTH = 1000
-MATCH_SECONDS = 3.0
+MAX_REPEATS = 1000
+MATCH_SECONDS = 2.0
+_REPEAT = re.compile(r"\{(\d*),?(\d*)")
 _INDEX = r"\.(?P<index>\d+)\..*"
 
 _NOT_SERVED = {
@@ -131,8 +134,9 @@ class _Patterns:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._deadline = time.monotonic() + seconds
-        self._compiled: dict[str, Any] = {}
+        # Processor time: a busy machine does not make a good pattern a bad one.
+        self._deadline = time.thread_time() + seconds
+        self._compiled: dict[tuple[str, str, str], Any] = {}
 
     def name(self, modules: str | list[str], layer: str) -> bool:
         """A string is a pattern for the whole name; a list has whole names or endings at a dot."""
@@ -159,10 +163,10 @@ class _Patterns:
 
     def _match(self, pattern: str, text: str, before: str = "", after: str = "") -> Any:
         try:
-            compiled = self._compiled.get(pattern)
+            compiled = self._compiled.get((before, pattern, after))
             if compiled is None:
-                compiled = self._compiled[pattern] = _compile(pattern, before, after)
-            left = self._deadline - time.monotonic()
+                compiled = self._compiled[before, pattern, after] = _compile(pattern, before, after)
+            left = self._deadline - time.thread_time()
             if left <= 0:
                 raise TimeoutError
             # Without the interpreter's lock, so that a slow pattern holds up nobody else.
@@ -174,11 +178,17 @@ class _Patterns:
 
 
 def _compile(pattern: str, before: str, after: str) -> Any:
+    """Compile with the syntax of ``re``, which PEFT uses, for ``regex``, which can be stopped."""
     if len(pattern) > MAX_PATTERN_LENGTH:
         raise AdapterRejected(f"has a pattern of {len(pattern)} characters", file=CONFIG)
+    # regex unrolls counted repeats; nested ones take all memory there is.
+    counts = [int(count) for counts in _REPEAT.findall(pattern) for count in counts if count]
+    if math.prod(max(count, 1) for count in counts) > MAX_REPEATS:
+        raise AdapterRejected(f"the pattern {reprlib.repr(pattern)} repeats too often", file=CONFIG)
     try:
+        re.compile(before + pattern + after)
         return regex.compile(before + pattern + after)
-    except (regex.error, RecursionError) as error:
+    except (re.error, regex.error, RecursionError, OverflowError) as error:
         raise AdapterRejected(f"{reprlib.repr(pattern)} is not a regular expression: {error}", file=CONFIG) from error
 
 
@@ -211,8 +221,8 @@ def _refuse_what_is_not_served(fields: Mapping[str, Any]) -> None:
         elif name == "init_lora_weights":
             if str(value).lower() not in _FAITHFUL_INITS:
                 raise AdapterRejected(
-                    f"init_lora_weights: {reprlib.repr(value)} changes the base's own weights, which is not served; save the "
-                    "adapter with path_initial_model_for_weight_conversion",
+                    f"init_lora_weights: {reprlib.repr(value)} changes the base's own weights, which is not "
+                    "served; save the adapter with path_initial_model_for_weight_conversion",
                     file=CONFIG,
                 )
         elif name in LoraConfig.model_fields or name in _HARMLESS:

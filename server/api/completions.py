@@ -28,7 +28,7 @@ async def create_chat_completion(request: ChatRequest, service: Served) -> Respo
     """An assistant's next turn."""
     service.switchboard.check_open()
     turns = [message.turn() for message in request.messages]
-    length = sum(len(turn["content"]) for turn in turns)
+    length = sum(len(turn["role"]) + len(turn["content"]) for turn in turns)
     tokens = await _encode(lambda: service.codec.encode_chat(turns), length)
     max_tokens = request.limit or max(service.base.max_model_len - len(tokens), 1)
     _check_length(service, tokens, max_tokens, "messages")

@@ -126,7 +126,12 @@ class StreamReply(Response):
         self._include_usage = include_usage
         self._fields = head.fields(shape.chunk_object) | ({"usage": None} if include_usage else {})
         self.headers.update(
-            {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", **head.headers()}
+            {
+                "content-type": "text/event-stream; charset=utf-8",
+                "cache-control": "no-cache",
+                "x-accel-buffering": "no",  # nginx would collect the events
+                **head.headers(),
+            }
         )
         del self.headers["content-length"]
 
@@ -187,7 +192,8 @@ async def _while_connected(receive: Receive, generation: Generation, work: Await
         generation.close()
         writing.cancel()
         gone.cancel()
-        await asyncio.wait((writing, gone))
+        # Whatever else goes wrong from here on, nobody is left to be told.
+        await asyncio.gather(writing, gone, return_exceptions=True)
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -64,7 +64,7 @@ def welcome(service: Service, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    body: dict[str, object] = {"model": service.base.name}
+    body: dict[str, object] = {"model": service.base.name, "temperature": 0, "max_tokens": 64}
     if service.codec.chats:
         path, body["messages"] = "chat/completions", [{"role": "user", "content": "What is the capital of France?"}]
     else:

@@ -80,7 +80,7 @@ def _register(registry: Registry, adapters: Mapping[str, Path]) -> None:
             raise ConfigError(f"--adapter: {name}={path}: {error}") from error
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     return cast("Service", request.app.state.service)
 
 

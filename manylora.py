@@ -1,0 +1,64 @@
+"""The front door: one command line. Each command imports its own part, so that help is instant."""
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from server.errors import ConfigError, ServerError
+
+USAGE = """\
+usage: manylora COMMAND [OPTIONS]
+
+  serve     serve a base model and its adapters over HTTP
+  doctor    what this machine can do, and what would go wrong
+
+`manylora COMMAND --help` lists the options; each may also stand in the environment, e.g. MANYLORA_PORT=8001.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 1 for a failure, 2 for an option that cannot work."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command, options = (words[0], words[1:]) if words else ("--help", [])
+    try:
+        match command:
+            case "serve":
+                return serve(options)
+            case "doctor":
+                return doctor(options)
+            case "-h" | "--help" | "help":
+                print(USAGE, end="")
+                return 0
+            case "-V" | "--version":
+                print(f"manylora {version('manylora')}")
+                return 0
+        raise ConfigError(f"there is no command {command!r}; see manylora --help")
+    except ServerError as error:
+        for line in str(error).splitlines():
+            print(f"manylora: {line}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def serve(options: Sequence[str]) -> int:
+    """``manylora serve``: until it is told to stop."""
+    from server.config import read_settings
+
+    settings = read_settings(options)
+    from server.api.serve import serve as run
+
+    run(settings)
+    return 0
+
+
+def doctor(options: Sequence[str]) -> int:
+    """``manylora doctor``, with the options one would serve with; status 1 if something would go wrong."""
+    from server.config import read_settings
+
+    settings = read_settings(options, command="doctor")
+    from server.doctor import examine
+
+    return 1 if examine(settings) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""One server for most tests, with three adapters; each test leaves it idle."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.api.live import ADAPTERS, Live, running, tiny_service, wait_for
+from tests.tiny import save_adapter, tiny_model
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Adapter folders by name, all under one root; ``spare`` is registered nowhere."""
+    root = tmp_path_factory.mktemp("adapters")
+    model = tiny_model()
+    lora = {**ADAPTERS, "spare": {"r": 3, "lora_alpha": 3, "target_modules": ["k_proj"]}}
+    return {
+        name: save_adapter(model, root / name.replace("/", "-"), seed=index, **arguments)
+        for index, (name, arguments) in enumerate(lora.items())
+    }
+
+
+@pytest.fixture(scope="session")
+def shared(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """The server itself."""
+    service = tiny_service(
+        tmp_path_factory.mktemp("server"),
+        adapter={name: folders[name] for name in ADAPTERS},
+        adapter_root=folders["red"].parent,
+        max_body_mib=0.25,
+        max_rank=16,
+    )
+    with running(service) as live:
+        yield live
+
+
+@pytest.fixture
+def live(shared: Live) -> Iterator[Live]:
+    """The server, which must be idle again when the test is over."""
+    yield shared
+    wait_for(shared.idle)
+    assert [adapter.name for adapter in shared.service.registry.list()] == sorted(ADAPTERS)

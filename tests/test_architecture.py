@@ -1,0 +1,83 @@
+"""The rules between the rooms, read from the source: who imports whom, and how large the core may grow."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = {"adapters", "server", "training", "loadtests", "manylora"}
+CORE = ("sequence", "blocks", "slots", "scheduler", "lora", "attention", "sampler", "runner", "loader", "engine")
+CORE_LINES = 2500
+
+FORBIDDEN = {
+    "adapters": {
+        "server",
+        "training",
+        "loadtests",
+        "manylora",
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "transformers",
+        "peft",
+    },
+    "server": {"training", "loadtests", "manylora", "peft"},
+    "training": {"server", "loadtests", "manylora", "fastapi"},
+    "loadtests": OURS - {"loadtests"},
+}
+"""Room -> top-level packages it must not import."""
+
+INSIDE = {
+    "sequence": set(),
+    "blocks": {"sequence"},
+    "slots": {"sequence"},
+    "scheduler": {"sequence", "blocks", "slots"},
+}
+"""Module of the server that knows no torch -> modules of the server it may import, besides ``errors``."""
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Dotted name of each import anywhere in a file, functions included."""
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_a_room_imports_no_room_above_it(room: str) -> None:
+    for file in sorted((ROOT / room).rglob("*.py")):
+        wrong = {name for name in imports(file) if name.partition(".")[0] in FORBIDDEN[room]}
+        assert not wrong, f"{file.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("module", INSIDE)
+def test_the_scheduling_core_knows_no_torch(module: str) -> None:
+    allowed = INSIDE[module] | {"errors"}
+    for name in imports(ROOT / "server" / f"{module}.py"):
+        top, _, rest = name.partition(".")
+        assert top not in {"torch", "transformers", "numpy"}, f"{module} imports {name}"
+        assert top != "server" or rest.partition(".")[0] in allowed, f"{module} imports {name}"
+
+
+def test_the_engine_knows_nothing_of_text_or_http() -> None:
+    for module in CORE:
+        for name in imports(ROOT / "server" / f"{module}.py"):
+            assert not name.startswith(("server.api", "server.text", "server.metrics", "fastapi", "starlette")), module
+
+
+def test_the_core_stays_small() -> None:
+    lines = {module: len((ROOT / "server" / f"{module}.py").read_text().splitlines()) for module in CORE}
+    assert sum(lines.values()) < CORE_LINES, lines
+
+
+def test_help_needs_no_heavy_library() -> None:
+    tree = ast.parse((ROOT / "manylora.py").read_text())
+    at_import = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in at_import if isinstance(node, ast.Import) for alias in node.names}
+    modules = names | {node.module for node in at_import if isinstance(node, ast.ImportFrom)}
+    assert modules <= {"sys", "collections.abc", "importlib.metadata", "server.errors"}

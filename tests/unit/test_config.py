@@ -1,0 +1,133 @@
+"""Settings: the command line, the environment, and one clear line for each bad value."""
+
+from pathlib import Path
+
+import pytest
+
+from server.config import Settings, read_settings
+from server.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"MANYLORA_{name.upper()}", raising=False)
+
+
+def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    settings = Settings()
+    assert (settings.model, settings.host, settings.port) == ("demo", "127.0.0.1", 8000)
+    assert settings.data == tmp_path / "manylora"
+    assert settings.adapter == {}
+
+
+def test_the_constructor_does_not_read_argv(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["manylora", "--port", "1"])
+    assert Settings().port == 8000
+
+
+def test_every_option_has_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    values = {
+        "model": "x",
+        "host": "::1",
+        "port": "0",
+        "data": str(tmp_path),
+        "device": "cpu",
+        "quantization": "none",
+        "dtype": "fp32",
+        "adapter": "a=/x",
+        "adapter_root": str(tmp_path),
+        "max_device_adapters": "3",
+        "max_rank": "9",
+        "device_ranks": "48",
+        "host_cache_gib": "0.5",
+        "kv_memory_gib": "0.25",
+        "block_size": "8",
+        "max_batch_sequences": "5",
+        "max_batch_tokens": "7",
+        "max_model_len": "99",
+        "max_queue": "11",
+        "max_wait_seconds": "1.5",
+        "drain_seconds": "2.5",
+        "max_body_mib": "0.1",
+        "threads": "1",
+        "log_level": "debug",
+    }
+    assert values.keys() == Settings.model_fields.keys()
+    flags = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]
+    by_flags = read_settings(flags)
+    for name, value in values.items():
+        monkeypatch.setenv(f"MANYLORA_{name.upper()}", value)
+    assert Settings() == by_flags
+    assert by_flags.adapter == {"a": Path("/x")}
+    assert by_flags != Settings(port=1)
+
+
+def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MANYLORA_PORT", "1")
+    assert read_settings([]).port == 1
+    assert read_settings(["--port", "2"]).port == 2
+
+
+def test_adapters_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {"a/b": Path("/x y"), "c": Path("/z=1")}
+    assert read_settings(["--adapter", "a/b=/x y", "--adapter", "c=/z=1"]).adapter == expected
+    monkeypatch.setenv("MANYLORA_ADAPTER", "a/b=/x y,c=/z=1")
+    assert Settings().adapter == expected
+
+
+def test_settings_are_frozen() -> None:
+    settings = Settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-rank", "0"], "--max-rank: must be at least 1 (got '0')"),
+        (["--max-rank", "257"], "--max-rank: must be at most 256 (got '257')"),
+        (["--max-rank", "many"], "--max-rank: must be a whole number (got 'many')"),
+        (["--max-batch-tokens", "2.5"], "--max-batch-tokens: must be a whole number (got '2.5')"),
+        (["--port", "65536"], "--port: must be at most 65535 (got '65536')"),
+        (["--kv-memory-gib", "0"], "--kv-memory-gib: must be more than 0 (got '0')"),
+        (["--kv-memory-gib", "nan"], "--kv-memory-gib: must be a finite number (got 'nan')"),
+        (["--dtype", "fp16"], "--dtype: must be 'auto', 'bf16' or 'fp32' (got 'fp16')"),
+        (["--adapter", "a"], "--adapter: must be NAME=PATH, without commas (got 'a')"),
+        (["--adapter", "a=/x", "--adapter", "a=/y"], "--adapter: the name 'a' is given twice"),
+        (["--adapter-root", "/no/such"], "--adapter-root: must be an existing folder (got '/no/such')"),
+        (["--device-ranks", "8"], "--device-ranks: must be at least --max-rank, 256 (got 8)"),
+        (["--nix", "1"], "unrecognized arguments: --nix 1"),
+        (["--max-r", "8"], "unrecognized arguments: --max-r 8"),
+        (["--port"], "argument --port: expected one argument"),
+    ],
+)
+def test_a_bad_value_gets_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read_settings(words)
+    assert str(raised.value) == message
+
+
+def test_each_bad_value_gets_its_own_line() -> None:
+    with pytest.raises(ConfigError) as raised:
+        Settings(max_rank=0, port=-1, nix=3)
+    assert str(raised.value).splitlines() == [
+        "--port: must be at least 0 (got -1)",
+        "--max-rank: must be at least 1 (got 0)",
+        "--nix: there is no such option",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "columns"),
+    [
+        ({}, 256),
+        ({"max_device_adapters": 32}, 512),
+        ({"max_device_adapters": 1, "max_rank": 3}, 16),
+        ({"max_device_adapters": 1, "max_rank": 17}, 24),
+        ({"device_ranks": 257}, 264),
+    ],
+)
+def test_rank_columns(given: dict[str, int], columns: int) -> None:
+    assert Settings(**given).rank_columns == columns

@@ -1,0 +1,182 @@
+"""The store: content under its digest, complete or not there at all, and never served damaged."""
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adapters.errors import AdapterError, AdapterRejected, StoreFull
+from adapters.files import content_id
+from adapters.spec import AdapterId, BaseLayout
+from adapters.store import AdapterStore
+from tests.adapter_folders import CONFIG, DEFECTS, KEY_A, LAYERS, ORIGIN, WEIGHTS, layout_of, write_adapter
+from tests.tiny import tiny_model
+
+MAX_RANK = 16
+NOBODY = AdapterId("0" * 64)
+
+
+@pytest.fixture(scope="module")
+def layout() -> BaseLayout:
+    return layout_of(tiny_model("llama"))
+
+
+@pytest.fixture
+def store(tmp_path: Path, layout: BaseLayout) -> AdapterStore:
+    return AdapterStore(tmp_path / "store", layout, MAX_RANK)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, layout: BaseLayout) -> Path:
+    return write_adapter(tmp_path / "source", layout)
+
+
+def entries(store: AdapterStore) -> list[str]:
+    return sorted(path.name for path in store.root.iterdir())
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_an_entry_is_a_copy_of_the_content_under_its_digest(store: AdapterStore, folder: Path) -> None:
+    (folder / ORIGIN).write_text("{}")
+    (folder / "README.md").write_text("not part of the content")
+    spec = store.add(folder)
+    assert entries(store) == [spec.id]
+    assert spec.id == content_id(folder)
+    assert sorted(path.name for path in store.path(spec.id).iterdir()) == sorted([CONFIG, WEIGHTS, ORIGIN])
+    for path in store.path(spec.id).iterdir():
+        assert path.read_bytes() == (folder / path.name).read_bytes()
+
+
+def test_same_content_is_one_entry(store: AdapterStore, tmp_path: Path, layout: BaseLayout) -> None:
+    first = store.add(write_adapter(tmp_path / "a", layout))
+    again = store.add(write_adapter(tmp_path / "b", layout))
+    other = store.add(write_adapter(tmp_path / "c", layout, seed=1))
+    assert first == again
+    assert entries(store) == sorted([first.id, other.id])
+
+
+def test_links_become_files(store: AdapterStore, folder: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in (CONFIG, WEIGHTS):
+        (linked / name).symlink_to(folder / name)
+    spec = store.add(linked)
+    assert not any(path.is_symlink() for path in store.path(spec.id).iterdir())
+
+
+@pytest.mark.parametrize("defect", ["nan", "cut_in_data", "pickle", "weights_fifo", "config_device", "config_large"])
+def test_what_is_rejected_leaves_nothing(defect: str, store: AdapterStore, folder: Path) -> None:
+    DEFECTS[defect].spoil(folder)
+    with pytest.raises(AdapterRejected, match=DEFECTS[defect].reason.split("{")[0]):
+        store.add(folder)
+    assert entries(store) == []
+
+
+def test_weights_that_no_adapter_can_have_are_not_copied(store: AdapterStore, folder: Path) -> None:
+    os.truncate(folder / WEIGHTS, 1 << 40)
+    with pytest.raises(AdapterRejected, match="is larger than"):
+        store.add(folder)
+    assert entries(store) == []
+
+
+def test_reads_the_weights_into_memory_of_their_own(store: AdapterStore, folder: Path) -> None:
+    spec = store.add(folder)
+    weights = store.read(spec.id)
+    expected = load_file(folder / WEIGHTS)[KEY_A]
+    with (store.path(spec.id) / WEIGHTS).open("r+b") as file:
+        file.write(bytes(spec.size_bytes))
+    assert weights.spec == spec
+    assert torch.equal(weights.tensors[LAYERS[0]][0], expected)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_damage_is_noticed_and_healed_by_adding_again(name: str, store: AdapterStore, folder: Path) -> None:
+    spec = store.add(folder)
+    path = store.path(spec.id) / name
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(AdapterError, match=f"adapter {spec.id} is damaged on disk"):
+        store.read(spec.id)
+    assert store.add(folder) == spec
+    assert store.read(spec.id).spec == spec
+    assert entries(store) == [spec.id]
+
+
+def test_a_lost_file_is_damage(store: AdapterStore, folder: Path) -> None:
+    spec = store.add(folder)
+    (store.path(spec.id) / WEIGHTS).unlink()
+    with pytest.raises(AdapterError, match="is damaged on disk"):
+        store.read(spec.id)
+
+
+def test_what_is_removed_is_gone(store: AdapterStore, folder: Path) -> None:
+    spec = store.add(folder)
+    assert spec.id in store
+    store.remove(spec.id)
+    assert spec.id not in store
+    assert entries(store) == []
+
+
+@pytest.mark.parametrize("act", ["read", "remove"])
+def test_what_was_never_stored_is_an_error(act: str, store: AdapterStore) -> None:
+    with pytest.raises(AdapterError, match="is not stored"):
+        getattr(store, act)(NOBODY)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "0" * 63, "0" * 64 + "\n", "G" * 64])
+def test_only_ids_are_paths(name: str, store: AdapterStore) -> None:
+    with pytest.raises(AdapterError, match="is not an adapter id"):
+        store.path(AdapterId(name))
+
+
+def test_a_sweep_leaves_what_is_kept_and_what_is_not_ours(
+    store: AdapterStore, tmp_path: Path, layout: BaseLayout
+) -> None:
+    kept = store.add(write_adapter(tmp_path / "a", layout))
+    store.add(write_adapter(tmp_path / "b", layout, seed=1))
+    (store.root / ".tmp-crashed").mkdir()
+    (store.root / ".tmp-crashed" / WEIGHTS).write_bytes(b"half")
+    (store.root / "notes.txt").write_text("mine")
+    store.sweep({kept.id})
+    assert entries(store) == sorted([kept.id, "notes.txt"])
+
+
+def test_a_store_opened_again_has_what_it_had(store: AdapterStore, folder: Path, layout: BaseLayout) -> None:
+    spec = store.add(folder)
+    assert AdapterStore(store.root, layout, MAX_RANK).read(spec.id).spec == spec
+
+
+def test_no_room_while_writing(store: AdapterStore, folder: Path) -> None:
+    with file_size_limit(1000), pytest.raises(StoreFull, match="no room to store the adapter"):
+        store.add(folder)
+    assert entries(store) == []
+    store.add(folder)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_no_room_told_late(code: int, store: AdapterStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems that allocate late report a full disk at fsync."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreFull, match="no room to store the adapter"):
+        store.add(folder)
+    assert entries(store) == []
