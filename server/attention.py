@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,12 @@ from server.sequence import Batch, Chunk
 
 IMPLEMENTATION = "manylora_paged"
 
+
 class Attend(Protocol):
     """What travels as ``paged``."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: "How") -> Tensor:
-        """q [T, H, D], k and v [T, KVH, D] -> [T, H, D]."""
+        """Queries [T, H, D], keys and values [T, KVH, D] -> [T, H, D]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,15 @@ class How:
 def paged_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: query [1, H, T, D], key and value [1, KVH, T, D] -> [1, T, H, D].
+    """The attention function for transformers: query [1, H, T, D], key and value [1, KVH, T, D] -> [1, T, H, D].
 
     That these are all the arguments that matter is checked when a base is loaded (:mod:`server.architecture`).
     """
     paged: Attend = kwargs["paged"]
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     how = How(scale, kwargs.get("sliding_window"), kwargs.get("softcap"))
-    out = paged.attend(module.layer_idx, *(t[0].transpose(0, 1) for t in (query, key, value)), how)  # type: ignore[arg-type]
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    out = paged.attend(cast("int", module.layer_idx), q, k, v, how)
     return out.unsqueeze(0), None
 
 
@@ -166,7 +168,11 @@ class PagedBatch:
     def _singles(self, rows: list[int]) -> Singles:
         chunks = [self._chunks[row] for row in rows]
         counts = [chunk.start // self.cache.size + 1 for chunk in chunks]
-        table = [c.sequence.blocks[:n] + c.sequence.blocks[:1] * (max(counts) - n) for c, n in zip(chunks, counts)]
+        widest = max(counts)
+        table = [
+            chunk.sequence.blocks[:count] + chunk.sequence.blocks[:1] * (widest - count)
+            for chunk, count in zip(chunks, counts, strict=True)
+        ]
         everything = rows == list(range(len(rows)))
         return Singles(
             slice(0, len(rows)) if everything else torch.tensor(rows, device=self.device),
@@ -208,9 +214,7 @@ class PagedBatch:
 
     def _attend_run(self, run: Run, q: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
         length, positions = len(q), len(run.blocks) * self.cache.size
-        k, v = (
-            t.index_select(0, run.blocks).view(1, positions, *t.shape[2:]).transpose(1, 2) for t in (keys, values)
-        )
+        k, v = (t.index_select(0, run.blocks).view(1, positions, *t.shape[2:]).transpose(1, 2) for t in (keys, values))
         groups = q.shape[1] // k.shape[1]
         if how.window not in run.masks:
             rows = torch.arange(run.start, run.start + length, device=self.device).unsqueeze(1)

@@ -118,7 +118,9 @@ class BlockPool:
         """Assert that ``tables``, the block lists of all live sequences, explain every used block."""
         users = Counter(block for table in tables for block in table)
         for block in range(self.total):
-            assert self._users[block] == users[block], f"block {block}: {self._users[block]} users, {users[block]} known"
+            assert self._users[block] == users[block], (
+                f"block {block}: {self._users[block]} users, {users[block]} known"
+            )
             assert (block in self._idle) == (users[block] == 0), f"block {block} is both idle and used, or neither"
         assert self.used + self.free == self.total
         assert {key: block for block, key in enumerate(self._key) if key is not None} == self._found

@@ -279,7 +279,9 @@ class Engine:
             log.exception("A step of %d sequences failed", len(batch.chunks))
             self._counters.failed_steps += 1
             self._sick += 1
-            return list(self._fail([chunk.sequence for chunk in batch.chunks], "The step that served this request failed."))
+            return list(
+                self._fail([chunk.sequence for chunk in batch.chunks], "The step that served this request failed.")
+            )
         self._sick = 0
         self._count(batch)
         return list(self.scheduler.commit(batch, tokens))

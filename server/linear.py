@@ -44,9 +44,9 @@ def _fits_kernel(layer: Any) -> bool:
 class FusedNf4:
     """NF4 layers over one input as one matrix in the layout of bitsandbytes' fused CPU kernel.
 
-    The weights are [out, in / 2] bytes, packed for 32 outputs at a time, and the scales [in / blocksize, out] bf16 (read
-    in ``bitsandbytes/functional.py`` 0.50), so matrices join along ``out`` without touching a value. On processors with
-    AMX our own kernel reads the same layout; :meth:`reference` is bitsandbytes'.
+    The weights are [out, in / 2] bytes, packed for 32 outputs at a time, and the scales [in / blocksize, out] bf16
+    (read in ``bitsandbytes/functional.py`` 0.50), so matrices join along ``out`` without touching a value. On
+    processors with AMX our own kernel reads the same layout; :meth:`reference` is bitsandbytes'.
     """
 
     def __init__(self, layers: Sequence[Any]) -> None:

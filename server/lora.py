@@ -8,10 +8,11 @@ products serve all rows at once::
     h = h * weight             a row keeps its own adapters' columns, times the mix's weights; all others become 0
     y = y + h @ B[span]        B carries alpha / r already
 
-For rows with different adapters this computes columns it throws away. That is cheap where it happens (decode: few rows,
-the time goes into reading A and B, and each is read once, without a gather and without a loop over adapters); a chunk of
-prefill is a segment of its own and computes only its own columns. Mixed ranks and mixes of adapters need no second path.
-On CPUs with AVX512-BF16 a kernel of our own does the same for rows of one token, reading only the pages they use.
+For rows with different adapters this computes columns it throws away. That is cheap where it happens (decode: few
+rows, the time goes into reading A and B, and each is read once, without a gather and without a loop over adapters); a
+chunk of prefill is a segment of its own and computes only its own columns. Mixed ranks and mixes of adapters need no
+second path. On CPUs with AVX512-BF16 a kernel of our own does the same for rows of one token, reading only the pages
+they use.
 :func:`delta_reference` is the plain loop both are tested against.
 """
 
@@ -177,7 +178,7 @@ class LoraGroup:
                 outputs[i].addmm_(h[:, :, i].reshape(rows, -1), b[span.start : span.stop].view(-1, self.outs[i]))
 
     def write(self, pages: Tensor, packed: tuple[Tensor, tuple[Tensor | None, ...]] | None) -> None:
-        """Overwrite ``pages`` [n] with an adapter's columns, or with zeros where it has none. Allocates on first use."""
+        """Overwrite ``pages`` [n] with an adapter's columns, or zeros where it has none. Allocates on first use."""
         if packed is None:
             for tensor in (self.a, *self.b):
                 if tensor is not None:
@@ -249,9 +250,7 @@ class LoraPool:
             if any(name in weights.tensors for name in group.names):
                 groups[group.names[0]] = self._pack_group(group, weights, pages)
         tensors = [t for a, bs in groups.values() for t in (a, *bs) if t is not None]
-        return PackedAdapter(
-            weights.spec.rank, groups, frozenset(weights.tensors), sum(t.nbytes for t in tensors)
-        )
+        return PackedAdapter(weights.spec.rank, groups, frozenset(weights.tensors), sum(t.nbytes for t in tensors))
 
     def _pack_group(
         self, group: LoraGroup, weights: AdapterWeights, pages: int
@@ -302,9 +301,7 @@ def make_plan(batch: Batch, placed: Placed, like: Tensor) -> Plan:
     used = {adapted.id for chunk in batch.chunks for adapted in chunk.sequence.adaptation}
     return Plan(
         tuple(
-            Segment(first, last, adaptations, placed, like)
-            for first, last, adaptations in segments
-            if any(adaptations)
+            Segment(first, last, adaptations, placed, like) for first, last, adaptations in segments if any(adaptations)
         ),
         frozenset().union(*{placed[adapter][1] for adapter in used}),
     )

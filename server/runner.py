@@ -1,6 +1,6 @@
 """Runner: a Batch becomes tensors, logits, token ids. Owns everything that lives on the device."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Runner:
         ).float()
 
     def _forward(self, tokens: list[int], positions: list[int], keep: list[int], paged: PagedBatch | Probe) -> Tensor:
-        return self.base.model(  # type: ignore[no-any-return, operator]
+        return self.base.model(  # type: ignore[no-any-return]
             input_ids=torch.tensor([tokens], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),
             logits_to_keep=torch.tensor(keep, device=self.device, dtype=torch.long),
@@ -82,7 +82,7 @@ class Runner:
         return probe.shapes
 
 
-def _last_rows(batch: Batch) -> Sequence[int]:
+def _last_rows(batch: Batch) -> list[int]:
     rows, end = [], 0
     for chunk in batch.chunks:
         end += chunk.length

@@ -32,7 +32,8 @@ def sample(logits: Tensor, sequences: Seq[Sequence]) -> list[int | None]:
     tokens: list[int | None] = [token if ok else None for token, ok in zip(greedy.tolist(), finite, strict=True)]
     drawn = [row for row, s in enumerate(sequences) if finite[row] and s.sampling.temperature > 0]
     if drawn:
-        picks = draw(logits[drawn], [sequences[row].sampling for row in drawn], [sequences[r].rng.random() for r in drawn])
+        params = [sequences[row].sampling for row in drawn]
+        picks = draw(logits[drawn], params, [sequences[row].rng.random() for row in drawn])
         for row, token in zip(drawn, picks, strict=True):
             tokens[row] = token
     return tokens
@@ -54,8 +55,8 @@ def adjust(logits: Tensor, sequence: Sequence) -> bool:
         logits[ids] -= p.presence_penalty + p.frequency_penalty * times
         changed = True
     if p.logit_bias:
-        ids, bias = zip(*p.logit_bias, strict=True)
-        logits[list(ids)] += torch.tensor(bias, device=logits.device, dtype=logits.dtype)
+        biased, bias = zip(*p.logit_bias, strict=True)
+        logits[list(biased)] += torch.tensor(bias, device=logits.device, dtype=logits.dtype)
         changed = True
     return changed
 

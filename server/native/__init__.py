@@ -22,7 +22,10 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 SOURCES = sorted(Path(__file__).parent.glob("*.c"))
-FLAGS = "-O3 -Wall -shared -fPIC -fopenmp -mavx512f -mavx512bw -mavx512vl -mavx512bf16 -mamx-tile -mamx-bf16".split()
+FLAGS = (
+    *("-O3", "-shared", "-fPIC", "-fopenmp"),
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+)
 TILE_ROWS = 16
 
 
@@ -36,8 +39,9 @@ class Kernels:
         lib.lora_rows.argtypes = [c_int64] * 3 + [c_void_p] * 2 + [c_int64] + [c_void_p] * 8 + [c_int]
         lib.lora_rows.restype = None
         lib.attend_rows.argtypes = [
-            *([c_int64] * 5 + [c_void_p] * 4 + [c_int64, c_void_p, c_int64, c_float]),
-            *(c_void_p, c_void_p, c_int64, c_int),
+            *[c_int64] * 5,
+            *[c_void_p] * 4,
+            *(c_int64, c_void_p, c_int64, c_float, c_void_p, c_void_p, c_int64, c_int),
         ]
         lib.attend_rows.restype = None
         self._lib = lib
@@ -46,7 +50,7 @@ class Kernels:
         self.attention: bool = lib.attention_init() == 0
 
     def nf4_matmul(self, x: Tensor, weight: Tensor, absmax: Tensor) -> Tensor:
-        """x [rows, in] bf16 times NF4 weights [out, in / 2] with scales [in / 64, out] bf16 -> [rows, out] bf16.
+        """Multiply x [rows, in] bf16 by NF4 weights [out, in / 2] with scales [in / 64, out] bf16 -> [rows, out] bf16.
 
         Weights and scales are in bitsandbytes' CPU layout (:class:`server.linear.FusedNf4`).
         """

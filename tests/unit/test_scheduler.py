@@ -16,7 +16,8 @@ def make(blocks: int = 16, *, slots: int = 2, tokens: int = 8, sequences: int = 
 
 
 def sequence(name: str, prompt: int, adaptation: Adaptation = (), *, max_tokens: int = 4) -> Sequence:
-    made = Sequence(name, [ord(name[0]) * 100 + i for i in range(prompt)], SamplingParams(max_tokens=max_tokens), adaptation)
+    tokens = [ord(name[0]) * 100 + i for i in range(prompt)]
+    made = Sequence(name, tokens, SamplingParams(max_tokens=max_tokens), adaptation)
     made.arrived = 0.0
     return made
 
