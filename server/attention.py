@@ -5,10 +5,9 @@ values; what it does with them is up to the ``paged`` object that travels as a k
 records shapes, :class:`PagedBatch` writes keys and values into their blocks and attends over each sequence's own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
 from typing import Any, Protocol, cast
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from server import native
-from server.sequence import Batch, Chunk
+from server.sequence import Batch, Sequence
 
 IMPLEMENTATION = "manylora_paged"
 
@@ -106,15 +105,24 @@ class KvCache:
         """Bytes of one block over all layers."""
         return sum(2 * size * heads * width * dtype.itemsize for heads, width in shapes.values())
 
-    def clear(self, blocks: Sequence[int]) -> None:
+    def clear(self, blocks: Seq[int]) -> None:
         """Zero ``blocks`` in all layers."""
         for storage in self._storage:
             storage.index_fill_(2, torch.tensor(blocks, device=storage.device), 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A row of the batch that holds a sampled token."""
+
+    row: int
+    sequence: Sequence
+    position: int
+
+
 @dataclass(eq=False)
 class Singles:
-    """Rows of one token each, attended in one call."""
+    """Rows of answers, each over its own context, attended in one call."""
 
     rows: Tensor | slice
     table: Tensor
@@ -127,18 +135,22 @@ class Singles:
 
 @dataclass(eq=False)
 class Run:
-    """One chunk of several tokens."""
+    """The prompt's share of a chunk: rows that follow each other in one sequence."""
 
     rows: slice
     blocks: Tensor
-    """[blocks] of its sequence up to the chunk's end."""
+    """[blocks] of its sequence up to the last row."""
     start: int
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     """Window -> [length, positions]."""
 
 
 class PagedBatch:
-    """One step's attention: where each row's key and value go, and what each row sees."""
+    """One step's attention: where each row's key and value go, and what each row sees.
+
+    Rows of a prompt are attended together, as one product; rows of an answer each for itself. Which of the two does not
+    depend on how the scheduler cuts a sequence into chunks, so neither do the bits of the result.
+    """
 
     def __init__(self, batch: Batch, cache: KvCache, device: torch.device, dtype: torch.dtype) -> None:
         self.cache = cache
@@ -150,39 +162,42 @@ class PagedBatch:
             device=device,
         )
         """[T] place of each row's token in the cache, in tokens."""
-        self._chunks = [chunk for chunk in batch.chunks if chunk.length == 1]
-        runs = batch.chunks[len(self._chunks) :]
-        starts = accumulate((chunk.length for chunk in runs), initial=len(self._chunks))
-        self.runs = [self._run(start, chunk) for start, chunk in zip(starts, runs, strict=False)]
+        self.runs: list[Run] = []
+        self._answers: list[Answer] = []
+        row = 0
+        for chunk in batch.chunks:
+            prompt = min(max(chunk.sequence.prompt_length - chunk.start, 0), chunk.length)
+            if prompt:
+                self.runs.append(self._run(row, chunk.sequence, chunk.start, prompt))
+            self._answers += [Answer(row + i, chunk.sequence, chunk.start + i) for i in range(prompt, chunk.length)]
+            row += chunk.length
+        self._only_answers = len(self._answers) == row
 
     @cached_property
     def singles(self) -> Singles:
-        """All rows of one token, for the kernel."""
-        return self._singles(list(range(len(self._chunks))))
+        """All rows of answers, for the kernel."""
+        return self._singles(self._answers)
 
     @cached_property
     def similar_singles(self) -> list[Singles]:
         """The same in groups of similar length, for padded products."""
-        return [self._singles(rows) for rows in similar_lengths(self._chunks, self.cache.size)]
+        return [self._singles(group) for group in similar_lengths(self._answers, self.cache.size)]
 
-    def _singles(self, rows: list[int]) -> Singles:
-        chunks = [self._chunks[row] for row in rows]
-        counts = [chunk.start // self.cache.size + 1 for chunk in chunks]
+    def _singles(self, answers: Seq[Answer]) -> Singles:
+        counts = [answer.position // self.cache.size + 1 for answer in answers]
         widest = max(counts)
         table = [
-            chunk.sequence.blocks[:count] + chunk.sequence.blocks[:1] * (widest - count)
-            for chunk, count in zip(chunks, counts, strict=True)
+            answer.sequence.blocks[:count] + answer.sequence.blocks[:1] * (widest - count)
+            for answer, count in zip(answers, counts, strict=True)
         ]
-        everything = rows == list(range(len(rows)))
-        return Singles(
-            slice(0, len(rows)) if everything else torch.tensor(rows, device=self.device),
-            torch.tensor(table, device=self.device),
-            torch.tensor([chunk.start for chunk in chunks], device=self.device),
-        )
+        everything = self._only_answers and len(answers) == len(self._answers)
+        rows = slice(None) if everything else torch.tensor([a.row for a in answers], device=self.device)
+        last = torch.tensor([answer.position for answer in answers], device=self.device)
+        return Singles(rows, torch.tensor(table, device=self.device), last)
 
-    def _run(self, row: int, chunk: Chunk) -> Run:
-        blocks = chunk.sequence.blocks[: (chunk.end - 1) // self.cache.size + 1]
-        return Run(slice(row, row + chunk.length), torch.tensor(blocks, device=self.device), chunk.start)
+    def _run(self, row: int, sequence: Sequence, start: int, length: int) -> Run:
+        blocks = sequence.blocks[: (start + length - 1) // self.cache.size + 1]
+        return Run(slice(row, row + length), torch.tensor(blocks, device=self.device), start)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
         """Write this step's keys and values, then attend. q [T, H, D], k and v [T, KVH, D] -> [T, H, D]."""
@@ -190,9 +205,11 @@ class PagedBatch:
         keys.view(-1, *keys.shape[2:]).index_copy_(0, self.where, k)
         values.view(-1, *values.shape[2:]).index_copy_(0, self.where, v)
         out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
-        if self._chunks and self.cache.kernels and how.softcap is None:
-            rows, s = slice(0, len(self._chunks)), self.singles
-            out[rows] = self.cache.kernels.attend_rows(q[rows], keys, values, s.table, s.last, how.window, how.scale)
+        if self._answers and self.cache.kernels and how.softcap is None:
+            s = self.singles
+            out[s.rows] = self.cache.kernels.attend_rows(
+                q[s.rows], keys, values, s.table, s.last, how.window, how.scale
+            )
         else:
             for singles in self.similar_singles:
                 out[singles.rows] = self._attend_singles(singles, q[singles.rows], keys, values, how)
@@ -232,17 +249,17 @@ class PagedBatch:
         return torch.zeros(seen.shape, device=self.device, dtype=self.dtype).masked_fill_(~seen, -torch.inf)
 
 
-def similar_lengths(chunks: Sequence[Chunk], size: int) -> list[list[int]]:
-    """Indices of single-token chunks in groups whose block counts differ by less than a factor of two."""
-    groups: list[list[int]] = []
+def similar_lengths(answers: Seq[Answer], size: int) -> list[list[Answer]]:
+    """The rows in groups whose block counts differ by less than a factor of two."""
+    groups: list[list[Answer]] = []
     longest = 0
-    for row in sorted(range(len(chunks)), key=lambda r: -chunks[r].start):
-        blocks = chunks[row].start // size + 1
+    for answer in sorted(answers, key=lambda answer: -answer.position):
+        blocks = answer.position // size + 1
         if not groups or 2 * blocks <= longest:
             groups.append([])
             longest = blocks
-        groups[-1].append(row)
-    return [sorted(group) for group in groups]
+        groups[-1].append(answer)
+    return [sorted(group, key=lambda answer: answer.row) for group in groups]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, how: How) -> Tensor:

@@ -1,33 +1,40 @@
 """BlockPool: who owns which KV block, and which blocks can be found again by what they hold.
 
-Keys and values live in blocks of ``size`` tokens. A full block is published under a key that chains over everything its
-content depends on: the adaptation (adapter contents and weights), the parent block, its own tokens. Blocks nobody uses
-keep their content until they are needed: that is the prefix cache.
+Keys and values live in blocks of ``size`` tokens. A full block is published under a key that chains over everything
+its content depends on: the adaptation (adapter contents and weights), the parent block, its own tokens, and which of
+them are answer. Blocks nobody uses keep their content until they are needed: that is the prefix cache.
+
+Prompt and answer are told apart because attention computes them on different paths, which agree up to rounding only: a
+prompt that repeats an earlier answer must not get other bits, and with them perhaps other tokens, for finding it cached.
 """
 
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from hashlib import sha256
 
-from server.sequence import Adaptation
+from server.sequence import Adaptation, Sequence
 
 
 def root_key(adaptation: Adaptation) -> bytes:
     """Where the key chain of a sequence starts: 32 bytes that differ for different adapter contents or weights."""
-    parts = sorted((adapted.id, adapted.weight.hex()) for adapted in adaptation)
+    parts = [(adapted.id, adapted.weight.hex()) for adapted in adaptation]
     return sha256(repr(parts).encode()).digest()
 
 
-def block_key(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """Key of a full block: 32 bytes over its parent's key and its own tokens."""
-    return sha256(parent + array("q", tokens).tobytes()).digest()
+def block_key(parent: bytes, tokens: Seq[int], answer: int = 0) -> bytes:
+    """Key of a full block: 32 bytes over its parent's key and its own tokens, the last ``answer`` of them sampled."""
+    return sha256(parent + array("q", [answer, *tokens]).tobytes()).digest()
 
 
-def chain_keys(keys: list[bytes], root: bytes, tokens: Sequence[int], size: int) -> None:
-    """Extend ``keys`` in place so that every full block of ``tokens`` has one."""
+def chain_keys(sequence: Sequence, size: int) -> None:
+    """Extend ``sequence.keys`` so that every full block of its tokens has one."""
+    keys, tokens = sequence.keys, sequence.tokens
     for start in range(len(keys) * size, len(tokens) - size + 1, size):
-        keys.append(block_key(keys[-1] if keys else root, tokens[start : start + size]))
+        parent = keys[-1] if keys else root_key(sequence.adaptation)
+        answer = min(max(start + size - sequence.prompt_length, 0), size)
+        keys.append(block_key(parent, tokens[start : start + size], answer))
 
 
 class BlockPool:
@@ -94,7 +101,7 @@ class BlockPool:
         fresh, self._fresh = tuple(self._fresh), []
         return fresh
 
-    def release(self, blocks: Sequence[int]) -> None:
+    def release(self, blocks: Seq[int]) -> None:
         """Give blocks back. The end of a prefix goes first when room is needed: its beginning is shared by more."""
         for block in reversed(blocks):
             self._users[block] -= 1
@@ -114,7 +121,7 @@ class BlockPool:
             del self._found[key]
             self._key[block] = None
 
-    def check(self, tables: Iterable[Sequence[int]]) -> None:
+    def check(self, tables: Iterable[Seq[int]]) -> None:
         """Assert that ``tables``, the block lists of all live sequences, explain every used block."""
         users = Counter(block for table in tables for block in table)
         for block in range(self.total):

@@ -136,8 +136,7 @@ class Engine:
 
     def submit(self, sequence: Sequence) -> None:
         """Take a sequence. Raises QueueFull, InvalidRequest for a mix that never fits, EngineError when stopped."""
-        if self._dead or self._stopping:
-            raise EngineError("The engine has stopped.")
+        self._check_alive()
         if not self.slots.fits([adapted.rank for adapted in sequence.adaptation]):
             pages = sum(pages_for(adapted.rank) for adapted in sequence.adaptation)
             raise InvalidRequest(
@@ -149,6 +148,11 @@ class Engine:
             raise QueueFull("Too many requests wait; try again later.", code="queue_full")
         self._live.add(sequence.id)
         self._inbox.put(_Submit(sequence))
+        self._check_alive()  # again: what is put after the last look into the inbox would wait for ever
+
+    def _check_alive(self) -> None:
+        if self._dead or self._stopping:
+            raise EngineError("The engine has stopped.")
 
     def abort(self, sequence_id: str) -> None:
         """Drop a sequence before the next step. No event follows; unknown ids are ignored."""
@@ -309,7 +313,8 @@ class Engine:
         c.output_tokens += len(batch.sampled)
         for chunk in batch.chunks:
             c.prompt_tokens += max(0, min(chunk.end, chunk.sequence.prompt_length) - chunk.start)
-            if chunk.start == chunk.sequence.cached and not chunk.sequence.output_length:
+            first = chunk.start == chunk.sequence.cached and not chunk.sequence.preemptions
+            if first and not chunk.sequence.output_length:
                 c.cached_tokens += chunk.sequence.cached
 
     def _snapshot(self) -> EngineStats:

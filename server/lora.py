@@ -11,8 +11,8 @@ products serve all rows at once::
 For rows with different adapters this computes columns it throws away. That is cheap where it happens (decode: few
 rows, the time goes into reading A and B, and each is read once, without a gather and without a loop over adapters); a
 chunk of prefill is a segment of its own and computes only its own columns. Mixed ranks and mixes of adapters need no
-second path. On CPUs with AVX512-BF16 a kernel of our own does the same for rows of one token, reading only the pages
-they use.
+second path. On CPUs with AVX512-BF16 a kernel of our own takes all rows at once, reads only the pages they use, and
+computes a row in the same way whatever is beside it.
 :func:`delta_reference` is the plain loop both are tested against.
 """
 
@@ -74,28 +74,28 @@ class Segment:
         """For the products over spans of pages."""
         return _spans(self.adaptations, self.placed, self.like)
 
-    @cached_property
-    def uses(self) -> native.Uses | None:
-        """For the kernel, where every row has its own entry."""
-        if len(self.adaptations) != self.stop - self.start:
-            return None
-        return native.Uses(
-            len(self.adaptations),
-            [
-                (page, row, adapted.weight)
-                for row, adaptation in enumerate(self.adaptations)
-                for adapted in adaptation
-                for page in self.placed[adapted.id][0]
-            ],
-        )
+    def uses(self) -> Iterable[tuple[int, int, float]]:
+        """(page, row of the batch, weight), for the kernel."""
+        rows = self.stop - self.start
+        spread = self.adaptations if len(self.adaptations) == rows else [self.adaptations[0]] * rows
+        for row, adaptation in enumerate(spread, self.start):
+            for adapted in adaptation:
+                for page in self.placed[adapted.id][0]:
+                    yield page, row, adapted.weight
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
-    """What LoRA does in one step. ``targets``: the layers that any adapter in the batch touches."""
+    """What LoRA does in one step of ``rows`` rows. ``targets``: the layers that any adapter in the batch touches."""
 
+    rows: int = 0
     segments: tuple[Segment, ...] = ()
     targets: frozenset[str] = frozenset()
+
+    @cached_property
+    def uses(self) -> native.Uses:
+        """All rows' pages, for the kernel."""
+        return native.Uses(self.rows, [use for segment in self.segments for use in segment.uses()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,22 +148,18 @@ class LoraGroup:
 
     def _compute(self, x: Tensor) -> list[Tensor]:
         outputs = self.base(x)
-        active = [i for i, name in enumerate(self.names) if name in self.pool.plan.targets]
-        if active:
-            for segment in self.pool.plan.segments:
-                rows = slice(segment.start, segment.stop)
-                self._add(x[rows], [y[rows] for y in outputs], active, segment)
-        return outputs
-
-    def _add(self, x: Tensor, outputs: Sequence[Tensor], active: Sequence[int], segment: Segment) -> None:
-        """Add the segment's adapters to its rows of ``outputs``, in place."""
-        assert self.a is not None
-        if self.kernels and segment.uses:
+        plan = self.pool.plan
+        active = [i for i, name in enumerate(self.names) if name in plan.targets]
+        if active and self.kernels:
+            assert self.a is not None
             bs = [b if i in active else None for i, b in enumerate(self.b)]
-            self.kernels.lora_rows(x, self.a, bs, outputs, segment.uses)
-        else:
-            for span in segment.spans:
-                self._add_span(x, outputs, active, span)
+            self.kernels.lora_rows(x, self.a, bs, outputs, plan.uses)
+        elif active:
+            for segment in plan.segments:
+                rows = slice(segment.start, segment.stop)
+                for span in segment.spans:
+                    self._add_span(x[rows], [y[rows] for y in outputs], active, span)
+        return outputs
 
     def _add_span(self, x: Tensor, outputs: Sequence[Tensor], active: Sequence[int], span: Span) -> None:
         assert self.a is not None
@@ -300,6 +296,7 @@ def make_plan(batch: Batch, placed: Placed, like: Tensor) -> Plan:
         start += chunk.length
     used = {adapted.id for chunk in batch.chunks for adapted in chunk.sequence.adaptation}
     return Plan(
+        batch.tokens,
         tuple(
             Segment(first, last, adaptations, placed, like) for first, last, adaptations in segments if any(adaptations)
         ),

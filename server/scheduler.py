@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 
 from adapters.spec import AdapterId
-from server.blocks import BlockPool, chain_keys, root_key
+from server.blocks import BlockPool, chain_keys
 from server.sequence import Adapted, Batch, Chunk, Failed, FinishReason, Sequence, Token
 from server.slots import SlotTable
 
@@ -151,7 +151,7 @@ class Scheduler:
 
     def _take_blocks(self, sequence: Sequence) -> bool:
         """Prefix hits and room for the whole of what is known, or nothing at all."""
-        chain_keys(sequence.keys, root_key(sequence.adaptation), sequence.tokens, self.blocks.size)
+        chain_keys(sequence, self.blocks.size)
         hits = self.blocks.match(sequence.keys[: (len(sequence.tokens) - 1) // self.blocks.size])
         need = self.blocks.blocks_for(len(sequence.tokens)) - len(hits)
         if need + self.blocks.idle(hits) > self.blocks.free:
@@ -179,7 +179,7 @@ class Scheduler:
         sequence.computed = chunk.end
         filled = range(chunk.start // self.blocks.size, chunk.end // self.blocks.size)
         if filled:
-            chain_keys(sequence.keys, root_key(sequence.adaptation), sequence.tokens, self.blocks.size)
+            chain_keys(sequence, self.blocks.size)
         for index in filled:
             self.blocks.publish(sequence.blocks[index], sequence.keys[index])
 

@@ -70,6 +70,7 @@ class Sequence:
     """Prompt, then answer: the engine appends."""
     sampling: SamplingParams
     adaptation: Adaptation = ()
+    """In the order of ids, however it was given: a mix is a sum."""
     prompt_length: int = field(init=False)
     arrived: float = field(default_factory=time.monotonic)
     """Seconds, monotonic."""
@@ -90,6 +91,7 @@ class Sequence:
     """The request's own generator: one draw per sampled token, so batch-mates and preemption do not matter."""
 
     def __post_init__(self) -> None:
+        self.adaptation = tuple(sorted(self.adaptation, key=lambda adapted: adapted.id))
         self.prompt_length = len(self.tokens)
         self.rng = random.Random(self.sampling.seed)
 

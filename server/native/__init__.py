@@ -119,16 +119,18 @@ class Uses:
     """Which row takes which page with which weight, in the layout of ``lora.c``."""
 
     def __init__(self, rows: int, uses: Sequence[tuple[int, int, float]]) -> None:
-        """``uses`` are (page, row, weight)."""
-        by_page = sorted(uses)
-        self.count = len(by_page)
-        self.table = torch.empty(self.count, 3, dtype=torch.int32)
-        self.table[:, 0] = torch.tensor([page for page, _, _ in by_page], dtype=torch.int32)
-        self.table[:, 1] = torch.tensor([row for _, row, _ in by_page], dtype=torch.int32)
-        self.table[:, 2] = torch.tensor([weight for _, _, weight in by_page], dtype=torch.float32).view(torch.int32)
-        order = sorted(range(self.count), key=lambda use: by_page[use][1])
-        self.order = torch.tensor(order, dtype=torch.int32)
-        counts = torch.bincount(self.table[:, 1].long(), minlength=rows)
+        """``uses`` are (page, row, weight), row by row; within a row they are summed in the order given.
+
+        That order must not come from where adapters happen to sit: float addition is not associative.
+        """
+        self.count = len(uses)
+        pages = torch.tensor([page for page, _, _ in uses], dtype=torch.int32)
+        by_page = pages.argsort(stable=True)
+        rows_used = torch.tensor([row for _, row, _ in uses], dtype=torch.int32)
+        weights = torch.tensor([weight for _, _, weight in uses], dtype=torch.float32).view(torch.int32)
+        self.table = torch.stack([pages, rows_used, weights], dim=1)[by_page]
+        self.order = by_page.argsort().to(torch.int32)
+        counts = torch.bincount(rows_used.long(), minlength=rows)
         self.row_start = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
 
 

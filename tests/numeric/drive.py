@@ -30,7 +30,7 @@ BLOCK = 4
 def settings(root: Path, **changes: object) -> Settings:
     """fp32 on the CPU with small blocks; ``changes`` are fields of Settings."""
     plain = {"quantization": "none", "dtype": "fp32", "device": "cpu", "block_size": BLOCK, "max_wait_seconds": 0.05}
-    return Settings(**{"data": root, **plain, "kv_memory_gib": 0.01, "max_batch_sequences": 8, **changes})
+    return Settings(**{"data": root, **plain, "kv_memory_gib": 0.001, "max_batch_sequences": 8, **changes})
 
 
 class Drive:
@@ -87,8 +87,9 @@ class Drive:
         return list(self._open)
 
     def step(self) -> list[Event]:
-        """One step of the engine; its events are taken in and checked."""
+        """One step of the engine. Its events are taken in, and nothing in it may be unaccounted for."""
         events = self.engine.step()
+        self.engine.check()
         for event in events:
             self._take(event)
         if not events:
@@ -108,7 +109,7 @@ class Drive:
             del self._open[event.sequence_id]
 
     def run(self) -> None:
-        """Step until every sequence has ended, then check that nothing is left behind."""
+        """Step until every sequence has ended, then look whether anything is left behind."""
         started = time.monotonic()
         while self._open:
             self.step()
@@ -117,8 +118,7 @@ class Drive:
         self.check_empty()
 
     def check_empty(self) -> None:
-        """The engine's own integrity check, and no block, queue place or lease in use."""
-        self.engine.check()
+        """No block, queue place or adapter in use, and no step has failed."""
         stats = self.engine.stats()
         assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
         assert not stats.running_adapters

@@ -1,8 +1,8 @@
 """What is served in practice: bf16, through whatever kernels this machine has, under pressure.
 
-Rounding moves greedy tokens, so logits are compared, over the tokens the engine chose. The oracle computes in float32 on
-the bf16 model's weights. How far bf16 alone strays from it, Hugging Face + PEFT in bf16 show, on each architecture for
-itself: the engine may stray twice as far, and seen it strays as far to within a third.
+Rounding moves greedy tokens, so logits are compared, over the tokens the engine chose. The oracle computes in float32
+on the bf16 model's weights. How far bf16 alone strays from it, Hugging Face + PEFT in bf16 show, on each architecture
+for itself: the engine may stray twice as far. Seen: KL 0.0003 to 0.002, and 0.7 to 1.1 times Hugging Face's.
 """
 
 import random
@@ -51,7 +51,7 @@ def serve(drive: Drive, rng: random.Random) -> Served:
 
 
 def over(reference: Oracle, served: Served, swap: Mapping[Mix, Mix] | None = None) -> Tensor:
-    """The reference's logits [tokens, vocabulary] for the same tokens, under other adaptations where ``swap`` says so."""
+    """The reference's logits [tokens, vocabulary] for the same tokens, with adaptations exchanged by ``swap``."""
     return torch.cat(
         [reference.logits((swap or {}).get(mix, mix), tokens)[-len(rows) :] for mix, tokens, rows in served.values()]
     )

@@ -220,7 +220,8 @@ def test_paged_attention_equals_attention_over_the_whole_context(
     blocks = torch.randperm(64).tolist()
     chunks, keys, values = [], [], []
     for i, (start, length) in enumerate(contexts):
-        sequence = Sequence(str(i), [1] * (start + length), SamplingParams())
+        sequence = Sequence(str(i), [1] * (start + (length if length > 1 else 0)), SamplingParams())
+        sequence.tokens += [1] * (start + length - len(sequence.tokens))
         sequence.blocks = [blocks.pop() for _ in range(-(-(start + length) // size))]
         k, v = torch.randn(2, start + length, kv_heads, width, dtype=dtype)
         for position in range(start):

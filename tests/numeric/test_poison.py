@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from server.sequence import SamplingParams
 from tests.numeric.drive import Drive, settings
@@ -16,23 +17,34 @@ BAD: Mix = (("bad", 1.0),)
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
 
-@pytest.fixture
-def poisoned(llama: Lab, tmp_path: Path) -> Drive:
-    """A drive with one more adapter: finite, well formed, and so large that its activations overflow."""
+@pytest.fixture(params=["lora_A", "lora_B"])
+def poisoned(llama: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Drive:
+    """A drive with one more adapter: finite and well formed, but one factor is so large that products overflow."""
     lora = {"r": 8, "lora_alpha": 8, "target_modules": "all-linear"}
-    folder = save_adapter(tiny_model("llama"), tmp_path / "bad", seed=1, strength=1e30, **lora)
+    folder = save_adapter(tiny_model("llama"), tmp_path / "bad", seed=1, **lora)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    huge = {key: tensor.sign() * 1e38 if request.param in key else tensor for key, tensor in tensors.items()}
+    save_file(huge, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = settings(tmp_path, max_batch_tokens=24, max_device_adapters=3)
     return Drive(tiny_model("llama"), {**llama.folders, "bad": folder}, config)
 
 
 def test_overflow_fails_alone(llama: Lab, poisoned: Drive) -> None:
-    """Its rows share batches, pages next door and, later, recycled blocks with healthy ones."""
+    """Its rows share batches, pages next door and, later, recycled blocks with healthy ones.
+
+    Prompts of one token run among the rows that decode, in the same products.
+    """
     rng = random.Random(1)
-    mixes: list[Mix] = [(), (("all", 1.0),), (("odd", 1.0),), (("all", 0.5), ("odd", 0.5))] * 3
+    mixes: list[Mix] = [(), (("all", 1.0),), (("odd", 1.0),), (("all", 0.5), ("odd", 0.5))] * 4
     bad = []
-    for request in draw_requests(llama.oracle, mixes, rng):
-        bad.append(poisoned.submit(BAD, request.prompt, GREEDY))
+    for index, request in enumerate(draw_requests(llama.oracle, mixes, rng)):
+        bad.append(poisoned.submit(BAD, request.prompt[: 1 if index % 2 else None], GREEDY))
         poisoned.serve([request], rng)
+        healthy = poisoned.ask(request)
+        poisoned.step()
+        bad.append(poisoned.submit(BAD, request.prompt[:1], GREEDY))
+        poisoned.run()
+        assert tuple(poisoned.tokens[healthy]) == request.answer
     assert all("not finite" in poisoned.failed[id_] for id_ in bad)
     assert not any(poisoned.tokens[id_] for id_ in bad)
 

@@ -5,7 +5,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from adapters.spec import AdapterId
 from server.blocks import BlockPool, block_key, chain_keys, root_key
-from server.sequence import Adapted
+from server.sequence import Adapted, SamplingParams, Sequence
 
 TOTAL, SIZE = 6, 2
 
@@ -104,17 +104,29 @@ def test_keys_depend_on_adapter_content_weight_parent_and_tokens() -> None:
     assert len(set(roots)) == len(roots)
     assert len({block_key(root, [1, 2]) for root in roots}) == len(roots)
     assert block_key(roots[0], [1, 2]) != block_key(roots[0], [2, 1])
-    assert root_key((Adapted(plain, 1.0, 8), Adapted(other, 2.0, 8))) == root_key(
-        (Adapted(other, 2.0, 8), Adapted(plain, 1.0, 8))
-    )
+    mix = (Adapted(other, 2.0, 8), Adapted(plain, 1.0, 8))
+    turned = (Adapted(plain, 1.0, 8), Adapted(other, 2.0, 8))
+    params = SamplingParams()
+    assert Sequence("a", [1], params, mix).adaptation == Sequence("b", [1], params, turned).adaptation
 
 
 def test_keys_grow_with_the_tokens() -> None:
-    keys: list[bytes] = []
-    chain_keys(keys, b"root", [1, 2, 3], SIZE)
-    assert len(keys) == 1
-    chain_keys(keys, b"root", [1, 2, 3, 4, 5, 6], SIZE)
-    again: list[bytes] = []
-    chain_keys(again, b"root", [1, 2, 3, 4, 5, 6], SIZE)
-    assert keys == again
-    assert len(keys) == 3
+    one = Sequence("one", [1, 2, 3], SamplingParams())
+    chain_keys(one, SIZE)
+    assert len(one.keys) == 1
+    one.tokens += [4, 5, 6]
+    chain_keys(one, SIZE)
+    again = Sequence("again", [1, 2, 3], SamplingParams())
+    again.tokens += [4, 5, 6]
+    chain_keys(again, SIZE)
+    assert one.keys == again.keys
+    assert len(one.keys) == 3
+
+
+def test_an_answer_is_not_found_as_a_prompt() -> None:
+    answered = Sequence("answered", [1, 2, 3], SamplingParams())
+    answered.tokens += [4, 5, 6]
+    asked = Sequence("asked", [1, 2, 3, 4, 5, 6], SamplingParams())
+    for sequence in (answered, asked):
+        chain_keys(sequence, SIZE)
+    assert [mine == theirs for mine, theirs in zip(answered.keys, asked.keys, strict=True)] == [True, False, False]
