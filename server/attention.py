@@ -2,12 +2,15 @@
 
 :data:`IMPLEMENTATION` is registered as an attention function. Models call it with the new tokens' queries, keys and
 values; what it does with them is up to the ``paged`` object that travels as a keyword argument: :class:`Probe` only
-records shapes, :class:`PagedBatch` writes keys and values into their blocks and attends over each sequence's own.
+records shapes, :class:`PagedBatch` writes keys and values into their blocks and attends over each sequence's own. On
+CPUs with AMX one kernel of ours takes all rows and gives each the same bits whatever is beside it; elsewhere rows of one
+token and longer chunks are padded products.
 """
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Protocol, cast
 
 import torch
@@ -16,7 +19,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from server import native
-from server.sequence import Batch, Sequence
+from server.sequence import Batch, Chunk
 
 IMPLEMENTATION = "manylora_paged"
 
@@ -96,37 +99,28 @@ class KvCache:
             for i, layer in enumerate(layers)
         }
         """Layer -> keys and values, each [blocks, size, KVH, D]."""
-        kernels = native.load() if device.type == "cpu" and dtype == torch.bfloat16 else None
-        fits = all(width % 32 == 0 and width <= 256 for _, width in by_shape)
-        self.kernels = kernels if kernels and kernels.attention and fits else None
+        fits = size % 16 == 0 and all(width % 32 == 0 and width <= 256 for _, width in by_shape)
+        kernels = native.load() if fits and device.type == "cpu" and dtype == torch.bfloat16 else None
+        self.kernels = kernels if kernels and kernels.amx else None
 
     @staticmethod
     def block_bytes(shapes: dict[int, tuple[int, int]], size: int, dtype: torch.dtype) -> int:
         """Bytes of one block over all layers."""
         return sum(2 * size * heads * width * dtype.itemsize for heads, width in shapes.values())
 
-    def clear(self, blocks: Seq[int]) -> None:
+    def clear(self, blocks: Sequence[int]) -> None:
         """Zero ``blocks`` in all layers."""
         for storage in self._storage:
             storage.index_fill_(2, torch.tensor(blocks, device=storage.device), 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A row of the batch that holds a sampled token."""
-
-    row: int
-    sequence: Sequence
-    position: int
-
-
 @dataclass(eq=False)
 class Singles:
-    """Rows of answers, each over its own context, attended in one call."""
+    """Rows of one token each whose contexts are of similar length, attended in one call."""
 
     rows: Tensor | slice
     table: Tensor
-    """[rows, blocks], padded with each sequence's first block (never seen)."""
+    """[rows, blocks], padded with each sequence's first block (masked)."""
     last: Tensor
     """[rows] position of each row's token."""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
@@ -135,84 +129,85 @@ class Singles:
 
 @dataclass(eq=False)
 class Run:
-    """The prompt's share of a chunk: rows that follow each other in one sequence."""
+    """One chunk of several tokens."""
 
     rows: slice
     blocks: Tensor
-    """[blocks] of its sequence up to the last row."""
+    """[blocks] of its sequence up to the chunk's end."""
     start: int
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     """Window -> [length, positions]."""
 
 
 class PagedBatch:
-    """One step's attention: where each row's key and value go, and what each row sees.
-
-    Rows of a prompt are attended together, as one product; rows of an answer each for itself. Which of the two does not
-    depend on how the scheduler cuts a sequence into chunks, so neither do the bits of the result.
-    """
+    """One step's attention: where each row's key and value go, and what each row sees."""
 
     def __init__(self, batch: Batch, cache: KvCache, device: torch.device, dtype: torch.dtype) -> None:
         self.cache = cache
         self.device = device
         self.dtype = dtype
+        self.chunks = batch.chunks
         size = cache.size
         self.where = torch.tensor(
             [c.sequence.blocks[p // size] * size + p % size for c in batch.chunks for p in range(c.start, c.end)],
             device=device,
         )
         """[T] place of each row's token in the cache, in tokens."""
-        self.runs: list[Run] = []
-        self._answers: list[Answer] = []
-        row = 0
-        for chunk in batch.chunks:
-            prompt = min(max(chunk.sequence.prompt_length - chunk.start, 0), chunk.length)
-            if prompt:
-                self.runs.append(self._run(row, chunk.sequence, chunk.start, prompt))
-            self._answers += [Answer(row + i, chunk.sequence, chunk.start + i) for i in range(prompt, chunk.length)]
-            row += chunk.length
-        self._only_answers = len(self._answers) == row
 
     @cached_property
-    def singles(self) -> Singles:
-        """All rows of answers, for the kernel."""
-        return self._singles(self._answers)
+    def paged_runs(self) -> native.PagedRuns:
+        """All chunks, for the kernel."""
+        starts = accumulate((chunk.length for chunk in self.chunks), initial=0)
+        return native.PagedRuns(
+            [(row, c.length, c.start, self._blocks(c)) for row, c in zip(starts, self.chunks, strict=False)],
+            self.cache.size,
+        )
 
     @cached_property
-    def similar_singles(self) -> list[Singles]:
-        """The same in groups of similar length, for padded products."""
-        return [self._singles(group) for group in similar_lengths(self._answers, self.cache.size)]
+    def singles(self) -> list[Singles]:
+        """Chunks of one token in groups of similar length, for padded products."""
+        singles = [chunk for chunk in self.chunks if chunk.length == 1]
+        return [self._singles(rows) for rows in similar_lengths(singles, self.cache.size)]
 
-    def _singles(self, answers: Seq[Answer]) -> Singles:
-        counts = [answer.position // self.cache.size + 1 for answer in answers]
+    @cached_property
+    def runs(self) -> list[Run]:
+        """Longer chunks, for a product each."""
+        longer = [chunk for chunk in self.chunks if chunk.length > 1]
+        starts = accumulate((chunk.length for chunk in longer), initial=len(self.chunks) - len(longer))
+        return [self._run(row, chunk) for row, chunk in zip(starts, longer, strict=False)]
+
+    def _blocks(self, chunk: Chunk) -> list[int]:
+        return chunk.sequence.blocks[: (chunk.end - 1) // self.cache.size + 1]
+
+    def _singles(self, rows: list[int]) -> Singles:
+        chunks = [self.chunks[row] for row in rows]
+        counts = [chunk.start // self.cache.size + 1 for chunk in chunks]
         widest = max(counts)
         table = [
-            answer.sequence.blocks[:count] + answer.sequence.blocks[:1] * (widest - count)
-            for answer, count in zip(answers, counts, strict=True)
+            chunk.sequence.blocks[:count] + chunk.sequence.blocks[:1] * (widest - count)
+            for chunk, count in zip(chunks, counts, strict=True)
         ]
-        everything = self._only_answers and len(answers) == len(self._answers)
-        rows = slice(None) if everything else torch.tensor([a.row for a in answers], device=self.device)
-        last = torch.tensor([answer.position for answer in answers], device=self.device)
-        return Singles(rows, torch.tensor(table, device=self.device), last)
+        everything = rows == list(range(len(rows)))
+        return Singles(
+            slice(0, len(rows)) if everything else torch.tensor(rows, device=self.device),
+            torch.tensor(table, device=self.device),
+            torch.tensor([chunk.start for chunk in chunks], device=self.device),
+        )
 
-    def _run(self, row: int, sequence: Sequence, start: int, length: int) -> Run:
-        blocks = sequence.blocks[: (start + length - 1) // self.cache.size + 1]
-        return Run(slice(row, row + length), torch.tensor(blocks, device=self.device), start)
+    def _run(self, row: int, chunk: Chunk) -> Run:
+        blocks = torch.tensor(self._blocks(chunk), device=self.device)
+        return Run(slice(row, row + chunk.length), blocks, chunk.start)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
         """Write this step's keys and values, then attend. q [T, H, D], k and v [T, KVH, D] -> [T, H, D]."""
         keys, values = self.cache.layers[layer]
         keys.view(-1, *keys.shape[2:]).index_copy_(0, self.where, k)
         values.view(-1, *values.shape[2:]).index_copy_(0, self.where, v)
+        if self.cache.kernels:
+            return self.cache.kernels.attend(q, keys, values, self.paged_runs, how.window, how.scale, how.softcap)
         out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
-        if self._answers and self.cache.kernels and how.softcap is None:
-            s = self.singles
-            out[s.rows] = self.cache.kernels.attend_rows(
-                q[s.rows], keys, values, s.table, s.last, how.window, how.scale
-            )
-        else:
-            for singles in self.similar_singles:
-                out[singles.rows] = self._attend_singles(singles, q[singles.rows], keys, values, how)
+        for singles in self.singles:
+            out[singles.rows] = self._attend_singles(singles, q[singles.rows], keys, values, how)
         for run in self.runs:
             out[run.rows] = self._attend_run(run, q[run.rows], keys, values, how)
         return out
@@ -249,17 +244,17 @@ class PagedBatch:
         return torch.zeros(seen.shape, device=self.device, dtype=self.dtype).masked_fill_(~seen, -torch.inf)
 
 
-def similar_lengths(answers: Seq[Answer], size: int) -> list[list[Answer]]:
-    """The rows in groups whose block counts differ by less than a factor of two."""
-    groups: list[list[Answer]] = []
+def similar_lengths(chunks: Sequence[Chunk], size: int) -> list[list[int]]:
+    """Indices of single-token chunks in groups whose block counts differ by less than a factor of two."""
+    groups: list[list[int]] = []
     longest = 0
-    for answer in sorted(answers, key=lambda answer: -answer.position):
-        blocks = answer.position // size + 1
+    for row in sorted(range(len(chunks)), key=lambda r: -chunks[r].start):
+        blocks = chunks[row].start // size + 1
         if not groups or 2 * blocks <= longest:
             groups.append([])
             longest = blocks
-        groups[-1].append(answer)
-    return [sorted(group, key=lambda answer: answer.row) for group in groups]
+        groups[-1].append(row)
+    return [sorted(group) for group in groups]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, how: How) -> Tensor:

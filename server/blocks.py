@@ -1,11 +1,8 @@
 """BlockPool: who owns which KV block, and which blocks can be found again by what they hold.
 
 Keys and values live in blocks of ``size`` tokens. A full block is published under a key that chains over everything
-its content depends on: the adaptation (adapter contents and weights), the parent block, its own tokens, and which of
-them are answer. Blocks nobody uses keep their content until they are needed: that is the prefix cache.
-
-Prompt and answer are told apart because attention computes them on different paths, which agree up to rounding only: a
-prompt that repeats an earlier answer must not get other bits, and with them perhaps other tokens, for finding it cached.
+its content depends on: the adaptation (adapter contents and weights), the parent block, its own tokens. Blocks nobody
+uses keep their content until they are needed: that is the prefix cache.
 """
 
 from array import array
@@ -23,9 +20,9 @@ def root_key(adaptation: Adaptation) -> bytes:
     return sha256(repr(parts).encode()).digest()
 
 
-def block_key(parent: bytes, tokens: Seq[int], answer: int = 0) -> bytes:
-    """Key of a full block: 32 bytes over its parent's key and its own tokens, the last ``answer`` of them sampled."""
-    return sha256(parent + array("q", [answer, *tokens]).tobytes()).digest()
+def block_key(parent: bytes, tokens: Seq[int]) -> bytes:
+    """Key of a full block: 32 bytes over its parent's key and its own tokens."""
+    return sha256(parent + array("q", tokens).tobytes()).digest()
 
 
 def chain_keys(sequence: Sequence, size: int) -> None:
@@ -33,8 +30,7 @@ def chain_keys(sequence: Sequence, size: int) -> None:
     keys, tokens = sequence.keys, sequence.tokens
     for start in range(len(keys) * size, len(tokens) - size + 1, size):
         parent = keys[-1] if keys else root_key(sequence.adaptation)
-        answer = min(max(start + size - sequence.prompt_length, 0), size)
-        keys.append(block_key(parent, tokens[start : start + size], answer))
+        keys.append(block_key(parent, tokens[start : start + size]))
 
 
 class BlockPool:

@@ -61,7 +61,7 @@ class FusedNf4:
         self.blocksize = packed[0][1].blocksize
         self.biases = [None if layer.bias is None else layer.bias.data for layer in layers]
         kernels = native.load()
-        self.kernels = kernels if kernels and kernels.nf4 and self.blocksize == KERNEL_BLOCK else None
+        self.kernels = kernels if kernels and kernels.amx and self.blocksize == KERNEL_BLOCK else None
         for layer in layers:
             layer.weight = None
 

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -27,10 +28,11 @@ FLAGS = (
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 )
 TILE_ROWS = 16
+KEY_STEP = 32
 
 
 class Kernels:
-    """The compiled library. ``nf4``, ``lora`` and ``attention`` say which of its kernels this processor can run."""
+    """The compiled library. This processor runs ``nf4_matmul`` and ``attend`` if ``amx``, ``lora_rows`` if ``lora``."""
 
     def __init__(self, library: Path) -> None:
         lib = ctypes.CDLL(str(library))
@@ -38,16 +40,15 @@ class Kernels:
         lib.nf4_matmul.restype = None
         lib.lora_rows.argtypes = [c_int64] * 3 + [c_void_p] * 2 + [c_int64] + [c_void_p] * 8 + [c_int]
         lib.lora_rows.restype = None
-        lib.attend_rows.argtypes = [
-            *[c_int64] * 5,
-            *[c_void_p] * 4,
-            *(c_int64, c_void_p, c_int64, c_float, c_void_p, c_void_p, c_int64, c_int),
+        lib.attend.argtypes = [
+            *(c_int64, c_void_p, c_int64, c_int64, c_int64, c_int64),
+            *(c_void_p, c_void_p, c_void_p, c_void_p),
+            *(c_int64, c_float, c_float, c_void_p, c_void_p, c_int64, c_int),
         ]
-        lib.attend_rows.restype = None
+        lib.attend.restype = None
         self._lib = lib
-        self.nf4: bool = lib.nf4_init() == 0
+        self.amx: bool = lib.amx_init() == 0
         self.lora: bool = lib.lora_init() == 0
-        self.attention: bool = lib.attention_init() == 0
 
     def nf4_matmul(self, x: Tensor, weight: Tensor, absmax: Tensor) -> Tensor:
         """Multiply x [rows, in] bf16 by NF4 weights [out, in / 2] with scales [in / 64, out] bf16 -> [rows, out] bf16.
@@ -91,28 +92,44 @@ class Kernels:
             torch.get_num_threads(),
         )
 
-    def attend_rows(
-        self, q: Tensor, keys: Tensor, values: Tensor, table: Tensor, last: Tensor, window: int | None, scale: float
+    def attend(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        runs: "PagedRuns",
+        window: int | None,
+        scale: float,
+        softcap: float | None,
     ) -> Tensor:
-        """Attention of single queries [rows, H, D] over their own blocks -> [rows, H, D], all bf16.
+        """Causal attention of q [T, H, D] over keys and values [blocks, size, KVH, D] -> [T, H, D], all bf16.
 
-        keys and values [blocks, size, KVH, D]; table [rows, columns] int64; last [rows] int64, the position of each
-        query; window: positions it sees, None for all.
+        window: positions a query sees, itself included, None for all; softcap as in :class:`server.attention.How`.
         """
-        rows, heads, width = q.shape
+        _, heads, width = q.shape
         _, size, kv_heads, _ = keys.shape
         q = q.contiguous()
         out = torch.empty_like(q)
-        context = -(-table.shape[1] * size // TILE_ROWS) * TILE_ROWS
         threads = torch.get_num_threads()
-        scratch = torch.empty(threads * context)
-        self._lib.attend_rows(
-            *(rows, heads, kv_heads, width, size),
-            *_pointers([q, keys, values, table]),
-            *(table.shape[1], last.data_ptr(), window or 0, scale),
-            *(out.data_ptr(), scratch.data_ptr(), context, threads),
+        scratch = torch.empty(threads * runs.context * 24)
+        self._lib.attend(
+            *(len(runs.table), runs.table.data_ptr(), heads, kv_heads, width, size),
+            *_pointers([q, keys, values, runs.blocks]),
+            *(window or 0, scale, softcap or 0.0, out.data_ptr(), scratch.data_ptr(), runs.context, threads),
         )
         return out
+
+
+class PagedRuns:
+    """Rows that follow each other in one sequence, run by run, in the layout of ``attention.c``."""
+
+    def __init__(self, runs: Sequence[tuple[int, int, int, Sequence[int]]], size: int) -> None:
+        """``runs`` are (first row of the batch, rows, position of the first, blocks); blocks hold ``size`` tokens."""
+        starts = list(accumulate((len(blocks) for *_, blocks in runs), initial=0))
+        self.table = torch.tensor([(*run, at) for (*run, _), at in zip(runs, starts, strict=False)])
+        self.blocks = torch.tensor([block for *_, blocks in runs for block in blocks])
+        longest = max(len(blocks) for *_, blocks in runs) * size
+        self.context = -(-longest // KEY_STEP) * KEY_STEP
 
 
 class Uses:

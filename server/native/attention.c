@@ -1,16 +1,45 @@
-// Attention of single queries over their own paged keys and values, read in place.
+// Causal attention over paged keys and values, read in place, on Intel AMX.
 //
-// Keys and values: [blocks, size, kv_heads, width] bf16. Sums and softmax in float32. A row's result depends on its own
-// context alone.
+// Keys and values: [blocks, size, kv_heads, width] bf16, size a multiple of 16. A tile has 16 columns: queries of one
+// sequence that share a KV head (the heads of its group, for one or more rows). Scores are computed transposed, keys by
+// columns, so that keys load straight from the cache and softmax needs no sums across lanes. Keys are taken in steps
+// aligned to their positions and a masked key adds an exact zero: a column's result depends on its own context alone,
+// not on what shares its tile or how a prompt was cut into chunks.
 
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
-int attention_init(void) { return !__builtin_cpu_supports("avx512bf16"); }
+#define COLUMNS 16
+#define STEP 32  // keys in a step of the product with the values
+#define MAX_WIDTH 256
 
-static inline __m512 bf16_to_float(const uint16_t *p) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+typedef struct {
+    int64_t row, rows, start, table;  // first row of the batch, rows, position of the first, offset into tables
+} Run;
+
+typedef struct {
+    int64_t heads, kv_heads, width, size, window;
+    float scale, softcap;
+    const uint16_t *q, *keys, *values;
+    const int64_t *tables;
+    uint16_t *out;
+} Job;
+
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t bytes_per_row[16];
+    uint8_t rows[16];
+} TileConfig;
+
+static void configure_tiles(void) {
+    TileConfig config = {.palette = 1};
+    for (int tile = 0; tile < 3; tile++) {
+        config.rows[tile] = 16;
+        config.bytes_per_row[tile] = 64;
+    }
+    _tile_loadconfig(&config);
 }
 
 // exp(x) for x <= 0: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' coefficients), within 2 ulp.
@@ -29,95 +58,186 @@ static inline __m512 exp_negative(__m512 x) {
     return _mm512_scalef_ps(p, n);
 }
 
-// scores [n] become weights that sum to 1; the array is padded to a multiple of 16.
-static void softmax(float *scores, int64_t n) {
-    const int64_t padded = (n + 15) / 16 * 16;
-    for (int64_t i = n; i < padded; i++) scores[i] = -INFINITY;
-    __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
-    for (int64_t i = 0; i < padded; i += 16) most = _mm512_max_ps(most, _mm512_loadu_ps(scores + i));
-    most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-    for (int64_t i = 0; i < padded; i += 16) {
-        __m512 x = _mm512_loadu_ps(scores + i);
-        __mmask16 real = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-INFINITY), _CMP_NEQ_UQ);
-        __m512 e = _mm512_maskz_mov_ps(real, exp_negative(_mm512_sub_ps(x, most)));
-        sum = _mm512_add_ps(sum, e);
-        _mm512_storeu_ps(scores + i, e);
-    }
-    __m512 scale = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
-    for (int64_t i = 0; i < padded; i += 16) _mm512_storeu_ps(scores + i, _mm512_mul_ps(_mm512_loadu_ps(scores + i), scale));
+static inline __m512 cap(__m512 x, float softcap) {
+    const __m512 limit = _mm512_set1_ps(softcap), one = _mm512_set1_ps(1.0f);
+    __m512 e = exp_negative(_mm512_mul_ps(_mm512_set1_ps(-2.0f), _mm512_abs_ps(_mm512_div_ps(x, limit))));
+    __m512 tanh = _mm512_div_ps(_mm512_sub_ps(one, e), _mm512_add_ps(one, e));
+    __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+    return _mm512_mul_ps(limit, _mm512_mask_sub_ps(tanh, negative, _mm512_setzero_ps(), tanh));
 }
 
-typedef struct {
-    const uint16_t *data;   // this layer's keys or values, at the head in question
-    const int64_t *blocks;  // of the sequence
-    int64_t size, token;    // tokens in a block; elements from a token to the next
-    int64_t first, end;     // positions
-} Context;
+static inline __m512i widen(const uint16_t *p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+}
 
-// scores [end - first] = scale * query . key.
-static void score(const Context *keys, const uint16_t *query, int64_t width, float scale, float *scores) {
-    __m512bh q[8];
-    for (int64_t d = 0; d < width / 32; d++) q[d] = (__m512bh)_mm512_loadu_si512(query + d * 32);
-    for (int64_t at = keys->first; at < keys->end;) {
-        const int64_t offset = at % keys->size, left = keys->size - offset;
-        const int64_t n = left < keys->end - at ? left : keys->end - at;
-        const uint16_t *k = keys->data + (keys->blocks[at / keys->size] * keys->size + offset) * keys->token;
-        for (int64_t i = 0; i < n; i++, k += keys->token) {
-            __m512 sum = _mm512_setzero_ps();
-            for (int64_t d = 0; d < width / 32; d++)
-                sum = _mm512_dpbf16_ps(sum, q[d], (__m512bh)_mm512_loadu_si512(k + d * 32));
-            *scores++ = scale * _mm512_reduce_add_ps(sum);
+static inline __m512i bf16_pair(__m512 even, __m512 odd) {
+    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even));
+    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(odd));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
+// 16 x 16 words of 32 bits, in place.
+static void transpose(__m512i *m) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(m[i], m[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(m[i], m[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        m[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        m[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        m[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        m[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(m[i], m[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(m[i], m[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(m[i + 8], m[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(m[i + 8], m[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        m[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        m[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        m[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        m[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+static inline const uint16_t *token(const Job *job, const Run *run, const uint16_t *data, int64_t kv, int64_t position) {
+    const int64_t block = job->tables[run->table + position / job->size];
+    return data + ((block * job->size + position % job->size) * job->kv_heads + kv) * job->width;
+}
+
+// scores [keys, 16] of the keys from `first` to `end`, a multiple of 16 apart.
+static void score(const Job *job, const Run *run, int64_t kv, const uint32_t *queries, int64_t first, int64_t end,
+                  float *scores) {
+    const int64_t stride = job->kv_heads * job->width * 2;
+    for (int64_t key = first; key < end; key += 16) {
+        const uint16_t *k = token(job, run, job->keys, kv, key);
+        _tile_zero(0);
+        for (int64_t d = 0; d < job->width / 32; d++) {
+            _tile_loadd(1, k + d * 32, stride);
+            _tile_loadd(2, queries + d * 256, 64);
+            _tile_dpbf16ps(0, 1, 2);
         }
-        at += n;
+        _tile_stored(0, scores + (key - first) * COLUMNS, 64);
     }
 }
 
-// out [64] bf16, a slice of the head: values weighted by weights [end - first].
-static void mix(const Context *values, const float *weights, uint16_t *out, int64_t width) {
-    __m512 sums[4];
-    for (int64_t d = 0; d < 4; d++) sums[d] = _mm512_setzero_ps();
-    for (int64_t at = values->first; at < values->end;) {
-        const int64_t offset = at % values->size, left = values->size - offset;
-        const int64_t n = left < values->end - at ? left : values->end - at;
-        const uint16_t *v = values->data + (values->blocks[at / values->size] * values->size + offset) * values->token;
-        for (int64_t i = 0; i < n; i++, v += values->token) {
-            const __m512 weight = _mm512_set1_ps(*weights++);
-            for (int64_t d = 0; d < 4; d++)
-                if (d * 16 < width) sums[d] = _mm512_fmadd_ps(weight, bf16_to_float(v + d * 16), sums[d]);
+// Scores become exponentials, as tiles [16 columns, STEP keys] bf16; returns each column's 1 / sum.
+static __m512 softmax(const Job *job, const int32_t *positions, int64_t first, int64_t end, float *scores,
+                      uint32_t *tiles) {
+    const __m512 nothing = _mm512_set1_ps(-INFINITY);
+    const __m512i last = _mm512_loadu_si512(positions);
+    const __m512i before = _mm512_sub_epi32(last, _mm512_set1_epi32((int32_t)job->window));
+    __m512 most = nothing, sum = _mm512_setzero_ps();
+    for (int64_t key = first; key < end; key++) {
+        float *at = scores + (key - first) * COLUMNS;
+        const __m512i here = _mm512_set1_epi32((int32_t)key);
+        __m512 x = _mm512_mul_ps(_mm512_loadu_ps(at), _mm512_set1_ps(job->scale));
+        if (job->softcap > 0) x = cap(x, job->softcap);
+        __mmask16 seen = _mm512_cmple_epi32_mask(here, last);
+        if (job->window) seen &= _mm512_cmpgt_epi32_mask(here, before);
+        x = _mm512_mask_mov_ps(nothing, seen, x);
+        most = _mm512_max_ps(most, x);
+        _mm512_storeu_ps(at, x);
+    }
+    for (int64_t key = first; key < end; key += STEP, tiles += 256) {
+        __m512i pairs[16];
+        for (int j = 0; j < 16; j++) {
+            __m512 e[2];
+            for (int i = 0; i < 2; i++) {
+                __m512 x = key + 2 * j < end ? _mm512_loadu_ps(scores + (key - first + 2 * j + i) * COLUMNS) : nothing;
+                __mmask16 seen = _mm512_cmp_ps_mask(x, nothing, _CMP_NEQ_UQ);
+                e[i] = _mm512_maskz_mov_ps(seen, exp_negative(_mm512_sub_ps(x, most)));
+                sum = _mm512_add_ps(sum, e[i]);
+            }
+            pairs[j] = bf16_pair(e[0], e[1]);
         }
-        at += n;
+        transpose(pairs);
+        for (int j = 0; j < 16; j++) _mm512_storeu_si512(tiles + j * 16, pairs[j]);
     }
-    for (int64_t d = 0; d * 16 < width; d++)
-        _mm256_storeu_si256((__m256i *)(out + d * 16), (__m256i)_mm512_cvtneps_pbh(sums[d]));
+    return _mm512_div_ps(_mm512_set1_ps(1.0f), sum);
 }
 
-// q and out [rows, heads, width] bf16; table [rows, columns] of blocks; last [rows]: the position of each query, the
-// last it sees; window: positions it sees, 0 for all. width a multiple of 32, at most 256. scratch: per thread,
-// `context` floats, a multiple of 16 and at least the longest context.
-void attend_rows(int64_t rows, int64_t heads, int64_t kv_heads, int64_t width, int64_t size, const uint16_t *q,
-                 const uint16_t *keys, const uint16_t *values, const int64_t *table, int64_t columns,
-                 const int64_t *last, int64_t window, float scale, uint16_t *out, float *scratch, int64_t context,
-                 int threads) {
+// result [16 columns, 16] = the tiles times 16 components of the values.
+static void mix(const Job *job, const Run *run, int64_t kv, int64_t component, int64_t first, int64_t end,
+                const uint32_t *tiles, float *result) {
+    const int64_t stride = job->kv_heads * job->width;
+    uint32_t pairs[256] __attribute__((aligned(64)));
+    _tile_zero(0);
+    for (int64_t key = first; key < end; key += STEP, tiles += 256) {
+        for (int half = 0; half < 2; half++) {
+            // Past the end the weights are 0, and any finite value will do.
+            const int64_t at = key + 16 * half < end ? key + 16 * half : key;
+            const uint16_t *v = token(job, run, job->values, kv, at) + component;
+            for (int j = 0; j < 8; j++, v += 2 * stride) {
+                __m512i pair = _mm512_or_si512(widen(v), _mm512_slli_epi32(widen(v + stride), 16));
+                _mm512_store_si512(pairs + (half * 8 + j) * 16, pair);
+            }
+        }
+        _tile_loadd(1, tiles, 64);
+        _tile_loadd(2, pairs, 64);
+        _tile_dpbf16ps(0, 1, 2);
+    }
+    _tile_stored(0, result, 64);
+}
+
+// Columns `first_column` to + 15 of a run: column c is head c % group of row c / group.
+static void attend_tile(const Job *job, const Run *run, int64_t kv, int64_t first_column, float *scores, uint32_t *tiles) {
+    const int64_t group = job->heads / job->kv_heads, words = job->width / 2;
+    const int64_t left = run->rows * group - first_column, columns = left < COLUMNS ? left : COLUMNS;
+    uint32_t queries[COLUMNS * MAX_WIDTH / 2] __attribute__((aligned(64)));
+    int32_t positions[COLUMNS];
+    int64_t heads[COLUMNS];
+    memset(queries, 0, COLUMNS * job->width * 2);
+    for (int64_t c = 0; c < COLUMNS; c++) {
+        const int64_t column = first_column + (c < columns ? c : 0), row = column / group;
+        positions[c] = (int32_t)(run->start + row);
+        heads[c] = ((run->row + row) * job->heads + kv * group + column % group) * job->width;
+        uint32_t query[MAX_WIDTH / 2];
+        memcpy(query, job->q + heads[c], job->width * 2);
+        for (int64_t w = 0; c < columns && w < words; w++) queries[w * COLUMNS + c] = query[w];
+    }
+    const int64_t earliest = positions[0] - job->window + 1;
+    const int64_t first = job->window && earliest > 0 ? earliest / STEP * STEP : 0;
+    const int64_t end = (positions[columns - 1] / 16 + 1) * 16;
+    score(job, run, kv, queries, first, end, scores);
+    float scale[COLUMNS], result[COLUMNS * 16] __attribute__((aligned(64)));
+    _mm512_storeu_ps(scale, softmax(job, positions, first, end, scores, tiles));
+    for (int64_t component = 0; component < job->width; component += 16) {
+        mix(job, run, kv, component, first, end, tiles, result);
+        for (int64_t c = 0; c < columns; c++) {
+            __m512 x = _mm512_mul_ps(_mm512_load_ps(result + c * 16), _mm512_set1_ps(scale[c]));
+            _mm256_storeu_si256((__m256i *)(job->out + heads[c] + component), (__m256i)_mm512_cvtneps_pbh(x));
+        }
+    }
+}
+
+// q and out [rows, heads, width] bf16; runs of rows that follow each other in one sequence, each with its blocks in
+// tables; window: positions a query sees, itself included, 0 for all; softcap: 0 for none. width a multiple of 32, at
+// most 256. scratch: per thread, 24 * `context` words of 32 bits, context a multiple of 32 and at least the longest.
+void attend(int64_t runs, const Run *run, int64_t heads, int64_t kv_heads, int64_t width, int64_t size,
+            const uint16_t *q, const uint16_t *keys, const uint16_t *values, const int64_t *tables, int64_t window,
+            float scale, float softcap, uint16_t *out, float *scratch, int64_t context, int threads) {
+    const Job job = {heads, kv_heads, width, size, window, scale, softcap, q, keys, values, tables, out};
     const int64_t group = heads / kv_heads;
+    int64_t units[runs + 1];
+    units[0] = 0;
+    for (int64_t i = 0; i < runs; i++) units[i + 1] = units[i] + kv_heads * ((run[i].rows * group + COLUMNS - 1) / COLUMNS);
 #pragma omp parallel num_threads(threads)
     {
         extern int omp_get_thread_num(void);
-        float *scores = scratch + omp_get_thread_num() * context;
+        float *scores = scratch + omp_get_thread_num() * context * 24;
+        uint32_t *tiles = (uint32_t *)(scores + context * COLUMNS);
+        configure_tiles();
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t unit = 0; unit < rows * kv_heads; unit++) {
-            const int64_t row = unit / kv_heads, kv = unit % kv_heads, end = last[row] + 1;
-            Context k = {keys + kv * width, table + row * columns, size, kv_heads * width,
-                         window && end > window ? end - window : 0, end};
-            Context v = k;
-            v.data = values + kv * width;
-            for (int64_t g = 0; g < group; g++) {
-                const int64_t head = (row * heads + kv * group + g) * width;
-                score(&k, q + head, width, scale, scores);
-                softmax(scores, k.end - k.first);
-                for (int64_t d = 0; d < width; d += 64, v.data += 64)
-                    mix(&v, scores, out + head + d, width - d < 64 ? width - d : 64);
-                v.data = values + kv * width;
-            }
+        for (int64_t unit = 0; unit < units[runs]; unit++) {
+            int64_t i = 0;
+            while (unit >= units[i + 1]) i++;
+            const int64_t part = unit - units[i];
+            attend_tile(&job, run + i, part % kv_heads, part / kv_heads * COLUMNS, scores, tiles);
         }
+        _tile_release();
     }
 }

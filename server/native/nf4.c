@@ -28,7 +28,7 @@ static const float NF4[16] = {
     0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
 
 // Asks the kernel for the tile registers; 0 if this process may use them.
-int nf4_init(void) {
+int amx_init(void) {
     if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("amx-bf16")) return 1;
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) ? 2 : 0;
 }

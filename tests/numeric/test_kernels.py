@@ -51,7 +51,7 @@ def test_fused_nf4_is_its_layers(rows: int) -> None:
 @needs_avx512_bf16
 def test_our_nf4_kernel_is_bitsandbytes_and_a_row_does_not_depend_on_the_others() -> None:
     kernels = native.load()
-    if kernels is None or not kernels.nf4:
+    if kernels is None or not kernels.amx:
         pytest.skip("no AMX, or no compiler")
     torch.manual_seed(0)
     fused = FusedNf4([nf4_layer(576, 192)[0]])
@@ -208,20 +208,19 @@ def test_paged_attention_equals_attention_over_the_whole_context(
     path: str, window: int | None, softcap: float | None, kv_heads: int, width: int
 ) -> None:
     torch.manual_seed(0)
-    heads, size = 4, 4
+    heads, size = 4, 16 if path == "kernel" else 4
     dtype = torch.float32 if path == "fp32" else BF16
     how = How(width**-0.5, window, softcap)
-    contexts = [(0, 1), (9, 1), (30, 1), (31, 1), (0, 6), (7, 5), (16, 4)]
-    cache = KvCache({0: (kv_heads, width)}, 64, size, torch.device("cpu"), dtype)
+    contexts = [(0, 1), (9, 1), (30, 1), (31, 1), (70, 1), (0, 6), (7, 5), (16, 4), (40, 33)]
+    cache = KvCache({0: (kv_heads, width)}, 128, size, torch.device("cpu"), dtype)
     if path == "kernel" and cache.kernels is None:
-        pytest.skip("no AVX512-BF16, or no compiler")
+        pytest.skip("no AMX, or no compiler")
     if path == "bf16":
         cache.kernels = None
-    blocks = torch.randperm(64).tolist()
+    blocks = torch.randperm(128).tolist()
     chunks, keys, values = [], [], []
     for i, (start, length) in enumerate(contexts):
-        sequence = Sequence(str(i), [1] * (start + (length if length > 1 else 0)), SamplingParams())
-        sequence.tokens += [1] * (start + length - len(sequence.tokens))
+        sequence = Sequence(str(i), [1] * (start + length), SamplingParams())
         sequence.blocks = [blocks.pop() for _ in range(-(-(start + length) // size))]
         k, v = torch.randn(2, start + length, kv_heads, width, dtype=dtype)
         for position in range(start):

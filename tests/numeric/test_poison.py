@@ -1,4 +1,4 @@
-"""One bad adapter fails its own requests, and only those."""
+"""What goes wrong fails its own requests, and only those."""
 
 import random
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from server.sequence import SamplingParams
+from server.sequence import Batch, SamplingParams
 from tests.numeric.drive import Drive, settings
 from tests.numeric.lab import Lab
 from tests.numeric.oracle import Mix, draw_requests
@@ -57,3 +57,26 @@ def test_bytes_that_are_gone_fail_alone(llama: Lab, tmp_path: Path) -> None:
     drive.serve(draw_requests(llama.oracle, [(), (("odd", 1.0),)], rng), rng)
     assert drive.failed.keys() == {lost}
     assert "could not be loaded" in drive.failed[lost]
+
+
+def test_a_failed_step_fails_what_was_in_it(llama: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that waited are served; three such steps in a row show in the health, and one good step heals it."""
+    drive = llama.drive(tmp_path, max_batch_sequences=2)
+    prompt = tuple(range(40, 50))
+    asked = [drive.submit((), prompt, GREEDY) for _ in range(7)]
+
+    def broken(batch: Batch) -> list[int | None]:
+        raise RuntimeError("the device is on fire")
+
+    with monkeypatch.context() as fault:
+        fault.setattr(drive.engine.runner, "run", broken)
+        for healthy in (True, True, False):
+            drive.step()
+            assert drive.engine.stats().healthy == healthy
+    while drive.open:
+        drive.step()
+    assert list(drive.failed) == asked[:6]
+    assert tuple(drive.tokens[asked[6]]) == llama.oracle.solo((), prompt, GREEDY.max_tokens).tokens
+    stats = drive.engine.stats()
+    assert stats.healthy
+    assert (stats.failed_steps, stats.running, stats.blocks_used) == (3, 0, 0)

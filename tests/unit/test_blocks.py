@@ -121,12 +121,3 @@ def test_keys_grow_with_the_tokens() -> None:
     chain_keys(again, SIZE)
     assert one.keys == again.keys
     assert len(one.keys) == 3
-
-
-def test_an_answer_is_not_found_as_a_prompt() -> None:
-    answered = Sequence("answered", [1, 2, 3], SamplingParams())
-    answered.tokens += [4, 5, 6]
-    asked = Sequence("asked", [1, 2, 3, 4, 5, 6], SamplingParams())
-    for sequence in (answered, asked):
-        chain_keys(sequence, SIZE)
-    assert [mine == theirs for mine, theirs in zip(answered.keys, asked.keys, strict=True)] == [True, False, False]
