@@ -1,9 +1,10 @@
 """Labs of the tiny models, made once per session."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from tests.numeric.lab import Lab, make_lab
 
@@ -18,3 +19,12 @@ def labs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Lab]:
 def llama(labs: Callable[[str], Lab]) -> Lab:
     """The lab for tests that need only one architecture."""
     return labs("llama")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Products this small take several times longer when two threads share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -16,6 +17,8 @@ from tests.numeric.drive import Drive, settings
 from tests.numeric.oracle import CLEAR, Oracle
 from tests.tiny import save_adapter, tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 REGISTERED = 2000
 SLOTS = 8
 CLIENTS = 24
@@ -23,10 +26,11 @@ REQUESTS = 2400
 WARM_UP = 800
 PATIENCE = 10.0
 """Seconds within which every request must end; alone it takes some milliseconds."""
-GROWTH = 16 << 20
-"""Bytes by which the process may grow after the warm-up: one leaked adapter per request would be 24 MiB."""
-HOST_GIB = 50 * 20e3 / 2**30
-"""Host memory for about fifty of these adapters."""
+ADAPTER_BYTES = 28 << 10
+"""What one of these adapters takes in host memory."""
+GROWTH = 12 << 20
+"""Bytes by which the process may grow after the warm-up. Seen: 1.3 MiB; a leak of what is loaded would make 30."""
+HOST_GIB = 50 * ADAPTER_BYTES / 2**30
 PROMPT = tuple(range(30, 50))
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 
@@ -94,7 +98,7 @@ def test_zipf_over_two_thousand(tmp_path: Path) -> None:
     assert not drive.failed
     assert grown < GROWTH, f"grew by {grown >> 20} MiB"
     assert len(stats.device) <= SLOTS
-    assert len(stats.host) < REGISTERED / 10
+    assert len(stats.host) <= 50
     assert stats.adapter_evictions > REQUESTS / 10
     assert len(set(owner.values())) > REGISTERED / 5
     _check_answers(drive, folders, owner)

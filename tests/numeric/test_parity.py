@@ -16,6 +16,8 @@ from tests.numeric.lab import Lab
 from tests.numeric.oracle import CLEAR, Mix, Request, draw_requests
 from tests.tiny import ARCHITECTURES
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MIXES: list[Mix] = [
     (("all", 0.7), ("patterns", 0.3)),
     (("one", 1.0), ("odd", 1.0), ("last", -0.5)),

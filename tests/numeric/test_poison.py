@@ -13,6 +13,8 @@ from tests.numeric.lab import Lab
 from tests.numeric.oracle import Mix, draw_requests
 from tests.tiny import save_adapter, tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BAD: Mix = (("bad", 1.0),)
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 

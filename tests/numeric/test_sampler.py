@@ -26,6 +26,8 @@ from tests.numeric.drive import Drive
 from tests.numeric.lab import Lab
 from tests.numeric.oracle import Mix
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ALL: Mix = (("all", 1.0),)
 PROMPT = tuple(range(60, 77))
 DRAWS = 2500

@@ -9,6 +9,8 @@ from server.sequence import Adapted, SamplingParams
 from tests.numeric.drive import Drive
 from tests.numeric.lab import Lab
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPT = tuple(range(70, 95))
 LONG, SHORT = 40, 8
 OLD, NEW = (("all", 1.0),), (("rslora", 1.0),)

@@ -16,6 +16,8 @@ from tests.numeric.lab import Lab
 from tests.numeric.oracle import Mix, Request, draw_requests
 from tests.tiny import tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DEADLINE = 60.0
 PROMPT = tuple(range(40, 60))
 

@@ -11,6 +11,8 @@ from tests.numeric.drive import Drive
 from tests.numeric.lab import Lab
 from tests.numeric.oracle import Mix
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPT = tuple(range(50, 61))
 PATIENCE = 20.0
 """Seconds; the wait is over after ``max_wait_seconds``, 0.05, and a few answers' time."""
