@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import psutil
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
@@ -84,7 +85,7 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(30, ge=0, description="time running requests get after SIGTERM")
     max_body_mib: float = Field(8, gt=0, description="largest request body")
-    threads: int | None = Field(None, ge=1, description="CPU threads for the model (unset: torch's choice)")
+    threads: int | None = Field(None, ge=1, description="CPU threads for the model (unset: the cores)")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
 
     def __init__(self, **values: Any) -> None:
@@ -115,6 +116,12 @@ class Settings(BaseSettings):
         if path is not None and not path.is_dir():
             raise ValueError(f"must be an existing folder (got {str(path)!r})")
         return path
+
+    @property
+    def cpu_threads(self) -> int:
+        """Threads for the model: ``threads``, or the physical cores this process may use."""
+        usable = len(os.sched_getaffinity(0))
+        return self.threads or min(psutil.cpu_count(logical=False) or usable, usable)
 
     @property
     def rank_columns(self) -> int:

@@ -104,8 +104,6 @@ class Engine:
         read: Callable[[AdapterId], AdapterWeights],
         deliver: Callable[[list[Event]], None],
     ) -> None:
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
         self.runner = Runner(base, settings)
         self.slots = SlotTable(settings.max_device_adapters, self.runner.pool.pages)
         self.scheduler = Scheduler(
@@ -128,8 +126,9 @@ class Engine:
         self._idle = True
         self._stopping = False
         self._dead = False
-        self._threads = torch.get_num_threads()
+        self._threads = settings.cpu_threads
         self._thread: threading.Thread | None = None
+        self._started = threading.Event()
         self._stats = EngineStats(blocks_total=self.runner.blocks)
 
     # For any thread
@@ -167,9 +166,15 @@ class Engine:
         return self._stats
 
     def start(self) -> None:
-        """Run the loop on a thread of its own."""
+        """Run the loop on a thread of its own, from then on the only one on which torch computes in parallel.
+
+        libgomp's threads wait actively only while there are no more of them, in teams of all callers together, than
+        processors. One more team, even an idle one, and every barrier is a system call: steps take half as long again.
+        """
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
+        self._started.wait()
+        torch.set_num_threads(1)  # for this thread, and the default of those to come
 
     def stop(self) -> None:
         """End the loop after the current step; what is left fails."""
@@ -203,7 +208,9 @@ class Engine:
             assert self.slots.pages_of(adapter) == self.runner.placed[adapter][0]
 
     def _loop(self) -> None:
-        torch.set_num_threads(self._threads)  # the setting is per thread
+        torch.set_num_threads(self._threads)
+        torch.get_num_threads()  # a thread takes its number at its first question, and the next line's reader changes it
+        self._started.set()
         try:
             while not self._stopping:
                 if self._idle:

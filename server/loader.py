@@ -26,7 +26,7 @@ class Loader:
         self._wake = wake
         self._cache: OrderedDict[AdapterId, PackedAdapter] = OrderedDict()
         self._bytes = 0
-        self._pending: set[AdapterId] = set()
+        self._pending: dict[AdapterId, Future[PackedAdapter]] = {}
         self._arrived: SimpleQueue[tuple[AdapterId, Future[PackedAdapter]]] = SimpleQueue()
         self._workers = ThreadPoolExecutor(WORKERS, "adapter-loader", initializer=torch.set_num_threads, initargs=(1,))
         self.host: frozenset[AdapterId] = frozenset()
@@ -43,8 +43,7 @@ class Loader:
         """Start loading unless it is under way."""
         if adapter in self._pending:
             return
-        self._pending.add(adapter)
-        future = self._workers.submit(self._load, adapter)
+        future = self._pending[adapter] = self._workers.submit(self._load, adapter)
         future.add_done_callback(lambda done: self._finished(adapter, done))
 
     def _finished(self, adapter: AdapterId, done: Future[PackedAdapter]) -> None:
@@ -56,9 +55,9 @@ class Loader:
         failures: dict[AdapterId, BaseException] = {}
         while not self._arrived.empty():
             adapter, done = self._arrived.get()
-            self._pending.discard(adapter)
-            if done.cancelled():
-                continue
+            if self._pending.get(adapter) is not done:
+                continue  # dropped since; whoever wants it now has asked again
+            del self._pending[adapter]
             error = done.exception()
             if error is not None:
                 failures[adapter] = error
@@ -75,7 +74,8 @@ class Loader:
         self.host = frozenset(self._cache)
 
     def drop(self, adapter: AdapterId) -> None:
-        """Forget an adapter if it is here."""
+        """Forget an adapter if it is here or on its way."""
+        self._pending.pop(adapter, None)
         packed = self._cache.pop(adapter, None)
         if packed is not None:
             self._bytes -= packed.nbytes

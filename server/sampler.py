@@ -17,6 +17,10 @@ CANDIDATES = 256
 """Rows with top-p or min-p look at this many tokens first; sorting the whole vocabulary is 100 times dearer."""
 
 
+GREEDY = 1e-5
+"""Temperatures below this one are taken for 0: divided by them, logits overflow."""
+
+
 def sample(logits: Tensor, sequences: Seq[Sequence]) -> list[int | None]:
     """One token id per row of ``logits`` [rows, vocabulary] float32, or None where a row is not finite.
 
@@ -30,7 +34,7 @@ def sample(logits: Tensor, sequences: Seq[Sequence]) -> list[int | None]:
     if adjusted:
         greedy[adjusted] = logits[adjusted].argmax(-1)
     tokens: list[int | None] = [token if ok else None for token, ok in zip(greedy.tolist(), finite, strict=True)]
-    drawn = [row for row, s in enumerate(sequences) if finite[row] and s.sampling.temperature > 0]
+    drawn = [row for row, s in enumerate(sequences) if finite[row] and s.sampling.temperature >= GREEDY]
     if drawn:
         params = [sequences[row].sampling for row in drawn]
         picks = draw(logits[drawn], params, [sequences[row].rng.random() for row in drawn])

@@ -9,6 +9,7 @@ import sys
 from time import monotonic
 from types import FrameType
 
+import torch
 import uvicorn
 
 from server.api.app import create_app
@@ -27,6 +28,7 @@ LINGER = 5
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then finish what runs. Raises ConfigError and BaseRejected before it listens."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    torch.set_num_threads(1)  # on this thread, for the reason Engine.start gives
     # Found out first: loading a base takes a while.
     listener = bind(settings.host, settings.port)
     with listener:
