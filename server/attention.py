@@ -3,8 +3,8 @@
 :data:`IMPLEMENTATION` is registered as an attention function. Models call it with the new tokens' queries, keys and
 values; what it does with them is up to the ``paged`` object that travels as a keyword argument: :class:`Probe` only
 records shapes, :class:`PagedBatch` writes keys and values into their blocks and attends over each sequence's own. On
-CPUs with AMX one kernel of ours takes all rows and gives each the same bits whatever is beside it; elsewhere rows of one
-token and longer chunks are padded products.
+CPUs with AMX one kernel of ours takes all rows and gives each the same bits whatever is beside it; elsewhere rows of
+one token and longer chunks are padded products.
 """
 
 from collections.abc import Sequence

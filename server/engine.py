@@ -209,7 +209,7 @@ class Engine:
 
     def _loop(self) -> None:
         torch.set_num_threads(self._threads)
-        torch.get_num_threads()  # a thread takes its number at its first question, and the next line's reader changes it
+        torch.get_num_threads()  # a thread takes its number at the first question, and start() changes it next
         self._started.set()
         try:
             while not self._stopping:
