@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
 import torch
@@ -182,8 +182,10 @@ class Engine:
         self._wake()
         if self._thread:
             self._thread.join()
-        self._fail_everything("The server is shutting down.")
-        self.loader.close()
+        try:
+            self._fail_everything("The server is shutting down.")
+        finally:
+            self.loader.close()
 
     # The engine's own thread
 
@@ -221,14 +223,24 @@ class Engine:
         except Exception:
             log.exception("The engine has stopped")
             self._dead = True
+            self._stats = replace(self._stats, healthy=False)
             self._fail_everything("The engine has stopped.")
 
     def _wait(self) -> None:
         """Sleep until a message comes; with sequences waiting for their age to count, only for a while."""
+        if not self.scheduler.waiting:
+            self._check_integrity()
         try:
             self._handle(self._inbox.get(timeout=0.05 if self.scheduler.waiting else None))
         except Empty:
             return
+
+    def _check_integrity(self) -> None:
+        """An idle engine has time to look whether anything leaked; a leak is a bug to report, not a reason to stop."""
+        try:
+            self.check()
+        except AssertionError:
+            log.exception("The engine's books do not add up")
 
     def _receive(self) -> None:
         while not self._inbox.empty():
@@ -263,7 +275,7 @@ class Engine:
             packed = self.loader.get(adapted.id)
             if packed is None:
                 ahead.add(adapted.id)
-                if len(ahead) > LOOKAHEAD:
+                if len(ahead) > min(LOOKAHEAD, self.loader.room):
                     break
                 self.loader.request(adapted.id)
                 continue
@@ -272,9 +284,13 @@ class Engine:
                 break
             for evicted in placement.evicted:
                 self.runner.evict(evicted)
-            self.runner.place(adapted.id, placement.pages, packed)
-            self._counters.adapter_loads += 1
             self._counters.adapter_evictions += len(placement.evicted)
+            try:
+                self.runner.place(adapted.id, placement.pages, packed)
+            except Exception as error:  # out of device memory, above all; whoever gets the pages overwrites them
+                self.slots.evict(adapted.id)
+                return events + self._fail_adapter(adapted.id, error)
+            self._counters.adapter_loads += 1
             budget -= 1
         return events
 

@@ -26,6 +26,7 @@ class Loader:
         self._wake = wake
         self._cache: OrderedDict[AdapterId, PackedAdapter] = OrderedDict()
         self._bytes = 0
+        self._largest = 0
         self._pending: dict[AdapterId, Future[PackedAdapter]] = {}
         self._arrived: SimpleQueue[tuple[AdapterId, Future[PackedAdapter]]] = SimpleQueue()
         self._workers = ThreadPoolExecutor(WORKERS, "adapter-loader", initializer=torch.set_num_threads, initargs=(1,))
@@ -38,6 +39,11 @@ class Loader:
         if packed is not None:
             self._cache.move_to_end(adapter)
         return packed
+
+    @property
+    def room(self) -> int:
+        """How many adapters like the largest seen the cache can hold, at least 1: to load more ahead would thrash."""
+        return max(1, self._capacity // self._largest) if self._largest else 1
 
     def request(self, adapter: AdapterId) -> None:
         """Start loading unless it is under way."""
@@ -69,6 +75,7 @@ class Loader:
         self.drop(adapter)
         self._cache[adapter] = packed
         self._bytes += packed.nbytes
+        self._largest = max(self._largest, packed.nbytes)
         while self._bytes > self._capacity and len(self._cache) > 1:
             self.drop(next(iter(self._cache)))
         self.host = frozenset(self._cache)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -91,9 +92,20 @@ def _last_rows(batch: Batch) -> list[int]:
     return rows
 
 
+def _free_memory(device: torch.device) -> int:
+    """Bytes that can be had on the device now."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
 def _block_count(shapes: dict[int, tuple[int, int]], base: Base, settings: Settings) -> int:
     size = settings.block_size
-    blocks = int(settings.kv_memory_gib * 2**30) // KvCache.block_bytes(shapes, size, base.dtype)
+    memory = settings.kv_memory_gib * 2**30
+    free = _free_memory(base.device)
+    if memory > free:
+        raise ConfigError(
+            f"--kv-memory-gib: {settings.kv_memory_gib} GiB is more than the {free / 2**30:.1f} GiB the device has left"
+        )
+    blocks = int(memory) // KvCache.block_bytes(shapes, size, base.dtype)
     if blocks * size < base.max_model_len:
         raise ConfigError(
             f"--kv-memory-gib: {settings.kv_memory_gib} GiB hold {blocks * size} tokens, fewer than one context of "

@@ -75,7 +75,7 @@ def draw(logits: Tensor, params: Seq[SamplingParams], uniforms: Seq[float]) -> l
     if plain:
         for row, token in zip(plain, _invert(probs[plain], u[plain]).tolist(), strict=True):
             tokens[row] = token
-    width = max([CANDIDATES, *(params[row].top_k for row in cut)])
+    width = CANDIDATES
     while cut:
         width = min(width, probs.shape[-1])
         picked, covered = _draw_cut(probs[cut], [params[row] for row in cut], u[cut], width)
@@ -89,13 +89,15 @@ def draw(logits: Tensor, params: Seq[SamplingParams], uniforms: Seq[float]) -> l
 def _draw_cut(probs: Tensor, params: Seq[SamplingParams], u: Tensor, width: int) -> tuple[list[int], list[bool]]:
     """Draw among the ``width`` likeliest tokens of each row, and say whether those hold all that the cuts keep."""
     p, ids = probs.topk(width, dim=-1)
-    top_k = _column(p, [q.top_k or probs.shape[-1] for q in params])
+    everything = probs.shape[-1]
+    top_k = _column(p, [min(q.top_k or everything, everything) for q in params])
     top_p = _column(p, [q.top_p for q in params])
     min_p = _column(p, [q.min_p for q in params])
     p = p.masked_fill(torch.arange(width, device=p.device) >= top_k, 0)
     below = p.cumsum(-1)
     mass = torch.where(top_k <= width, below[:, -1:], 1.0)
-    covered = (top_k <= width) | (below[:, -1:] >= top_p) & (top_p < 1) | (p[:, -1:] < min_p * p[:, :1])
+    enough = (below[:, -1:] >= top_p) & (top_p < 1) | (p[:, -1:] < min_p * p[:, :1])
+    covered = (top_k <= width) | (top_k == everything) & enough
     kept = p.masked_fill((below - p >= top_p * mass) & (top_p < 1) | (p < min_p * p[:, :1]), 0)
     picked = ids.gather(-1, _invert(kept, u).unsqueeze(-1)).squeeze(-1)
     return picked.tolist(), covered.squeeze(-1).tolist()

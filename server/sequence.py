@@ -93,7 +93,8 @@ class Sequence:
     def __post_init__(self) -> None:
         self.adaptation = tuple(sorted(self.adaptation, key=lambda adapted: adapted.id))
         self.prompt_length = len(self.tokens)
-        self.rng = random.Random(self.sampling.seed)
+        seed = self.sampling.seed
+        self.rng = random.Random(None if seed is None else str(seed))  # of an int it would drop the sign
 
     @property
     def output_length(self) -> int:

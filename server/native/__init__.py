@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -55,6 +56,7 @@ class Kernels:
 
         Weights and scales are in bitsandbytes' CPU layout (:class:`server.linear.FusedNf4`).
         """
+        x = x.contiguous()  # kept in a name: a pointer alone does not keep a copy alive
         rows, features = x.shape
         padded = -(-rows // TILE_ROWS) * TILE_ROWS
         if padded != rows:
@@ -62,9 +64,7 @@ class Kernels:
         out = torch.empty(rows, weight.shape[0], dtype=torch.bfloat16)
         threads = torch.get_num_threads()
         scratch = torch.empty(threads * padded * 32)
-        self._lib.nf4_matmul(
-            rows, weight.shape[0], features, *_pointers([x.contiguous(), weight, absmax, out, scratch]), threads
-        )
+        self._lib.nf4_matmul(rows, weight.shape[0], features, *_pointers([x, weight, absmax, out, scratch]), threads)
         return out
 
     def lora_rows(
@@ -158,20 +158,26 @@ def _pointers(tensors: Sequence[Tensor]) -> list[int]:
 @cache
 def load() -> Kernels | None:
     """The kernels, compiled if this source was not compiled here before; None, said in the log, where that fails."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        log.warning("No C compiler: the base runs on bitsandbytes' own CPU kernel, which is slower on some processors.")
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if not compiler or shutil.which(compiler[0]) is None:
+        log.warning("No C compiler: the kernels of bitsandbytes and torch are used, which are slower on CPUs with AMX.")
         return None
     try:
-        return Kernels(_compiled(compiler))
-    except (OSError, subprocess.CalledProcessError) as error:
+        library = _library(compiler)
+        try:
+            return Kernels(library)
+        except OSError:  # damaged, by a crash while it was written
+            library.unlink()
+            return Kernels(_library(compiler))
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", None) or error
-        log.warning("The C kernels could not be built, bitsandbytes' own are used: %s", detail)
+        log.warning("The C kernels could not be built, those of bitsandbytes and torch are used: %s", detail)
         return None
 
 
-def _compiled(compiler: str) -> Path:
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
+def _library(compiler: list[str]) -> Path:
+    """The compiled library, built unless it is here."""
+    version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True).stdout
     parts = [version.encode(), *(source.read_bytes() for source in SOURCES), *(flag.encode() for flag in FLAGS)]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manylora"
     library = folder / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
@@ -179,7 +185,9 @@ def _compiled(compiler: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             made = Path(work) / library.name
-            command = [compiler, *FLAGS, "-o", str(made), *map(str, SOURCES), "-lm"]
+            command = [*compiler, *FLAGS, "-o", str(made), *map(str, SOURCES), "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True)
+            with made.open("rb") as written:
+                os.fsync(written.fileno())
             made.rename(library)
     return library

@@ -44,7 +44,7 @@ static void configure_tiles(void) {
 
 // exp(x) for x <= 0: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' coefficients), within 2 ulp.
 static inline __m512 exp_negative(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+    x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x);  // in this order a NaN stays one
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
@@ -139,7 +139,7 @@ static __m512 softmax(const Job *job, const int32_t *positions, int64_t first, i
         __mmask16 seen = _mm512_cmple_epi32_mask(here, last);
         if (job->window) seen &= _mm512_cmpgt_epi32_mask(here, before);
         x = _mm512_mask_mov_ps(nothing, seen, x);
-        most = _mm512_max_ps(most, x);
+        most = _mm512_max_ps(x, most);
         _mm512_storeu_ps(at, x);
     }
     for (int64_t key = first; key < end; key += STEP, tiles += 256) {

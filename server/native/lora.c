@@ -1,4 +1,4 @@
-// LoRA for rows of one token each: every row has its own adapters, each page of columns is read once.
+// LoRA for the rows of a batch: every row has its own adapters, and rows that share a page read it together.
 //
 // Pages as in server/slots.py: A is [pages, members, 8, in] and B, for each member, [pages, 8, out], both bf16; B carries
 // the scaling. A use says that a row takes a page with a weight; uses are sorted by page. Sums are float32 throughout; a

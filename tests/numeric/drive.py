@@ -125,6 +125,7 @@ class Drive:
         assert not stats.waiting_adapters
         assert stats.healthy
         assert stats.failed_steps == 0
+        assert not self.engine._live, "ended sequences still count against the queue"
 
     def serve(self, requests: Iterable[Request], rng: random.Random, *, abort: float = 0.0) -> None:
         """Submit ``requests`` at random moments, then demand that each has its oracle's answer.

@@ -1,5 +1,6 @@
 """Each fast path against the plain one beside it."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 
 import pytest
@@ -261,3 +262,40 @@ def test_fused_attention_equals_its_definition_with_capped_scores_off() -> None:
     mask = torch.zeros(2, 1, 1, 40).masked_fill_(torch.arange(40) > 30, -torch.inf)
     how = How(0.25)
     torch.testing.assert_close(attend(q, k, v, mask, how), attend_reference(q, k, v, mask, how), rtol=1e-4, atol=1e-5)
+
+
+def test_the_attention_kernel_lets_no_nan_disappear() -> None:
+    """A key that is not finite must spoil the rows that see it, so that their request fails instead of lying."""
+    cache = KvCache({0: (2, 64)}, 4, 16, torch.device("cpu"), BF16)
+    if cache.kernels is None:
+        pytest.skip("no AMX, or no compiler")
+    for bad in (torch.nan, torch.inf):
+        sequence = Sequence("s", [1] * 20, SamplingParams())
+        sequence.blocks = [0, 1]
+        batch = PagedBatch(Batch((Chunk(sequence, 0, 20),)), cache, torch.device("cpu"), BF16)
+        q, k, v = (torch.ones(20, heads, 64, dtype=BF16) for heads in (4, 2, 2))
+        k[4] = bad
+        k[4, :, ::2] *= -1
+        out = batch.attend(0, q, k, v, How(0.125))
+        assert out[:4].isfinite().all()
+        assert not out[4:].isfinite().any()
+
+
+def test_strided_input_to_the_nf4_kernel() -> None:
+    kernels = native.load()
+    if kernels is None or not kernels.amx:
+        pytest.skip("no AMX, or no compiler")
+    fused = FusedNf4([nf4_layer(128, 64)[0]])
+    wide = torch.randn(16, 256, dtype=BF16)
+    strided = wide[:, :128]
+    expected = kernels.nf4_matmul(strided.clone(), fused.weight, fused.absmax)
+    assert torch.equal(kernels.nf4_matmul(strided, fused.weight, fused.absmax), expected)
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """Kernels that share scratch memory by mistake are right on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -82,3 +82,44 @@ def test_a_failed_step_fails_what_was_in_it(llama: Lab, tmp_path: Path, monkeypa
     stats = drive.engine.stats()
     assert stats.healthy
     assert (stats.failed_steps, stats.running, stats.blocks_used) == (3, 0, 0)
+
+
+def test_no_memory_for_an_adapter_fails_it_alone(llama: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drive = llama.drive(tmp_path)
+    running = drive.submit((), (5, 6, 7), GREEDY)
+    drive.step()
+
+    def full(*shape: int) -> None:
+        raise MemoryError(f"no room for {shape}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(drive.engine.runner.pool, "empty", full)
+        refused = drive.submit((("all", 1.0),), (1, 2, 3), GREEDY)
+        drive.run()
+    assert drive.failed.keys() == {refused}
+    assert tuple(drive.tokens[running]) == llama.oracle.solo((), (5, 6, 7), 12).tokens
+    served = drive.submit((("all", 1.0),), (1, 2, 3), GREEDY)
+    drive.run()
+    assert tuple(drive.tokens[served]) == llama.oracle.solo((("all", 1.0),), (1, 2, 3), 12).tokens
+
+
+def test_a_forward_that_breaks_halfway_leaves_nothing_in_the_layers(
+    llama: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that share an input remember it within a step; a broken step must not answer for the next."""
+    drive = llama.drive(tmp_path)
+    up = drive.engine.runner.base.model.get_submodule("model.layers.0.mlp.up_proj")
+
+    def breaks(*_: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(up, "forward", breaks)
+        lost = drive.submit((), (1, 2, 3), GREEDY)
+        while drive.open:
+            drive.step()
+    assert drive.failed.keys() == {lost}
+    again = drive.submit((("all", 1.0),), (9, 2, 3), GREEDY)
+    while drive.open:
+        drive.step()
+    assert tuple(drive.tokens[again]) == llama.oracle.solo((("all", 1.0),), (9, 2, 3), 12).tokens
