@@ -17,7 +17,7 @@ usage: manylora COMMAND [OPTIONS]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 1 for a failure, 2 for an option that cannot work."""
+    """Run one command; the exit status is 0, 1 for a failure, 2 for a bad option, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     command, options = (words[0], words[1:]) if words else ("--help", [])
     try:
@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"manylora: {line}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def serve(options: Sequence[str]) -> int:

@@ -150,8 +150,10 @@ class _Patterns:
             match = self._match(r".*?\.[^.]*", layer, after=_INDEX)
             return int(match["index"]) if match else None
         for container in [containers] if isinstance(containers, str) else containers:
-            if match := self._match(container, layer, before=r"(?:.*?\.)?", after=_INDEX):
-                return int(match["index"])
+            match = self._match(container, layer, before=r"(?:(?:^|.*?\.)", after=r"\.(?P<index>\d+)\.).*")
+            if match:
+                # In a pattern such as "layers|h", the alternative that matched may have no index.
+                return int(match["index"]) if match["index"] else None
         return None
 
     def lookup(self, by_pattern: Mapping[str, _Value], layer: str, default: _Value) -> _Value:

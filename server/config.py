@@ -22,7 +22,10 @@ RANK_STEP = 8
 def default_data() -> Path:
     """Where bases and adapters are kept unless told otherwise: ``manylora`` in the user's data folder (XDG)."""
     home = os.environ.get("XDG_DATA_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "share") / "manylora"
+    try:
+        return (Path(home) if home else Path.home() / ".local" / "share") / "manylora"
+    except RuntimeError as error:
+        raise ConfigError("--data: this user has no home folder; say where to keep data") from error
 
 
 def _pairs(value: object) -> object:
@@ -38,6 +41,14 @@ def _pairs(value: object) -> object:
             raise ValueError(f"the name {name!r} is given twice")
         pairs[name] = path
     return pairs
+
+
+def _expanded(path: Path) -> Path:
+    """``path`` with ``~`` resolved."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{str(path)!r} names a home folder that is not known") from error
 
 
 class Settings(BaseSettings):
@@ -68,13 +79,15 @@ class Settings(BaseSettings):
         default={}, description="NAME=PATH of an adapter to register at start; may be repeated"
     )
     adapter_root: Path | None = Field(None, description="folder under which POST /v1/adapters may name paths")
-    max_device_adapters: int = Field(16, ge=1, description="adapters on the device at once")
-    host_cache_gib: float = Field(1.0, ge=0, description="host memory for adapters that are not on the device")
+    max_device_adapters: int = Field(16, ge=1, le=65536, description="adapters on the device at once")
+    host_cache_gib: float = Field(
+        1.0, ge=0, le=2**20, description="host memory for adapters that are not on the device"
+    )
     max_rank: int = Field(256, ge=1, le=256, description="largest adapter rank accepted")
     device_ranks: int | None = Field(
         None, ge=1, description="rank columns on the device in all (unset: 16 for each device adapter)"
     )
-    kv_memory_gib: float = Field(1.0, gt=0, description="memory for keys and values")
+    kv_memory_gib: float = Field(1.0, gt=0, le=2**20, description="memory for keys and values")
     block_size: int = Field(16, ge=1, le=1024, description="tokens in a block of keys and values")
     max_batch_sequences: int = Field(32, ge=1, description="sequences that run at once")
     max_batch_tokens: int = Field(256, ge=1, description="tokens in one step")
@@ -84,7 +97,7 @@ class Settings(BaseSettings):
         2.0, ge=0, description="age at which a request passed over for lack of an adapter slot gets the next one"
     )
     drain_seconds: float = Field(30, ge=0, description="time running requests get after SIGTERM")
-    max_body_mib: float = Field(8, gt=0, description="largest request body")
+    max_body_mib: float = Field(2, gt=0, description="largest request body")
     threads: int | None = Field(None, ge=1, description="CPU threads for the model (unset: the cores)")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
 
@@ -105,10 +118,23 @@ class Settings(BaseSettings):
             raise ValueError(f"must be at least --max-rank, {max_rank} (got {ranks})")
         return ranks
 
+    @field_validator("data", "adapter_root", mode="before")
+    @classmethod
+    def _named(cls, path: object) -> object:
+        # Path("") is the working directory, which an unset variable in a script would then open.
+        if path == "":
+            raise ValueError("must not be empty")
+        return path
+
     @field_validator("data", "adapter_root")
     @classmethod
-    def _expand(cls, path: Path | None) -> Path | None:
-        return path and path.expanduser().absolute()
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path and _expanded(path).absolute()
+
+    @field_validator("adapter")
+    @classmethod
+    def _adapters_expanded(cls, adapters: dict[str, Path]) -> dict[str, Path]:
+        return {name: _expanded(path) for name, path in adapters.items()}
 
     @field_validator("adapter_root")
     @classmethod
@@ -135,7 +161,13 @@ def read_settings(argv: Sequence[str], command: str = "serve") -> Settings:
 
     Prints the help and exits on ``--help``. Raises :class:`~server.errors.ConfigError`, one line per error.
     """
-    return Settings(_cli_parse_args=list(argv), _cli_prog_name=f"manylora {command}")
+    settings = Settings(_cli_parse_args=list(argv), _cli_prog_name=f"manylora {command}")
+    prefix = Settings.model_config["env_prefix"]
+    known = {f"{prefix}{field}".upper() for field in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known)
+    if unknown:
+        raise ConfigError("\n".join(f"{name}: there is no such option" for name in unknown))
+    return settings
 
 
 def flag(field: str) -> str:

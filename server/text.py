@@ -1,6 +1,7 @@
 """Text and tokens: chat template, prompts, incremental decoding, stop strings."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
@@ -19,9 +20,13 @@ WINDOW = 64
 class Codec:
     """A base's tokenizer. Any thread may use it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
-        """``vocabulary`` is the number of token ids the model knows, which may be more than the tokenizer has."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, context: int | None = None) -> None:
+        """``vocabulary`` is the number of token ids the model knows, which may be more than the tokenizer has.
+
+        Text that cannot fit ``context`` tokens is refused before it is encoded.
+        """
         self.vocabulary = vocabulary
+        self._context = context
         self.backend: Tokenizer = tokenizer.backend_tokenizer
         # A tokenizer's file may ask for both; either would change prompts without a word.
         self.backend.no_truncation()
@@ -31,6 +36,8 @@ class Codec:
         self.silent = frozenset(unknown).union(token for token, content in added.items() if content.special)
         """Token ids without text."""
         self._tokenizer = tokenizer
+        self._longest_token = max(map(len, self.backend.get_vocab()))
+        """Characters."""
 
     @property
     def chats(self) -> bool:
@@ -42,20 +49,31 @@ class Codec:
         if not self.chats:
             raise InvalidRequest("This model has no chat template; use /v1/completions.", param="messages")
         try:
-            text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            text: Any = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except (TemplateError, ValueError) as error:
             raise InvalidRequest(f"The chat template refuses these messages: {error}", param="messages") from error
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
-        return _not_empty(ids, "messages")
+        return self._encode(text, "messages", special=False)
 
     def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a plain prompt; ids are taken as they are if the model knows them."""
         if isinstance(prompt, str):
-            return _not_empty(self.backend.encode(prompt).ids, "prompt")
+            return self._encode(prompt, "prompt", special=True)
         for token in prompt:
             if not 0 <= token < self.vocabulary:
                 raise InvalidRequest(f"Token ids are 0 to {self.vocabulary - 1}; {token} is not.", param="prompt")
         return _not_empty(list(prompt), "prompt")
+
+    def _encode(self, text: str, param: str, *, special: bool) -> list[int]:
+        if self._context is not None and len(text) > self._context * self._longest_token:
+            raise InvalidRequest(
+                f"This model's maximum context length is {self._context} tokens. However, your prompt has {len(text)} "
+                "characters, which are more tokens than that.",
+                param=param,
+                code="context_length_exceeded",
+            )
+        # Unlike encode, encode_batch lets other threads run meanwhile.
+        ids: list[int] = self.backend.encode_batch([text], add_special_tokens=special)[0].ids
+        return _not_empty(ids, param)
 
 
 def _not_empty(ids: list[int], param: str) -> list[int]:

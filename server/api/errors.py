@@ -38,6 +38,9 @@ STATUS: Mapping[type[Exception], int] = {
 RETRY_AFTER: Mapping[int, str] = {429: "1", 503: "5"}
 """Status -> when to come again, in seconds."""
 
+LONGEST_ECHO = 80
+"""Characters of a caller's key that are told back to it."""
+
 PARAMS: Mapping[type[Exception], str] = {AdapterNameError: "name", AdapterRejected: "path", UnknownAdapter: "adapter"}
 """The field at fault, for errors that do not know of requests."""
 
@@ -104,7 +107,7 @@ async def _invalid(request: Request, error: Exception) -> Json:
     """The first thing that is wrong with the request's fields."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"][1:]]
+    place = [str(part)[:LONGEST_ECHO] for part in first["loc"][1:]]
     message, code = first["msg"], None
     match first["type"]:
         case "json_invalid":
@@ -115,7 +118,8 @@ async def _invalid(request: Request, error: Exception) -> Json:
             message = "The body must be a JSON object, sent with `Content-Type: application/json`."
         case "unserved":
             place, code = [*place, first["ctx"]["field"]], "unsupported_parameter"
-        case "extra_forbidden":
+        case "unknown":
+            place = [*place, str(first["ctx"]["field"])[:LONGEST_ECHO]]
             message, code = f"Unknown field `{'.'.join(place)}`.", "unknown_parameter"
         case _:
             message = f"{message.removeprefix('Value error, ')} (in `{'.'.join(place)}`)."

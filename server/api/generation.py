@@ -5,7 +5,7 @@ from time import monotonic
 
 from server.api.mix import Mix
 from server.api.service import Service
-from server.errors import EngineError
+from server.errors import Draining, EngineError
 from server.sequence import Event, Failed, FinishReason, Sequence, Token
 from server.text import Detokenizer, StopStrings
 
@@ -37,7 +37,8 @@ class Generation:
     async def read(self) -> str:
         """The text that has come since the last call; waits for at least one step. May be empty.
 
-        ``finish`` is set with the last. Raises EngineError where the engine gave up on the request.
+        ``finish`` is set with the last. Raises EngineError where the engine gave up on the request, and
+        Draining where it did so because the server ends.
         """
         events = await self._inbox.take()
         before = self.output_tokens
@@ -66,6 +67,8 @@ class Generation:
             return ""
         if isinstance(event, Failed):
             self._in_engine = False
+            if self._service.switchboard.draining:
+                raise Draining(event.message, code="draining")
             raise EngineError(event.message)
         self.output_tokens += 1
         self.cached_tokens = event.cached

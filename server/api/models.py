@@ -13,6 +13,7 @@ router = APIRouter(prefix="/v1")
 
 
 @router.get("/models")
+@router.head("/models", include_in_schema=False)
 async def list_models(
     service: Served, after: str | None = None, limit: Annotated[int | None, Query(ge=1)] = None
 ) -> dict[str, Any]:

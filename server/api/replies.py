@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.api.errors import Json, error_body
 from server.api.generation import Generation
-from server.errors import EngineError
+from server.errors import Draining, EngineError
 
 DONE = b"data: [DONE]\n\n"
 _PLACE = "\0text\0"
@@ -144,7 +144,7 @@ class StreamReply(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             await self._write_events(text, send)
-        except EngineError as error:
+        except (EngineError, Draining) as error:
             await self._send(_event(error_body(error)[1]), send)
         await send({"type": "http.response.body", "body": b""})
 

@@ -20,6 +20,8 @@ from pydantic_core import PydanticCustomError
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 512
 MAX_MIX = 16
+MAX_MESSAGES = 4096
+MAX_BIAS = 4096
 INT64 = 2**63
 
 HARMLESS = frozenset(
@@ -83,6 +85,17 @@ class Schema(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: object) -> object:
+        """Ends at the first unknown field: pydantic would build an error for each of a million."""
+        for field in data if isinstance(data, dict) else ():
+            if field not in cls.model_fields:
+                # Half a surrogate pair is a field's name in JSON, but pydantic cannot carry it.
+                name = str(field).encode(errors="backslashreplace").decode()
+                raise PydanticCustomError("unknown", "Unknown field.", {"field": name})
+        return data
+
 
 class MixEntry(Schema):
     """One adapter of a mix, by name."""
@@ -98,6 +111,20 @@ def _mix(value: object) -> object:
 
 def _stops(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+def _few_messages(value: object) -> object:
+    """Counted before any is looked at."""
+    if isinstance(value, list) and len(value) > MAX_MESSAGES:
+        raise ValueError(f"must have at most {MAX_MESSAGES} messages (got {len(value)})")
+    return value
+
+
+def _few_biases(value: object) -> object:
+    """Counted before any is looked at."""
+    if isinstance(value, dict) and len(value) > MAX_BIAS:
+        raise ValueError(f"must have at most {MAX_BIAS} tokens (got {len(value)})")
+    return value
 
 
 def _joined(value: object) -> object:
@@ -160,7 +187,7 @@ class GenerationRequest(Schema):
     unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSERVED
 
     model: Name | None = None
-    adapter: Annotated[list[MixEntry], Field(max_length=MAX_MIX), BeforeValidator(_mix)] | None = None
+    adapter: Annotated[list[MixEntry], Field(max_length=MAX_MIX, fail_fast=True), BeforeValidator(_mix)] | None = None
     max_tokens: int | None = Field(None, ge=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -169,14 +196,16 @@ class GenerationRequest(Schema):
     top_k: int | None = Field(None, ge=-1, lt=INT64)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-INT64, lt=INT64)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_few_biases)] | None = (
+        None
+    )
     stop: (
         Annotated[
             list[Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]],
-            Field(max_length=MAX_STOPS),
+            Field(max_length=MAX_STOPS, fail_fast=True),
             BeforeValidator(_stops),
         ]
         | None
@@ -197,7 +226,7 @@ class GenerationRequest(Schema):
 class ChatRequest(GenerationRequest):
     """``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(_few_messages)]
     max_completion_tokens: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import shlex
 import signal
 import socket
 import sys
@@ -71,7 +72,7 @@ def welcome(service: Service, listener: socket.socket) -> str:
         path, body["messages"] = "chat/completions", [{"role": "user", "content": "What is the capital of France?"}]
     else:
         path, body["prompt"] = "completions", "The capital of France is"
-    curl = f"curl {url}/v1/{path} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    curl = f"curl {url}/v1/{path} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
     return f"serving {service.base.name} on {url}; try\n{curl}"
 
 

@@ -49,7 +49,6 @@ def open_service(base: Base, settings: Settings) -> Service:
     Raises ConfigError for an adapter that is refused, and for a data folder that is in use.
     """
     folder = settings.data / "adapters"
-    folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder)
     store = AdapterStore(folder, base.layout, settings.max_rank)
     # Names live in memory, so what an earlier run left on disk has none.
@@ -58,7 +57,7 @@ def open_service(base: Base, settings: Settings) -> Service:
     engine = Engine(base, settings, store.read, switchboard.deliver)
     registry = Registry(store, reserved=frozenset({base.name}), on_unused=engine.forget)
     _register(registry, settings.adapter)
-    codec = Codec(base.tokenizer, base.model.config.get_text_config().vocab_size)
+    codec = Codec(base.tokenizer, base.model.config.get_text_config().vocab_size, base.max_model_len)
     metrics = Metrics(base.name, settings.max_device_adapters, engine.stats, registry.list)
     return Service(base, settings, codec, engine, registry, switchboard, metrics, lock)
 
@@ -66,9 +65,12 @@ def open_service(base: Base, settings: Settings) -> Service:
 def _lock(folder: Path) -> FileLock:
     lock = FileLock(folder / ".lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ConfigError(f"--data: another server keeps its adapters in {folder}; give this one its own") from error
+    except OSError as error:
+        raise ConfigError(f"--data: {folder} cannot be written: {error.strerror or error}") from error
     return lock
 
 

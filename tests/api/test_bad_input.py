@@ -27,6 +27,10 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"seed": 2**63}, "seed"),
     ({"seed": "x"}, "seed"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"repetition_penalty": 0.009}, "repetition_penalty"),
+    ({"logit_bias": {str(token): 1 for token in range(4097)}}, "logit_bias"),
+    ({"x" * 1000: 1}, "x" * 80),
+    ({str(field): 1 for field in range(10_000)}, "0"),
     ({"presence_penalty": 2.5}, "presence_penalty"),
     ({"frequency_penalty": -2.5}, "frequency_penalty"),
     ({"max_tokens": 0}, "max_tokens"),
@@ -90,6 +94,8 @@ OF_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
 OF_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
+    ({"messages": [5] * 4097}, "messages"),
+    ({"messages": [5] * 4096}, "messages.0"),
     ({"messages": [{"role": "user"}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
@@ -196,6 +202,13 @@ def test_more_than_the_context(live: Live, stream: bool) -> None:
         error = refused(live, live.http.post(path, json={**fields, "stream": stream}), 400, param)
         assert error["message"].startswith("This model's maximum context length is 256 tokens.")
         assert error["code"] == "context_length_exceeded"
+
+
+def test_a_text_too_long_for_any_tokens_is_not_encoded(live: Live) -> None:
+    long = "x" * 20_000
+    error = refused(live, live.http.post(COMPLETIONS, json={"prompt": long}), 400, "prompt")
+    assert error["message"].startswith("This model's maximum context length is 256 tokens. However, your prompt has")
+    assert error["code"] == "context_length_exceeded"
 
 
 def test_a_body_larger_than_allowed(live: Live) -> None:

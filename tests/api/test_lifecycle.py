@@ -1,9 +1,12 @@
 """How requests end before their time, and how the server does."""
 
 import asyncio
+import dataclasses
 import json
+import shlex
 import socket
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -171,6 +174,28 @@ def test_what_has_not_ended_in_time_is_told_so(tmp_path: Path) -> None:
         wait_for(lambda: not live.thread.is_alive())
 
 
+def test_a_whole_answer_that_has_not_ended_in_time_is_503(tmp_path: Path) -> None:
+    service = tiny_service(tmp_path, enduring_model(), drain_seconds=0)
+    with running(service) as live, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(live.http.post, "/v1/completions", json=request(**LONG))
+        wait_for(lambda: live.sampled() > 0)
+        live.server.drain()
+        answer = waiting.result()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+
+
+def test_a_data_folder_that_cannot_be_made_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"--data: .* cannot be written"):
+        tiny_service(tmp_path, data=tmp_path / "file")
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/v1/models"])
+def test_head_is_answered_without_a_body(live: Live, path: str) -> None:
+    response = live.http.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+
+
 def test_two_servers_do_not_share_a_folder(live: Live) -> None:
     with pytest.raises(ConfigError, match="--data: another server"):
         open_service(make_base(enduring_model(), tiny_tokenizer(), "other"), live.service.settings)
@@ -193,6 +218,13 @@ def test_the_welcome_names_an_address_that_can_be_reached(live: Live) -> None:
     with bind("0.0.0.0", 0) as anywhere:
         port = anywhere.getsockname()[1]
         assert f" http://127.0.0.1:{port}/v1/chat/completions " in welcome(live.service, anywhere)
+
+
+def test_the_welcome_quotes_for_the_shell(live: Live) -> None:
+    base = dataclasses.replace(live.service.base, name="it's $HOME")
+    with bind("127.0.0.1", 0) as anywhere:
+        curl = welcome(dataclasses.replace(live.service, base=base), anywhere).splitlines()[-1]
+    assert json.loads(shlex.split(curl)[-1])["model"] == "it's $HOME"
 
 
 def test_something_unforeseen_is_a_500_in_shape(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import manylora
 from server.config import Settings, read_settings
 from server.errors import ConfigError
 
@@ -77,6 +78,41 @@ def test_adapters_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings().adapter == expected
 
 
+def test_an_unknown_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MANYLORA_PROT", "1")
+    with pytest.raises(ConfigError, match=r"^MANYLORA_PROT: there is no such option$"):
+        read_settings([])
+
+
+def test_an_empty_variable_is_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MANYLORA_ADAPTER_ROOT", "")
+    with pytest.raises(ConfigError, match="--adapter-root: must not be empty"):
+        read_settings([])
+
+
+def test_an_adapter_may_be_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_settings(["--adapter", "a=~/x"]).adapter == {"a": tmp_path / "x"}
+
+
+def test_without_a_home_folder_data_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(ConfigError, match="--data: this user has no home folder"):
+        read_settings([])
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(manylora, "serve", interrupted)
+    assert manylora.main(["serve"]) == 130
+
+
 def test_settings_are_frozen() -> None:
     settings = Settings()
     with pytest.raises(ValueError, match="frozen"):
@@ -100,6 +136,10 @@ def test_settings_are_frozen() -> None:
         (["--device-ranks", "8"], "--device-ranks: must be at least --max-rank, 256 (got 8)"),
         (["--nix", "1"], "unrecognized arguments: --nix 1"),
         (["--max-r", "8"], "unrecognized arguments: --max-r 8"),
+        (["--adapter-root", ""], "--adapter-root: must not be empty"),
+        (["--data", ""], "--data: must not be empty"),
+        (["--kv-memory-gib", "1e9"], "--kv-memory-gib: must be at most 1.04858e+06 (got '1e9')"),
+        (["--max-device-adapters", "65537"], "--max-device-adapters: must be at most 65536 (got '65537')"),
         (["--port"], "argument --port: expected one argument"),
     ],
 )

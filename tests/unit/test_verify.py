@@ -104,6 +104,11 @@ PATTERNS = [
     "up|down_proj",
 ]
 numbers = st.integers(1, 9)
+CONTAINERS = [
+    *("layers", "blocks", [], ["blocks", "layers"], ["blocks"]),
+    # An alternative that matches without an index ends the search.
+    *("model|layers", ["model.*|layers", "layers"], ["model|blocks", "layers"]),
+]
 
 
 @settings(max_examples=300, deadline=None)
@@ -111,7 +116,7 @@ numbers = st.integers(1, 9)
     target_modules=st.lists(st.sampled_from(NAMES), min_size=1) | st.sampled_from(PATTERNS),
     exclude_modules=st.none() | st.lists(st.sampled_from(NAMES), max_size=2) | st.sampled_from(PATTERNS),
     layers_to_transform=st.none() | st.integers(0, 2) | st.lists(st.integers(0, 2), max_size=2),
-    layers_pattern=st.none() | st.sampled_from(["layers", "blocks", [], ["blocks", "layers"], ["blocks"]]),
+    layers_pattern=st.none() | st.sampled_from(CONTAINERS),
     rank_pattern=st.dictionaries(st.sampled_from(PATTERNS), numbers, max_size=3),
     alpha_pattern=st.dictionaries(st.sampled_from(PATTERNS), numbers, max_size=3),
 )
