@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from server import native
 from server.config import Settings
 from server.errors import ConfigError
 from server.nf4 import functional
@@ -49,7 +50,8 @@ def findings(settings: Settings) -> list[tuple[str, str]]:
         ("processor", _processor()),
         ("cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}; torch uses {torch.get_num_threads()}"),
         ("memory", f"{memory.available / _GIB:.1f} GiB free of {memory.total / _GIB:.1f}"),
-        ("C compiler", shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or "none (none is needed)"),
+        ("C compiler", shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or "none"),
+        ("kernels", _kernels()),
         ("libraries", ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)),
         ("demo model", _demo()),
         ("data", str(settings.data)),
@@ -83,6 +85,15 @@ def _processor() -> str:
     features = ", ".join(name if has.get(key) else f"no {name}" for key, name in names.items())
     kernel = "fused" if functional.has_avx512bf16() else "plain (slower: no AVX512-BF16)"
     return f"{features}; 4-bit kernel on CPU: {kernel}"
+
+
+def _kernels() -> str:
+    kernels = native.load()
+    if kernels is None or not kernels.lora:
+        return "bitsandbytes' and torch's"
+    if not kernels.amx:
+        return "our own for LoRA; bitsandbytes' and torch's for the rest (no AMX)"
+    return "our own, for NF4 products, attention and LoRA"
 
 
 def _demo() -> str:
