@@ -137,7 +137,7 @@ class Scheduler:
                 continue
             if not self._take_blocks(sequence):
                 break  # memory is first come, first served: small ones do not overtake a large one
-            chunk = self._start(sequence, budget, now)
+            chunk = self._start(sequence, budget)
             budget -= chunk.length
             chunks.append(chunk)
         return chunks
@@ -161,14 +161,13 @@ class Scheduler:
         sequence.computed = len(hits) * self.blocks.size
         return True
 
-    def _start(self, sequence: Sequence, budget: int, now: float) -> Chunk:
+    def _start(self, sequence: Sequence, budget: int) -> Chunk:
         self.waiting.remove(sequence)
         self.running.append(sequence)
         self.running.sort(key=lambda running: running.arrived)
         self.slots.lease(adapted.id for adapted in sequence.adaptation)
         sequence.leased = True
-        if sequence.admitted is None:
-            sequence.admitted = now
+        if not sequence.preemptions:
             sequence.cached = sequence.computed
         return Chunk(sequence, sequence.computed, min(len(sequence.tokens) - sequence.computed, budget))
 

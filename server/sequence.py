@@ -84,8 +84,6 @@ class Sequence:
     """Prefix-cache key of each full block so far. BlockPool."""
     leased: bool = False
     """Whether it holds leases on its adapters' slots. Scheduler."""
-    admitted: float | None = None
-    """When it first ran, seconds, monotonic. Scheduler."""
     preemptions: int = 0
     rng: random.Random = field(init=False)
     """The request's own generator: one draw per sampled token, so batch-mates and preemption do not matter."""
