@@ -4,15 +4,17 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from server.errors import ConfigError, ServerError
+from bases.errors import ConfigError, ManyloraError
 
 USAGE = """\
 usage: manylora COMMAND [OPTIONS]
 
   serve     serve a base model and its adapters over HTTP
   doctor    what this machine can do, and what would go wrong
+  adapters  list, push, activate and remove the adapters of a running server
 
-`manylora COMMAND --help` lists the options; each may also stand in the environment, e.g. MANYLORA_PORT=8001.
+`manylora COMMAND --help` lists the options. Those of serve and doctor may also stand in the environment, e.g.
+MANYLORA_PORT=8001, and the server that adapters talks to in MANYLORA_URL.
 """
 
 
@@ -26,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return serve(options)
             case "doctor":
                 return doctor(options)
+            case "adapters":
+                return adapters(options)
             case "-h" | "--help" | "help":
                 print(USAGE, end="")
                 return 0
@@ -33,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"manylora {version('manylora')}")
                 return 0
         raise ConfigError(f"there is no command {command!r}; see manylora --help")
-    except ServerError as error:
+    except ManyloraError as error:
         for line in str(error).splitlines():
             print(f"manylora: {line}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
@@ -60,6 +64,13 @@ def doctor(options: Sequence[str]) -> int:
     from server.doctor import examine
 
     return 1 if examine(settings) else 0
+
+
+def adapters(options: Sequence[str]) -> int:
+    """``manylora adapters``, over HTTP."""
+    from adapters.commands import run
+
+    return run(options)
 
 
 if __name__ == "__main__":

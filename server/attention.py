@@ -47,7 +47,7 @@ def paged_attention(
 ) -> tuple[Tensor, None]:
     """The attention function for transformers: query [1, H, T, D], key and value [1, KVH, T, D] -> [1, T, H, D].
 
-    That these are all the arguments that matter is checked when a base is loaded (:mod:`server.architecture`).
+    That these are all the arguments that matter is checked when a base is loaded (:mod:`bases.architecture`).
     """
     paged: Attend = kwargs["paged"]
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5

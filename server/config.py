@@ -9,23 +9,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import psutil
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from server.errors import ConfigError
+from bases.errors import ConfigError
+from bases.options import BaseOptions, default_data
 
 RANK_STEP = 8
 """Rank columns of the device pool come in multiples of this."""
-
-
-def default_data() -> Path:
-    """Where bases and adapters are kept unless told otherwise: ``manylora`` in the user's data folder (XDG)."""
-    home = os.environ.get("XDG_DATA_HOME")
-    try:
-        return (Path(home) if home else Path.home() / ".local" / "share") / "manylora"
-    except RuntimeError as error:
-        raise ConfigError("--data: this user has no home folder; say where to keep data") from error
 
 
 def _pairs(value: object) -> object:
@@ -41,6 +40,11 @@ def _pairs(value: object) -> object:
             raise ValueError(f"the name {name!r} is given twice")
         pairs[name] = path
     return pairs
+
+
+def _words(value: object) -> object:
+    """``"a,b"`` -> ``("a", "b")``; sequences pass. Repeated flags come joined by commas."""
+    return tuple(word for word in value.split(",") if word) if isinstance(value, str) else value
 
 
 def _expanded(path: Path) -> Path:
@@ -79,6 +83,24 @@ class Settings(BaseSettings):
         default={}, description="NAME=PATH of an adapter to register at start; may be repeated"
     )
     adapter_root: Path | None = Field(None, description="folder under which POST /v1/adapters may name paths")
+    adapter_dir: Path | None = Field(
+        None, description="folder that is watched: each folder in it is an adapter of that name"
+    )
+    allow_source: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+        default=(), description="hf://, s3:// or gs:// prefix that adapters may come from; may be repeated"
+    )
+    store_url: str | None = Field(
+        None,
+        min_length=1,
+        description="fsspec address, e.g. s3://bucket/adapters, that keeps adapters' content (unset: --data)",
+    )
+    database_url: SecretStr | None = Field(
+        None, description="PostgreSQL database that several servers share (unset: SQLite under --data)"
+    )
+    store_quota_gib: float | None = Field(None, gt=0, le=2**20, description="disk space adapters may take (unset: all)")
+    store_cache_gib: float = Field(
+        20.0, gt=0, le=2**20, description="disk space under --data for copies of what --store-url keeps"
+    )
     max_device_adapters: int = Field(16, ge=1, le=65536, description="adapters on the device at once")
     host_cache_gib: float = Field(
         1.0, ge=0, le=2**20, description="host memory for adapters that are not on the device"
@@ -118,7 +140,17 @@ class Settings(BaseSettings):
             raise ValueError(f"must be at least --max-rank, {max_rank} (got {ranks})")
         return ranks
 
-    @field_validator("data", "adapter_root", mode="before")
+    @field_validator("database_url")
+    @classmethod
+    def _postgres(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        # Told without the address: it may hold a password.
+        if url is not None and not url.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("must begin with postgresql://")
+        if url is not None and info.data.get("store_url") is None:
+            raise ValueError("needs --store-url: servers that share names must share their content")
+        return url
+
+    @field_validator("data", "adapter_root", "adapter_dir", mode="before")
     @classmethod
     def _named(cls, path: object) -> object:
         # Path("") is the working directory, which an unset variable in a script would then open.
@@ -126,7 +158,7 @@ class Settings(BaseSettings):
             raise ValueError("must not be empty")
         return path
 
-    @field_validator("data", "adapter_root")
+    @field_validator("data", "adapter_root", "adapter_dir")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and _expanded(path).absolute()
@@ -136,12 +168,17 @@ class Settings(BaseSettings):
     def _adapters_expanded(cls, adapters: dict[str, Path]) -> dict[str, Path]:
         return {name: _expanded(path) for name, path in adapters.items()}
 
-    @field_validator("adapter_root")
+    @field_validator("adapter_root", "adapter_dir")
     @classmethod
     def _existing(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_dir():
             raise ValueError(f"must be an existing folder (got {str(path)!r})")
         return path
+
+    @property
+    def base(self) -> BaseOptions:
+        """Which base to serve."""
+        return BaseOptions(self.model, self.data, self.device, self.quantization, self.dtype, self.max_model_len)
 
     @property
     def cpu_threads(self) -> int:
@@ -163,7 +200,7 @@ def read_settings(argv: Sequence[str], command: str = "serve") -> Settings:
     """
     settings = Settings(_cli_parse_args=list(argv), _cli_prog_name=f"manylora {command}")
     prefix = Settings.model_config["env_prefix"]
-    known = {f"{prefix}{field}".upper() for field in Settings.model_fields}
+    known = {f"{prefix}{field}".upper() for field in Settings.model_fields} | {f"{prefix}URL"}  # `manylora adapters`
     unknown = sorted(name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known)
     if unknown:
         raise ConfigError("\n".join(f"{name}: there is no such option" for name in unknown))

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bases.errors import ConfigError
+from bases.nf4 import functional
+from bases.source import DEMO, find_source, on_hub
 from server import native
 from server.config import Settings
-from server.errors import ConfigError
-from server.nf4 import functional
-from server.source import DEMO, find_source, on_hub
 
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "safetensors", "tokenizers", "fastapi", "uvicorn")
 _GIB = 2**30

@@ -1,10 +1,8 @@
-"""Everything the server raises on purpose.
+"""Everything the server raises on purpose while it serves.
 
 ::
 
     ServerError
-    ├── ConfigError          an option that cannot work; printed as one line, exit status 2
-    ├── BaseRejected         a base model that cannot be served correctly
     ├── RequestError         the caller's doing; carries ``param`` and ``code`` for the wire
     │   ├── InvalidRequest       400
     │   ├── ContextOverflow      400, code ``context_length_exceeded``
@@ -17,17 +15,11 @@ Errors about adapters are in :mod:`adapters.errors`. The one table from error to
 :mod:`server.api.errors`.
 """
 
+from bases.errors import ManyloraError
 
-class ServerError(Exception):
+
+class ServerError(ManyloraError):
     """Anything the server raises on purpose."""
-
-
-class ConfigError(ServerError):
-    """An option that cannot work."""
-
-
-class BaseRejected(ServerError):
-    """A base model that cannot be served correctly, with the reason."""
 
 
 class RequestError(ServerError):

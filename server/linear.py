@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bases.nf4 import Linear4bit, functional
 from server import native
-from server.nf4 import Linear4bit, functional
 
 Compute = Callable[[Tensor], list[Tensor]]
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adapters.store import AdapterStore
-from server.base import load_base
+from bases.base import load_base
+from bases.nf4 import Linear4bit, functional
 from server.config import Settings
 from server.engine import Engine
-from server.nf4 import Linear4bit, functional
 from server.sequence import Adapted, Failed, SamplingParams, Sequence
 from tests.numeric.drive import recorded_logits
 from tests.numeric.oracle import Mix, Oracle, kl
@@ -50,7 +50,7 @@ class Answers:
 def serve_demo(root: Path, device: str) -> Mapping[Mix, Answers]:
     """All of PROMPTS with all of MIXES at once, then each compared over the tokens that the engine chose."""
     settings = Settings(data=root, device=device, max_model_len=512, kv_memory_gib=0.1)
-    base = load_base(settings)
+    base = load_base(settings.base)
     plain = _dequantised(base.model)
     folders = _save_adapters(plain, root / "adapters")
     oracle, peft = Oracle(plain, folders), Oracle(base.model, folders)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from adapters.spec import AdapterId, AdapterSpec, BaseLayout, LoraTarget
 from adapters.weights import AdapterWeights
+from bases.base import load_base
 from server import native
-from server.base import load_base
 from server.config import Settings
 from server.engine import Engine
 from server.sequence import Adaptation, Adapted, Failed, SamplingParams, Sequence
@@ -58,7 +58,7 @@ def requests(rng: random.Random) -> Asked:
 
 
 def engine(root: Path, **changes: object) -> Engine:
-    base = load_base(Settings(data=root, max_model_len=256))
+    base = load_base(Settings(data=root, max_model_len=256).base)
     config = Settings(data=root, **changes)
     return Engine(base, config, lambda adapter: weights(adapter, base.layout), lambda events: None)
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from adapters.spec import AdapterId, AdapterSpec, BaseLayout, LoraTarget
 from adapters.weights import AdapterWeights
+from bases.nf4 import Linear4bit, functional
 from server import native
 from server.attention import How, KvCache, PagedBatch, attend, attend_reference
 from server.linear import FusedNf4, fuse
 from server.lora import LoraGroup, LoraPool, Placed, delta_reference, make_plan
-from server.nf4 import Linear4bit, functional
 from server.sequence import Adaptation, Adapted, Batch, Chunk, SamplingParams, Sequence
 from server.slots import pages_for
 

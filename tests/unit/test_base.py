@@ -12,13 +12,13 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from server.architecture import check_architecture
-from server.base import Base, load_base, make_base
+from bases.architecture import check_architecture
+from bases.base import Base, load_base, make_base
+from bases.errors import BaseRejected, ConfigError
+from bases.fingerprint import fingerprint
+from bases.nf4 import Linear4bit
+from bases.source import find_source
 from server.config import Settings
-from server.errors import BaseRejected, ConfigError
-from server.fingerprint import fingerprint
-from server.nf4 import Linear4bit
-from server.source import find_source
 from tests.tiny import ARCHITECTURES, CONTEXT, tiny_model, tiny_tokenizer
 
 
@@ -139,8 +139,8 @@ def test_the_fingerprint_depends_on_weights_tokenizer_and_template() -> None:
 
 def test_a_folder_is_quantised_once(folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    first = load_base(settings(tmp_path, folder), said.append)
-    second = load_base(settings(tmp_path, folder), said.append)
+    first = load_base(settings(tmp_path, folder).base, said.append)
+    second = load_base(settings(tmp_path, folder).base, said.append)
     assert sum("quantising" in line for line in said) == 1
     assert first.name == "tiny-llama"
     assert first.layout == second.layout
@@ -150,13 +150,13 @@ def test_a_folder_is_quantised_once(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_changed_source_is_quantised_anew(folder: Path, tmp_path: Path) -> None:
-    first = load_base(settings(tmp_path, folder))
+    first = load_base(settings(tmp_path, folder).base)
     tiny_model("llama", seed=1).save_pretrained(folder)
-    assert load_base(settings(tmp_path, folder)).layout.fingerprint != first.layout.fingerprint
+    assert load_base(settings(tmp_path, folder).base).layout.fingerprint != first.layout.fingerprint
 
 
 def test_unquantised_weights_are_served_from_where_they_are(folder: Path, tmp_path: Path) -> None:
-    base = load_base(settings(tmp_path, folder, quantization="none", dtype="fp32"))
+    base = load_base(settings(tmp_path, folder, quantization="none", dtype="fp32").base)
     original = tiny_model("llama").state_dict()
     assert all(torch.equal(tensor, original[name]) for name, tensor in base.model.state_dict().items())
     assert base.dtype == torch.float32
@@ -164,20 +164,20 @@ def test_unquantised_weights_are_served_from_where_they_are(folder: Path, tmp_pa
 
 
 def test_a_damaged_cache_is_refused(folder: Path, tmp_path: Path) -> None:
-    load_base(settings(tmp_path, folder))
+    load_base(settings(tmp_path, folder).base)
     (weights,) = (tmp_path / "data").rglob("model.safetensors")
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
     with pytest.raises(BaseRejected, match="damaged; delete that folder"):
-        load_base(settings(tmp_path, folder))
+        load_base(settings(tmp_path, folder).base)
 
 
 def test_a_missing_weight_is_refused(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(BaseRejected, match="its weights do not fit its config: missing_keys"):
-        load_base(settings(tmp_path, folder))
+        load_base(settings(tmp_path, folder).base)
     assert [path for path in (tmp_path / "data" / "bases").iterdir() if path.is_dir()] == []
 
 
@@ -185,14 +185,14 @@ def test_a_folder_without_a_tokenizer_is_refused(folder: Path, tmp_path: Path) -
     for file in folder.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(BaseRejected, match="tokenizer"):
-        load_base(settings(tmp_path, folder))
+        load_base(settings(tmp_path, folder).base)
 
 
 def test_an_already_quantised_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    load_base(settings(tmp_path, folder))
+    load_base(settings(tmp_path, folder).base)
     (cached,) = (path.parent for path in (tmp_path / "data").rglob("model.safetensors"))
     with pytest.raises(BaseRejected, match="quantised already"):
-        load_base(settings(tmp_path, cached))
+        load_base(settings(tmp_path, cached).base)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_model_that_is_not_there(tmp_path: Path, model: str, message: str) -> 
 def test_a_broken_gguf_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(64))
     with pytest.raises(BaseRejected, match=r"transformers cannot load .*broken\.gguf"):
-        load_base(settings(tmp_path, tmp_path / "broken.gguf"))
+        load_base(settings(tmp_path, tmp_path / "broken.gguf").base)
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """The demo model quantised in a new data folder, and loaded a second time."""
     data = tmp_path_factory.mktemp("demo")
     said: list[str] = []
-    yield Demo(load_base(settings(data), said.append), load_base(settings(data), said.append), said)
+    yield Demo(load_base(settings(data).base, said.append), load_base(settings(data).base, said.append), said)
     gc.collect()
 
 
@@ -263,7 +263,7 @@ def test_loading_the_demo_base_takes_its_size_in_memory(demo: Demo, tmp_path: Pa
     gc.collect()
     before = psutil.Process().memory_info().rss
     data = next(Path(line.partition(" from ")[2]).parent.parent for line in demo.said if "loading" in line)
-    base = load_base(Settings(data=data, device="cpu"))
+    base = load_base(Settings(data=data, device="cpu").base)
     grown = psutil.Process().memory_info().rss - before
     assert weight_bytes(base.model) < 130e6
     assert grown < 160e6

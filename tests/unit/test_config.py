@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import manylora
+from bases.errors import ConfigError
 from server.config import Settings, read_settings
-from server.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,12 @@ def test_every_option_has_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch,
         "dtype": "fp32",
         "adapter": "a=/x",
         "adapter_root": str(tmp_path),
+        "adapter_dir": str(tmp_path),
+        "allow_source": "hf://org,s3://bucket/team",
+        "store_url": "s3://bucket/adapters",
+        "database_url": "postgresql://user@host/registry",
+        "store_quota_gib": "7",
+        "store_cache_gib": "3",
         "max_device_adapters": "3",
         "max_rank": "9",
         "device_ranks": "48",
@@ -63,6 +69,18 @@ def test_every_option_has_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch,
     assert Settings() == by_flags
     assert by_flags.adapter == {"a": Path("/x")}
     assert by_flags != Settings(port=1)
+
+
+def test_a_shared_database_needs_a_shared_store() -> None:
+    with pytest.raises(ConfigError, match="--database-url: needs --store-url"):
+        read_settings(["--database-url", "postgresql://user:secret@host/registry"])
+
+
+def test_the_password_of_a_database_is_not_told() -> None:
+    with pytest.raises(ConfigError, match=r"--database-url: must begin with postgresql://$"):
+        read_settings(["--store-url", "file:///x", "--database-url", "mysql://user:secret@host/registry"])
+    settings = read_settings(["--store-url", "file:///x", "--database-url", "postgresql://user:secret@host/registry"])
+    assert "secret" not in repr(settings)
 
 
 def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from server.errors import BaseRejected
+from bases.errors import BaseRejected
 
 _PROBE = "manylora_probe"
 _ROWS = 5

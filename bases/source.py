@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from server.errors import ConfigError
+from bases.errors import ConfigError
 
 DEMO = "demo"
 DEMO_NAME = "smollm2-135m-instruct"

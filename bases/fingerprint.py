@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from server.nf4 import Linear4bit
+from bases.nf4 import Linear4bit
 
 _PIECE = 64 * 2**20
 """Bytes hashed at a time, so that a device tensor is never copied whole."""

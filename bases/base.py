@@ -30,12 +30,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from adapters.spec import BaseLayout
-from server.architecture import check_architecture, check_context
-from server.config import Settings
-from server.errors import BaseRejected, ConfigError
-from server.fingerprint import fingerprint
-from server.nf4 import Linear4bit
-from server.source import Source, find_source
+from bases.architecture import check_architecture, check_context
+from bases.errors import BaseRejected, ConfigError
+from bases.fingerprint import fingerprint
+from bases.nf4 import Linear4bit
+from bases.options import BaseOptions
+from bases.source import Source, find_source
 
 _FINGERPRINT = "fingerprint"
 """The file in a cached base that says what its contents must hash to."""
@@ -63,20 +63,20 @@ class Base:
     """Of activations, keys and values."""
 
 
-def load_base(settings: Settings, say: Say = lambda _: None) -> Base:
-    """The base that ``settings`` name; ``say`` gets a line for each slow step.
+def load_base(options: BaseOptions, say: Say = lambda _: None) -> Base:
+    """The base that ``options`` name; ``say`` gets a line for each slow step.
 
-    The first time, its weights are quantised (on the CPU, so that every machine's are alike) and kept under
-    ``<data>/bases``. Raises ConfigError or BaseRejected.
+    The first time, its weights are quantised (on the CPU, so that every machine's are alike) and kept. Raises
+    ConfigError or BaseRejected.
     """
-    device = _device(settings.device)
-    dtype = torch.float32 if settings.dtype == "fp32" else torch.bfloat16
-    source = find_source(settings.model)
-    folder = _ready_folder(source, settings, dtype, say)
+    device = _device(options.device)
+    dtype = torch.float32 if options.dtype == "fp32" else torch.bfloat16
+    source = find_source(options.model)
+    folder = _ready_folder(source, options, dtype, say)
     say(f"loading {source.name} from {folder}")
     with _quiet(progress=False):
         model = _read_model(folder, dtype)
-        base = make_base(model, _read_tokenizer(folder), source.name, device, settings.max_model_len)
+        base = make_base(model, _read_tokenizer(folder), source.name, device, options.max_model_len)
     _check_undamaged(folder, base.layout.fingerprint)
     return base
 
@@ -123,28 +123,28 @@ def _device(wanted: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
 
 
-def _ready_folder(source: Source, settings: Settings, dtype: torch.dtype, say: Say) -> Path:
+def _ready_folder(source: Source, options: BaseOptions, dtype: torch.dtype, say: Say) -> Path:
     """The folder to load: the source itself where nothing is to be converted, else its entry in the cache."""
-    if settings.quantization == "none" and not source.gguf:
+    if options.quantization == "none" and not source.gguf:
         _check_source(source.path)
         return source.path
-    bases = settings.data / "bases"
+    bases = options.data / "bases"
     try:
         bases.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--data: {error}") from None
-    folder = bases / f"{source.name}-{_key(source, settings, dtype)}"
+    folder = bases / f"{source.name}-{_key(source, options, dtype)}"
     with FileLock(bases / "lock"):
         if not folder.is_dir():
             for left_by_a_crash in bases.glob("tmp-*"):
                 shutil.rmtree(left_by_a_crash)
-            _prepare(source, folder, settings.quantization == "nf4", dtype, say)
+            _prepare(source, folder, options.quantization == "nf4", dtype, say)
     return folder
 
 
-def _key(source: Source, settings: Settings, dtype: torch.dtype) -> str:
+def _key(source: Source, options: BaseOptions, dtype: torch.dtype) -> str:
     """Names a cached base by all that its bytes depend on."""
-    depends = [_CACHE_FORMAT, source.identity(), settings.quantization, str(dtype)]
+    depends = [_CACHE_FORMAT, source.identity(), options.quantization, str(dtype)]
     depends += [version("transformers"), version("bitsandbytes")]
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
 
