@@ -3,10 +3,18 @@
 ::
 
     AdapterError
-    ├── AdapterRejected    the folder cannot be trusted; says which file, which tensor and why
-    ├── AdapterNameError   the name cannot be used
-    ├── UnknownAdapter     no adapter goes by this name
-    └── StoreFull          the disk (or quota) has no room for the bytes; nothing was changed
+    ├── AdapterRejected      the content cannot be trusted; says which file, which tensor and why
+    ├── AdapterNameError     the name cannot be used
+    ├── SourceRefused        the place it should come from is not allowed, or cannot be read
+    ├── UnknownAdapter       no adapter, version or alias goes by this name
+    ├── AdapterUnavailable   there is one, but this server cannot serve it, and says why
+    ├── AdapterConflict      something else stands in the way: an alias, an active version, pins
+    ├── RevisionMismatch     somebody else has changed it since the caller looked
+    ├── StoreFull            the disk has no room for the bytes
+    │   └── QuotaExceeded        or the quota has not
+    └── RegistryUnavailable  the database cannot be reached
+
+After any of them nothing has changed.
 """
 
 
@@ -17,13 +25,16 @@ class AdapterError(Exception):
 class AdapterRejected(AdapterError):
     """An adapter that cannot be served correctly, with the place and the reason.
 
-    ``file`` and ``tensor`` name the place where they are known.
+    ``file`` and ``tensor`` name the place where they are known; ``code`` tells programs of a reason they may act on.
     """
 
-    def __init__(self, reason: str, *, file: str | None = None, tensor: str | None = None) -> None:
+    def __init__(
+        self, reason: str, *, file: str | None = None, tensor: str | None = None, code: str = "adapter_rejected"
+    ) -> None:
         self.reason = reason
         self.file = file
         self.tensor = tensor
+        self.code = code
         place = ": ".join(part for part in (file, tensor) if part)
         super().__init__(f"{place}: {reason}" if place else reason)
 
@@ -32,13 +43,46 @@ class AdapterNameError(AdapterError):
     """A name that no adapter can carry."""
 
 
+class SourceRefused(AdapterError):
+    """An address that is not allowed, or that gave no adapter."""
+
+
 class UnknownAdapter(AdapterError):
-    """No adapter goes by this name."""
+    """No adapter, version or alias goes by this name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(f"The adapter `{name}` does not exist.")
 
 
+class AdapterUnavailable(AdapterError):
+    """A known adapter that this server cannot serve."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self.reason = reason
+        super().__init__(f"The adapter `{name}` cannot be served: {reason}.")
+
+
+class AdapterConflict(AdapterError):
+    """Something else stands in the way. ``code`` says what, for programs."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class RevisionMismatch(AdapterError):
+    """The name is not what it was when the caller looked."""
+
+
 class StoreFull(AdapterError):
-    """There is no room for the adapter's bytes. Nothing was changed."""
+    """There is no room for the adapter's bytes."""
+
+
+class QuotaExceeded(StoreFull):
+    """The adapter's bytes do not fit what the store may hold."""
+
+
+class RegistryUnavailable(AdapterError):
+    """The registry's database cannot be reached: what is registered is served, nothing can be changed."""

@@ -1,167 +1,362 @@
-"""Which adapter goes by which name, and who uses it. In memory."""
+"""Which adapter goes by which name, who uses it, and how all of that changes.
+
+What is durable is in the catalog (names, versions, aliases, pins) and in the store (bytes). In memory there is a
+snapshot of the catalog, so that looking up a request's names asks no database, and the leases of this server. A
+content's bytes stay here for as long as a version, a lease or a registration under way refers to them.
+"""
 
 import logging
-import re
 import shutil
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from adapters.errors import AdapterError, AdapterNameError, UnknownAdapter
+from adapters.catalog import Catalog, Change, Fits
+from adapters.contents import Admission, Contents
+from adapters.database import Database
+from adapters.directory import Directory
+from adapters.errors import AdapterError, AdapterRejected, RegistryUnavailable
+from adapters.names import check_name, parse_reference
+from adapters.snapshot import Alias, Entry, Target, Version
 from adapters.spec import AdapterId, AdapterSpec
-from adapters.store import AdapterStore
+from adapters.store import AdapterStore, folder_bytes
 
 _log = logging.getLogger(__name__)
 
-MAX_NAME_LENGTH = 128
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
+POLL_SECONDS = 0.5
+"""How often a shared database is asked for others' changes."""
+GRACE_SECONDS = 600
+"""How long bytes that no name means stay in a shared store: another server may be using or registering them."""
+
+
+MISSING = "its bytes are missing from the store; register it again"
+"""Why a version is not served whose bytes were gone when the server started."""
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
-    """A name and the content it stood for when it was looked up."""
+class Options:
+    """What a registration may ask for."""
 
-    name: str
-    spec: AdapterSpec
-    created: int
-    """Unix time, seconds."""
+    activate: bool = True
+    """Whether the name means this version from now on."""
+    pinned: bool | None = None
+    """Whether the active version stays on the device; None leaves it as it is."""
+    preload: bool = False
+    """Whether it is brought to the device before the registration ends."""
+    allow_base_mismatch: bool = False
+    """Whether it is taken although it says that it was trained on another base."""
+    expected: int | None = None
+    """The revision of the name that the caller has seen; 0 for a name that must be new."""
 
 
-def _ignore(adapter_id: AdapterId) -> None:
-    """Nobody else holds what the store holds."""
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What a registration came to."""
+
+    version: Version
+    entry: Entry
+    new: bool
+    """False where the name already had this content as a version."""
 
 
-class Registry:
-    """Names and leases over a store. Any thread may call any method.
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How much is registered."""
 
-    A content's bytes stay for as long as a name or a lease refers to it, and go with the last of them.
+    bytes: int
+    quota_bytes: int | None
+    adapters: int
+    versions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ties:
+    """What a registry needs to know from, and tell, the server around it."""
+
+    base: str
+    """The base's fingerprint."""
+    max_rank: int = 256
+    """The largest rank that is served."""
+    reserved: frozenset[str] = frozenset()
+    """Names that nothing can be given."""
+    probe: Callable[[AdapterSpec, bool], Mapping[str, Any]] = lambda spec, keep: {}
+    """The dry load of a stored content; the flag says whether it is to stay on the device. Raises AdapterRejected."""
+    fits: Fits = lambda ranks: True
+    """Whether adapters of these ranks may be pinned together."""
+    on_pins: Callable[[Sequence[Version]], None] = lambda versions: None
+    """Told which versions are to stay on the device whenever that changes."""
+    on_unused: Callable[[AdapterId], None] = lambda content: None
+    """Told of each content that nothing here refers to any more."""
+
+
+class Registry(Directory):
+    """Names, versions, aliases, pins and leases over a store. Any thread may call any method.
+
+    What changes something is slow and durable when it returns; it raises an AdapterError, and has then changed nothing.
+    ``acquire``, ``release`` and what only looks are quick, and go on when the database is away.
     """
 
-    def __init__(
-        self,
-        store: AdapterStore,
-        *,
-        reserved: frozenset[str] = frozenset(),
-        on_unused: Callable[[AdapterId], None] = _ignore,
-    ) -> None:
-        """``reserved`` names can be given to no adapter; ``on_unused`` is told of each content whose bytes are gone."""
+    def __init__(self, database: Database, store: AdapterStore, ties: Ties, quota: int | None = None) -> None:
+        super().__init__()
+        self._catalog = Catalog(database, ties.fits, ties.max_rank)
+        self._contents = Contents(database)
         self._store = store
-        self._reserved = reserved
-        self._on_unused = on_unused
-        self._lock = threading.Lock()
-        self._names: dict[str, Adapter] = {}
-        self._leases: Counter[AdapterId] = Counter()
-        self._references: Counter[AdapterId] = Counter()
-        """Names and leases together."""
+        self._ties = ties
+        self._quota = quota
+        self._shared = database.shared
+        self._missing: frozenset[AdapterId] = frozenset()
+        self._unchecked: frozenset[AdapterId] = frozenset()
+        self._revision = 0
+        self._stored_bytes = 0
+        self._pins: list[Version] = []
+        self._refreshing = threading.Lock()
+        self._tidying = threading.Lock()
+        self._swept = 0.0
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self.available = True
+        """False while the database cannot be reached."""
 
-    def register(self, name: str, folder: Path) -> tuple[Adapter, bool]:
-        """Store a PEFT folder's content under ``name``; True where the name was known and is now re-pointed.
+    # Life
 
-        Slow: copies and verifies. Raises :class:`AdapterNameError`, :class:`AdapterRejected` or :class:`StoreFull`,
-        and then nothing has changed. Of two at once for one name, the later to finish stays.
+    def open(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Take in what is registered and clear away what a crash has left. Before anything else.
+
+        Contents that have never been checked on this base are checked now; ``progress`` is told how many of them.
         """
-        self._check_name(name)
-        while True:
-            spec = self._store.add(folder)
-            with self._lock:
-                # The same content may have lost its last reference, and its bytes, since add() saw it.
-                if spec.id not in self._store:
-                    continue
-                previous = self._names.get(name)
-                adapter = self._names[name] = Adapter(name, spec, int(time.time()))
-                self._references[spec.id] += 1
-                trash = self._drop([previous.spec.id] if previous else [])
-            self._discard(trash)
-            return adapter, previous is not None
+        referenced = self._contents.referenced()
+        self._store.sweep(referenced)
+        if self._store.remote is None:
+            self._missing = frozenset(referenced - self._store.ids())
+        self.refresh()
+        for content in self._missing:
+            _log.error("the bytes of adapter %s are missing: %s", content, self.names_of([content]))
+        self._delete_unreferenced()
+        unchecked = sorted(self._unchecked - self._missing)
+        for done, content in enumerate(unchecked):
+            progress(done, len(unchecked))
+            self._check(content)
 
-    def get(self, name: str) -> Adapter:
-        """Raises :class:`UnknownAdapter`."""
-        with self._lock:
-            return self._known(name)
+    def start(self) -> None:
+        """Follow others' changes and clear up behind ended leases, on a thread of its own."""
+        self._thread = threading.Thread(target=self._keep, name="registry", daemon=True)
+        self._thread.start()
 
-    def list(self) -> list[Adapter]:
-        """All adapters, in the order of their names."""
-        with self._lock:
-            return [self._names[name] for name in sorted(self._names)]
+    def close(self) -> None:
+        """End the thread."""
+        self._stopping = True
+        self._poke.set()
+        if self._thread is not None:
+            self._thread.join()
 
-    def remove(self, name: str) -> None:
-        """Forget the name. Those who hold a lease keep their content. Raises :class:`UnknownAdapter`."""
-        with self._lock:
-            adapter = self._known(name)
-            del self._names[name]
-            trash = self._drop([adapter.spec.id])
-        self._discard(trash)
+    # Changes
 
-    def acquire(self, names: Sequence[str]) -> tuple[Adapter, ...]:
-        """Look up all names at one moment and lease their contents, one lease for each item. All or none.
+    def register(
+        self, name: str, staging: Path, source: str, options: Options = Options(), ignored: Sequence[str] = ()
+    ) -> Registered:
+        """Check what was brought into ``staging`` (of the store), store it, and give it a name.
 
-        Raises :class:`UnknownAdapter`.
+        ``source`` and ``ignored`` (files left out) go into the receipt.
         """
-        with self._lock:
-            adapters = tuple(self._known(name) for name in names)
-            ids = [adapter.spec.id for adapter in adapters]
-            self._leases.update(ids)
-            self._references.update(ids)
-        return adapters
-
-    def release(self, adapters: Iterable[Adapter]) -> None:
-        """Give back what :meth:`acquire` returned, once. Raises :class:`ValueError` for a lease that is not held."""
-        ids = [adapter.spec.id for adapter in adapters]
-        with self._lock:
-            if not Counter(ids) <= self._leases:
-                raise ValueError("released more leases than were acquired")
-            self._leases -= Counter(ids)
-            trash = self._drop(ids)
-        self._discard(trash)
-
-    def _check_name(self, name: str) -> None:
-        if not name or len(name) > MAX_NAME_LENGTH:
-            raise AdapterNameError(f"an adapter's name has 1 to {MAX_NAME_LENGTH} characters, not {len(name)}")
-        if not _NAME.fullmatch(name):
-            raise AdapterNameError(
-                f"{name!r} cannot name an adapter: only ASCII letters, digits and . _ - / can be used, "
-                "and the first is a letter or a digit"
+        check_name(name, self._ties.reserved)
+        spec = self._store.seal(staging, any_base=options.allow_base_mismatch)
+        with self._holding(spec.id):
+            self._contents.reserve(spec, folder_bytes(staging), self._quota)
+            self._store.publish(staging, spec.id)
+            admission = self._admission(spec, options, ignored)
+            number, new = self._catalog.add_version(
+                Change(name, options.expected),
+                spec.id,
+                admission,
+                source,
+                activate=options.activate,
+                pin=options.pinned,
             )
-        if any(part in ("", ".", "..") for part in name.split("/")):
-            raise AdapterNameError(f"{name!r} cannot name an adapter: it has an empty, `.` or `..` part")
-        if name in self._reserved:
-            raise AdapterNameError(f"{name!r} cannot name an adapter: it is the base model's name")
+            self._missing -= {spec.id}
+            self.refresh()
+        entry = self.entry(name)
+        return Registered(self.version(f"{name}@{number}"), entry, new)
 
-    def _known(self, name: str) -> Adapter:
-        try:
-            return self._names[name]
-        except KeyError:
-            raise UnknownAdapter(name) from None
+    def register_folder(self, name: str, folder: Path, options: Options = Options()) -> Registered:
+        """Copy a PEFT folder, and register the copy."""
+        check_name(name, self._ties.reserved)
+        with self._store.stage() as staging:
+            self._store.copy(folder, staging)
+            return self.register(name, staging, f"folder {folder.name}", options)
 
-    def _drop(self, ids: Iterable[AdapterId]) -> dict[AdapterId, Path | None]:
-        """Take one reference from each; with the lock held.
+    def activate(self, name: str, number: int, expected: int | None = None) -> Entry:
+        """Let the name mean another of its versions."""
+        self._catalog.activate(Change(name, expected), number)
+        self.refresh()
+        return self.entry(name)
 
-        Contents left without any leave the store here, so that nobody can find one that is about to go; their bytes,
-        which take longer, go in :meth:`_discard`.
-        """
-        self._references.subtract(ids)
-        unused = {adapter_id for adapter_id in ids if not self._references[adapter_id]}
-        for adapter_id in unused:
-            del self._references[adapter_id]
-        return {adapter_id: self._detach(adapter_id) for adapter_id in unused}
+    def pin(self, name: str, pinned: bool, expected: int | None = None) -> Entry:
+        """Keep the active version on the device, or no longer."""
+        self._catalog.pin(Change(name, expected), pinned)
+        self.refresh()
+        return self.entry(name)
 
-    def _detach(self, adapter_id: AdapterId) -> Path | None:
-        try:
-            return self._store.detach(adapter_id)
-        except (AdapterError, OSError):
-            # Somebody else's hand in the store. The adapter is out of use all the same, so the caller has succeeded.
-            _log.exception("could not take adapter %s out of the store", adapter_id)
-            return None
+    def remove(self, reference: str, expected: int | None = None) -> None:
+        """Forget an adapter, or with ``legal@1`` one version. Those who hold a lease keep their content."""
+        parsed = parse_reference(reference)
+        self._catalog.remove(Change(parsed.name, expected), parsed.version)
+        self.refresh()
+        self.tidy()
 
-    def _discard(self, trash: dict[AdapterId, Path | None]) -> None:
-        for adapter_id, path in trash.items():
+    def put_alias(self, name: str, targets: Sequence[Target], expected: int | None = None) -> tuple[Alias, bool]:
+        """Say what an alias means; True where it is new. Targets are adapters or versions, not aliases."""
+        check_name(name, self._ties.reserved)
+        new = self._catalog.put_alias(Change(name, expected), targets)
+        self.refresh()
+        return self.alias(name), new
+
+    def remove_alias(self, name: str, expected: int | None = None) -> None:
+        """Forget an alias."""
+        self._catalog.remove_alias(Change(name, expected))
+        self.refresh()
+
+    # Looking further
+
+    def receipt(self, version: Version) -> dict[str, Any] | None:
+        """What the checks of a version have shown, and where it came from. Asks the database."""
+        admission = self._contents.admission(version.content, self._ties.base)
+        source = self._catalog.source(version.adapter, version.number)
+        return None if admission is None else {"source": source, **admission.receipt}
+
+    def usage(self) -> Usage:
+        """How much is registered."""
+        with self._lock:
+            return Usage(self._stored_bytes, self._quota, len(self._snapshot.entries), self._snapshot.versions)
+
+    # Behind the scenes
+
+    def refresh(self) -> None:
+        """Take in what has changed in the catalog, by whomever."""
+        with self._refreshing:
+            changes = self._catalog.load(self._revision, self._ties.base)
+            if changes.revision == self._revision:
+                return
+            stored_bytes = self._contents.stored_bytes()
+            with self._lock:
+                entries = [self._marked(entry) for entry in changes.entries]
+                self._note_idle(self._snapshot.take(entries, changes.aliases, changes.gone))
+                self._revision, self._stored_bytes = changes.revision, stored_bytes
+            checked = {v.content for entry in changes.entries for v in entry.versions.values()}
+            self._unchecked = (self._unchecked - checked) | changes.unchecked
+            self._update_pins()
+
+    def tidy(self) -> None:
+        """Let go of the bytes that nothing refers to any more."""
+        with self._tidying:
+            idle = self._detach_idle()
+            due = self._shared and time.monotonic() - self._swept > GRACE_SECONDS / 10
+            if due or (idle and not self._shared):
+                self._delete_unreferenced()
+
+    def _marked(self, entry: Entry) -> Entry:
+        """The entry, with those of its versions refused whose bytes somebody has taken away."""
+        if not any(version.content in self._missing for version in entry.versions.values()):
+            return entry
+        versions = {
+            number: replace(version, refused=MISSING) if version.content in self._missing else version
+            for number, version in entry.versions.items()
+        }
+        return replace(entry, versions=versions)
+
+    def _keep(self) -> None:
+        while not self._stopping:
+            self._poke.wait(POLL_SECONDS if self._shared else None)
+            self._poke.clear()
             try:
-                if path is not None:
-                    shutil.rmtree(path)
-            except OSError:
-                # The adapter is out of use all the same; the next sweep tries again.
-                _log.exception("could not delete %s", path)
-            self._on_unused(adapter_id)
+                self.refresh()
+                self.tidy()
+                for content in self._unchecked:
+                    self._check(content)
+                self.available = True
+            except RegistryUnavailable as error:
+                if self.available:
+                    _log.warning("%s", error)
+                self.available = False
+            except Exception:
+                # Whatever it is, the next change must not be missed for it.
+                _log.exception("could not follow the registry")
+                time.sleep(POLL_SECONDS)
+
+    def _detach_idle(self) -> list[AdapterId]:
+        """Take contents without references out of the store; with the lock, so that nobody finds one half gone."""
+        with self._lock:
+            idle = [content for content in self._idle if not self._refers_to(content)]
+            self._idle.clear()
+            trash = [self._store.detach(content) for content in idle]
+        for path in trash:
+            if path is not None:
+                shutil.rmtree(path)
+        for content in idle:
+            self._ties.on_unused(content)
+        return idle
+
+    def _delete_unreferenced(self) -> None:
+        """Delete what no version on any server means, and nobody here uses."""
+        self._swept = time.monotonic()
+        grace = GRACE_SECONDS if self._shared else 0
+        for content, touched in self._contents.unreferenced(time.time_ns() // 1000 + 1 - grace * 1_000_000):
+            with self._lock:
+                used = self._refers_to(content)
+            if not used and self._contents.begin_delete(content, touched):
+                self._store.erase(content)
+                self._contents.end_delete(content)
+
+    def _admission(self, spec: AdapterSpec, options: Options, ignored: Sequence[str]) -> Admission:
+        """The dry load, unless this content has passed it on this base before."""
+        known = self._contents.admission(spec.id, self._ties.base)
+        if known and known.refused is None:
+            if options.preload:
+                self._ties.probe(spec, True)
+            return known
+        receipt = {
+            "checked": int(time.time()),
+            "base_fingerprint": self._ties.base,
+            "trained_on": spec.base_fingerprint,
+            "base_mismatch_allowed": options.allow_base_mismatch,
+            "ignored_files": list(ignored),
+            "probe": dict(self._ties.probe(spec, options.preload)),
+        }
+        return Admission(self._ties.base, receipt)
+
+    def _check(self, content: AdapterId) -> None:
+        """Find out whether a content that another base has admitted can be served by this one."""
+        try:
+            spec = self._store.inspect(content)
+            admission = self._admission(spec, Options(), ())
+        except AdapterRejected as error:
+            receipt = {"checked": int(time.time()), "base_fingerprint": self._ties.base}
+            admission = Admission(self._ties.base, receipt, refused=str(error))
+        except RegistryUnavailable:
+            raise
+        except AdapterError:
+            _log.exception("could not check adapter %s on this base", content)
+            return
+        self._contents.admit(content, admission)
+        self.refresh()
+
+    def _update_pins(self) -> None:
+        """Tell which versions are to stay on the device; as many as fit, in the order of names."""
+        with self._lock:
+            entries = [entry for _, entry in sorted(self._snapshot.entries.items()) if entry.pinned and entry.current]
+        pins: dict[AdapterId, Version] = {}
+        for entry in entries:
+            version = entry.current
+            assert version is not None
+            ranks = [pinned.rank for pinned in pins.values()]
+            if version.content in pins or version.refused is not None:
+                continue
+            if self._ties.fits([*ranks, version.rank]):
+                pins[version.content] = version
+            else:
+                _log.warning("%s is pinned, but does not fit this server's device", version.name)
+        if list(pins.values()) != self._pins:
+            self._pins = list(pins.values())
+            self._ties.on_pins(self._pins)

@@ -6,54 +6,91 @@ import re
 import secrets
 import shutil
 import tempfile
+import threading
+import time
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adapters.errors import AdapterError, AdapterRejected, StoreFull
-from adapters.files import MAX_JSON_BYTES, WEIGHTS, chunks, content_id, open_file, present
+from adapters.files import FILES, MAX_JSON_BYTES, WEIGHTS, chunks, content_id, open_file, present
 from adapters.header import MAX_HEADER_BYTES
+from adapters.remote import Remote
 from adapters.spec import AdapterId, AdapterSpec, BaseLayout
 from adapters.verify import read_spec, verify
 from adapters.weights import AdapterWeights, read_weights
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = ".tmp-"
+MAX_SPECS = 512
+"""Configs of entries that are kept in memory once read."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class AdapterStore:
-    """Content-addressed directories under ``root``, which one process owns. Any thread may call any method."""
+    """Content-addressed directories under ``root``, which one process owns. Any thread may call any method.
 
-    def __init__(self, root: Path, layout: BaseLayout, max_rank: int) -> None:
+    With a ``remote``, that keeps the content, for other servers too; what is under ``root`` are copies of it, the least
+    recently used of which go when all together take more than ``cache`` bytes.
+    """
+
+    def __init__(
+        self, root: Path, layout: BaseLayout, max_rank: int, *, remote: Remote | None = None, cache: int | None = None
+    ) -> None:
         self.root = root
+        self.remote = remote
+        self._cache = cache
         self._layout = layout
         self._max_rank = max_rank
         # The largest weights file an adapter of this base can have: float32 throughout.
         values = max_rank * sum(inputs + outputs for inputs, outputs in layout.linears.values())
-        self._limit = 8 + MAX_HEADER_BYTES + 4 * values
-        # What reading an entry's config has told before: it costs more than reading small weights.
-        self._specs: dict[AdapterId, AdapterSpec] = {}
+        self.limit = 8 + MAX_HEADER_BYTES + 4 * values
+        """Bytes of the largest weights file that is taken."""
+        self._specs: OrderedDict[AdapterId, AdapterSpec] = OrderedDict()
+        self._lock = threading.Lock()
+        self._readers: Counter[AdapterId] = Counter()
         root.mkdir(parents=True, exist_ok=True)
 
-    def add(self, folder: Path) -> AdapterSpec:
-        """Copy a PEFT folder into the store, verify the copy, and only then give it its name.
+    @contextmanager
+    def stage(self) -> Iterator[Path]:
+        """An empty folder to bring an adapter's files into; gone at the end, unless it was published."""
+        with full_disk_named():
+            path = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.root))
+            try:
+                yield path
+            finally:
+                if path.exists():
+                    shutil.rmtree(path)
 
-        Content that is here already stays as it is. The entry is on stable storage when this returns.
-        Raises :class:`AdapterRejected`, or :class:`StoreFull`; either way nothing is left behind.
+    def copy(self, folder: Path, staging: Path) -> None:
+        """Bring in the files of a PEFT folder. Raises :class:`AdapterRejected`, or :class:`StoreFull`."""
+        for name in present(folder):
+            _copy(folder, staging, name, self.limit if name == WEIGHTS else MAX_JSON_BYTES)
+
+    def seal(self, staging: Path, *, any_base: bool = False) -> AdapterSpec:
+        """Verify what was brought in and put it on stable storage. Raises :class:`AdapterRejected`."""
+        for name in present(staging):
+            _sync(staging / name)
+        _sync(staging)
+        return verify(staging, self._layout, self._max_rank, any_base=any_base)
+
+    def publish(self, staging: Path, adapter_id: AdapterId) -> None:
+        """Give sealed content its name. Content that is here already stays as it is.
+
+        The entry is on stable storage when this returns, and in the remote if there is one.
         """
-        names = present(folder)
-        with _full_disk_named(), self._temporary() as copy:
-            for name in names:
-                _copy(folder, copy, name, self._limit if name == WEIGHTS else MAX_JSON_BYTES)
-            _sync_directory(copy)
-            spec = verify(copy, self._layout, self._max_rank)
-            self._publish(copy, spec.id)
-        self._specs[spec.id] = spec
-        return spec
+        self._place(staging, adapter_id)
+        if self.remote is not None:
+            self.remote.put(adapter_id, self.path(adapter_id))
+            self._trim(keep=adapter_id)
 
     def __contains__(self, adapter_id: AdapterId) -> bool:
         return self.path(adapter_id).is_dir()
+
+    def ids(self) -> set[AdapterId]:
+        """Everything that is under ``root``."""
+        return {AdapterId(path.name) for path in self.root.iterdir() if _ID.fullmatch(path.name)}
 
     def path(self, adapter_id: AdapterId) -> Path:
         """The entry's directory, whether it exists or not."""
@@ -63,37 +100,45 @@ class AdapterStore:
 
     def read(self, adapter_id: AdapterId) -> AdapterWeights:
         """Read an adapter into memory. Raises :class:`AdapterError` where the bytes are gone or no longer the same."""
-        path = self.path(adapter_id)
-        if not self._intact(adapter_id):
-            raise AdapterError(f"adapter {adapter_id} is {'damaged on disk' if adapter_id in self else 'not stored'}")
-        spec = self._specs.get(adapter_id)
-        if spec is None:
-            spec = self._specs[adapter_id] = read_spec(path, self._layout, self._max_rank, adapter_id)
-        return read_weights(path, spec)
+        with self._present(adapter_id) as path:
+            spec = self._specs.get(adapter_id)
+            if spec is None:
+                spec = read_spec(path, self._layout, self._max_rank, adapter_id)
+                self._remember(spec)
+            return read_weights(path, spec)
 
-    def remove(self, adapter_id: AdapterId) -> None:
-        """Remove an entry: at once for everybody else, then its bytes."""
-        shutil.rmtree(self.detach(adapter_id))
+    def inspect(self, adapter_id: AdapterId) -> AdapterSpec:
+        """Verify an entry once more, for the base at hand. Raises :class:`AdapterError`, as :meth:`read` does."""
+        with self._present(adapter_id) as path:
+            return verify(path, self._layout, self._max_rank)
 
-    def detach(self, adapter_id: AdapterId) -> Path:
-        """Take an entry out of the store in one atomic step; its bytes stay in the returned directory."""
+    def detach(self, adapter_id: AdapterId) -> Path | None:
+        """Take an entry out of ``root`` in one atomic step; its bytes stay in the returned directory."""
         self._specs.pop(adapter_id, None)
         trash = self.root / f"{_TEMPORARY}{secrets.token_hex(8)}"
         try:
             return self.path(adapter_id).rename(trash)
-        except FileNotFoundError as error:
-            raise AdapterError(f"adapter {adapter_id} is not stored") from error
+        except FileNotFoundError:
+            return None
+
+    def erase(self, adapter_id: AdapterId) -> None:
+        """Delete an entry everywhere, if it is there."""
+        trash = self.detach(adapter_id)
+        if trash is not None:
+            shutil.rmtree(trash)
+        if self.remote is not None:
+            self.remote.delete(adapter_id)
 
     def sweep(self, keep: Set[AdapterId]) -> None:
-        """Remove entries not in ``keep`` and what a crash left half done. Not while anybody adds."""
+        """Remove entries under ``root`` that are not in ``keep``, and what a crash left half done. Before all else."""
         for path in self.root.iterdir():
             if path.name.startswith(_TEMPORARY) or (_ID.fullmatch(path.name) and path.name not in keep):
                 shutil.rmtree(path)
 
-    def _publish(self, copy: Path, adapter_id: AdapterId) -> None:
+    def _place(self, staging: Path, adapter_id: AdapterId) -> None:
         while True:
             try:
-                copy.rename(self.path(adapter_id))
+                staging.rename(self.path(adapter_id))
                 break
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
@@ -101,9 +146,10 @@ class AdapterStore:
             if self._intact(adapter_id):
                 break
             # An entry that has rotted makes way for the good copy; one that is just being removed is gone already.
-            with suppress(AdapterError):
-                self.remove(adapter_id)
-        _sync_directory(self.root)
+            trash = self.detach(adapter_id)
+            if trash is not None:
+                shutil.rmtree(trash)
+        _sync(self.root)
 
     def _intact(self, adapter_id: AdapterId) -> bool:
         try:
@@ -112,25 +158,87 @@ class AdapterStore:
             return False
 
     @contextmanager
-    def _temporary(self) -> Iterator[Path]:
-        path = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.root))
+    def _present(self, adapter_id: AdapterId) -> Iterator[Path]:
+        """An entry whose bytes are as they were, and stay while they are read."""
+        with self._lock:
+            self._readers[adapter_id] += 1
         try:
-            yield path
+            if not self._intact(adapter_id):
+                self._restore(adapter_id)
+            if self._cache is not None:
+                self._note_read(adapter_id)
+            yield self.path(adapter_id)
         finally:
-            if path.exists():
-                shutil.rmtree(path)
+            with self._lock:
+                self._readers[adapter_id] -= 1
+                self._readers += Counter()
+
+    def _restore(self, adapter_id: AdapterId) -> None:
+        if self.remote is None:
+            raise AdapterError(f"adapter {adapter_id} is {'damaged on disk' if adapter_id in self else 'not stored'}")
+        with self.stage() as staging:
+            self.remote.get(adapter_id, staging, self.limit)
+            if content_id(staging) != adapter_id:
+                raise AdapterError(f"adapter {adapter_id} is damaged in the remote store")
+            for name in present(staging):
+                _sync(staging / name)
+            self._place(staging, adapter_id)
+        self._trim(keep=adapter_id)
+
+    def _trim(self, keep: AdapterId) -> None:
+        """Drop the least recently read copies until the others fit ``cache``."""
+        if self._cache is None:
+            return
+        with self._lock:
+            copies = sorted((self._last_read(i), i, self._size(i)) for i in self.ids())
+            used = sum(size for _, _, size in copies)
+            for _, adapter_id, size in copies:
+                if used <= self._cache:
+                    break
+                if adapter_id != keep and not self._readers[adapter_id]:
+                    trash = self.detach(adapter_id)
+                    used -= size
+                    if trash is not None:
+                        shutil.rmtree(trash)
+
+    def _note_read(self, adapter_id: AdapterId) -> None:
+        with suppress(FileNotFoundError):
+            now = time.time_ns()
+            os.utime(self.path(adapter_id), ns=(now, now))  # the kernel's own clock is coarser
+
+    def _last_read(self, adapter_id: AdapterId) -> int:
+        try:
+            return self.path(adapter_id).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def _size(self, adapter_id: AdapterId) -> int:
+        try:
+            return folder_bytes(self.path(adapter_id))
+        except FileNotFoundError:
+            return 0
+
+    def _remember(self, spec: AdapterSpec) -> None:
+        """What an entry's config has told: reading it costs more than reading small weights. Bounded."""
+        with self._lock:
+            self._specs[spec.id] = spec
+            if len(self._specs) > MAX_SPECS:
+                self._specs.popitem(last=False)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of an adapter's files in bytes."""
+    return sum((folder / name).stat().st_size for name in FILES if (folder / name).exists())
 
 
 def _copy(source: Path, target: Path, name: str, limit: int) -> None:
     with open_file(source, name) as reader, (target / name).open("xb") as writer:
         for chunk in chunks(reader, name, limit):
             writer.write(chunk)
-        writer.flush()
-        os.fsync(writer.fileno())
 
 
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -138,7 +246,8 @@ def _sync_directory(path: Path) -> None:
 
 
 @contextmanager
-def _full_disk_named() -> Iterator[None]:
+def full_disk_named() -> Iterator[None]:
+    """Raises :class:`StoreFull` in place of an OSError that says so."""
     try:
         yield
     except OSError as error:

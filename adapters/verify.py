@@ -17,19 +17,26 @@ from adapters.spec import AdapterId, AdapterSpec, BaseLayout, LoraTarget
 _DTYPES = ("F32", "F16", "BF16")
 
 
-def verify(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterSpec:
+def verify(folder: Path, layout: BaseLayout, max_rank: int, *, any_base: bool = False) -> AdapterSpec:
     """Check a PEFT folder against the base and describe it. Reads all of it, changes nothing.
 
-    Raises :class:`AdapterRejected` with file, tensor and reason for anything that could not be served as PEFT would.
+    ``any_base``: take it although it says that it was trained on another base. Raises :class:`AdapterRejected` with
+    file, tensor and reason for anything that could not be served as PEFT would.
     """
     spec = read_spec(folder, layout, max_rank, content_id(folder))
+    if not any_base and spec.base_fingerprint not in (None, layout.fingerprint):
+        raise AdapterRejected(
+            f"the adapter was trained on the base {spec.base_fingerprint[:80]}, this base is {layout.fingerprint}",
+            file=ORIGIN,
+            code="base_mismatch",
+        )
     _check_values(folder, spec)
     return spec
 
 
 def read_spec(folder: Path, layout: BaseLayout, max_rank: int, adapter_id: AdapterId) -> AdapterSpec:
-    """Everything :func:`verify` checks, but for the identity of the content and the values of the weights."""
-    origin = _origin(folder, layout)
+    """Everything :func:`verify` checks, but for its base, the identity of the content and the values of the weights."""
+    origin = _origin(folder)
     declared = read_config(folder).targets(layout)
     with open_file(folder, WEIGHTS) as file:
         header = read_header(file)
@@ -37,16 +44,12 @@ def read_spec(folder: Path, layout: BaseLayout, max_rank: int, adapter_id: Adapt
     return AdapterSpec(adapter_id, _targets(header, declared, layout, max_rank), size, origin)
 
 
-def _origin(folder: Path, layout: BaseLayout) -> str | None:
+def _origin(folder: Path) -> str | None:
     if ORIGIN not in present(folder):
         return None
     fingerprint = read_json(folder, ORIGIN).get("base_fingerprint")
     if fingerprint is not None and not isinstance(fingerprint, str):
         raise AdapterRejected("base_fingerprint is not a string", file=ORIGIN)
-    if fingerprint not in (None, layout.fingerprint):
-        raise AdapterRejected(
-            f"the adapter was trained on the base {fingerprint[:80]}, this base is {layout.fingerprint}", file=ORIGIN
-        )
     return fingerprint
 
 

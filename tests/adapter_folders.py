@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from adapters.spec import BaseLayout
+from adapters.spec import AdapterSpec, BaseLayout
+from adapters.store import AdapterStore
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -39,6 +40,15 @@ def layout_of(model: PreTrainedModel, fingerprint: str = FINGERPRINT) -> BaseLay
         elif isinstance(module, nn.Linear):
             linears[name] = (module.in_features, module.out_features)
     return BaseLayout(fingerprint, linears, unserved)
+
+
+def add(store: AdapterStore, folder: Path) -> AdapterSpec:
+    """Store a folder as a registration does."""
+    with store.stage() as staging:
+        store.copy(folder, staging)
+        spec = store.seal(staging)
+        store.publish(staging, spec.id)
+    return spec
 
 
 def write_adapter(

@@ -1,35 +1,38 @@
-"""The registry: names, leases, and bytes that stay exactly as long as somebody refers to them."""
+"""The registry: versions, aliases, pins, leases; durable, and bytes that stay while somebody refers to them."""
 
 import random
 import shutil
-import tempfile
+import sqlite3
+import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine
 
-from adapters.errors import AdapterNameError, AdapterRejected, UnknownAdapter
-from adapters.registry import Adapter, Registry
-from adapters.spec import AdapterId, AdapterSpec, BaseLayout
-from adapters.store import AdapterStore
-from tests.adapter_folders import DEFECTS, LAYERS, layout_of, write_adapter
-from tests.tiny import tiny_model
+from adapters import schema
+from adapters.canary import choose
+from adapters.database import open_sqlite
+from adapters.errors import (
+    AdapterConflict,
+    AdapterNameError,
+    AdapterRejected,
+    AdapterUnavailable,
+    QuotaExceeded,
+    RevisionMismatch,
+    UnknownAdapter,
+)
+from adapters.registry import MISSING, Options, Registry
+from adapters.snapshot import Alias, Target, Version
+from adapters.spec import AdapterId, AdapterSpec
+from tests.adapter_folders import DEFECTS
+from tests.unit.registries import open_registry, stored, write
 
-MAX_RANK = 16
-
-
-@cache
-def tiny_layout() -> BaseLayout:
-    return layout_of(tiny_model("llama"))
-
-
-def write(folder: Path, seed: int) -> Path:
-    return write_adapter(folder, tiny_layout(), seed=seed, rank=1, layers=LAYERS[:1])
+QUIETLY = Options(activate=False)
 
 
 @pytest.fixture
@@ -39,296 +42,485 @@ def folders(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> AdapterStore:
-    return AdapterStore(tmp_path / "store", tiny_layout(), MAX_RANK)
-
-
-@pytest.fixture
 def unused() -> list[AdapterId]:
     return []
 
 
 @pytest.fixture
-def registry(store: AdapterStore, unused: list[AdapterId]) -> Registry:
-    return Registry(store, reserved=frozenset({"base"}), on_unused=unused.append)
+def registry(tmp_path: Path, unused: list[AdapterId]) -> Iterator[Registry]:
+    with open_registry(tmp_path, reserved=frozenset({"base"}), on_unused=unused.append) as registry:
+        yield registry
 
 
-def stored(store: AdapterStore) -> set[str]:
-    return {path.name for path in store.root.iterdir()}
+def settled(root: Path, contents: set[str]) -> None:
+    """Wait until exactly these contents are on disk."""
+    deadline = time.monotonic() + 10
+    while (there := stored(root)) != contents:
+        assert time.monotonic() < deadline, f"{there} on disk, not {contents}"
+        time.sleep(0.005)
 
 
-def test_a_name_stands_for_a_content(registry: Registry, folders: list[Path]) -> None:
-    adapter, replaced = registry.register("legal", folders[0])
-    assert not replaced
-    assert registry.get("legal") is adapter
-    assert adapter.name == "legal"
-    assert adapter.created > 1_700_000_000
+def state(registry: Registry) -> object:
+    """Everything a caller can see, without what differs between two equal registries."""
+    return (
+        [(e.name, e.active, e.pinned, {n: v.content for n, v in e.versions.items()}) for e in registry.entries()],
+        [(a.name, a.targets) for a in registry.aliases()],
+    )
 
 
-def test_a_list_is_in_the_order_of_names(registry: Registry, folders: list[Path]) -> None:
-    for name in ("b", "a/z", "B", "a"):
-        registry.register(name, folders[0])
-    assert [adapter.name for adapter in registry.list()] == ["B", "a", "a/z", "b"]
+# Versions
 
 
-def test_a_known_name_is_pointed_at_the_new_content(
-    registry: Registry, store: AdapterStore, folders: list[Path], unused: list[AdapterId]
-) -> None:
-    old, _ = registry.register("legal", folders[0])
-    new, replaced = registry.register("legal", folders[1])
-    assert replaced
-    assert registry.get("legal") is new
-    assert stored(store) == {new.spec.id}
-    assert unused == [old.spec.id]
+def test_content_after_content_makes_versions(registry: Registry, folders: list[Path]) -> None:
+    first = registry.register_folder("legal", folders[0])
+    second = registry.register_folder("legal", folders[1])
+    assert (first.version.name, second.version.name) == ("legal@1", "legal@2")
+    assert first.new
+    assert second.new
+    assert registry.version("legal") == registry.version("legal@2") == second.version
+    assert registry.version("legal@1") == first.version
 
 
-def test_the_same_content_again_changes_nothing(
-    registry: Registry, store: AdapterStore, folders: list[Path], unused: list[AdapterId]
-) -> None:
-    old, _ = registry.register("legal", folders[0])
-    new, replaced = registry.register("legal", folders[0])
-    assert replaced
-    assert stored(store) == {old.spec.id} == {new.spec.id}
-    assert unused == []
+def test_the_same_content_is_the_same_version_and_active_again(registry: Registry, folders: list[Path]) -> None:
+    registry.register_folder("legal", folders[0])
+    registry.register_folder("legal", folders[1])
+    again = registry.register_folder("legal", folders[0])
+    assert (again.new, again.version.number, again.entry.active) == (False, 1, 1)
 
 
-def test_two_names_share_a_content(registry: Registry, store: AdapterStore, folders: list[Path]) -> None:
-    registry.register("a", folders[0])
-    registry.register("b", folders[0])
-    registry.remove("a")
-    assert stored(store) == {registry.get("b").spec.id}
-    registry.remove("b")
-    assert stored(store) == set()
+def test_a_version_can_be_stored_without_being_active(registry: Registry, folders: list[Path]) -> None:
+    registry.register_folder("legal", folders[0], QUIETLY)
+    with pytest.raises(UnknownAdapter):
+        registry.acquire(["legal"])
+    registry.register_folder("legal", folders[1])
+    registry.register_folder("legal", folders[2], QUIETLY)
+    assert registry.version("legal").number == 2
+    assert registry.version("legal@3").number == 3
 
 
-def test_a_rejected_folder_leaves_the_name_as_it_was(
-    registry: Registry, store: AdapterStore, folders: list[Path], unused: list[AdapterId]
-) -> None:
-    adapter, _ = registry.register("legal", folders[0])
-    DEFECTS["config_list"].spoil(folders[1])
-    with pytest.raises(AdapterRejected):
-        registry.register("legal", folders[1])
-    assert registry.get("legal") is adapter
-    assert stored(store) == {adapter.spec.id}
-    assert unused == []
+def test_activate_rolls_back(registry: Registry, folders: list[Path]) -> None:
+    old = registry.register_folder("legal", folders[0]).version
+    registry.register_folder("legal", folders[1])
+    assert registry.activate("legal", 1).current == old
+    assert registry.acquire(["legal"])[0].version == old
+    with pytest.raises(UnknownAdapter, match="legal@3"):
+        registry.activate("legal", 3)
+    with pytest.raises(UnknownAdapter, match="german"):
+        registry.activate("german", 1)
 
 
-def test_leases_outlive_names(
-    registry: Registry, store: AdapterStore, folders: list[Path], unused: list[AdapterId]
-) -> None:
-    registry.register("legal", folders[0])
-    running = registry.acquire(["legal"])
-    new, _ = registry.register("legal", folders[1])
-    old = running[0].spec.id
-    assert store.read(old).spec == running[0].spec
+def test_numbers_do_not_come_twice(registry: Registry, folders: list[Path]) -> None:
+    registry.register_folder("legal", folders[0])
+    registry.register_folder("legal", folders[1])
     registry.remove("legal")
-    assert stored(store) == {old}
-    assert unused == [new.spec.id]
-    registry.release(running)
-    assert stored(store) == set()
-    assert unused == [new.spec.id, old]
+    assert registry.register_folder("legal", folders[0]).version.name == "legal@3"
 
 
-def test_leases_are_counted_one_for_each_item(registry: Registry, store: AdapterStore, folders: list[Path]) -> None:
-    registry.register("legal", folders[0])
-    twice = registry.acquire(["legal", "legal"])
+def test_one_version_can_go(registry: Registry, folders: list[Path], tmp_path: Path) -> None:
+    registry.register_folder("legal", folders[0])
+    new = registry.register_folder("legal", folders[1]).version
+    with pytest.raises(AdapterConflict, match="active version"):
+        registry.remove("legal@2")
+    registry.remove("legal@1")
+    assert list(registry.entry("legal").versions) == [2]
+    settled(tmp_path, {new.content})
+
+
+# Aliases
+
+
+@pytest.fixture
+def canary(registry: Registry, folders: list[Path]) -> Alias:
+    """90 to legal@1, 10 to legal@2."""
+    for folder in folders[:2]:
+        registry.register_folder("legal", folder)
+    return registry.put_alias("prod", [Target("legal", 1, 90), Target("legal", 2, 10)])[0]
+
+
+def test_an_alias_means_its_targets_by_weight(registry: Registry, canary: Alias) -> None:
+    served = Counter(registry.acquire(["prod"])[0].version.number for _ in range(3000))
+    assert 200 < served[2] < 400
+    assert registry.acquire(["prod"])[0].alias == "prod"
+
+
+def test_a_user_stays_where_it_is(registry: Registry, canary: Alias) -> None:
+    users = [f"user {i}" for i in range(1000)]
+    before = {user: registry.acquire(["prod"], user)[0].version.number for user in users}
+    assert {user: registry.acquire(["prod"], user)[0].version.number for user in users} == before
+    assert 50 < sum(number == 2 for number in before.values()) < 150
+    registry.put_alias("prod", [Target("legal", 1, 50), Target("legal", 2, 50)])
+    after = {user: registry.acquire(["prod"], user)[0].version.number for user in users}
+    assert all(after[user] == 2 for user in users if before[user] == 2)
+    assert 400 < sum(number == 2 for number in after.values()) < 600
+
+
+def test_the_last_target_takes_what_rounding_leaves() -> None:
+    alias = Alias("prod", (Target("a", 1, 5e-324), Target("b", 1, 5e-324)), 0, 0)
+    assert {choose(alias, str(user)).adapter for user in range(100)} <= {"a", "b"}
+
+
+def test_a_floating_target_follows_the_active_version(registry: Registry, folders: list[Path]) -> None:
+    registry.register_folder("legal", folders[0])
+    registry.put_alias("prod", [Target("legal", None, 1)])
+    registry.register_folder("legal", folders[1])
+    assert registry.acquire(["prod"])[0].version.name == "legal@2"
+
+
+def test_what_an_alias_means_cannot_go(registry: Registry, canary: Alias) -> None:
+    for reference in ("legal", "legal@1"):
+        with pytest.raises(AdapterConflict, match="alias `prod`"):
+            registry.remove(reference)
+    registry.put_alias("prod", [Target("legal", 2, 1)])
+    registry.remove("legal@1")
+    registry.remove_alias("prod")
     registry.remove("legal")
-    registry.release(twice[:1])
-    assert stored(store) == {twice[0].spec.id}
-    registry.release(twice[1:])
-    assert stored(store) == set()
+    assert registry.names() == []
 
 
-def test_a_mix_is_leased_whole_or_not_at_all(registry: Registry, store: AdapterStore, folders: list[Path]) -> None:
-    registry.register("legal", folders[0])
+def test_targets_are_known_versions_of_adapters(registry: Registry, canary: Alias, folders: list[Path]) -> None:
+    registry.register_folder("quiet", folders[0], QUIETLY)
+    before = state(registry)
+    for target in (Target("legal", 3, 1), Target("german", None, 1), Target("prod", None, 1)):
+        with pytest.raises(UnknownAdapter):
+            registry.put_alias("other", [target])
+    with pytest.raises(AdapterConflict, match="no active version"):
+        registry.put_alias("other", [Target("quiet", None, 1)])
+    assert state(registry) == before
+
+
+def test_adapters_and_aliases_share_names(registry: Registry, canary: Alias, folders: list[Path]) -> None:
+    with pytest.raises(AdapterConflict, match="is an alias already"):
+        registry.register_folder("prod", folders[2])
+    with pytest.raises(AdapterConflict, match="is an adapter already"):
+        registry.put_alias("legal", [Target("legal", 1, 1)])
+    with pytest.raises(UnknownAdapter):
+        registry.remove("prod")
+    with pytest.raises(UnknownAdapter):
+        registry.remove_alias("legal")
+
+
+# Names
+
+
+def test_names_that_differ_in_case_only_cannot_both_exist(
+    registry: Registry, folders: list[Path], tmp_path: Path
+) -> None:
+    kept = registry.register_folder("legal", folders[0]).version.content
+    with pytest.raises(AdapterNameError, match="upper and lower case only"):
+        registry.register_folder("Legal", folders[1])
+    with pytest.raises(AdapterNameError, match="upper and lower case only"):
+        registry.put_alias("LEGAL", [Target("legal", 1, 1)])
+    settled(tmp_path, {kept})
+    registry.remove("legal")
+    assert registry.register_folder("Legal", folders[1]).version.name == "Legal@1"
+
+
+def test_everything_servable_is_listed_in_pages(registry: Registry, canary: Alias, folders: list[Path]) -> None:
+    registry.register_folder("legal-x", folders[2])
+    registry.register_folder("quiet", folders[2], QUIETLY)
+    names = [name for name, _ in registry.names()]
+    assert names == ["legal", "legal@1", "legal@2", "legal-x", "legal-x@1", "prod", "quiet@1"]
+    assert all(registry.knows(name) for name in names)
+    assert not registry.knows("quiet")
+    for size in (1, 2, 3):
+        paged: list[str] = []
+        while page := [name for name, _ in registry.names(paged[-1] if paged else "", size)]:
+            paged += page
+        assert paged == names
+    assert [entry.name for entry in registry.entries("legal", 1)] == ["legal-x"]
+
+
+def test_contents_are_called_by_the_names_they_are_active_under(registry: Registry, canary: Alias) -> None:
+    contents = [registry.version(f"legal@{number}").content for number in (1, 2)]
+    assert registry.names_of(contents) == ["legal", "legal@1"]
+    assert registry.names_of([AdapterId("0" * 64)]) == []
+    assert registry.aliased_to("legal") == ["prod"]
+
+
+# Leases
+
+
+def test_leases_outlive_names(registry: Registry, folders: list[Path], tmp_path: Path, unused: list[AdapterId]) -> None:
+    registry.register_folder("legal", folders[0])
+    leases = registry.acquire(["legal", "legal"])
+    content = leases[0].version.content
+    registry.remove("legal")
+    with pytest.raises(UnknownAdapter):
+        registry.acquire(["legal"])
+    registry.release(leases[:1])
+    time.sleep(0.05)
+    assert stored(tmp_path) == {content}
+    registry.release(leases[1:])
+    settled(tmp_path, set())
+    assert unused == [content]
+
+
+def test_a_mix_is_leased_whole_or_not_at_all(registry: Registry, folders: list[Path], tmp_path: Path) -> None:
+    registry.register_folder("legal", folders[0])
     with pytest.raises(UnknownAdapter, match="The adapter `german` does not exist"):
         registry.acquire(["legal", "german"])
     registry.remove("legal")
-    assert stored(store) == set()
+    settled(tmp_path, set())
 
 
-def test_the_base_alone_leases_nothing(registry: Registry) -> None:
-    assert registry.acquire([]) == ()
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_lease_is_given_back_once(count: int, registry: Registry, store: AdapterStore, folders: list[Path]) -> None:
-    registry.register("legal", folders[0])
+def test_a_lease_is_given_back_once(registry: Registry, folders: list[Path]) -> None:
+    registry.register_folder("legal", folders[0])
     lease = registry.acquire(["legal"])
     registry.release(lease)
-    held = registry.acquire(["legal"]) if count == 2 else ()
     with pytest.raises(ValueError, match="released more leases"):
-        registry.release(lease * count)
-    registry.remove("legal")
-    assert stored(store) == {adapter.spec.id for adapter in held}
+        registry.release(lease)
 
 
-@pytest.mark.parametrize("act", ["get", "remove"])
-def test_an_unknown_name_is_an_error(act: str, registry: Registry) -> None:
-    with pytest.raises(UnknownAdapter, match="The adapter `x` does not exist"):
-        getattr(registry, act)("x")
+def test_two_names_share_a_content(registry: Registry, folders: list[Path], tmp_path: Path) -> None:
+    content = registry.register_folder("a", folders[0]).version.content
+    registry.register_folder("b", folders[0])
+    registry.remove("a")
+    assert stored(tmp_path) == {content}
+    assert registry.usage().bytes == sum(f.stat().st_size for f in folders[0].iterdir())
+    registry.remove("b")
+    settled(tmp_path, set())
 
 
-@pytest.mark.parametrize("name", ["a", "7", "legal-v1.2_final", "team/legal/german", "a" * 128, "Base", "a..b"])
-def test_names_that_can_be_used(name: str, registry: Registry, folders: list[Path]) -> None:
-    registry.register(name, folders[0])
-    assert registry.get(name).name == name
+# Refusals change nothing
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("", "1 to 128 characters, not 0"),
-        ("a" * 129, "1 to 128 characters, not 129"),
-        ("base", "it is the base model's name"),
-        *((name, "only ASCII letters") for name in ("a,b", "a b", "a@1", "über", "a\n", "a\0", "a:b", "a\\b", "٣")),
-        *((name, "the first is a letter or a digit") for name in (".a", "-a", "_a", "/a", "../a")),
-        *((name, "an empty, `.` or `..` part") for name in ("a//b", "a/", "a/../b", "a/..", "a/./b")),
-    ],
-)
-def test_names_that_cannot_be_used(
-    name: str, reason: str, registry: Registry, store: AdapterStore, folders: list[Path]
+def test_a_rejected_folder_leaves_the_name_as_it_was(
+    registry: Registry, folders: list[Path], tmp_path: Path, unused: list[AdapterId]
 ) -> None:
-    with pytest.raises(AdapterNameError, match=reason):
-        registry.register(name, folders[0])
-    assert stored(store) == set()
-    assert registry.list() == []
+    version = registry.register_folder("legal", folders[0]).version
+    DEFECTS["config_list"].spoil(folders[1])
+    with pytest.raises(AdapterRejected):
+        registry.register_folder("legal", folders[1])
+    assert registry.version("legal") == version
+    assert stored(tmp_path) == {version.content}
 
 
-def test_a_store_emptied_by_hand_does_not_keep_names_and_leases(
-    registry: Registry, store: AdapterStore, folders: list[Path], unused: list[AdapterId]
-) -> None:
-    registry.register("legal", folders[0])
-    lease = registry.acquire(["legal"])
-    store.remove(lease[0].spec.id)
-    registry.remove("legal")
-    registry.release(lease)
-    assert registry.list() == []
-    assert unused == [lease[0].spec.id]
+def test_a_dry_load_that_fails_refuses(tmp_path: Path, folders: list[Path]) -> None:
+    def probe(spec: AdapterSpec, keep: bool) -> dict[str, float]:
+        if len(probed) == 1:
+            raise AdapterRejected("changes nothing")
+        probed.append(spec.id)
+        return {"max_logit_change": 0.5}
+
+    probed: list[AdapterId] = []
+    with open_registry(tmp_path, probe=probe) as registry:
+        version = registry.register_folder("legal", folders[0]).version
+        receipt = registry.receipt(version)
+        assert receipt is not None
+        assert receipt["probe"] == {"max_logit_change": 0.5}
+        with pytest.raises(AdapterRejected, match="changes nothing"):
+            registry.register_folder("legal", folders[1])
+        assert registry.version("legal") == version
+        settled(tmp_path, {version.content})
+        # What has passed on this base is not asked again.
+        assert registry.register_folder("other", folders[0]).new
 
 
-class InterruptedStore(AdapterStore):
-    """A store where something else happens just after the first content was added."""
-
-    between: object = None
-
-    def add(self, folder: Path) -> AdapterSpec:
-        spec = super().add(folder)
-        between, self.between = self.between, None
-        if callable(between):
-            between()
-        return spec
-
-
-def test_content_that_goes_while_it_is_added_is_added_again(tmp_path: Path, folders: list[Path]) -> None:
-    store = InterruptedStore(tmp_path / "store", tiny_layout(), MAX_RANK)
-    registry = Registry(store)
-    registry.register("old", folders[0])
-    store.between = lambda: registry.remove("old")
-    adapter, _ = registry.register("new", folders[0])
-    assert store.read(adapter.spec.id).spec == adapter.spec
-    assert stored(store) == {adapter.spec.id}
+def test_the_quota_is_kept(tmp_path: Path, folders: list[Path]) -> None:
+    size = sum(file.stat().st_size for file in folders[0].iterdir())
+    with open_registry(tmp_path, quota=2 * size + 100) as registry:
+        registry.register_folder("a", folders[0])
+        registry.register_folder("b", folders[1])
+        before = state(registry)
+        with pytest.raises(QuotaExceeded, match=r"takes \d+ bytes, and \d+ of the quota"):
+            registry.register_folder("c", folders[2])
+        registry.register_folder("c", folders[0])  # no further bytes
+        registry.remove("c")
+        assert state(registry) == before
+        registry.remove("b")
+        settled(tmp_path, {registry.version("a").content})
+        registry.register_folder("c", folders[2])
 
 
-def test_of_two_registrations_of_a_name_the_later_to_finish_stays(tmp_path: Path, folders: list[Path]) -> None:
-    store = InterruptedStore(tmp_path / "store", tiny_layout(), MAX_RANK)
-    registry = Registry(store)
-    store.between = lambda: registry.register("name", folders[1])
-    adapter, replaced = registry.register("name", folders[0])
-    assert replaced
-    assert registry.get("name") is adapter
-    assert stored(store) == {adapter.spec.id}
+def test_a_change_can_ask_that_nobody_was_faster(registry: Registry, canary: Alias, folders: list[Path]) -> None:
+    seen = registry.entry("legal").revision
+    registry.activate("legal", 1, expected=seen)
+    before = state(registry)
+    stale: list[Callable[[], object]] = [
+        lambda: registry.activate("legal", 2, expected=seen),
+        lambda: registry.pin("legal", True, expected=seen),
+        lambda: registry.remove("legal@2", expected=seen),
+        lambda: registry.register_folder("legal", folders[2], Options(expected=seen)),
+        lambda: registry.put_alias("prod", [Target("legal", 1, 1)], expected=seen),
+        lambda: registry.put_alias("new", [Target("legal", 1, 1)], expected=seen),
+        lambda: registry.remove_alias("prod", expected=seen),
+    ]
+    for change in stale:
+        with pytest.raises(RevisionMismatch):
+            change()
+    assert state(registry) == before
 
 
-names = st.sampled_from(["a", "b", "c"])
+# Pins
 
 
-class RegistryMachine(RuleBasedStateMachine):
-    """Any order of calls: the bytes on disk are those of the contents that a name or a lease refers to."""
-
-    leases = Bundle("leases")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.root = Path(tempfile.mkdtemp())
-        self.folders = [write(self.root / str(seed), seed) for seed in range(3)]
-        self.store = AdapterStore(self.root / "store", tiny_layout(), MAX_RANK)
-        self.unused: Counter[AdapterId] = Counter()
-        self.gone: Counter[AdapterId] = Counter()
-        self.registry = Registry(self.store, on_unused=lambda adapter_id: self.unused.update([adapter_id]))
-        self.model: dict[str, Adapter] = {}
-        self.held: list[tuple[Adapter, ...]] = []
-        self.on_disk: set[AdapterId] = set()
-
-    def teardown(self) -> None:
-        shutil.rmtree(self.root)
-
-    @rule(name=names, content=st.integers(0, 2))
-    def register(self, name: str, content: int) -> None:
-        adapter, replaced = self.registry.register(name, self.folders[content])
-        assert replaced == (name in self.model)
-        self.model[name] = adapter
-
-    @rule(name=names)
-    def remove(self, name: str) -> None:
-        if name in self.model:
-            self.registry.remove(name)
-            del self.model[name]
-        else:
-            with pytest.raises(UnknownAdapter):
-                self.registry.remove(name)
-
-    @rule(target=leases, mix=st.lists(names, max_size=3))
-    def acquire(self, mix: list[str]) -> object:
-        if not all(name in self.model for name in mix):
-            with pytest.raises(UnknownAdapter):
-                self.registry.acquire(mix)
-            return multiple()
-        lease = self.registry.acquire(mix)
-        assert lease == tuple(self.model[name] for name in mix)
-        self.held.append(lease)
-        return lease
-
-    @rule(lease=consumes(leases))
-    def release(self, lease: tuple[Adapter, ...]) -> None:
-        self.registry.release(lease)
-        self.held.remove(lease)
-
-    @invariant()
-    def names_are_as_registered(self) -> None:
-        assert self.registry.list() == [self.model[name] for name in sorted(self.model)]
-
-    @invariant()
-    def bytes_are_those_referred_to(self) -> None:
-        referred = {adapter.spec.id for adapter in self.model.values()}
-        referred |= {adapter.spec.id for lease in self.held for adapter in lease}
-        assert stored(self.store) == referred
-        self.gone.update(self.on_disk - referred)
-        self.on_disk = referred
-        assert self.unused == self.gone
+def test_pins_follow_the_active_version(tmp_path: Path, folders: list[Path]) -> None:
+    told: list[list[str]] = []
+    with open_registry(tmp_path, on_pins=lambda versions: told.append([v.name for v in versions])) as registry:
+        registry.register_folder("legal", folders[0], Options(pinned=True))
+        registry.register_folder("german", folders[1])
+        registry.pin("german", True)
+        registry.register_folder("legal", folders[2])
+        registry.pin("legal", False)
+        registry.remove("german")
+    assert told == [["legal@1"], ["german@1", "legal@1"], ["german@1", "legal@2"], ["german@1"], []]
 
 
-TestRegistryMachine = RegistryMachine.TestCase
-TestRegistryMachine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+def test_more_pins_than_fit_are_refused(tmp_path: Path, folders: list[Path]) -> None:
+    with open_registry(tmp_path, fits=lambda ranks: len(ranks) < 2) as registry:
+        registry.register_folder("a", folders[0], Options(pinned=True))
+        registry.register_folder("b", folders[1])
+        before = state(registry)
+        for change in (
+            lambda: registry.pin("b", True),
+            lambda: registry.register_folder("b", folders[1], Options(pinned=True)),
+            lambda: registry.register_folder("c", folders[2], Options(pinned=True)),
+        ):
+            with pytest.raises(AdapterConflict, match="do not fit the device"):
+                change()
+        assert state(registry) == before
+        registry.register_folder("c", folders[0], Options(pinned=True))  # the same content needs no second slot
 
 
-def test_threads(registry: Registry, store: AdapterStore, folders: list[Path]) -> None:
-    """Eight threads over two names and three contents: a leased content can always be read, nothing is left over."""
+# Durability
+
+
+def test_everything_comes_back(tmp_path: Path, folders: list[Path]) -> None:
+    with open_registry(tmp_path) as registry:
+        for folder in folders:
+            registry.register_folder("legal", folder)
+        registry.activate("legal", 2)
+        registry.register_folder("german", folders[0], Options(pinned=True))
+        registry.put_alias("prod", [Target("legal", 1, 90), Target("german", None, 10)])
+        registry.register_folder("gone", folders[0])
+        registry.remove("gone")
+        before = state(registry)
+        receipt = registry.receipt(registry.version("legal"))
+    with open_registry(tmp_path) as registry:
+        assert state(registry) == before
+        assert registry.receipt(registry.version("legal")) == receipt
+        assert registry.register_folder("gone", folders[1]).version.name == "gone@2"
+
+
+def test_a_start_clears_away_what_a_crash_has_left(tmp_path: Path, folders: list[Path]) -> None:
+    with open_registry(tmp_path) as registry:
+        kept = registry.register_folder("legal", folders[0]).version.content
+        registry._contents.reserve(AdapterSpec(AdapterId("f" * 64), {}, 1), 1, None)
+    (tmp_path / "adapters" / ".tmp-half").mkdir()
+    shutil.copytree(tmp_path / "adapters" / kept, tmp_path / "adapters" / ("e" * 64))
+    with open_registry(tmp_path) as registry:
+        assert stored(tmp_path) == {kept}
+        assert registry._contents.unreferenced(2**62) == []
+
+
+def test_bytes_that_somebody_took_away_are_told_and_can_be_brought_back(tmp_path: Path, folders: list[Path]) -> None:
+    with open_registry(tmp_path) as registry:
+        version = registry.register_folder("legal", folders[0]).version
+    shutil.rmtree(tmp_path / "adapters" / version.content)
+    with open_registry(tmp_path) as registry:
+        assert registry.version("legal").refused == MISSING
+        with pytest.raises(AdapterUnavailable, match="register it again"):
+            registry.acquire(["legal"])
+        assert not registry.register_folder("legal", folders[0]).new
+        assert registry.acquire(["legal"])[0].version == version
+
+
+def test_another_base_checks_for_itself(tmp_path: Path, folders: list[Path]) -> None:
+    probed: list[AdapterId] = []
+
+    def probe(spec: AdapterSpec, keep: bool) -> dict[str, float]:
+        probed.append(spec.id)
+        if spec.id == bad:
+            raise AdapterRejected("changes nothing")
+        return {}
+
+    with open_registry(tmp_path) as registry:
+        good = registry.register_folder("good", folders[0]).version.content
+        bad = registry.register_folder("bad", folders[1]).version.content
+    for _ in range(2):  # the second start knows
+        with open_registry(tmp_path, base="another", probe=probe) as registry:
+            assert sorted(probed) == sorted([good, bad])
+            assert registry.version("good").refused is None
+            with pytest.raises(AdapterUnavailable, match="`bad` cannot be served: changes nothing"):
+                registry.acquire(["bad"])
+    with open_registry(tmp_path) as registry:
+        assert registry.version("bad").refused is None
+
+
+def test_a_server_for_smaller_ranks_says_so(tmp_path: Path) -> None:
+    folder = write(tmp_path / "large", 0, rank=8)
+    with open_registry(tmp_path) as registry:
+        registry.register_folder("large", folder, Options(pinned=True))
+    pins: list[list[Version]] = []
+    reason = "rank 8 is above this server's --max-rank 4"
+    with (
+        open_registry(tmp_path, max_rank=4, on_pins=lambda v: pins.append(list(v))) as registry,
+        pytest.raises(AdapterUnavailable, match=reason),
+    ):
+        registry.acquire(["large"])
+    assert pins == []
+
+
+def test_the_migrations_make_the_tables(tmp_path: Path) -> None:
+    open_sqlite(tmp_path / "registry.sqlite3").close()
+    engine = create_engine(f"sqlite:///{tmp_path / 'registry.sqlite3'}")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
+    engine.dispose()
+
+
+def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "registry.sqlite3"
+    open_sqlite(file).close()
+    connection = sqlite3.connect(file)
+    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.commit()
+    connection.close()
+    before = file.read_bytes()
+    with pytest.raises(schema.NewerSchema, match="9999"):
+        open_sqlite(file)
+    assert file.read_bytes() == before
+
+
+def test_the_first_schema_is_migrated(tmp_path: Path) -> None:
+    """As release 0.2 has written it: a registry with an adapter, two versions and an alias."""
+    file = tmp_path / "registry.sqlite3"
+    connection = sqlite3.connect(file)
+    connection.executescript((Path(__file__).parent / "registry_0001.sql").read_text())
+    connection.close()
+    (tmp_path / "adapters").mkdir()
+    with open_registry(tmp_path) as registry:
+        assert state(registry) == (
+            [("legal", 1, True, {1: AdapterId("a" * 64), 2: AdapterId("b" * 64)})],
+            [("prod", (Target("legal", 1, 90.0), Target("legal", None, 10.0)))],
+        )
+        receipt = registry.receipt(registry.version("legal@2"))
+        assert receipt is not None
+        assert receipt["source"] == "folder legal"
+
+
+# Many at once
+
+
+def test_threads(registry: Registry, folders: list[Path], tmp_path: Path) -> None:
+    """Eight threads, two names, three contents: a leased content can always be read, nothing is left over."""
 
     def work(seed: int) -> int:
         random_ = random.Random(seed)
         served = 0
-        for _ in range(40):
+        for _ in range(25):
             name = random_.choice("ab")
             try:
-                match random_.randrange(3):
+                match random_.randrange(4):
                     case 0:
-                        registry.register(name, random_.choice(folders))
+                        registry.register_folder(name, random_.choice(folders))
                     case 1:
                         registry.remove(name)
+                    case 2:
+                        registry.activate(name, random_.randint(1, 3))
                     case _:
                         lease = registry.acquire([name])
-                        assert store.read(lease[0].spec.id).spec == lease[0].spec
+                        assert registry._store.read(lease[0].version.content).spec.id == lease[0].version.content
                         registry.release(lease)
                         served += 1
             except UnknownAdapter:
@@ -338,7 +530,23 @@ def test_threads(registry: Registry, store: AdapterStore, folders: list[Path]) -
     with ThreadPoolExecutor(8) as threads:
         served = list(threads.map(work, range(8)))
     assert sum(served) > 0
-    assert stored(store) == {adapter.spec.id for adapter in registry.list()}
-    for adapter in registry.list():
-        registry.remove(adapter.name)
-    assert stored(store) == set()
+    settled(tmp_path, {v.content for entry in registry.entries() for v in entry.versions.values()})
+    for entry in registry.entries():
+        registry.remove(entry.name)
+    settled(tmp_path, set())
+
+
+def test_ten_registrations_of_one_name_at_once(registry: Registry, tmp_path: Path) -> None:
+    contents = [write(tmp_path / f"c{seed}", seed) for seed in range(10)]
+    with ThreadPoolExecutor(10) as threads:
+        done = list(threads.map(lambda folder: registry.register_folder("legal", folder), contents))
+    assert sorted(each.version.number for each in done) == list(range(1, 11))
+    assert registry.entry("legal").active in range(1, 11)
+    assert len(stored(tmp_path)) == 10
+
+
+def test_ten_registrations_of_one_content_at_once(registry: Registry, folders: list[Path], tmp_path: Path) -> None:
+    with ThreadPoolExecutor(10) as threads:
+        done = list(threads.map(lambda i: registry.register_folder(f"name-{i}", folders[0]), range(10)))
+    assert len({each.version.content for each in done}) == 1
+    settled(tmp_path, {done[0].version.content})

@@ -11,11 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from adapters import store as module
 from adapters.errors import AdapterError, AdapterRejected, StoreFull
 from adapters.files import content_id
+from adapters.remote import Remote
 from adapters.spec import AdapterId, BaseLayout
-from adapters.store import AdapterStore
-from tests.adapter_folders import CONFIG, DEFECTS, KEY_A, LAYERS, ORIGIN, WEIGHTS, layout_of, write_adapter
+from adapters.store import AdapterStore, folder_bytes
+from tests.adapter_folders import CONFIG, DEFECTS, KEY_A, LAYERS, ORIGIN, WEIGHTS, add, layout_of, write_adapter
 from tests.tiny import tiny_model
 
 MAX_RANK = 16
@@ -54,7 +56,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 def test_an_entry_is_a_copy_of_the_content_under_its_digest(store: AdapterStore, folder: Path) -> None:
     (folder / ORIGIN).write_text("{}")
     (folder / "README.md").write_text("not part of the content")
-    spec = store.add(folder)
+    spec = add(store, folder)
     assert entries(store) == [spec.id]
     assert spec.id == content_id(folder)
     assert sorted(path.name for path in store.path(spec.id).iterdir()) == sorted([CONFIG, WEIGHTS, ORIGIN])
@@ -63,9 +65,9 @@ def test_an_entry_is_a_copy_of_the_content_under_its_digest(store: AdapterStore,
 
 
 def test_same_content_is_one_entry(store: AdapterStore, tmp_path: Path, layout: BaseLayout) -> None:
-    first = store.add(write_adapter(tmp_path / "a", layout))
-    again = store.add(write_adapter(tmp_path / "b", layout))
-    other = store.add(write_adapter(tmp_path / "c", layout, seed=1))
+    first = add(store, write_adapter(tmp_path / "a", layout))
+    again = add(store, write_adapter(tmp_path / "b", layout))
+    other = add(store, write_adapter(tmp_path / "c", layout, seed=1))
     assert first == again
     assert entries(store) == sorted([first.id, other.id])
 
@@ -75,7 +77,7 @@ def test_links_become_files(store: AdapterStore, folder: Path, tmp_path: Path) -
     linked.mkdir()
     for name in (CONFIG, WEIGHTS):
         (linked / name).symlink_to(folder / name)
-    spec = store.add(linked)
+    spec = add(store, linked)
     assert not any(path.is_symlink() for path in store.path(spec.id).iterdir())
 
 
@@ -83,19 +85,19 @@ def test_links_become_files(store: AdapterStore, folder: Path, tmp_path: Path) -
 def test_what_is_rejected_leaves_nothing(defect: str, store: AdapterStore, folder: Path) -> None:
     DEFECTS[defect].spoil(folder)
     with pytest.raises(AdapterRejected, match=DEFECTS[defect].reason.split("{")[0]):
-        store.add(folder)
+        add(store, folder)
     assert entries(store) == []
 
 
 def test_weights_that_no_adapter_can_have_are_not_copied(store: AdapterStore, folder: Path) -> None:
     os.truncate(folder / WEIGHTS, 1 << 40)
     with pytest.raises(AdapterRejected, match="is larger than"):
-        store.add(folder)
+        add(store, folder)
     assert entries(store) == []
 
 
 def test_reads_the_weights_into_memory_of_their_own(store: AdapterStore, folder: Path) -> None:
-    spec = store.add(folder)
+    spec = add(store, folder)
     weights = store.read(spec.id)
     expected = load_file(folder / WEIGHTS)[KEY_A]
     with (store.path(spec.id) / WEIGHTS).open("r+b") as file:
@@ -106,37 +108,95 @@ def test_reads_the_weights_into_memory_of_their_own(store: AdapterStore, folder:
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
 def test_damage_is_noticed_and_healed_by_adding_again(name: str, store: AdapterStore, folder: Path) -> None:
-    spec = store.add(folder)
+    spec = add(store, folder)
     path = store.path(spec.id) / name
     content = bytearray(path.read_bytes())
     content[-10] ^= 1
     path.write_bytes(content)
     with pytest.raises(AdapterError, match=f"adapter {spec.id} is damaged on disk"):
         store.read(spec.id)
-    assert store.add(folder) == spec
+    assert add(store, folder) == spec
     assert store.read(spec.id).spec == spec
     assert entries(store) == [spec.id]
 
 
 def test_a_lost_file_is_damage(store: AdapterStore, folder: Path) -> None:
-    spec = store.add(folder)
+    spec = add(store, folder)
     (store.path(spec.id) / WEIGHTS).unlink()
     with pytest.raises(AdapterError, match="is damaged on disk"):
         store.read(spec.id)
 
 
 def test_what_is_removed_is_gone(store: AdapterStore, folder: Path) -> None:
-    spec = store.add(folder)
+    spec = add(store, folder)
     assert spec.id in store
-    store.remove(spec.id)
+    store.erase(spec.id)
     assert spec.id not in store
     assert entries(store) == []
 
 
-@pytest.mark.parametrize("act", ["read", "remove"])
-def test_what_was_never_stored_is_an_error(act: str, store: AdapterStore) -> None:
+def test_what_was_never_stored_is_an_error(store: AdapterStore) -> None:
     with pytest.raises(AdapterError, match="is not stored"):
-        getattr(store, act)(NOBODY)
+        store.read(NOBODY)
+    assert store.detach(NOBODY) is None
+    store.erase(NOBODY)
+
+
+def test_memory_for_configs_is_bounded(
+    store: AdapterStore, tmp_path: Path, layout: BaseLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_SPECS", 2)
+    ids = [add(store, write_adapter(tmp_path / str(seed), layout, seed=seed)).id for seed in range(4)]
+    for adapter_id in ids * 2:
+        assert store.read(adapter_id).spec.id == adapter_id
+    assert len(store._specs) == 2
+
+
+def test_an_adapter_of_another_base(store: AdapterStore, folder: Path) -> None:
+    """What was taken all the same can be read all the same."""
+    (folder / ORIGIN).write_text('{"base_fingerprint": "another"}')
+    with pytest.raises(AdapterRejected, match="trained on the base another") as refusal:
+        add(store, folder)
+    assert refusal.value.code == "base_mismatch"
+    with store.stage() as staging:
+        store.copy(folder, staging)
+        spec = store.seal(staging, any_base=True)
+        store.publish(staging, spec.id)
+    assert store.read(spec.id).spec.base_fingerprint == "another"
+
+
+def test_copies_of_the_remote_come_and_go(tmp_path: Path, layout: BaseLayout) -> None:
+    """The remote keeps all of them, the disk the last that were read."""
+    remote = Remote(f"file://{tmp_path}/remote")
+    size = folder_bytes(write_adapter(tmp_path / "0", layout))
+    store = AdapterStore(tmp_path / "store", layout, MAX_RANK, remote=remote, cache=2 * size + 100)
+    ids = [add(store, write_adapter(tmp_path / str(seed), layout, seed=seed)).id for seed in range(4)]
+    assert sorted(remote.ids()) == sorted(ids)
+    assert entries(store) == sorted(ids[2:])
+    assert store.read(ids[0]).spec.id == ids[0]
+    assert entries(store) == sorted([ids[0], ids[3]])
+    store.read(ids[3])
+    store.read(ids[1])
+    assert entries(store) == sorted([ids[1], ids[3]])
+    store.erase(ids[0])
+    assert sorted(remote.ids()) == sorted(ids[1:])
+    with pytest.raises(AdapterError):
+        store.read(ids[0])
+
+
+def test_damage_here_is_healed_by_the_remote_and_damage_there_is_noticed(tmp_path: Path, layout: BaseLayout) -> None:
+    remote = Remote(f"file://{tmp_path}/remote")
+    store = AdapterStore(tmp_path / "store", layout, MAX_RANK, remote=remote)
+    adapter_id = add(store, write_adapter(tmp_path / "source", layout)).id
+    (store.path(adapter_id) / WEIGHTS).write_bytes(b"rotten")
+    assert store.read(adapter_id).spec.id == adapter_id
+    store.detach(adapter_id)
+    with (tmp_path / "remote" / adapter_id / WEIGHTS).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    with pytest.raises(AdapterError, match="damaged in the remote store"):
+        store.read(adapter_id)
+    assert adapter_id not in store
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "0" * 63, "0" * 64 + "\n", "G" * 64])
@@ -148,8 +208,8 @@ def test_only_ids_are_paths(name: str, store: AdapterStore) -> None:
 def test_a_sweep_leaves_what_is_kept_and_what_is_not_ours(
     store: AdapterStore, tmp_path: Path, layout: BaseLayout
 ) -> None:
-    kept = store.add(write_adapter(tmp_path / "a", layout))
-    store.add(write_adapter(tmp_path / "b", layout, seed=1))
+    kept = add(store, write_adapter(tmp_path / "a", layout))
+    add(store, write_adapter(tmp_path / "b", layout, seed=1))
     (store.root / ".tmp-crashed").mkdir()
     (store.root / ".tmp-crashed" / WEIGHTS).write_bytes(b"half")
     (store.root / "notes.txt").write_text("mine")
@@ -158,15 +218,15 @@ def test_a_sweep_leaves_what_is_kept_and_what_is_not_ours(
 
 
 def test_a_store_opened_again_has_what_it_had(store: AdapterStore, folder: Path, layout: BaseLayout) -> None:
-    spec = store.add(folder)
+    spec = add(store, folder)
     assert AdapterStore(store.root, layout, MAX_RANK).read(spec.id).spec == spec
 
 
 def test_no_room_while_writing(store: AdapterStore, folder: Path) -> None:
     with file_size_limit(1000), pytest.raises(StoreFull, match="no room to store the adapter"):
-        store.add(folder)
+        add(store, folder)
     assert entries(store) == []
-    store.add(folder)
+    add(store, folder)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -178,5 +238,5 @@ def test_no_room_told_late(code: int, store: AdapterStore, folder: Path, monkeyp
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreFull, match="no room to store the adapter"):
-        store.add(folder)
+        add(store, folder)
     assert entries(store) == []

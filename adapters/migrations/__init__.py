@@ -1,0 +1,1 @@
+"""Steps from one form of the registry's tables to the next, run by Alembic."""

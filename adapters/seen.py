@@ -1,0 +1,42 @@
+"""Seen: what folders in a watched folder were like when they were last looked into. Survives a restart."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import delete, insert, select
+
+from adapters.database import Database
+from adapters.schema import watched
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One folder at one time."""
+
+    signature: str
+    """Differs when the adapter's files do."""
+    refused: str | None
+    """Why it was not registered."""
+    since: int
+    """Unix time, seconds."""
+
+
+class SeenFolders:
+    """What was seen, by the folder's full path, in a database. Each method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def under(self, root: str) -> dict[str, Seen]:
+        """All folders in ``root``."""
+        query = select(watched).where(watched.c.folder.startswith(f"{root}/", autoescape=True))
+        with self._database.reading() as connection:
+            rows = connection.execute(query).all()
+        return {row.folder: Seen(row.signature, row.refused, row.since) for row in rows}
+
+    def put(self, folder: str, seen: Seen | None) -> None:
+        """Keep what a folder was like; None forgets it."""
+        with self._database.writing() as (connection, _):
+            connection.execute(delete(watched).where(watched.c.folder == folder))
+            if seen is not None:
+                values = {"signature": seen.signature, "refused": seen.refused, "since": seen.since}
+                connection.execute(insert(watched).values(folder=folder, **values))

@@ -1,0 +1,209 @@
+"""Two registries over one PostgreSQL and one shared store."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from adapters import registry as module
+from adapters.errors import AdapterConflict, AdapterError, AdapterNameError, QuotaExceeded, RegistryUnavailable
+from adapters.registry import Registry
+from adapters.remote import Remote
+from adapters.snapshot import Target
+from tests.postgres import Postgres, postgres
+from tests.unit.registries import open_registry, stored, write
+
+SOON = 2.0
+"""Seconds within which a change made through one server is served by the other."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def url(server: Postgres) -> str:
+    return server.fresh()
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Remote:
+    return Remote(f"file://{tmp_path}/shared")
+
+
+@pytest.fixture
+def pair(tmp_path: Path, url: str, remote: Remote) -> Iterator[tuple[Registry, Registry]]:
+    with ExitStack() as stack:
+        yield (
+            stack.enter_context(open_registry(tmp_path / "one", url=url, remote=remote)),
+            stack.enter_context(open_registry(tmp_path / "two", url=url, remote=remote)),
+        )
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    return [write(tmp_path / f"seed{seed}", seed) for seed in range(10)]
+
+
+def soon(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {SOON} s"
+        time.sleep(0.01)
+
+
+def test_a_change_is_seen_by_the_other(pair: tuple[Registry, Registry], folders: list[Path]) -> None:
+    one, two = pair
+    version = one.register_folder("legal", folders[0]).version
+    soon(lambda: two.knows("legal"))
+    lease = two.acquire(["legal"])
+    assert lease[0].version == version
+    assert two._store.read(version.content).spec.id == version.content
+    two.register_folder("legal", folders[1])
+    soon(lambda: one.version("legal").number == 2)
+    one.activate("legal", 1)
+    soon(lambda: two.version("legal").number == 1)
+    two.put_alias("prod", [Target("legal", 2, 1)])
+    soon(lambda: one.knows("prod"))
+    one.remove_alias("prod")
+    one.remove("legal")
+    soon(lambda: not two.knows("legal"))
+    # What is in use there stays readable there.
+    assert two._store.read(version.content).spec.id == version.content
+    two.release(lease)
+
+
+def test_shared_bytes_go_after_a_while_and_copies_at_once(
+    pair: tuple[Registry, Registry],
+    folders: list[Path],
+    tmp_path: Path,
+    remote: Remote,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, two = pair
+    content = one.register_folder("legal", folders[0]).version.content
+    soon(lambda: two.knows("legal"))
+    two._store.read(content)
+    one.remove("legal")
+    soon(lambda: not stored(tmp_path / "one") and not stored(tmp_path / "two"))
+    assert list(remote.ids()) == [content]
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0)
+    one._delete_unreferenced()
+    assert list(remote.ids()) == []
+    assert one.register_folder("legal", folders[0]).version.number == 2
+
+
+def test_of_racing_changes_one_wins_and_the_others_learn_it(
+    pair: tuple[Registry, Registry], folders: list[Path]
+) -> None:
+    one, two = pair
+    one.register_folder("legal", folders[0])
+    one.register_folder("legal", folders[1])
+    soon(lambda: two.knows("legal@2"))
+    seen = one.entry("legal").revision
+
+    def outcome(change: Callable[[], object]) -> str:
+        try:
+            change()
+        except AdapterError as error:
+            return type(error).__name__
+        return "won"
+
+    def race(*changes: Callable[[], object]) -> list[str]:
+        with ThreadPoolExecutor(len(changes)) as threads:
+            return sorted(threads.map(outcome, changes))
+
+    assert race(lambda: one.activate("legal", 1, expected=seen), lambda: two.activate("legal", 2, expected=seen)) == [
+        "RevisionMismatch",
+        "won",
+    ]
+    assert race(lambda: one.remove("legal"), lambda: two.remove("legal")) == ["UnknownAdapter", "won"]
+    assert race(lambda: one.register_folder("X", folders[0]), lambda: two.register_folder("x", folders[1])) == [
+        "AdapterNameError",
+        "won",
+    ]
+
+
+def test_racing_versions_all_count(pair: tuple[Registry, Registry], folders: list[Path]) -> None:
+    with ThreadPoolExecutor(10) as threads:
+        numbers = [
+            done.version.number
+            for done in threads.map(lambda i: pair[i % 2].register_folder("legal", folders[i]), range(10))
+        ]
+    assert sorted(numbers) == list(range(1, 11))
+    for registry in pair:
+        registry.refresh()
+        assert list(registry.entry("legal").versions) == list(range(1, 11))
+    assert pair[0].entry("legal") == pair[1].entry("legal")
+
+
+def test_the_quota_is_everybodys(tmp_path: Path, url: str, remote: Remote, folders: list[Path]) -> None:
+    size = sum(file.stat().st_size for file in folders[0].iterdir())
+    with ExitStack() as stack:
+        pair = [
+            stack.enter_context(open_registry(tmp_path / name, 4 * size + 100, url=url, remote=remote))
+            for name in ("one", "two")
+        ]
+
+        def register(index: int) -> bool:
+            try:
+                pair[index % 2].register_folder(f"n{index}", folders[index])
+            except QuotaExceeded:
+                return False
+            return True
+
+        with ThreadPoolExecutor(10) as threads:
+            assert sum(threads.map(register, range(10))) == 4
+
+
+def test_when_the_database_is_away_lookups_go_on(
+    server: Postgres, pair: tuple[Registry, Registry], folders: list[Path], tmp_path: Path
+) -> None:
+    one, two = pair
+    content = one.register_folder("legal", folders[0]).version.content
+    soon(lambda: two.knows("legal"))
+    server.stop()
+    try:
+        for registry in pair:
+            lease = registry.acquire(["legal"])
+            assert registry._store.read(content).spec.id == content
+            registry.release(lease)
+            for change in (
+                lambda registry=registry: registry.register_folder("german", folders[1]),
+                lambda registry=registry: registry.remove("legal"),
+            ):
+                with pytest.raises(RegistryUnavailable):
+                    change()
+        soon(lambda: not one.available)
+    finally:
+        server.start()
+    soon(lambda: one.available and two.available)
+    assert one.register_folder("german", folders[1]).new
+    soon(lambda: two.knows("german"))
+    assert [entry.name for entry in two.entries()] == ["german", "legal"]
+
+
+def test_everything_comes_back(tmp_path: Path, url: str, remote: Remote, folders: list[Path]) -> None:
+    with open_registry(tmp_path / "one", url=url, remote=remote) as registry:
+        version = registry.register_folder("legal", folders[0]).version
+    # On another machine: nothing but the database and the shared store is left.
+    with open_registry(tmp_path / "another", url=url, remote=remote) as registry:
+        assert registry.version("legal") == version
+        assert registry._store.read(version.content).spec.id == version.content
+
+
+def test_errors_are_the_same_as_with_a_file(pair: tuple[Registry, Registry], folders: list[Path]) -> None:
+    one, two = pair
+    one.register_folder("legal", folders[0])
+    one.put_alias("prod", [Target("legal", 1, 1)])
+    with pytest.raises(AdapterConflict, match="alias `prod`"):
+        two.remove("legal")
+    with pytest.raises(AdapterConflict, match="active version"):
+        two.remove("legal@1")
+    with pytest.raises(AdapterNameError, match="upper and lower case"):
+        two.register_folder("LEGAL", folders[0])
