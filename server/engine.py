@@ -7,22 +7,23 @@ nothing here needs a lock. Each step: take in messages, bring adapters to the de
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
 import torch
 
+from adapters.errors import AdapterError, RegistryUnavailable, StoreFull
 from adapters.spec import AdapterId
 from adapters.weights import AdapterWeights
-from server.base import Base
+from bases.base import Base
 from server.blocks import BlockPool
 from server.config import Settings
 from server.errors import EngineError, InvalidRequest, QueueFull
 from server.loader import Loader
 from server.runner import Runner
 from server.scheduler import Scheduler
-from server.sequence import Batch, Event, Failed, Sequence
+from server.sequence import Adapted, Batch, Cause, Event, Failed, Sequence
 from server.slots import SlotTable, pages_for
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class EngineStats:
     """Adapters copied to the device."""
     adapter_evictions: int = 0
     device: frozenset[AdapterId] = frozenset()
+    pinned: frozenset[AdapterId] = frozenset()
+    """Meant to stay on the device, there yet or not."""
     host: frozenset[AdapterId] = frozenset()
     running_adapters: frozenset[AdapterId] = frozenset()
     waiting_adapters: frozenset[AdapterId] = frozenset()
@@ -76,11 +79,16 @@ class _Forget:
     adapter: AdapterId
 
 
+@dataclass(frozen=True, slots=True)
+class _Pin:
+    adapters: tuple[Adapted, ...]
+
+
 class _Wake:
     """Something arrived elsewhere, or the engine stops."""
 
 
-_Message = _Submit | _Abort | _Forget | _Wake
+_Message = _Submit | _Abort | _Forget | _Pin | _Wake
 
 
 @dataclass(slots=True)
@@ -134,18 +142,17 @@ class Engine:
     # For any thread
 
     def submit(self, sequence: Sequence) -> None:
-        """Take a sequence. Raises QueueFull, InvalidRequest for a mix that never fits, EngineError when stopped."""
+        """Take a sequence. Raises QueueFull, EngineError when stopped, InvalidRequest for adapters that never fit.
+
+        Probes do not count against the queue.
+        """
         self._check_alive()
-        if not self.slots.fits([adapted.rank for adapted in sequence.adaptation]):
-            pages = sum(pages_for(adapted.rank) for adapted in sequence.adaptation)
-            raise InvalidRequest(
-                f"These {len(sequence.adaptation)} adapters ({pages} pages of rank columns) do not fit the device "
-                f"together: it holds {self.slots.slots} adapters and {self.slots.pages} pages.",
-                param="adapter",
-            )
-        if len(self._live) >= self._capacity:
-            raise QueueFull("Too many requests wait; try again later.", code="queue_full")
-        self._live.add(sequence.id)
+        if misfit := self.slots.misfit(sequence.adaptation):
+            raise InvalidRequest(misfit, param="adapter")
+        if not sequence.probe:
+            if len(self._live) >= self._capacity:
+                raise QueueFull("Too many requests wait; try again later.", code="queue_full")
+            self._live.add(sequence.id)
         self._inbox.put(_Submit(sequence))
         self._check_alive()  # again: what is put after the last look into the inbox would wait for ever
 
@@ -160,6 +167,30 @@ class Engine:
     def forget(self, adapter: AdapterId) -> None:
         """An adapter's content is gone: drop it from device and host as soon as nothing leases it."""
         self._inbox.put(_Forget(adapter))
+
+    def pin(self, adapters: Collection[Adapted]) -> None:
+        """Keep these on the device, and no others: brought as soon as there is room, asked for or not, never evicted.
+
+        Where all room stays leased for ``max_wait`` seconds, the least used adapters take no new sequences until it is
+        there. One that cannot be loaded is logged, and tried again when a sequence asks for it or the next pins come.
+        Raises InvalidRequest for what :meth:`fits_pinned` denies.
+        """
+        if adapters and not self.fits_pinned([adapted.rank for adapted in adapters]):
+            raise InvalidRequest(
+                f"These {len(adapters)} adapters cannot be pinned together: the device holds {self.slots.slots} "
+                f"adapters in {self.slots.pages} pages of rank columns, and one of each stays free.",
+                param="pinned",
+            )
+        self._inbox.put(_Pin(tuple(adapters)))
+
+    def fits_pinned(self, ranks: Collection[int]) -> bool:
+        """Whether adapters of these ranks may be pinned together: a slot and a page must be left for the others."""
+        return len(ranks) < self.slots.slots and sum(map(pages_for, ranks)) < self.slots.pages
+
+    @property
+    def longest_probe(self) -> int:
+        """Tokens a probe's prompt may have: it runs in one step."""
+        return self.scheduler.max_tokens
 
     def stats(self) -> EngineStats:
         """The last snapshot."""
@@ -245,7 +276,7 @@ class Engine:
     def _receive(self) -> None:
         while not self._inbox.empty():
             self._handle(self._inbox.get())
-        for adapter in [a for a in self._forgotten if not self.slots.leases(a)]:
+        for adapter in [a for a in self._forgotten if not self.slots.leases(a) and a not in self.slots.pinned]:
             self._forgotten.discard(adapter)
             self.loader.drop(adapter)
             if adapter in self.slots:
@@ -261,17 +292,19 @@ class Engine:
                 self._live.discard(sequence_id)
             case _Forget(adapter):
                 self._forgotten.add(adapter)
+            case _Pin(adapters):
+                self.scheduler.pin(adapters, time.monotonic())
             case _Wake():
                 pass
 
     def _bring_adapters(self) -> list[Failed]:
-        """Move adapters that waiting sequences lack one stage closer: disk to host, host to device."""
+        """Move adapters that are missing one stage closer: disk to host, host to device."""
         events: list[Failed] = []
         for adapter, error in self.loader.collect().items():
             events += self._fail_adapter(adapter, error)
         budget = PLACEMENTS if self.scheduler.running else self.slots.slots
         ahead: set[AdapterId] = set()
-        for adapted, keep in self.scheduler.missing():
+        for adapted, keep, sequence in self.scheduler.missing():
             packed = self.loader.get(adapted.id)
             if packed is None:
                 ahead.add(adapted.id)
@@ -280,7 +313,11 @@ class Engine:
                 self.loader.request(adapted.id)
                 continue
             placement = self.slots.place(adapted.id, packed.rank, keep) if budget else None
+            if placement is None and sequence is None:
+                continue  # a pin takes what is free or idle; those that wait are not held up for more
             if placement is None:
+                if sequence and (misfit := self.slots.misfit(sequence.adaptation)):
+                    events += self._fail([sequence], misfit)  # pinned since it came, or since it was preempted
                 break
             for evicted in placement.evicted:
                 self.runner.evict(evicted)
@@ -289,6 +326,7 @@ class Engine:
                 self.runner.place(adapted.id, placement.pages, packed)
             except Exception as error:  # out of device memory, above all; whoever gets the pages overwrites them
                 self.slots.evict(adapted.id)
+                self._wake()  # for what else is missing: an idle engine would wait for the next message
                 return events + self._fail_adapter(adapted.id, error)
             self._counters.adapter_loads += 1
             budget -= 1
@@ -296,12 +334,14 @@ class Engine:
 
     def _fail_adapter(self, adapter: AdapterId, error: BaseException) -> list[Failed]:
         log.error("Adapter %s could not be loaded: %s", adapter, error)
+        self.scheduler.owed.pop(adapter, None)
         hit = [s for s in self.scheduler.waiting if any(adapted.id == adapter for adapted in s.adaptation)]
-        return self._fail(hit, "The adapter could not be loaded.")
+        content = isinstance(error, AdapterError) and not isinstance(error, StoreFull | RegistryUnavailable)
+        return self._fail(hit, "The adapter could not be loaded.", "adapter" if content else "engine")
 
     def _run(self, batch: Batch) -> list[Event]:
         try:
-            tokens = self.runner.run(batch)
+            tokens, logits = self.runner.run_probe(batch) if batch.probe else (self.runner.run(batch), None)
         except Exception:
             log.exception("A step of %d sequences failed", len(batch.chunks))
             self._counters.failed_steps += 1
@@ -311,13 +351,13 @@ class Engine:
             )
         self._sick = 0
         self._count(batch)
-        return list(self.scheduler.commit(batch, tokens))
+        return list(self.scheduler.commit(batch, tokens, logits))
 
-    def _fail(self, sequences: Iterable[Sequence], message: str) -> list[Failed]:
+    def _fail(self, sequences: Iterable[Sequence], message: str, cause: Cause = "engine") -> list[Failed]:
         events = []
         for sequence in sequences:
             self.scheduler.release(sequence)
-            events.append(Failed(sequence.id, message))
+            events.append(Failed(sequence.id, message, cause))
         return events
 
     def _fail_everything(self, message: str) -> None:
@@ -356,6 +396,7 @@ class Engine:
             adapter_loads=c.adapter_loads,
             adapter_evictions=c.adapter_evictions,
             device=frozenset(self.slots.resident),
+            pinned=frozenset(self.slots.pinned),
             host=self.loader.host,
             running_adapters=frozenset(a.id for s in scheduler.running for a in s.adaptation),
             waiting_adapters=frozenset(a.id for s in scheduler.waiting for a in s.adaptation),

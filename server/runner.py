@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from adapters.spec import AdapterId
+from bases.base import Base
+from bases.errors import ConfigError
 from server.attention import IMPLEMENTATION, KvCache, PagedBatch, Probe, register
-from server.base import Base
 from server.config import Settings
-from server.errors import ConfigError
 from server.lora import LoraPool, PackedAdapter, make_plan
 from server.sampler import sample
 from server.sequence import Batch
@@ -37,6 +37,12 @@ class Runner:
     def run(self, batch: Batch) -> list[int | None]:
         """One step: a token for each of ``batch.sampled``, None where the logits were not finite."""
         return sample(self.logits(batch), batch.sampled)
+
+    @torch.inference_mode()
+    def run_probe(self, batch: Batch) -> tuple[list[int | None], bytes]:
+        """A probe's step: as :meth:`run`, and the logits, float32 in native byte order."""
+        logits = self.logits(batch)
+        return sample(logits, batch.sampled), logits.cpu().numpy().tobytes()
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:

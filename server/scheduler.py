@@ -5,10 +5,13 @@ prefill, resumption after preemption and prefix hits are that one subtraction (t
 go first, oldest first; when blocks run out the youngest gives its own back and waits. A sequence whose adapters are not
 on the device is passed over, not waited for, until it has been passed over for ``max_wait`` seconds: then the least
 used adapters take no new sequences until it fits.
+
+Probes lead the queue and run alone, at most every other step: what a probe computes then has the same shapes as any
+other probe's, so that their logits can be compared to the bit, and no row of an answer is rounded otherwise.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from adapters.spec import AdapterId
 from server.blocks import BlockPool, chain_keys
@@ -30,22 +33,35 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self.owed: dict[AdapterId, Adapted] = {}
+        """Pinned adapters to be brought without being asked for; those that are resident need nothing more."""
+        self._pinned_at = 0.0
+        self._probed = False
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
-        self.waiting.append(sequence)
+        if sequence.probe:
+            self.waiting.insert(self._probes, sequence)
+        else:
+            self.waiting.append(sequence)
+
+    def pin(self, adapters: Iterable[Adapted], now: float) -> None:
+        """These and no others are pinned from now on, in seconds, monotonic."""
+        self.owed = {adapted.id: adapted for adapted in adapters}
+        self.slots.pinned = {adapted.id: adapted.rank for adapted in self.owed.values()}
+        self._pinned_at = now
 
     def schedule(self, now: float) -> Batch:
         """What runs next. ``now`` is in seconds, monotonic. Empty when nothing can run."""
-        chunks = self._continue()
-        chunks += self._admit(now, self.max_tokens - sum(chunk.length for chunk in chunks))
-        chunks.sort(key=lambda chunk: chunk.length > 1)
-        return Batch(tuple(chunks), self.blocks.take_fresh())
+        chunks = (not self._probed and self._probe()) or self._ordinary(now) or self._probe()
+        batch = Batch(tuple(chunks), self.blocks.take_fresh())
+        self._probed = batch.probe
+        return batch
 
-    def commit(self, batch: Batch, tokens: list[int | None]) -> list[Token | Failed]:
+    def commit(self, batch: Batch, tokens: list[int | None], logits: bytes | None = None) -> list[Token | Failed]:
         """Take in what the step computed: ``tokens``, one for each of ``batch.sampled`` in order.
 
-        None for a token says that the sequence's logits were not finite: it fails, alone.
+        None for a token says that the sequence's logits were not finite: it fails, alone. ``logits`` are a probe's.
         """
         events: list[Token | Failed] = []
         sampled = iter(tokens)
@@ -53,7 +69,7 @@ class Scheduler:
             samples = chunk.samples
             self._computed(chunk)
             if samples:
-                events.append(self._append(chunk.sequence, next(sampled)))
+                events.append(self._append(chunk.sequence, next(sampled), logits))
         return events
 
     def abort(self, sequence_id: str) -> bool:
@@ -83,7 +99,33 @@ class Scheduler:
         assert all(sequence.leased for sequence in self.running)
         assert not any(sequence.leased or sequence.blocks for sequence in self.waiting)
 
+    # Probes
+
+    @property
+    def _probes(self) -> int:
+        """How many lead the queue."""
+        return next((i for i, sequence in enumerate(self.waiting) if not sequence.probe), len(self.waiting))
+
+    def _probe(self) -> list[Chunk]:
+        """The first probe whose adapter is on the device, with blocks from the youngest where none are free."""
+        for sequence in self.waiting:
+            if not sequence.probe:
+                break
+            if all(adapted.id in self.slots for adapted in sequence.adaptation):
+                while self.blocks.blocks_for(len(sequence.tokens)) > self.blocks.free:
+                    self._preempt(self.running[-1])
+                self._take_blocks(sequence)
+                return [self._start(sequence, self.max_tokens)]
+        return []
+
     # Running sequences
+
+    def _ordinary(self, now: float) -> list[Chunk]:
+        """A step for everybody but probes."""
+        chunks = self._continue()
+        chunks += self._admit(now, self.max_tokens - sum(chunk.length for chunk in chunks))
+        chunks.sort(key=lambda chunk: chunk.length > 1)
+        return chunks
 
     def _continue(self) -> list[Chunk]:
         chunks: list[Chunk] = []
@@ -118,7 +160,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._give_back(sequence)
-        self.waiting.appendleft(sequence)
+        self.waiting.insert(self._probes, sequence)
         sequence.preemptions += 1
         self.preemptions += 1
 
@@ -126,14 +168,14 @@ class Scheduler:
 
     def _admit(self, now: float, budget: int) -> list[Chunk]:
         chunks: list[Chunk] = []
-        draining: set[AdapterId] = set()
+        draining = self._draining_for_pins(now)
         for sequence in list(self.waiting):
             if budget < 1 or len(self.running) >= self.max_sequences:
                 break
             missing = [adapted for adapted in sequence.adaptation if adapted.id not in self.slots]
             if missing and not draining and now - sequence.arrived > self.max_wait:
                 draining = self._draining(sequence, missing)
-            if missing or any(adapted.id in draining for adapted in sequence.adaptation):
+            if sequence.probe or missing or any(adapted.id in draining for adapted in sequence.adaptation):
                 continue
             if not self._take_blocks(sequence):
                 break  # memory is first come, first served: small ones do not overtake a large one
@@ -149,10 +191,25 @@ class Scheduler:
         """
         return self.slots.draining([a.rank for a in missing], {a.id for a in sequence.adaptation})
 
+    def _draining_for_pins(self, now: float) -> set[AdapterId]:
+        """Adapters closed to everything, where a pinned one has found no room for too long, until it fits."""
+        absent = self._absent_pins()
+        if not absent or now - self._pinned_at <= self.max_wait:
+            return set()
+        return self.slots.draining([absent[0].rank], ())
+
+    def _absent_pins(self) -> list[Adapted]:
+        return [adapted for adapted in self.owed.values() if adapted.id not in self.slots]
+
     def _take_blocks(self, sequence: Sequence) -> bool:
-        """Prefix hits and room for the whole of what is known, or nothing at all."""
-        chain_keys(sequence, self.blocks.size)
-        hits = self.blocks.match(sequence.keys[: (len(sequence.tokens) - 1) // self.blocks.size])
+        """Prefix hits and room for the whole of what is known, or nothing at all.
+
+        A probe computes its whole prompt: hits would change the shapes of its step.
+        """
+        hits: list[int] = []
+        if not sequence.probe:
+            chain_keys(sequence, self.blocks.size)
+            hits = self.blocks.match(sequence.keys[: (len(sequence.tokens) - 1) // self.blocks.size])
         need = self.blocks.blocks_for(len(sequence.tokens)) - len(hits)
         if need + self.blocks.idle(hits) > self.blocks.free:
             return False
@@ -165,7 +222,8 @@ class Scheduler:
         self.waiting.remove(sequence)
         self.running.append(sequence)
         self.running.sort(key=lambda running: running.arrived)
-        self.slots.lease(adapted.id for adapted in sequence.adaptation)
+        trial = sequence.probe and not sequence.keep
+        self.slots.lease((adapted.id for adapted in sequence.adaptation), trial=trial)
         sequence.leased = True
         if not sequence.preemptions:
             sequence.cached = sequence.computed
@@ -176,21 +234,23 @@ class Scheduler:
     def _computed(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
         sequence.computed = chunk.end
+        if sequence.probe:
+            return  # its prefix is of use to nobody else
         filled = range(chunk.start // self.blocks.size, chunk.end // self.blocks.size)
         if filled:
             chain_keys(sequence, self.blocks.size)
         for index in filled:
             self.blocks.publish(sequence.blocks[index], sequence.keys[index])
 
-    def _append(self, sequence: Sequence, token: int | None) -> Token | Failed:
+    def _append(self, sequence: Sequence, token: int | None, logits: bytes | None) -> Token | Failed:
         if token is None:
             self.release(sequence)
-            return Failed(sequence.id, "The model's output was not finite: this adapter or mix cannot be used.")
+            return _not_finite(sequence)
         sequence.tokens.append(token)
         finish = _finish(sequence, token)
         if finish:
             self.release(sequence)
-        return Token(sequence.id, token, finish, sequence.cached)
+        return Token(sequence.id, token, finish, sequence.cached, logits)
 
     def _give_back(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.blocks)
@@ -199,19 +259,30 @@ class Scheduler:
         if sequence.leased:
             self.slots.release(adapted.id for adapted in sequence.adaptation)
             sequence.leased = False
+            if sequence.probe:
+                self.slots.demote(adapted.id for adapted in sequence.adaptation)
 
-    def missing(self) -> Iterator[tuple[Adapted, set[AdapterId]]]:
-        """Adapters that waiting sequences lack, in queue order, each with those that must stay for it.
+    def missing(self) -> Iterator[tuple[Adapted, set[AdapterId], Sequence | None]]:
+        """Adapters to bring: pinned ones, then those that waiting sequences lack, in queue order.
 
-        What a sequence ahead in the queue waits for is never evicted for one behind it: a mix gathers its adapters one
-        by one, and two mixes cannot take them from each other.
+        Each comes with the adapters that must stay for it, and with the sequence. What a sequence ahead in the queue
+        waits for is never evicted for one behind it: a mix gathers its adapters one by one, and two mixes cannot take
+        them from each other.
         """
         keep: set[AdapterId] = set()
+        for adapted in self._absent_pins():
+            yield adapted, keep, None
         for sequence in self.waiting:
             keep.update(adapted.id for adapted in sequence.adaptation)
             for adapted in sequence.adaptation:
                 if adapted.id not in self.slots:
-                    yield adapted, keep
+                    yield adapted, keep, sequence
+
+
+def _not_finite(sequence: Sequence) -> Failed:
+    if not sequence.adaptation:
+        return Failed(sequence.id, "The model's output was not finite.")
+    return Failed(sequence.id, "The model's output was not finite: this adapter or mix cannot be used.", "adapter")
 
 
 def _finish(sequence: Sequence, token: int) -> FinishReason | None:

@@ -21,6 +21,7 @@ from typing import Literal
 from adapters.spec import AdapterId
 
 FinishReason = Literal["stop", "length"]
+Cause = Literal["adapter", "engine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,10 @@ class Sequence:
     sampling: SamplingParams
     adaptation: Adaptation = ()
     """In the order of ids, however it was given: a mix is a sum."""
+    probe: bool = False
+    """Asks for the logits of one token: a short prompt that runs before all that waits, in a step of its own."""
+    keep: bool = False
+    """Whether a probe's adapter stays on the device like one that was asked for; else it is the first to go."""
     prompt_length: int = field(init=False)
     arrived: float = field(default_factory=time.monotonic)
     """Seconds, monotonic."""
@@ -142,6 +147,11 @@ class Batch:
         """The sequences that get a token, in the order of the logits."""
         return [chunk.sequence for chunk in self.chunks if chunk.samples]
 
+    @property
+    def probe(self) -> bool:
+        """Whether this is a probe's step."""
+        return bool(self.chunks) and self.chunks[0].sequence.probe
+
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -152,6 +162,8 @@ class Token:
     finish: FinishReason | None = None
     cached: int = 0
     """Prompt tokens that came from the prefix cache."""
+    logits: bytes | None = None
+    """Of a probe: what the token was sampled from, [vocabulary] float32 in native byte order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +172,8 @@ class Failed:
 
     sequence_id: str
     message: str
+    cause: Cause = "engine"
+    """Whether its adapter's content is at fault, or anything else."""
 
 
 Event = Token | Failed

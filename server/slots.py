@@ -1,14 +1,15 @@
 """SlotTable: which adapter sits where on the device, who leases it, and which one goes next.
 
 Device memory for adapters is a pool of rank columns, handed out in pages of :data:`PAGE` columns. A slot is the set of
-pages one adapter occupies: as many as its own rank needs, anywhere in the pool.
+pages one adapter occupies: as many as its own rank needs, anywhere in the pool. Pinned adapters never leave.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from adapters.spec import AdapterId
+from server.sequence import Adaptation
 
 PAGE = 8
 """Rank columns in a page. Small enough that rank 4 wastes little, large enough for matrix units."""
@@ -19,12 +20,18 @@ def pages_for(rank: int) -> int:
     return -(-rank // PAGE)
 
 
+def _pages(ranks: Iterable[int]) -> int:
+    return sum(map(pages_for, ranks))
+
+
 @dataclass(slots=True)
 class Slot:
     """One adapter on the device."""
 
     pages: tuple[int, ...]
     leases: int = 0
+    used: bool = False
+    """By more than trials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,8 @@ class SlotTable:
     def __init__(self, slots: int, pages: int) -> None:
         self.slots = slots
         self.pages = pages
+        self.pinned: Mapping[AdapterId, int] = {}
+        """Pinned adapters and their ranks, resident or not; replaced, never changed, so any thread may read it."""
         self._resident: OrderedDict[AdapterId, Slot] = OrderedDict()
         self._free = set(range(pages))
 
@@ -61,20 +70,39 @@ class SlotTable:
         slot = self._resident.get(adapter)
         return slot.leases if slot else 0
 
-    def fits(self, ranks: Collection[int]) -> bool:
-        """Whether adapters of these ranks could ever be on the device together."""
-        return len(ranks) <= self.slots and sum(map(pages_for, ranks)) <= self.pages
+    def misfit(self, adaptation: Adaptation) -> str | None:
+        """Why these adapters can never be on the device together beside the pinned ones, if so. For any thread."""
+        wanted = [adapted.rank for adapted in adaptation]
+        ids = {adapted.id for adapted in adaptation}
+        others = [rank for adapter, rank in self.pinned.items() if adapter not in ids]
+        if len(wanted) + len(others) <= self.slots and _pages(wanted) + _pages(others) <= self.pages:
+            return None
+        taken = f", of which pinned adapters take {len(others)} and {_pages(others)}" if others else ""
+        return (
+            f"These {len(wanted)} adapters ({_pages(wanted)} pages of rank columns) do not fit the device together: "
+            f"it holds {self.slots} adapters and {self.pages} pages{taken}."
+        )
 
-    def lease(self, adapters: Iterable[AdapterId]) -> None:
-        """Hold resident adapters on the device."""
+    def lease(self, adapters: Iterable[AdapterId], *, trial: bool = False) -> None:
+        """Hold resident adapters on the device. A trial is no use: it leaves them where they were in the order."""
         for adapter in adapters:
-            self._resident[adapter].leases += 1
-            self._resident.move_to_end(adapter)
+            slot = self._resident[adapter]
+            slot.leases += 1
+            if not trial:
+                slot.used = True
+                self._resident.move_to_end(adapter)
 
     def release(self, adapters: Iterable[AdapterId]) -> None:
         """Give leases back."""
         for adapter in adapters:
             self._resident[adapter].leases -= 1
+
+    def demote(self, adapters: Iterable[AdapterId]) -> None:
+        """Make idle adapters that had nothing but trials the first to go; others stay where they are in the order."""
+        for adapter in adapters:
+            slot = self._resident[adapter]
+            if not (slot.leases or slot.used or adapter in self.pinned):
+                self._resident.move_to_end(adapter, last=False)
 
     def place(self, adapter: AdapterId, rank: int, keep: Collection[AdapterId] = ()) -> Placement | None:
         """Make room for an adapter that is not resident, or return None and change nothing.
@@ -82,7 +110,7 @@ class SlotTable:
         ``keep`` names idle adapters that must not be evicted for this one.
         """
         need = pages_for(rank)
-        evicted = self._room(need, (a for a, slot in self._resident.items() if not slot.leases and a not in keep))
+        evicted = self._room(need, (a for a in self._movable(keep) if not self._resident[a].leases))
         if evicted is None:
             return None
         for other in evicted:
@@ -101,8 +129,11 @@ class SlotTable:
 
     def draining(self, ranks: Collection[int], keep: Collection[AdapterId]) -> set[AdapterId]:
         """Adapters to lease no more, so that adapters of ``ranks`` find room once their last lease ends."""
-        order = sorted((a for a in self._resident if a not in keep), key=self.leases)
-        return set(self._room(sum(map(pages_for, ranks)), iter(order), slots=len(ranks)) or ())
+        order = sorted(self._movable(keep), key=self.leases)
+        return set(self._room(_pages(ranks), iter(order), slots=len(ranks)) or ())
+
+    def _movable(self, keep: Collection[AdapterId]) -> Iterable[AdapterId]:
+        return (adapter for adapter in self._resident if adapter not in keep and adapter not in self.pinned)
 
     def _room(self, need: int, candidates: Iterable[AdapterId], slots: int = 1) -> tuple[AdapterId, ...] | None:
         """The first of ``candidates`` that must go for ``need`` pages and ``slots`` slots; None if all are too few."""

@@ -1,6 +1,7 @@
 """Switchboard: carries each step's events from the engine's thread to the requests that wait for them."""
 
 import asyncio
+from concurrent.futures import Future
 
 from server.errors import Draining
 from server.sequence import Event
@@ -26,19 +27,23 @@ class Inbox:
 
 
 class Switchboard:
-    """The open requests, by sequence id. All but ``deliver`` is for the event loop's thread."""
+    """The open requests, by sequence id. Any thread may ``expect`` and ``close``; the rest, but for ``deliver``, is for
+    the event loop's.
+    """
 
     def __init__(self) -> None:
         self.draining = False
         """Whether new requests are turned away; any thread may set it."""
         self._inboxes: dict[str, Inbox] = {}
+        self._expected: dict[str, Future[Event]] = {}
+        """Changed by several threads, in single steps only."""
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __len__(self) -> int:
         return len(self._inboxes)
 
     def bind(self) -> None:
-        """Deliver to the event loop that runs now; before the engine starts."""
+        """Deliver to the event loop that runs now; before the first request is opened."""
         self._loop = asyncio.get_running_loop()
 
     def open(self, sequence_id: str) -> Inbox:
@@ -46,9 +51,15 @@ class Switchboard:
         self.check_open()
         return self._inboxes.setdefault(sequence_id, Inbox())
 
+    def expect(self, sequence_id: str) -> Future[Event]:
+        """For a thread that waits for a sequence of one token, event loop or not: its only event. Raises Draining."""
+        self.check_open()
+        return self._expected.setdefault(sequence_id, Future())
+
     def close(self, sequence_id: str) -> None:
         """Events of this sequence go nowhere from now on."""
         self._inboxes.pop(sequence_id, None)
+        self._expected.pop(sequence_id, None)
 
     def check_open(self) -> None:
         """Raises Draining where nothing new is taken."""
@@ -57,8 +68,17 @@ class Switchboard:
 
     def deliver(self, events: list[Event]) -> None:
         """For the engine's thread: wakes the event loop once, however many events a step has."""
-        assert self._loop is not None, "events before the event loop"
-        self._loop.call_soon_threadsafe(self._dispatch, events)
+        if self._expected:
+            events = [event for event in events if not self._resolve(event)]
+        if events:
+            assert self._loop is not None, "events before the event loop"
+            self._loop.call_soon_threadsafe(self._dispatch, events)
+
+    def _resolve(self, event: Event) -> bool:
+        future = self._expected.pop(event.sequence_id, None)
+        if future is not None:
+            future.set_result(event)
+        return future is not None
 
     def _dispatch(self, events: list[Event]) -> None:
         for event in events:

@@ -11,11 +11,12 @@ from transformers import PreTrainedModel
 
 from adapters.spec import AdapterId, AdapterSpec
 from adapters.store import AdapterStore
-from server.base import make_base
+from bases.base import make_base
 from server.config import Settings
 from server.engine import Engine
 from server.sequence import Adaptation, Adapted, Batch, Event, Failed, SamplingParams
 from server.sequence import Sequence as EngineSequence
+from tests.adapter_folders import add
 from tests.numeric.oracle import Mix, Request
 from tests.tiny import tiny_tokenizer
 
@@ -46,7 +47,7 @@ class Drive:
         base = make_base(model, tiny_tokenizer(), "tiny", config.device, max_model_len=LONGEST)
         self.config = config
         self.store = AdapterStore(config.data / "adapters", base.layout, config.max_rank)
-        self.specs: dict[str, AdapterSpec] = {name: self.store.add(folder) for name, folder in folders.items()}
+        self.specs: dict[str, AdapterSpec] = {name: add(self.store, folder) for name, folder in folders.items()}
         self.engine = Engine(base, config, self.store.read, deliver)
         self.tokens: dict[str, list[int]] = {}
         self.finish: dict[str, str] = {}

@@ -1,10 +1,13 @@
 """Same name, new weights: what runs finishes on the old content, what comes later gets the new one, never a mixture."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from adapters.registry import Adapter, Registry
+from adapters.database import open_sqlite
+from adapters.directory import Lease
+from adapters.registry import Registry, Ties
 from server.sequence import Adapted, SamplingParams
 from tests.numeric.drive import Drive
 from tests.numeric.lab import Lab
@@ -22,16 +25,19 @@ def drive(llama: Lab, tmp_path: Path) -> Drive:
 
 
 @pytest.fixture
-def registry(drive: Drive, llama: Lab) -> Registry:
+def registry(drive: Drive, llama: Lab, tmp_path: Path) -> Iterator[Registry]:
     """A registry over the engine's store that tells the engine what is gone; "bot" is the adapter "all"."""
-    registry = Registry(drive.store, on_unused=drive.engine.forget)
-    registry.register("bot", llama.folders["all"])
-    return registry
+    ties = Ties(base=drive.engine.runner.base.layout.fingerprint, on_unused=drive.engine.forget)
+    database = open_sqlite(tmp_path / "registry.sqlite3")
+    registry = Registry(database, drive.store, ties)
+    registry.register_folder("bot", llama.folders["all"])
+    yield registry
+    database.close()
 
 
-def ask(drive: Drive, adapter: Adapter, length: int) -> str:
+def ask(drive: Drive, lease: Lease, length: int) -> str:
     """Ask an acquired adapter for greedy tokens; returns the sequence's id."""
-    adaptation = (Adapted(adapter.spec.id, 1.0, adapter.spec.rank),)
+    adaptation = (Adapted(lease.version.content, 1.0, lease.version.rank),)
     return drive.submit_adapted(adaptation, PROMPT, SamplingParams(temperature=0, max_tokens=length))
 
 
@@ -48,10 +54,9 @@ def test_replaced_while_running(drive: Drive, registry: Registry, llama: Lab) ->
         drive.step()
     assert drive.cached[running] > 0, "the prefix cache is warm for the old content"
 
-    replaced, was_known = registry.register("bot", llama.folders["rslora"])
+    replaced = registry.register_folder("bot", llama.folders["rslora"])
     (new,) = registry.acquire(["bot"])
-    assert was_known
-    assert new.spec.id == replaced.spec.id != old.spec.id
+    assert new.version == replaced.version != old.version
     later = ask(drive, new, SHORT)
     drive.run()
     assert tuple(drive.tokens[running]) == before
@@ -69,28 +74,29 @@ def test_old_content_goes_with_its_last_lease(drive: Drive, registry: Registry, 
     running = ask(drive, old, LONG)
     while len(drive.tokens[running]) < 5:
         drive.step()
-    registry.register("bot", llama.folders["odd"])
+    registry.register_folder("bot", llama.folders["odd"])
     registry.remove("bot")
     drive.step()
-    assert old.spec.id in drive.resident()
-    assert drive.store.path(old.spec.id).is_dir()
+    assert old.version.content in drive.resident()
+    assert drive.store.path(old.version.content).is_dir()
 
     drive.run()
     registry.release([old])
+    registry.tidy()
     drive.step()
-    assert old.spec.id not in drive.resident()
-    assert old.spec.id not in drive.engine.stats().host
-    assert not drive.store.path(old.spec.id).exists()
+    assert old.version.content not in drive.resident()
+    assert old.version.content not in drive.engine.stats().host
+    assert not drive.store.path(old.version.content).exists()
     assert tuple(drive.tokens[running]) == llama.oracle.solo(OLD, PROMPT, LONG).tokens
 
 
 def test_back_and_forth(drive: Drive, registry: Registry, llama: Lab) -> None:
     """Old, new and old again under one name: each answers with its own weights, though all prefixes are warm."""
     for name in ("all", "rslora", "all", "odd", "rslora"):
-        registry.register("bot", llama.folders[name])
-        (adapter,) = registry.acquire(["bot"])
-        first, second = ask(drive, adapter, SHORT), ask(drive, adapter, SHORT)
+        registry.register_folder("bot", llama.folders[name])
+        (lease,) = registry.acquire(["bot"])
+        first, second = ask(drive, lease, SHORT), ask(drive, lease, SHORT)
         drive.run()
-        registry.release([adapter])
+        registry.release([lease])
         expected = llama.oracle.solo(((name, 1.0),), PROMPT, SHORT).tokens
         assert tuple(drive.tokens[first]) == tuple(drive.tokens[second]) == expected
