@@ -60,22 +60,32 @@ def _request_id(scope: Scope) -> str:
 class BodyLimit:
     """Refuses a body of more than ``limit`` bytes while it comes in, whatever length was declared.
 
-    Starlette's own answers some of them in plain text.
+    An upload of an adapter may have ``upload_limit``. Starlette's own answers some of them in plain text.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, upload_limit: int) -> None:
         self._app = app
         self._limit = limit
+        self._upload_limit = upload_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = self._upload_limit if _is_upload(scope) else self._limit
         received = 0
 
         async def receive_within() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._limit:
+            if received > limit:
                 raise HTTPException(413)
             return message
 
         await self._app(scope, receive_within, send)
+
+
+def _is_upload(scope: Scope) -> bool:
+    """Whether a form is sent to where adapters are registered: a body that no route keeps in memory."""
+    if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != "/v1/adapters":
+        return False
+    kind = Headers(scope=scope).get("content-type", "").partition(";")[0]
+    return kind.strip().lower() == "multipart/form-data"

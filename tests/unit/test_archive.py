@@ -1,0 +1,407 @@
+"""Archives: what PEFT's users pack is unpacked; all else is refused, in little memory, touching nothing outside."""
+
+import gzip
+import io
+import shutil
+import struct
+import subprocess
+import tarfile
+import tracemalloc
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.archive import MAX_MEMBERS, MAX_TAR_HEADER_BYTES, max_bytes, unpack
+from adapters.errors import AdapterRejected
+from adapters.files import CONFIG, FILES, MAX_JSON_BYTES, ORIGIN, WEIGHTS
+
+LIMIT = 200_000
+GOOD = {CONFIG: b'{"r": 4}', WEIGHTS: bytes(range(256)) * 700}
+MIB = 1 << 20
+
+
+def tar(*members: tuple[tarfile.TarInfo, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=format) as archive:
+        for info, content in members:
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def entry(name: str, content: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info, content
+
+
+def tar_of(files: dict[str, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
+    return tar(*[entry(name, content) for name, content in files.items()], format=format)
+
+
+def zip_of(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED, **fields: object) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, content in files.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = method
+            for field, value in fields.items():
+                setattr(info, field, value)
+            archive.writestr(info, content)
+    return file.getvalue()
+
+
+FORMATS: dict[str, Callable[[dict[str, bytes]], bytes]] = {
+    "tar": tar_of,
+    "gnu tar": lambda files: tar_of(files, tarfile.GNU_FORMAT),
+    "ustar": lambda files: tar_of(files, tarfile.USTAR_FORMAT),
+    "tar.gz": lambda files: gzip.compress(tar_of(files)),
+    "zip": zip_of,
+    "stored zip": lambda files: zip_of(files, zipfile.ZIP_STORED),
+}
+
+
+class Bench:
+    """A folder to unpack in, with a neighbour that must stay as it is."""
+
+    def __init__(self, root: Path) -> None:
+        self.archive = root / "upload"
+        self.staging = root / "staging"
+        self.staging.mkdir()
+        self._root = root
+
+    def unpack(self, data: bytes) -> tuple[str, ...]:
+        for path in self.staging.iterdir():
+            path.unlink()
+        self.archive.write_bytes(data)
+        try:
+            return unpack(self.archive, self.staging, LIMIT)
+        finally:
+            assert {path.name for path in self._root.iterdir()} == {"upload", "staging"}
+            assert self.archive.read_bytes() == data
+            for path in self.staging.iterdir():
+                assert path.name in FILES
+                assert path.is_file()
+                assert not path.is_symlink()
+                assert path.stat().st_size <= (LIMIT if path.name == WEIGHTS else MAX_JSON_BYTES)
+
+    def files(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.staging.iterdir()}
+
+    def refused(self, data: bytes, reason: str) -> AdapterRejected:
+        with pytest.raises(AdapterRejected, match=reason) as refusal:
+            self.unpack(data)
+        assert len(str(refusal.value)) < 500
+        return refusal.value
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.mark.parametrize("pack", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("folder", ["", "./", "legal/", "./legal/", "a-" + "ü" * 60 + "/"])
+def test_the_files_come_out_as_they_went_in(
+    bench: Bench, pack: Callable[[dict[str, bytes]], bytes], folder: str
+) -> None:
+    files = GOOD | {ORIGIN: b"{}"}
+    assert bench.unpack(pack({folder + name: content for name, content in files.items()})) == ()
+    assert bench.files() == files
+
+
+@pytest.mark.parametrize("pack", FORMATS.values(), ids=FORMATS)
+def test_a_readme_is_left_out_and_named(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
+    assert bench.unpack(pack(GOOD | {"README.md": b"# legal"})) == ("README.md",)
+    assert bench.files() == GOOD
+
+
+@pytest.mark.parametrize("arguments", [["-C", "legal", "."], ["-C", ".", "legal"], ["-C", ".", "./legal"]])
+@pytest.mark.parametrize("format", ["gnu", "pax", "v7", "ustar"])
+def test_what_the_tar_command_writes(bench: Bench, tmp_path: Path, arguments: list[str], format: str) -> None:
+    folder = tmp_path / "staging" / "legal"
+    folder.mkdir()
+    for name, content in GOOD.items():
+        (folder / name).write_bytes(content)
+    command = ["tar", f"--format={format}", "-czf", "-", *arguments]
+    packed = subprocess.run(command, cwd=folder.parent, check=True, capture_output=True).stdout
+    shutil.rmtree(folder)
+    assert bench.unpack(packed) == ()
+    assert bench.files() == GOOD
+
+
+def test_folders_of_a_zip(bench: Bench) -> None:
+    assert bench.unpack(zip_of({"legal/": b"", **{f"legal/{name}": content for name, content in GOOD.items()}})) == ()
+    assert bench.files() == GOOD
+
+
+@pytest.mark.parametrize("pack", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (f"/{CONFIG}", "is not a relative path"),
+        (f"../{CONFIG}", "leads out of its folder"),
+        (f"legal/../{CONFIG}", "leads out of its folder"),
+        (f"..\\{CONFIG}", "is not a relative path"),
+        (f"C:{CONFIG}", "is not a relative path"),
+        (f"a/b/{CONFIG}", "is more than one folder deep"),
+        ("adapter_model.bin", "is none of the files"),
+        ("ADAPTER_CONFIG.JSON", "is none of the files"),
+        (f"legal/{ORIGIN}", "is not in the same folder"),
+        ("x\n\x1b" * 20, "is none of the files"),
+    ],
+    ids=repr,
+)
+def test_members_that_are_refused(
+    bench: Bench, pack: Callable[[dict[str, bytes]], bytes], name: str, reason: str
+) -> None:
+    refusal = bench.refused(pack({WEIGHTS: b"x", name: b"{}"}), reason)
+    assert refusal.file is not None
+    assert refusal.file.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (tarfile.SYMTYPE, "is a link"),
+        (tarfile.LNKTYPE, "is a link"),
+        (tarfile.CHRTYPE, "is a device or FIFO"),
+        (tarfile.BLKTYPE, "is a device or FIFO"),
+        (tarfile.FIFOTYPE, "is a device or FIFO"),
+        (tarfile.GNUTYPE_SPARSE, "is a sparse file"),
+        (b"Z", "is of an unusual kind"),
+    ],
+)
+def test_kinds_of_members_in_a_tar(bench: Bench, kind: bytes, reason: str) -> None:
+    refusal = bench.refused(tar(entry(CONFIG, b"", type=kind, linkname="/etc/passwd")), reason)
+    assert refusal.file == CONFIG
+    assert bench.files() == {}
+
+
+def test_a_sparse_file_of_the_pax_kind(bench: Bench) -> None:
+    sparse = entry(CONFIG, b"{}", pax_headers={"GNU.sparse.map": "0,2", "GNU.sparse.size": str(1 << 40)})
+    bench.refused(tar(sparse), "is a sparse file")
+
+
+@pytest.mark.parametrize("mode", [0o120777, 0o020644, 0o010644, 0o060644, 0o140644])
+def test_kinds_of_members_in_a_zip(bench: Bench, mode: int) -> None:
+    bench.refused(zip_of({CONFIG: b"/etc/passwd"}, external_attr=mode << 16), "is a link or a device")
+
+
+def test_a_folder_that_says_it_is_a_file_in_a_zip(bench: Bench) -> None:
+    bench.refused(zip_of({"legal/": b""}, external_attr=0o100644 << 16), "is a link or a device")
+
+
+def test_twice_the_same(bench: Bench) -> None:
+    bench.refused(tar(entry(CONFIG, b"1"), entry(f"./{CONFIG}", b"2")), "occurs twice")
+
+
+def test_twice_the_same_in_a_zip(bench: Bench) -> None:
+    bench.refused(zip_of({CONFIG: b"1", f"./{CONFIG}": b"2"}), "occurs twice")
+
+
+@pytest.mark.parametrize("flag", [0x1, 0x40])
+def test_encrypted(bench: Bench, flag: int) -> None:
+    data = zip_of({CONFIG: b"{}"})
+    place = data.index(b"PK\1\2") + 8
+    bench.refused(data[:place] + struct.pack("<H", flag) + data[place + 2 :], "is encrypted")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compression(bench: Bench, method: int) -> None:
+    bench.refused(zip_of({CONFIG: b"{}"}, method), "is compressed by another method")
+
+
+@pytest.mark.parametrize("pack", FORMATS.values(), ids=FORMATS)
+def test_larger_than_allowed(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
+    assert bench.refused(pack({WEIGHTS: bytes(LIMIT + 1)}), "is larger than 200000 bytes").file == WEIGHTS
+    assert bench.refused(pack({CONFIG: bytes(MAX_JSON_BYTES + 1)}), "is larger than").file == CONFIG
+    assert bench.refused(pack({"README.md": bytes(MAX_JSON_BYTES + 1)}), "is larger than").file == "README.md"
+
+
+@pytest.mark.parametrize("size", [0, 5, 900])
+def test_a_zip_that_lies_about_a_size(bench: Bench, size: int) -> None:
+    data = zip_of({CONFIG: b"1234567890"}, zipfile.ZIP_STORED)
+    place = data.index(b"PK\1\2") + 20
+    bench.refused(data[:place] + struct.pack("<II", size, size) + data[place + 8 :], "damaged|cut short")
+    bench.refused(data[: place + 4] + struct.pack("<I", size) + data[place + 8 :], "damaged|cut short")
+
+
+def test_a_tar_that_lies_about_a_size(bench: Bench) -> None:
+    data = bytearray(tar_of({CONFIG: b"{}", WEIGHTS: b"x" * 600}))
+    info = tarfile.TarInfo(CONFIG)
+    for size, reason in ((1 << 33, "is larger than"), (3_000_000, "cut short"), (-512, "size below zero")):
+        info.size = size
+        bench.refused(info.tobuf(tarfile.GNU_FORMAT) + data[512:], reason)
+
+
+def test_too_many_members(bench: Bench) -> None:
+    folders = [entry("legal", type=tarfile.DIRTYPE)] * (MAX_MEMBERS + 1)
+    bench.refused(tar(*folders), "more than 16 files and folders")
+
+
+def test_a_name_with_a_nul(bench: Bench) -> None:
+    name = CONFIG.encode()
+    data = zip_of({CONFIG: b"{}"}).replace(name, name[:-5] + b"\0json")
+    bench.refused(data, "is not a relative path|damaged")
+
+
+@pytest.mark.parametrize("pack", FORMATS.values(), ids=FORMATS)
+def test_cut_short(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
+    data = pack(GOOD)
+    whole = len(data.rstrip(b"\0")) if data[:2] not in (b"PK", b"\x1f\x8b") else len(data)
+    for length in [*range(0, 600, 7), *range(600, whole, 9973), whole - 1, whole]:
+        if length < len(data):
+            bench.refused(data[:length], "cut short|damaged")
+
+
+@pytest.mark.parametrize("pack", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("change", [lambda data: data + data, lambda data: data + b"x", lambda data: b"x" + data])
+def test_more_than_one_archive(
+    bench: Bench, pack: Callable[[dict[str, bytes]], bytes], change: Callable[[bytes], bytes]
+) -> None:
+    bench.refused(change(pack(GOOD)), "goes on after its end|bytes before or after|damaged")
+
+
+def test_bytes_before_a_zip(bench: Bench) -> None:
+    bench.refused(b"PK\3\4 and something else" + zip_of(GOOD), "bytes before or after")
+
+
+@pytest.mark.parametrize("data", [b"", b"PK", b"\x1f\x8b", b"Rar!\x1a\x07", b"{}" * 1000, bytes(1024), b"\xff" * 5000])
+def test_what_is_no_archive(bench: Bench, data: bytes) -> None:
+    if data.strip(b"\0"):
+        bench.refused(data, "damaged|cut short")
+    else:
+        # Nothing at all: tarfile sees an empty archive in zeros, and so does tar.
+        assert data == b"" or bench.unpack(data) == ()
+
+
+def pax_bomb() -> bytes:
+    return tar(entry(CONFIG, b"{}", pax_headers={"comment": "x" * 50 * MIB}))
+
+
+def long_name_bomb() -> bytes:
+    return tar(entry("x" * 50 * MIB, b"{}"), format=tarfile.GNU_FORMAT)
+
+
+def long_name_chain() -> bytes:
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 512
+    return (info.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")) * 3000
+
+
+def directory_bomb() -> bytes:
+    return zip_of({f"{index:0100}": b"" for index in range(20_000)})
+
+
+def extra_bomb() -> bytes:
+    extra = b"\xfe\xca" + struct.pack("<H", 65_000) + bytes(65_000)
+    return zip_of({str(index): b"" for index in range(500)}, extra=extra)
+
+
+def endless_tail() -> bytes:
+    return tar_of(GOOD) + bytes(100 * MIB)
+
+
+def endless_readme() -> bytes:
+    return tar_of({"README.md": bytes(100 * MIB)})
+
+
+def zip_bomb() -> bytes:
+    data = zip_of({WEIGHTS: bytes(100 * MIB)})
+    place = data.index(b"PK\1\2") + 24
+    return data[:place] + struct.pack("<I", 1000) + data[place + 4 :]
+
+
+BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "pax header": (pax_bomb, f"header larger than {MAX_TAR_HEADER_BYTES}"),
+    "long name": (long_name_bomb, f"header larger than {MAX_TAR_HEADER_BYTES}"),
+    "long names": (long_name_chain, f"header larger than {MAX_TAR_HEADER_BYTES}"),
+    "zip directory": (directory_bomb, "directory larger than"),
+    "zip extra fields": (extra_bomb, "directory larger than"),
+    "tail": (endless_tail, f"more than {max_bytes(LIMIT)} bytes"),
+    "readme": (endless_readme, "is larger than"),
+    "weights": (lambda: tar_of({WEIGHTS: bytes(100 * MIB)}), "is larger than"),
+    "zip": (zip_bomb, "damaged"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_take_little_memory(bench: Bench, name: str) -> None:
+    make, reason = BOMBS[name]
+    data = make()
+    refused_in_little_memory(bench, data, reason)
+    if data[:2] != b"PK":
+        refused_in_little_memory(bench, gzip.compress(data, 1), reason)
+
+
+def refused_in_little_memory(bench: Bench, data: bytes, reason: str) -> None:
+    for path in bench.staging.iterdir():
+        path.unlink()
+    bench.archive.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(AdapterRejected, match=reason):
+            unpack(bench.archive, bench.staging, LIMIT)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * MIB
+    assert sum(path.stat().st_size for path in bench.staging.iterdir()) <= LIMIT
+
+
+def test_a_gzip_with_a_wrong_checksum(bench: Bench) -> None:
+    data = gzip.compress(tar_of(GOOD))
+    bench.refused(data[:-8] + struct.pack("<I", zlib.crc32(b"")) + data[-4:], "damaged")
+
+
+NAMES = st.one_of(
+    st.sampled_from([*FILES, "README.md", "", ".", "..", "/", "\\", "C:", "legal", "\0", "\udc80", "..."]),
+    st.text(max_size=5),
+)
+PATHS = st.lists(NAMES, min_size=1, max_size=4).map("/".join)
+TYPES = st.sampled_from([tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, b"x"])
+
+
+@given(st.lists(st.tuples(PATHS, st.binary(max_size=600), TYPES, PATHS), max_size=5), st.booleans())
+def test_hostile_tars(members: list[tuple[str, bytes, bytes, str]], packed: bool) -> None:
+    data = tar(*[entry(path, content, type=kind, linkname=link) for path, content, kind, link in members])
+    any_outcome(gzip.compress(data, 1) if packed else data)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+@given(st.lists(st.tuples(PATHS.filter(lambda path: "\udc80" not in path), st.binary(max_size=600)), max_size=5))
+def test_hostile_zips(members: list[tuple[str, bytes]]) -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for path, content in members:
+            archive.writestr(zipfile.ZipInfo(path), content)
+    any_outcome(file.getvalue())
+
+
+@given(
+    st.sampled_from(list(FORMATS)),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=8)), min_size=1, max_size=6),
+)
+def test_damaged_archives(format: str, changes: list[tuple[float, bytes]]) -> None:
+    data = bytearray(FORMATS[format]({"a/" + CONFIG: b"{}", "a/" + WEIGHTS: bytes(range(256)), "a/README.md": b""}))
+    for place, change in changes:
+        start = int(place * len(data))
+        data[start : start + len(change)] = change
+    any_outcome(bytes(data))
+
+
+def any_outcome(data: bytes) -> None:
+    """Taken or refused, with nothing but the adapter's files in the folder and nothing outside touched."""
+    with TemporaryDirectory() as root:
+        bench = Bench(Path(root))
+        with suppress(AdapterRejected):
+            bench.unpack(data)
