@@ -1,0 +1,350 @@
+"""``manylora adapters``: the adapters of a running server, from the command line.
+
+Exit status 0; 1 where the server refuses, cannot be reached, or the folder holds no adapter; 2 for a bad option.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from adapters.client import AdapterClient, Card, Progress, Pushed, RemoteError, ServerRefused
+from adapters.errors import AdapterError, AdapterNameError, UnknownAdapter
+from adapters.names import check_name, parse_reference
+from adapters.snapshot import Target
+
+HERE = "http://127.0.0.1:8000"
+"""Where ``manylora serve`` listens unless told otherwise."""
+
+# rich's boxes around help and errors are of no use in a log; the other commands' help is plain, too.
+PLAIN: Mapping[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+app = typer.Typer(name="adapters", add_completion=False, **PLAIN)
+alias = typer.Typer(help="What a name like `prod` stands for.", **PLAIN)
+app.add_typer(alias, name="alias")
+
+
+def run(words: Sequence[str]) -> int:
+    """One command, from the words after ``manylora adapters``; returns the exit status."""
+    try:
+        app(list(words), prog_name="manylora adapters")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except (RemoteError, AdapterError) as error:
+        return _failed(error)
+    return 0
+
+
+def _failed(error: RemoteError | AdapterError) -> int:
+    """Tell the error in one line; returns the exit status."""
+    said = str(error)
+    if isinstance(error, ServerRefused):
+        said += f" ({error.status}, {error.code})" if error.code else f" ({error.status})"
+    typer.echo(f"manylora: {_line(said)}", err=True)
+    return 2 if isinstance(error, AdapterNameError | UnknownAdapter) else 1
+
+
+def _connect(context: typer.Context, url: str | None) -> AdapterClient:
+    """The server that the command or the group was given."""
+    try:
+        client = AdapterClient(url or context.obj)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--url") from None
+    context.call_on_close(client.close)
+    return client
+
+
+def _targets(words: Sequence[str]) -> list[Target]:
+    """``["legal@1=90", "legal@2=10"]`` as targets; the weight is 1 unless said."""
+    targets = []
+    for word in words:
+        reference, equals, weight = word.partition("=")
+        parsed = parse_reference(reference)
+        try:
+            value = float(weight) if equals else 1.0
+        except ValueError:
+            value = math.nan
+        if not (value > 0 and math.isfinite(value)):
+            raise typer.BadParameter(
+                f"{word!r} is not NAME[@VERSION]=WEIGHT with a weight above 0", param_hint="TARGET"
+            )
+        targets.append(Target(parsed.name, parsed.version, value))
+    return targets
+
+
+Server = Annotated[
+    AdapterClient,
+    typer.Option(
+        "--url", metavar="URL", parser=str, callback=_connect, default_factory=lambda: None, show_default=False,
+        help="The server's address.",
+    ),
+]  # fmt: skip
+Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
+ReferenceWord = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@app.callback()
+def adapters(
+    context: typer.Context,
+    url: Annotated[str, typer.Option(envvar="MANYLORA_URL", metavar="URL", help="The server's address.")] = HERE,
+) -> None:
+    """The adapters of a running server."""
+    context.obj = url
+
+
+@app.command("list")
+def list_adapters(server: Server, as_json: Json = False) -> None:
+    """All adapters.
+
+    Below them what the server's watched folder has that cannot be served, with the reason.
+    """
+    listing = server.list()
+    if as_json:
+        _json({"data": listing.adapters, "refused": listing.refused, "store": listing.store})
+        return
+    columns = ("name", "version", "versions", "rank", "size", "residency", "pinned", "status")
+    _table(columns, (_row(card) for card in listing.adapters))
+    if listing.refused:
+        typer.echo("\nrefused in the watched folder:")
+        _table(("name", "source", "reason"), ((bad["name"], bad["source"], bad["reason"]) for bad in listing.refused))
+    quota = listing.store["quota_bytes"]
+    typer.echo(f"\nstored: {decimal(listing.store['bytes'])}" + (f" of {decimal(quota)}" if quota else ""))
+
+
+@app.command()
+def show(server: Server, name: ReferenceWord, as_json: Json = False) -> None:
+    """One adapter or version, with its receipt.
+
+    The receipt is what the checks found when it was registered.
+    """
+    card = server.show(name)
+    if as_json:
+        _json(card)
+        return
+    fields = {key: value for key, value in card.items() if key not in ("object", "versions")}
+    _table(("field", "value"), _flat({**fields, "created": _moment(card["created"])}))
+    if "@" not in name:
+        typer.echo()
+        columns = ("version", "created", "rank", "size", "residency", "status", "content")
+        _table(columns, (_version(each) for each in card["versions"]))
+
+
+@app.command()
+def push(
+    server: Server,
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, metavar="DIR", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="What to call it (the folder's name).", show_default=False)] = None,
+    no_activate: Annotated[
+        bool, typer.Option("--no-activate", help="Only store it: the name means what it did.")
+    ] = False,
+    pin: Annotated[bool, typer.Option("--pin", help="Keep it on the device.")] = False,
+    preload: Annotated[bool, typer.Option("--preload", help="Bring it to the device at once.")] = False,
+    allow_base_mismatch: Annotated[
+        bool, typer.Option("--allow-base-mismatch", help="Take it even where it was trained on another base.")
+    ] = False,
+    to: Annotated[
+        str | None, typer.Option("--alias", help="An alias that is to mean this version, and no other.")
+    ] = None,
+) -> None:
+    """Upload DIR as the next version of a name."""
+    name = name or folder.resolve().name
+    if to is not None:
+        check_name(to)  # before the upload, not after it
+    with _bar(name) as progress:
+        pushed = server.push(
+            folder,
+            name,
+            activate=not no_activate,
+            pinned=pin or None,
+            preload=preload,
+            allow_base_mismatch=allow_base_mismatch,
+            progress=progress,
+        )
+    typer.echo(_registered(name, pushed))
+    if to is not None:
+        server.put_alias(to, [Target(name, pushed.version, 1.0)])
+        typer.echo(f"{to} means {name}@{pushed.version}")
+
+
+@app.command()
+def pin(
+    server: Server, name: Name, off: Annotated[bool, typer.Option("--off", help="Let it go again.")] = False
+) -> None:
+    """Keep an adapter on the device."""
+    card = server.pin(name, not off)
+    typer.echo(f"{name} is {'pinned' if card['pinned'] else 'not pinned'}")
+
+
+@app.command()
+def activate(
+    server: Server,
+    name: ReferenceWord,
+    version: Annotated[int | None, typer.Argument(min=1, metavar="VERSION", show_default=False)] = None,
+) -> None:
+    """Let a name mean another of its versions.
+
+    As `activate legal 1`, or `activate legal@1`.
+    """
+    reference = parse_reference(name)
+    match reference.version, version:
+        case (int(number), None) | (None, int(number)):
+            card = server.activate(reference.name, number)
+            typer.echo(f"{reference.name} means {reference.name}@{card['active']}")
+        case _:
+            raise typer.BadParameter("say which version, once", param_hint="VERSION")
+
+
+@app.command()
+def rm(server: Server, name: ReferenceWord, yes: Yes = False) -> None:
+    """Forget an adapter, or one version.
+
+    Asks first; where stdin is no terminal, it needs --yes.
+    """
+    if not yes:
+        if not sys.stdin.isatty():
+            raise typer.BadParameter("nobody is there to ask: say --yes", param_hint="--yes")
+        versions = len(server.show(name)["versions"])
+        what = name if "@" in name or versions < 2 else f"{name} and its {versions} versions"
+        typer.confirm(f"Remove {what}?", abort=True, err=True)
+    server.remove(name)
+    typer.echo(f"removed {name}")
+
+
+@alias.command("list")
+def list_aliases(server: Server, as_json: Json = False) -> None:
+    """All aliases and what they stand for."""
+    cards = server.aliases()
+    if as_json:
+        _json({"data": cards})
+        return
+    targets = ((card["id"], target) for card in cards for target in card["targets"])
+    _table(
+        ("alias", "target", "weight", "serves"),
+        ([name, each["adapter"], f"{each['weight']:g}", each["serves"]] for name, each in targets),
+    )
+
+
+@alias.command("set")
+def set_alias(
+    server: Server,
+    name: Name,
+    targets: Annotated[list[str], typer.Argument(metavar="NAME[@VERSION]=WEIGHT", show_default=False)],
+) -> None:
+    """Let an alias mean adapters, by weight.
+
+    As `alias set prod legal@1=90 legal@2=10`; a weight is 1 unless said.
+    """
+    card = server.put_alias(name, _targets(targets))
+    meant = (f"{target['adapter']}={target['weight']:g}" for target in card["targets"])
+    typer.echo(f"{name} means {', '.join(meant)}")
+
+
+@alias.command("rm")
+def remove_alias(server: Server, name: Name) -> None:
+    """Forget an alias.
+
+    What it stood for stays.
+    """
+    server.remove_alias(name)
+    typer.echo(f"removed {name}")
+
+
+def _row(card: Card) -> list[object]:
+    """An adapter in the list."""
+    versions = len(card["versions"])
+    pinned = "pinned" if card["pinned"] else None
+    return [card["id"], card["active"], versions, card["rank"], _size(card), card["residency"], pinned, _status(card)]
+
+
+def _version(card: Card) -> list[object]:
+    """A version in the list of an adapter's."""
+    of_content = (card["rank"], _size(card), card["residency"], _status(card), card["content"])
+    return [card["version"], _moment(card["created"]), *of_content]
+
+
+def _moment(seconds: float) -> str:
+    """Unix time as a date and a time of day, UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(sep=" ", timespec="seconds")
+
+
+def _size(card: Card) -> str | None:
+    size = card["size_bytes"]
+    return None if size is None else decimal(size)
+
+
+def _status(card: Card) -> str:
+    return f"{card['status']}: {card['reason']}" if card.get("reason") else str(card["status"])
+
+
+def _registered(name: str, pushed: Pushed) -> str:
+    """What an upload came to, in a sentence."""
+    version, active = f"{name}@{pushed.version}", pushed.card["active"]
+    done = f"registered {version}" if pushed.new else f"{version} has this content already"
+    means = f"{name} means {name}@{active}" if active else f"{name} means none of its versions yet"
+    return f"{done}; {means}"
+
+
+def _flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """What a JSON value holds, each with the path to it: ``receipt.probe.kl``."""
+    if isinstance(value, Mapping):
+        for key, inside in value.items():
+            yield from _flat(inside, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        yield path, ", ".join(map(str, value)) or None
+    else:
+        yield path, value
+
+
+def _json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """A table for people; where the output is no terminal, lines of cells between tabs."""
+    console = Console()
+    lines = [["-" if cell is None else _line(str(cell)) for cell in row] for row in rows]
+    if not console.is_terminal:
+        for line in ([*columns], *lines):
+            typer.echo("\t".join(line))
+        return
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for line in lines:
+        table.add_row(*map(Text, line))  # a str would be read as markup, and `[4, 64]` vanish
+    console.print(table)
+
+
+def _line(text: str) -> str:
+    """One line without what would steer a terminal: names and reasons come from elsewhere."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Progress]:
+    """A bar on a terminal's stderr for an upload, and for the server's checks after it."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bars(TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal) as bars:
+        task = bars.add_task(f"uploading {name}", total=None)
+
+        def advance(sent: int, total: int) -> None:
+            bars.update(task, completed=sent, total=total)
+            if sent == total:
+                bars.update(task, description="checking on the server ...")
+
+        yield advance
