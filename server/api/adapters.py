@@ -1,96 +1,127 @@
-"""``/v1/adapters``: register, list, look at and remove adapters."""
+"""``/v1/adapters``: register, list, look at, activate, pin and remove adapters."""
 
-import asyncio
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import asdict
+from typing import Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Request
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Scope
 
-from adapters.files import FILES
-from adapters.registry import Adapter
-from server.api.schemas import AdapterRequest
-from server.api.service import Served
-from server.engine import EngineStats
-from server.errors import InvalidRequest
+from adapters.names import parse_reference
+from adapters.registry import Registered
+from adapters.snapshot import Entry
+from server.api.cards import Cards, aliases_by_adapter
+from server.api.changes import ActivateRequest, AdapterRequest, PinRequest
+from server.api.errors import Json
+from server.api.etag import Expected, etag
+from server.api.listing import After, Card, Limit, listing
+from server.api.registration import register_named, register_upload
+from server.api.service import Served, Service
 
 router = APIRouter(prefix="/v1/adapters")
 
 
-@router.post("")
-async def register_adapter(request: AdapterRequest, service: Served, response: Response) -> dict[str, Any]:
-    """Register a PEFT folder under ``adapter_root``: 201, or 200 where a known name now means this content."""
-    service.switchboard.check_open()
-    folder = await asyncio.to_thread(allowed_folder, service.settings.adapter_root, request.path)
-    adapter, replaced = await asyncio.to_thread(service.registry.register, request.name, folder)
-    response.status_code = 200 if replaced else 201
-    return describe(adapter, service.engine.stats())
+class FormRoute(APIRoute):
+    """Matches requests whose body is a form with files; they are never parsed into memory."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        return (match, child) if _media_type(Headers(scope=scope)) == "multipart/form-data" else (Match.NONE, {})
+
+
+async def upload_adapter(request: Request, service: Served, expected: Expected) -> Response:
+    """Register uploaded files."""
+    return _registered(service, await register_upload(service, request, expected))
+
+
+router.add_api_route("", upload_adapter, methods=["POST"], route_class_override=FormRoute, include_in_schema=False)
+
+
+async def _json_only(request: Request) -> None:
+    kind = _media_type(request.headers)
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise HTTPException(
+            415,
+            "An adapter is registered with a body of `application/json`, or `multipart/form-data` to upload its files; "
+            f"this one is {f'`{kind[:80]}`' if kind else 'of no declared type'}.",
+        )
+
+
+@router.post("", dependencies=[Depends(_json_only)])
+async def register_adapter(request: AdapterRequest, service: Served, expected: Expected) -> Response:
+    """Register a folder under ``adapter_root``, or an address: 201, or 200 where the name had this content already."""
+    return _registered(service, await register_named(service, request, expected))
 
 
 @router.get("")
-async def list_adapters(
-    service: Served, after: str = "", limit: Annotated[int | None, Query(ge=1)] = None
-) -> dict[str, Any]:
-    """All adapters in the order of their names; those after ``after``, at most ``limit``."""
-    stats = service.engine.stats()
-    adapters = [adapter for adapter in service.registry.list() if adapter.name > after]
-    page = [describe(adapter, stats) for adapter in adapters[:limit]]
-    return {"object": "list", "data": page, "has_more": len(page) < len(adapters)}
-
-
-@router.get("/{name:path}")
-async def get_adapter(name: str, service: Served) -> dict[str, Any]:
-    """One adapter."""
-    return describe(service.registry.get(name), service.engine.stats())
-
-
-@router.delete("/{name:path}")
-async def remove_adapter(name: str, service: Served) -> dict[str, Any]:
-    """Forget the name at once; requests that already run keep the content until they end."""
-    await asyncio.to_thread(service.registry.remove, name)
-    return {"id": name, "object": "adapter", "deleted": True}
-
-
-def describe(adapter: Adapter, stats: EngineStats) -> dict[str, Any]:
-    """What is known of an adapter, and where its content is now."""
-    spec = adapter.spec
-    return {
-        "id": adapter.name,
-        "object": "adapter",
-        "created": adapter.created,
-        "content": spec.id,
-        "rank": spec.rank,
-        "targets": len(spec.targets),
-        "size_bytes": spec.size_bytes,
-        "residency": residency(adapter, stats),
+async def list_adapters(service: Served, after: After = None, limit: Limit = None) -> Response:
+    """Adapters in the order of their names; and which sub-folders of the watched one were refused."""
+    usage = service.registry.usage()
+    refused = service.watch.refusals() if service.watch is not None else []
+    more = {
+        "refused": [asdict(refusal) for refusal in refused],
+        "store": {"bytes": usage.bytes, "quota_bytes": usage.quota_bytes},
     }
 
+    def page(after: str | None, count: int) -> list[Card]:
+        cards = _cards(service)
+        return [cards.adapter(entry) for entry in service.registry.entries(after or "", count)]
 
-def residency(adapter: Adapter, stats: EngineStats) -> Literal["device", "host", "disk"]:
-    """The place nearest to the device that has the content."""
-    if adapter.spec.id in stats.device:
-        return "device"
-    return "host" if adapter.spec.id in stats.host else "disk"
+    return listing(page, after, limit, more)
 
 
-def allowed_folder(root: Path | None, path: str) -> Path:
-    """The folder that ``path``, absolute or relative to ``root``, leads to through all symlinks.
+@router.get("/{reference:path}")
+async def get_adapter(reference: str, service: Served) -> Response:
+    """An adapter with its versions, or one version; with the receipt of its checks."""
+    parsed = parse_reference(reference)
+    entry = service.registry.entry(parsed.name)
+    cards = _cards(service)
+    if parsed.version is None:
+        version = entry.current
+        card = {**cards.adapter(entry), "versions": cards.versions(entry)}
+    else:
+        version = service.registry.version(reference)
+        card = cards.version(entry, version)
+    receipt = None if version is None else await run_in_threadpool(service.registry.receipt, version)
+    return Json({**card, "receipt": receipt}, headers=etag(entry.revision))
 
-    Raises InvalidRequest where it, or one of the adapter's files in it, is not under ``root``.
-    """
-    if root is None:
-        raise InvalidRequest(
-            "This server takes no adapters by path: it was started without --adapter-root.", param="path"
-        )
-    root = root.resolve()
-    try:
-        folder = (root / path).resolve()
-        places = [folder, *((folder / name).resolve() for name in FILES)]
-        inside = all(place.is_relative_to(root) for place in places)
-        exists = inside and folder.is_dir()
-    except (OSError, RuntimeError) as error:
-        raise InvalidRequest("The path cannot be followed.", param="path") from error
-    if not inside:
-        raise InvalidRequest("The path leads out of the server's --adapter-root.", param="path")
-    if not exists:
-        raise InvalidRequest("There is no such folder under the server's --adapter-root.", param="path")
-    return folder
+
+@router.post("/{name:path}/activate")
+async def activate_adapter(name: str, request: ActivateRequest, service: Served, expected: Expected) -> Response:
+    """Let the name mean another of its versions, from one request to the next."""
+    return _answer(service, await run_in_threadpool(service.registry.activate, name, request.version, expected))
+
+
+@router.post("/{name:path}/pin")
+async def pin_adapter(name: str, request: PinRequest, service: Served, expected: Expected) -> Response:
+    """Keep the active version on the device, or no longer."""
+    return _answer(service, await run_in_threadpool(service.registry.pin, name, request.pinned, expected))
+
+
+@router.delete("/{reference:path}")
+async def remove_adapter(reference: str, service: Served, expected: Expected) -> dict[str, Any]:
+    """Forget an adapter or a version at once; requests that already run keep the content until they end."""
+    await run_in_threadpool(service.registry.remove, reference, expected)
+    return {"id": reference, "object": "adapter", "deleted": True}
+
+
+def _cards(service: Service) -> Cards:
+    return Cards(service.engine.stats(), aliases_by_adapter(service.registry.aliases()))
+
+
+def _answer(service: Service, entry: Entry) -> Json:
+    return Json(_cards(service).adapter(entry), headers=etag(entry.revision))
+
+
+def _registered(service: Service, registered: Registered) -> Json:
+    card = {**_cards(service).adapter(registered.entry), "version": registered.version.number}
+    return Json(card, 201 if registered.new else 200, etag(registered.entry.revision))
+
+
+def _media_type(headers: Headers) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from server.api.generation import Generation
-from server.api.mix import Mix, lease_mix
+from server.api.mix import Applied, Mix, lease_mix
 from server.api.replies import CHAT, COMPLETION, Head, Shape, StreamReply, WholeReply
 from server.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from server.api.service import Served, Service
@@ -91,7 +91,7 @@ def _reply(
     service: Service, request: GenerationRequest, id_: str, tokens: list[int], params: SamplingParams, shape: Shape
 ) -> Response:
     """Lease, submit, answer. From here on nothing waits until the response has taken over the generation."""
-    mix = lease_mix(service.registry, service.base.name, request.model, request.adapter)
+    mix = lease_mix(service.registry, service.base.name, request)
     generation = Generation(service, Sequence(id_, tokens, params, mix.adaptation), mix, request.stop or ())
     head = _head(service, request, id_, mix)
     if request.stream:
@@ -100,5 +100,10 @@ def _reply(
 
 
 def _head(service: Service, request: GenerationRequest, id_: str, mix: Mix) -> Head:
-    adapter = [{"name": applied.name, "id": applied.id, "weight": applied.weight} for applied in mix.applied]
+    adapter = [_applied(applied) for applied in mix.applied]
     return Head(id_, int(time()), request.model or service.base.name, service.fingerprint, adapter)
+
+
+def _applied(applied: Applied) -> dict[str, Any]:
+    card = {"name": applied.name, "id": applied.id, "weight": applied.weight}
+    return card if applied.alias is None else {**card, "alias": applied.alias}

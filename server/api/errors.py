@@ -7,9 +7,22 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
-from adapters.errors import AdapterError, AdapterNameError, AdapterRejected, StoreFull, UnknownAdapter
+from adapters.errors import (
+    AdapterConflict,
+    AdapterError,
+    AdapterNameError,
+    AdapterRejected,
+    AdapterUnavailable,
+    QuotaExceeded,
+    RegistryUnavailable,
+    RevisionMismatch,
+    SourceRefused,
+    StoreFull,
+    UnknownAdapter,
+)
 from server.errors import (
     ContextOverflow,
     Draining,
@@ -21,34 +34,66 @@ from server.errors import (
     UnknownModel,
 )
 
+
+class Refusal(RequestError):
+    """An adapter that is rejected, with the field of the request that it came by."""
+
+    def __init__(self, error: AdapterRejected, param: str) -> None:
+        super().__init__(str(error), param=param, code=error.code)
+        self.file = error.file
+        self.tensor = error.tensor
+
+
 STATUS: Mapping[type[Exception], int] = {
+    RequestValidationError: 400,
     InvalidRequest: 400,
     ContextOverflow: 400,
     AdapterNameError: 400,
+    SourceRefused: 400,
     UnknownModel: 404,
     UnknownAdapter: 404,
+    AdapterConflict: 409,
+    RevisionMismatch: 412,
     AdapterRejected: 422,
+    AdapterUnavailable: 422,
+    Refusal: 422,
     QueueFull: 429,
+    ClientDisconnect: 499,  # for the books only: nobody is left to read it
     EngineError: 500,
     Draining: 503,
+    RegistryUnavailable: 503,
     StoreFull: 507,
+    QuotaExceeded: 507,
 }
 """Error -> HTTP status. What is not here is our own fault: 500."""
 
 RETRY_AFTER: Mapping[int, str] = {429: "1", 503: "5"}
 """Status -> when to come again, in seconds."""
 
+NO_RETRY = (409, 507)
+"""Statuses after which OpenAI's clients would try again, although only somebody's doing can change the answer."""
+
 LONGEST_ECHO = 80
 """Characters of a caller's key that are told back to it."""
 
-PARAMS: Mapping[type[Exception], str] = {AdapterNameError: "name", AdapterRejected: "path", UnknownAdapter: "adapter"}
+PARAMS: Mapping[type[Exception], str] = {
+    AdapterNameError: "name",
+    SourceRefused: "source",
+    UnknownAdapter: "adapter",
+    AdapterUnavailable: "adapter",
+    RevisionMismatch: "If-Match",
+}
 """The field at fault, for errors that do not know of requests."""
 
 CODES: Mapping[type[Exception], str] = {
     AdapterNameError: "invalid_adapter_name",
-    AdapterRejected: "adapter_rejected",
+    SourceRefused: "source_refused",
     UnknownAdapter: "adapter_not_found",
+    AdapterUnavailable: "adapter_unavailable",
+    RevisionMismatch: "revision_mismatch",
+    RegistryUnavailable: "registry_unavailable",
     StoreFull: "store_full",
+    QuotaExceeded: "quota_exceeded",
 }
 
 
@@ -66,13 +111,23 @@ def envelope(status: int, message: str, param: str | None = None, code: str | No
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def status_of(error: Exception) -> int:
+    """The HTTP status that tells of ``error``."""
+    return error.status_code if isinstance(error, HTTPException) else STATUS.get(type(error), 500)
+
+
 def error_body(error: Exception) -> tuple[int, dict[str, Any]]:
     """HTTP status and body for an error raised on purpose."""
-    status = STATUS.get(type(error), 500)
+    status = status_of(error)
     param, code = PARAMS.get(type(error)), CODES.get(type(error))
     if isinstance(error, RequestError):
         param, code = error.param, error.code
-    return status, envelope(status, str(error), param, code)
+    elif isinstance(error, AdapterConflict | AdapterRejected):
+        code = error.code
+    body = envelope(status, str(error), param, code)
+    if isinstance(error, Refusal | AdapterRejected):
+        body["error"] |= {"file": error.file, "tensor": error.tensor}
+    return status, body
 
 
 def install(app: FastAPI) -> None:
@@ -81,15 +136,24 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(AdapterError, _on_purpose)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _left)
 
 
-def _respond(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> Json:
+def respond(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> Json:
+    """The answer to an error, with what tells a client whether to come again."""
     retry = {"retry-after": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
+    if status in NO_RETRY:
+        retry["x-should-retry"] = "false"
     return Json(body, status, {**(headers or {}), **retry})
 
 
 async def _on_purpose(request: Request, error: Exception) -> Json:
-    return _respond(*error_body(error))
+    return respond(*error_body(error))
+
+
+async def _left(request: Request, error: Exception) -> Json:
+    """The client went away in the middle of its body."""
+    return Json(None, status_of(error))
 
 
 async def _http(request: Request, error: Exception) -> Json:
@@ -100,7 +164,7 @@ async def _http(request: Request, error: Exception) -> Json:
         405: f"{request.method} is not allowed on {request.url.path}.",
         413: "The request body is too large.",
     }.get(error.status_code, str(error.detail))
-    return _respond(error.status_code, envelope(error.status_code, message), error.headers)
+    return respond(error.status_code, envelope(error.status_code, message), error.headers)
 
 
 async def _invalid(request: Request, error: Exception) -> Json:
@@ -118,9 +182,11 @@ async def _invalid(request: Request, error: Exception) -> Json:
             message = "The body must be a JSON object, sent with `Content-Type: application/json`."
         case "unserved":
             place, code = [*place, first["ctx"]["field"]], "unsupported_parameter"
+        case "field":
+            place = [*place, first["ctx"]["field"]]
         case "unknown":
             place = [*place, str(first["ctx"]["field"])[:LONGEST_ECHO]]
             message, code = f"Unknown field `{'.'.join(place)}`.", "unknown_parameter"
         case _:
             message = f"{message.removeprefix('Value error, ')} (in `{'.'.join(place)}`)."
-    return _respond(400, envelope(400, message, ".".join(place) or None, code))
+    return respond(400, envelope(400, message, ".".join(place) or None, code))

@@ -6,6 +6,7 @@ from time import monotonic
 from server.api.mix import Mix
 from server.api.service import Service
 from server.errors import Draining, EngineError
+from server.metrics import Outcome
 from server.sequence import Event, Failed, FinishReason, Sequence, Token
 from server.text import Detokenizer, StopStrings
 
@@ -25,6 +26,7 @@ class Generation:
         self._detokenizer = Detokenizer(service.codec)
         self._stops = StopStrings(stops)
         self._closed = False
+        self._failed = False
         self._started = self._last = monotonic()
         try:
             self._inbox = service.switchboard.open(self.id)
@@ -56,7 +58,19 @@ class Generation:
         if self._in_engine:
             self._service.engine.abort(self.id)
         self._leave()
-        self._service.metrics.ended(self.prompt_tokens, self.output_tokens, monotonic() - self._started)
+        seconds = monotonic() - self._started
+        self._service.metrics.ended(self.prompt_tokens, self.output_tokens, seconds)
+        for alias, version in self._aliased:
+            self._service.metrics.aliases.ended(alias, version, self._outcome, self.output_tokens, seconds)
+
+    @property
+    def _outcome(self) -> Outcome:
+        return "ok" if self.finish else "error" if self._failed else "cancelled"
+
+    @property
+    def _aliased(self) -> set[tuple[str, str]]:
+        """The aliases it was asked for by, each with the version that it got."""
+        return {(lease.alias, lease.version.name) for lease in self.mix.leased if lease.alias is not None}
 
     def _leave(self) -> None:
         self._service.switchboard.close(self.id)
@@ -67,6 +81,7 @@ class Generation:
             return ""
         if isinstance(event, Failed):
             self._in_engine = False
+            self._failed = True
             if self._service.switchboard.draining:
                 raise Draining(event.message, code="draining")
             raise EngineError(event.message)
@@ -90,6 +105,8 @@ class Generation:
         fresh, gap = self.output_tokens - before, now - self._last
         if not before:
             self._service.metrics.first_token(now - self._started)
+            for alias, version in self._aliased:
+                self._service.metrics.aliases.first_token(alias, version, now - self._started)
             fresh, gap = fresh - 1, 0.0  # what came along with the first waited for nothing
         if fresh:
             self._service.metrics.next_tokens(gap, fresh)

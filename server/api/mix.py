@@ -4,10 +4,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from adapters.directory import Lease
 from adapters.errors import UnknownAdapter
-from adapters.registry import Adapter, Registry
+from adapters.registry import Registry
 from adapters.spec import AdapterId
-from server.api.schemas import MixEntry
+from server.api.schemas import GenerationRequest, MixEntry
 from server.errors import InvalidRequest, UnknownModel
 from server.sequence import Adaptation, Adapted
 
@@ -17,15 +18,18 @@ class Applied:
     """One adapter that takes part in an answer."""
 
     name: str
+    """Of the version, as in ``legal@2``."""
     id: AdapterId
     weight: float
+    alias: str | None
+    """The alias that it was asked for by."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
     """What a request's names stood for when it came in. Whoever has it gives ``leased`` back."""
 
-    leased: tuple[Adapter, ...]
+    leased: tuple[Lease, ...]
     applied: tuple[Applied, ...]
     """As asked for, in that order, without weights of 0."""
 
@@ -35,36 +39,42 @@ class Mix:
         weights: defaultdict[AdapterId, float] = defaultdict(float)
         for applied in self.applied:
             weights[applied.id] += applied.weight
-        ranks = {adapter.spec.id: adapter.spec.rank for adapter in self.leased}
+        ranks = {lease.version.content: lease.version.rank for lease in self.leased}
         return tuple(Adapted(id_, weight, ranks[id_]) for id_, weight in weights.items() if weight)
 
 
-def lease_mix(registry: Registry, base: str, model: str | None, adapter: Sequence[MixEntry] | None) -> Mix:
-    """The adapters that ``model`` and ``adapter`` name together; none for the base. All are leased, or none.
+def lease_mix(registry: Registry, base: str, request: GenerationRequest) -> Mix:
+    """The adapters that ``model`` and ``adapter`` of a request name together; none for the base. All leased, or none.
 
-    ``model`` may be the base's name or, as vLLM's users write it, an adapter's. ``adapter`` empty is the base, said
-    outright. Raises UnknownModel or UnknownAdapter, and InvalidRequest where the two fields disagree.
+    A name is an adapter's, a version's or an alias's. ``model`` may be the base's name or, as vLLM's users write it,
+    one of those. ``adapter`` empty is the base, said outright. Raises UnknownModel, UnknownAdapter or
+    AdapterUnavailable, and InvalidRequest where the two fields disagree.
     """
-    named = None if model in (None, base) else model
+    named = None if request.model in (None, base) else request.model
     if named is not None:
-        _check_model(registry, named)
-        if adapter is not None and {entry.name for entry in adapter} != {named}:
-            raise InvalidRequest(
-                f"`model` names the adapter `{named}` and `adapter` names others; name it once.", param="adapter"
-            )
-    entries = [MixEntry(name=named, weight=1.0)] if named is not None and adapter is None else list(adapter or ())
+        _check_model(registry, named, request.adapter)
+    if named is not None and request.adapter is None:
+        entries = [MixEntry(name=named, weight=1.0)]
+    else:
+        entries = list(request.adapter or ())
     try:
-        leased = registry.acquire([entry.name for entry in entries])
+        leased = registry.acquire([entry.name for entry in entries], request.user or None)
     except UnknownAdapter as error:
         if error.name == named:
             raise UnknownModel(named) from error
         raise
-    pairs = zip(leased, entries, strict=True)
-    return Mix(leased, tuple(Applied(a.name, a.spec.id, entry.weight) for a, entry in pairs if entry.weight))
+    return Mix(leased, tuple(_applied(*pair) for pair in zip(leased, entries, strict=True) if pair[1].weight))
 
 
-def _check_model(registry: Registry, name: str) -> None:
-    try:
-        registry.get(name)
-    except UnknownAdapter as error:
-        raise UnknownModel(name) from error
+def _applied(lease: Lease, entry: MixEntry) -> Applied:
+    return Applied(lease.version.name, lease.version.content, entry.weight, lease.alias)
+
+
+def _check_model(registry: Registry, name: str, adapter: Sequence[MixEntry] | None) -> None:
+    """Raises UnknownModel, and InvalidRequest where ``adapter`` says something else."""
+    if not registry.knows(name):
+        raise UnknownModel(name)
+    if adapter is not None and {entry.name for entry in adapter} != {name}:
+        raise InvalidRequest(
+            f"`model` names the adapter `{name}` and `adapter` names others; name it once.", param="adapter"
+        )

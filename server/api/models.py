@@ -1,29 +1,44 @@
-"""``GET /v1/models``: the base and its adapters, as OpenAI lists models."""
+"""``GET /v1/models``: the base and every name that stands for an adapter, as OpenAI lists models."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
+from starlette.responses import Response
 
 from adapters.errors import UnknownAdapter
-from adapters.registry import Adapter
+from adapters.names import parse_reference
+from adapters.snapshot import Alias, Version
+from server.api.listing import After, Card, Limit, listing
 from server.api.service import Served, Service
-from server.errors import UnknownModel
+from server.errors import InvalidRequest, UnknownModel
 
 router = APIRouter(prefix="/v1")
 
 
 @router.get("/models")
 @router.head("/models", include_in_schema=False)
-async def list_models(
-    service: Served, after: str | None = None, limit: Annotated[int | None, Query(ge=1)] = None
-) -> dict[str, Any]:
-    """The base, then the adapters in the order of their names; those after ``after``, at most ``limit``."""
+async def list_models(service: Served, after: After = None, limit: Limit = None) -> Response:
+    """The base, then adapters with their versions, and aliases, in the order of their names, asleep or not."""
     base = service.base.name
-    cards = [base_card(service)] if after is None else []
-    adapters = [a for a in service.registry.list() if after in (None, base) or a.name > str(after)]
-    cards += [adapter_card(service, adapter) for adapter in adapters]
-    page = cards[:limit]
-    return {"object": "list", "data": page, "has_more": len(page) < len(cards)}
+    start = _start(after, base)
+
+    def cards(after: str | None, count: int) -> list[Card]:
+        first = [base_card(service)] if after is None else []
+        names = service.registry.names(after or "", count - len(first))
+        return first + [card(service, name, meant) for name, meant in names]
+
+    return listing(cards, start, limit)
+
+
+def _start(after: str | None, base: str) -> str | None:
+    """After which of the registry's names a page starts; ``""`` is before all of them, None before the base too."""
+    if after is None or after == base:
+        return None if after is None else ""
+    try:
+        parse_reference(after)
+    except UnknownAdapter as error:
+        raise InvalidRequest("`after` is the id of a model.", param="after") from error
+    return after
 
 
 @router.get("/models/{name:path}")
@@ -32,22 +47,30 @@ async def get_model(service: Served, name: str) -> dict[str, Any]:
     if name == service.base.name:
         return base_card(service)
     try:
-        return adapter_card(service, service.registry.get(name))
+        return card(service, name, _meant(service, name))
     except UnknownAdapter as error:
         raise UnknownModel(name) from error
 
 
-def base_card(service: Service) -> dict[str, Any]:
+def _meant(service: Service, name: str) -> Version | Alias:
+    try:
+        return service.registry.alias(name)
+    except UnknownAdapter:
+        return service.registry.version(name)
+
+
+def base_card(service: Service) -> Card:
     """The base as a model."""
     return _card(service, service.base.name, service.created, root=service.base.name, parent=None)
 
 
-def adapter_card(service: Service, adapter: Adapter) -> dict[str, Any]:
-    """An adapter as a model. Its root is its content: the folder it came from is nobody's business."""
-    return _card(service, adapter.name, adapter.created, root=adapter.spec.id, parent=service.base.name)
+def card(service: Service, name: str, meant: Version | Alias) -> Card:
+    """A name as a model. An adapter's root is its content: the folder it came from is nobody's business."""
+    root = meant.name if isinstance(meant, Alias) else meant.content
+    return _card(service, name, meant.created, root=root, parent=service.base.name)
 
 
-def _card(service: Service, name: str, created: int, *, root: str, parent: str | None) -> dict[str, Any]:
+def _card(service: Service, name: str, created: int, *, root: str, parent: str | None) -> Card:
     return {
         "id": name,
         "object": "model",

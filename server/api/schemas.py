@@ -12,7 +12,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -22,6 +21,7 @@ MAX_STOP_LENGTH = 512
 MAX_MIX = 16
 MAX_MESSAGES = 4096
 MAX_BIAS = 4096
+MAX_USER_LENGTH = 1024
 INT64 = 2**63
 
 HARMLESS = frozenset(
@@ -33,7 +33,6 @@ HARMLESS = frozenset(
         "safety_identifier",
         "service_tier",
         "store",
-        "user",
     }
 )
 """OpenAI's fields that change no answer here, whatever their value."""
@@ -211,6 +210,8 @@ class GenerationRequest(Schema):
         | None
     ) = None
     ignore_eos: bool | None = None
+    user: Annotated[Text, Field(max_length=MAX_USER_LENGTH)] | None = None
+    """Gets the same target of an alias each time."""
 
     @model_validator(mode="before")
     @classmethod
@@ -278,17 +279,3 @@ class CompletionRequest(GenerationRequest):
     def limit(self) -> int:
         """Tokens of answer asked for; OpenAI's default is 16."""
         return 16 if self.max_tokens is None else self.max_tokens
-
-
-class AdapterRequest(Schema):
-    """``POST /v1/adapters``."""
-
-    name: Name
-    path: Annotated[Text, Field(min_length=1, max_length=4096)]
-
-    @field_validator("path")
-    @classmethod
-    def _no_nul(cls, path: str) -> str:
-        if "\0" in path:
-            raise ValueError("must not contain NUL")
-        return path

@@ -13,11 +13,11 @@ from types import FrameType
 import torch
 import uvicorn
 
+from bases.base import load_base
+from bases.errors import ConfigError
 from server.api.app import create_app
 from server.api.service import Service, open_service
-from server.base import load_base
 from server.config import Settings
-from server.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,8 @@ def serve(settings: Settings) -> None:
     # Found out first: loading a base takes a while.
     listener = bind(settings.host, settings.port)
     with listener:
-        base = load_base(settings, say)
-        for name, path in settings.adapter.items():
-            say(f"registering adapter {name} from {path}")
-        service = open_service(base, settings)
+        base = load_base(settings.base, say)
+        service = open_service(base, settings, say)
         DrainingServer(service).run(sockets=[listener])
 
 

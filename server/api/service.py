@@ -1,24 +1,37 @@
 """Service: what the routes share. A base with its engine, its adapters and its open requests."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event, Thread
 from time import time
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 from filelock import FileLock, Timeout
+from sqlalchemy.exc import ArgumentError
 
+from adapters.database import Database, open_postgres, open_sqlite
 from adapters.errors import AdapterError
-from adapters.registry import Registry
+from adapters.registry import Registry, Ties
+from adapters.remote import Remote
+from adapters.schema import NewerSchema
+from adapters.seen import SeenFolders
+from adapters.sources import Sources
 from adapters.store import AdapterStore
+from adapters.watch import Watch
+from bases.base import Base
+from bases.errors import ConfigError
 from server.api.switchboard import Switchboard
-from server.base import Base
 from server.config import Settings
 from server.engine import Engine
-from server.errors import ConfigError
 from server.metrics import Metrics
+from server.probe import Probe
+from server.sequence import Adapted
 from server.text import Codec
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -29,11 +42,14 @@ class Service:
     settings: Settings
     codec: Codec
     engine: Engine
+    store: AdapterStore
     registry: Registry
+    sources: Sources
+    watch: Watch | None
     switchboard: Switchboard
     metrics: Metrics
-    lock: FileLock
-    """Held on the adapters' folder, which belongs to one process."""
+    closing: ExitStack
+    """What is to be let go at the end."""
     created: int = field(default_factory=lambda: int(time()))
     """Unix time, seconds."""
 
@@ -42,24 +58,41 @@ class Service:
         """The base's, short, as OpenAI's ``system_fingerprint``."""
         return f"fp_{self.base.layout.fingerprint[:12]}"
 
+    def close(self) -> None:
+        """End the engine and let everything go."""
+        self.switchboard.draining = True
+        self.closing.close()
 
-def open_service(base: Base, settings: Settings) -> Service:
-    """Build engine and registry around ``base`` and register ``settings.adapter``. Nothing runs yet.
 
-    Raises ConfigError for an adapter that is refused, and for a data folder that is in use.
+def open_service(base: Base, settings: Settings, say: Callable[[str], None] = lambda line: None) -> Service:
+    """Build engine and registry around ``base``, start them, and register what the settings name.
+
+    Raises ConfigError for an adapter that is refused, for a data folder that is in use, and for a database or a store
+    that cannot be used; then nothing runs any more.
     """
-    folder = settings.data / "adapters"
-    lock = _lock(folder)
-    store = AdapterStore(folder, base.layout, settings.max_rank)
-    # Names live in memory, so what an earlier run left on disk has none.
-    store.sweep(frozenset())
-    switchboard = Switchboard()
-    engine = Engine(base, settings, store.read, switchboard.deliver)
-    registry = Registry(store, reserved=frozenset({base.name}), on_unused=engine.forget)
-    _register(registry, settings.adapter)
-    codec = Codec(base.tokenizer, base.model.config.get_text_config().vocab_size, base.max_model_len)
-    metrics = Metrics(base.name, settings.max_device_adapters, engine.stats, registry.list)
-    return Service(base, settings, codec, engine, registry, switchboard, metrics, lock)
+    with ExitStack() as closing:
+        folder = settings.data / "adapters"
+        closing.callback(_lock(folder).release)
+        store = AdapterStore(
+            folder, base.layout, settings.max_rank, remote=_remote(settings), cache=_bytes(settings.store_cache_gib)
+        )
+        sources = _sources(settings, store.limit)
+        database = _database(settings)
+        closing.callback(database.close)
+        codec = Codec(base.tokenizer, base.model.config.get_text_config().vocab_size, base.max_model_len)
+        switchboard = Switchboard()
+        engine = Engine(base, settings, store.read, switchboard.deliver)
+        ties = _ties(base, settings, engine, Probe(base, codec, engine, switchboard))
+        registry = Registry(database, store, ties, _bytes(settings.store_quota_gib))
+        engine.start()
+        closing.callback(engine.stop)
+        _fill(registry, settings, say)
+        closing.callback(registry.close)
+        watch = _watch(registry, SeenFolders(database), settings, closing)
+        metrics = Metrics(base.name, settings.max_device_adapters, engine.stats, registry)
+        return Service(
+            base, settings, codec, engine, store, registry, sources, watch, switchboard, metrics, closing.pop_all()
+        )
 
 
 def _lock(folder: Path) -> FileLock:
@@ -74,12 +107,75 @@ def _lock(folder: Path) -> FileLock:
     return lock
 
 
-def _register(registry: Registry, adapters: Mapping[str, Path]) -> None:
-    for name, path in adapters.items():
+def _remote(settings: Settings) -> Remote | None:
+    try:
+        return None if settings.store_url is None else Remote(settings.store_url)
+    except ValueError as error:
+        raise ConfigError(f"--store-url: {error}") from error
+
+
+def _sources(settings: Settings, limit: int) -> Sources:
+    try:
+        return Sources(settings.allow_source, limit)
+    except ValueError as error:
+        raise ConfigError(f"--allow-source: {error}") from error
+
+
+def _database(settings: Settings) -> Database:
+    url = settings.database_url
+    option = "--data" if url is None else "--database-url"
+    try:
+        return open_sqlite(settings.data / "registry.sqlite3") if url is None else open_postgres(url.get_secret_value())
+    except NewerSchema as error:
+        raise ConfigError(f"{option}: the registry was made by a newer manylora (schema {error})") from error
+    except (AdapterError, ArgumentError, ModuleNotFoundError) as error:
+        raise ConfigError(f"{option}: {error}") from error
+
+
+def _ties(base: Base, settings: Settings, engine: Engine, probe: Probe) -> Ties:
+    return Ties(
+        base=base.layout.fingerprint,
+        max_rank=settings.max_rank,
+        reserved=frozenset({base.name}),
+        probe=lambda spec, keep: probe.measure(spec, keep=keep),
+        fits=engine.fits_pinned,
+        on_pins=lambda versions: engine.pin([Adapted(v.content, 1.0, v.rank) for v in versions]),
+        on_unused=engine.forget,
+    )
+
+
+def _fill(registry: Registry, settings: Settings, say: Callable[[str], None]) -> None:
+    """Take in what was registered before, then what the settings name."""
+    try:
+        registry.open(lambda done, total: say(f"checking adapter {done + 1} of {total} on this base"))
+    except AdapterError as error:
+        raise ConfigError(f"the registry cannot be opened: {error}") from error
+    registry.start()
+    for name, path in settings.adapter.items():
+        say(f"registering adapter {name} from {path}")
         try:
-            registry.register(name, path)
+            registry.register_folder(name, path)
         except AdapterError as error:
+            registry.close()
             raise ConfigError(f"--adapter: {name}={path}: {error}") from error
+
+
+def _watch(registry: Registry, seen: SeenFolders, settings: Settings, closing: ExitStack) -> Watch | None:
+    """The watched folder, looked into once, then on a thread of its own."""
+    root = settings.adapter_dir
+    if root is None:
+        return None
+    watch = Watch(root, registry, seen.under(str(root)), seen.put)
+    stop = Event()
+    thread = Thread(target=watch.run, args=(stop,), name="watch", daemon=True)
+    thread.start()
+    closing.callback(thread.join)
+    closing.callback(stop.set)
+    return watch
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * GIB)
 
 
 async def _service(request: Request) -> Service:

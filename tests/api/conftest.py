@@ -40,4 +40,7 @@ def live(shared: Live) -> Iterator[Live]:
     """The server, which must be idle again when the test is over."""
     yield shared
     wait_for(shared.idle)
-    assert [adapter.name for adapter in shared.service.registry.list()] == sorted(ADAPTERS)
+    versions = [list(entry.versions) for entry in shared.service.registry.entries()]
+    assert [entry.name for entry in shared.service.registry.entries()] == sorted(ADAPTERS)
+    assert versions == [[1]] * len(ADAPTERS)
+    assert shared.service.registry.aliases() == []

@@ -14,9 +14,9 @@ import httpx
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from bases.base import make_base
 from server.api.serve import DrainingServer, bind
 from server.api.service import Service, open_service
-from server.base import make_base
 from server.config import Settings
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
@@ -68,12 +68,25 @@ class Live:
 
     def content(self, name: str) -> Path:
         """Where the store keeps what ``name`` stands for."""
-        return self.service.settings.data / "adapters" / self.service.registry.get(name).spec.id
+        return self.service.store.path(self.service.registry.version(name).content)
+
+    def registered(self) -> tuple[object, ...]:
+        """Everything that a refused change must leave as it is: names with their revisions, and what is on disk."""
+        registry, root = self.service.registry, self.service.store.root
+        return registry.entries(), registry.aliases(), sorted(path.name for path in root.iterdir())
 
 
 def request(**fields: Any) -> dict[str, Any]:
     """The body of a small greedy completion."""
     return {"prompt": "Once upon a time", "max_tokens": 12, "temperature": 0, "ignore_eos": True, **fields}
+
+
+@contextmanager
+def unchanged(live: Live) -> Iterator[None]:
+    """What happens inside changes nothing that is registered."""
+    before = live.registered()
+    yield
+    assert live.registered() == before
 
 
 def events(response: httpx.Response) -> list[dict[str, Any]]:

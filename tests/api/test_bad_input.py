@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters.errors import AdapterError
+from server.api.errors import STATUS
 from tests.api.live import Live, request
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -51,6 +53,8 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     ({"stream_options": {"more": True}}, "stream_options.more"),
     ({"ignore_eos": 1}, "ignore_eos"),
+    ({"user": 5}, "user"),
+    ({"user": "x" * 1025}, "user"),
     ({"model": 5}, "model"),
     ({"model": "x" * 1000}, "model"),
     ({"adapter": 5}, "adapter"),
@@ -117,7 +121,8 @@ def refused(live: Live, response: httpx.Response, status: int, param: str | None
     body = response.json()
     assert set(body) == {"error"}
     error: dict[str, Any] = body["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    place = {"file", "tensor"} if error["code"] in ("adapter_rejected", "base_mismatch") else set()
+    assert set(error) == {"message", "type", "param", "code"} | place
     assert error["param"] == (param or None), error
     assert len(error["message"]) > 10
     assert live.complete(max_tokens=1)["usage"]["completion_tokens"] == 1
@@ -226,6 +231,13 @@ def test_a_body_larger_than_allowed(live: Live) -> None:
         ({"model": "../red"}, "model", "model_not_found"),
         ({"adapter": "nobody"}, "adapter", "adapter_not_found"),
         ({"adapter": ""}, "adapter", "adapter_not_found"),
+        ({"model": "red@2"}, "model", "model_not_found"),
+        ({"model": "red@"}, "model", "model_not_found"),
+        ({"adapter": "red@2"}, "adapter", "adapter_not_found"),
+        ({"adapter": "red@01"}, "adapter", "adapter_not_found"),
+        ({"adapter": "red@1@1"}, "adapter", "adapter_not_found"),
+        ({"adapter": "@1"}, "adapter", "adapter_not_found"),
+        ({"adapter": "Red"}, "adapter", "adapter_not_found"),
         ({"adapter": "tiny"}, "adapter", "adapter_not_found"),
         ({"adapter": [{"name": "red"}, {"name": "nobody"}]}, "adapter", "adapter_not_found"),
         ({"adapter": [{"name": "nobody", "weight": 0}]}, "adapter", "adapter_not_found"),
@@ -236,6 +248,14 @@ def test_a_body_larger_than_allowed(live: Live) -> None:
 def test_unknown_names(live: Live, fields: dict[str, Any], param: str, code: str, stream: bool) -> None:
     error = refused(live, live.http.post(COMPLETIONS, json=request(**fields, stream=stream)), 404, param)
     assert error["code"] == code
+
+
+def test_every_error_about_adapters_has_a_status() -> None:
+    left = [AdapterError]
+    while left:
+        error = left.pop()
+        left += error.__subclasses__()
+        assert (error in STATUS) == (error is not AdapterError), error
 
 
 @pytest.mark.parametrize(
@@ -250,11 +270,19 @@ def test_unknown_names(live: Live, fields: dict[str, Any], param: str, code: str
         ("GET", "/v1/models/nobody", 404),
         ("GET", "/v1/adapters/nobody", 404),
         ("DELETE", "/v1/adapters/nobody", 404),
+        ("GET", "/v1/adapters/red@2", 404),
+        ("DELETE", "/v1/adapters/red@2", 404),
+        ("GET", "/v1/aliases/nobody", 404),
+        ("DELETE", "/v1/aliases/nobody", 404),
+        ("POST", "/v1/aliases/nobody", 405),
+        ("GET", "/v1/adapters?limit=0", 400),
+        ("GET", "/v1/models?after=x@y", 400),
         ("GET", "/v1/models?limit=0", 400),
         ("GET", "/v1/models?limit=x", 400),
     ],
 )
 def test_routes_and_methods(live: Live, method: str, path: str, status: int) -> None:
     response = live.http.request(method, path)
-    param = {"/v1/models/nobody": "model", "/v1/adapters/nobody": "adapter"}.get(path, "limit" if "?" in path else None)
-    refused(live, response, status, param)
+    params = {"limit=": "limit", "after=": "after", "/models/": "model", "/nobody": "adapter", "@2": "adapter"}
+    param = next((param for part, param in params.items() if part in path), None)
+    refused(live, response, status, None if status == 405 else param)

@@ -9,7 +9,7 @@ import torch
 
 from adapters.spec import AdapterId
 from server.text import Codec, Detokenizer
-from tests.api.live import Live, request, running, tiny_service
+from tests.api.live import ADAPTERS, Live, request, running, tiny_service
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 QUESTION = [{"role": "user", "content": "Why?"}]
@@ -172,6 +172,8 @@ def test_ways_to_name_the_same_adapter(live: Live) -> None:
         {"adapter": [{"name": "red", "weight": 1}, {"name": "green", "weight": 0}]},
         {"model": "red"},
         {"model": "red", "adapter": "red"},
+        {"model": "red@1"},
+        {"adapter": "red@1"},
         {"model": "tiny", "adapter": "red"},
     ]
     assert len({live.text(**way) for way in ways}) == 1
@@ -193,26 +195,26 @@ def test_ways_to_name_the_base(live: Live) -> None:
 
 
 def test_two_names_of_one_content_add_up(live: Live, folders: Mapping[str, Path]) -> None:
-    live.service.registry.register("crimson", folders["red"])
+    crimson = live.service.registry.register_folder("crimson", folders["red"]).version.name
     try:
         halves = [{"name": "red", "weight": 0.5}, {"name": "crimson", "weight": 0.5}]
         answer = live.complete(adapter=halves)
     finally:
         live.service.registry.remove("crimson")
     assert answer["choices"][0]["text"] == live.text(adapter="red")
-    assert [(a["name"], a["weight"]) for a in answer["adapter"]] == [("red", 0.5), ("crimson", 0.5)]
+    assert [(a["name"], a["weight"]) for a in answer["adapter"]] == [("red@1", 0.5), (crimson, 0.5)]
 
 
 def test_an_answer_says_which_content_served_it(live: Live) -> None:
-    ids: dict[str, AdapterId] = {a.name: a.spec.id for a in live.service.registry.list()}
+    ids: dict[str, AdapterId] = {name: live.service.registry.version(name).content for name in ADAPTERS}
     mix = [{"name": "team/blue", "weight": 0.5}, {"name": "red", "weight": 2.0}, {"name": "green", "weight": 0.0}]
     expected = [
-        {"name": "team/blue", "id": ids["team/blue"], "weight": 0.5},
-        {"name": "red", "id": ids["red"], "weight": 2.0},
+        {"name": "team/blue@1", "id": ids["team/blue"], "weight": 0.5},
+        {"name": "red@1", "id": ids["red"], "weight": 2.0},
     ]
     response = live.http.post("/v1/completions", json=request(adapter=mix))
     assert response.json()["adapter"] == expected
-    assert response.headers["x-manylora-adapter"] == f"team/blue={ids['team/blue']};red={ids['red']}"
+    assert response.headers["x-manylora-adapter"] == f"team/blue@1={ids['team/blue']};red@1={ids['red']}"
     assert all(event["adapter"] == expected for event in live.stream(**request(adapter=mix)))
     assert "x-manylora-adapter" not in live.http.post("/v1/completions", json=request()).headers
     assert live.complete(model="red")["model"] == "red"

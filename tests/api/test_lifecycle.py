@@ -16,11 +16,11 @@ import pytest
 from fastapi import FastAPI
 
 from adapters.errors import AdapterNameError
+from bases.base import make_base
+from bases.errors import ConfigError
 from server.api.middleware import Door
 from server.api.serve import bind, welcome
 from server.api.service import open_service
-from server.base import make_base
-from server.errors import ConfigError
 from server.metrics import Metrics
 from tests.api.live import Live, enduring_model, events, request, running, tiny_service, wait_for
 from tests.api.test_bad_input import refused
@@ -139,7 +139,7 @@ def test_a_full_queue_is_429_and_gives_its_leases_back(slow: Live) -> None:
 def test_a_mix_that_can_never_fit_the_device(slow: Live, slow_adapter: Path, tmp_path: Path) -> None:
     for name in ("green", "blue"):
         folder = save_adapter(enduring_model(), tmp_path / name, seed=len(name), r=2, target_modules=["v_proj"])
-        slow.service.registry.register(name, folder)
+        slow.service.registry.register_folder(name, folder)
     mix = [{"name": name} for name in ("red", "green", "blue")]
     response = slow.http.post("/v1/completions", json=request(adapter=mix))
     assert "do not fit the device" in refused(slow, response, 400, "adapter")["message"]
@@ -227,14 +227,14 @@ def test_the_welcome_quotes_for_the_shell(live: Live) -> None:
     assert json.loads(shlex.split(curl)[-1])["model"] == "it's $HOME"
 
 
-def test_something_unforeseen_is_a_500_in_shape(caplog: pytest.LogCaptureFixture) -> None:
+def test_something_unforeseen_is_a_500_in_shape(live: Live, caplog: pytest.LogCaptureFixture) -> None:
     app = FastAPI()
 
     @app.get("/")
     async def _broken() -> None:
         raise AdapterNameError("boom")
 
-    metrics = Metrics("tiny", 1, lambda: pytest.fail("not asked"), list)
+    metrics = Metrics("tiny", 1, lambda: pytest.fail("not asked"), live.service.registry)
     app.add_middleware(Door, metrics=metrics)
 
     async def ask() -> httpx.Response:

@@ -1,0 +1,129 @@
+"""Requests that change the registry, checked field by field as :mod:`server.api.schemas` checks those that generate."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from adapters.registry import Options
+from server.api.schemas import Name, Schema, Text
+
+MAX_TARGETS = 16
+
+
+class Registration(Schema):
+    """What a registration says besides where the bytes are."""
+
+    name: Name
+    activate: bool = True
+    pinned: bool | None = None
+    preload: bool = False
+    allow_base_mismatch: bool = False
+
+    def options(self, expected: int | None) -> Options:
+        """For the registry; ``expected`` is the revision that the caller has seen."""
+        return Options(
+            activate=self.activate,
+            pinned=self.pinned,
+            allow_base_mismatch=self.allow_base_mismatch,
+            expected=expected,
+            preload=self.preload,
+        )
+
+
+Address = Annotated[Text, Field(min_length=1, max_length=4096)]
+
+
+class AdapterRequest(Registration):
+    """``POST /v1/adapters`` in JSON: a folder on the server, or an address elsewhere."""
+
+    path: Address | None = None
+    source: Address | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _no_nul(cls, path: str | None) -> str | None:
+        if path is not None and "\0" in path:
+            raise ValueError("must not contain NUL")
+        return path
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "AdapterRequest":
+        if (self.path is None) == (self.source is None):
+            raise PydanticCustomError(
+                "field",
+                "Give either `path` or `source`, or upload the files as multipart/form-data.",
+                {"field": "path"},
+            )
+        return self
+
+
+def _flag(value: object) -> object:
+    if value not in ("true", "false"):
+        raise ValueError('must be "true" or "false"')
+    return value == "true"
+
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
+"""A boolean in a form, where everything is text."""
+
+
+class AdapterUpload(Registration):
+    """The fields of ``POST /v1/adapters`` as a form."""
+
+    activate: Flag = True
+    pinned: Flag | None = None
+    preload: Flag = False
+    allow_base_mismatch: Flag = False
+
+
+class ActivateRequest(Schema):
+    """``POST /v1/adapters/NAME/activate``."""
+
+    version: int = Field(ge=1, lt=10**9)
+
+
+class PinRequest(Schema):
+    """``POST /v1/adapters/NAME/pin``."""
+
+    pinned: bool
+
+
+class TargetEntry(Schema):
+    """One target of an alias."""
+
+    adapter: Name
+    weight: float = Field(1.0, ge=0, le=1e9)
+
+
+class AliasRequest(Schema):
+    """``PUT /v1/aliases/NAME``."""
+
+    targets: Annotated[list[TargetEntry], Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)]
+
+    @field_validator("targets")
+    @classmethod
+    def _weighted(cls, targets: list[TargetEntry]) -> list[TargetEntry]:
+        names = [target.adapter for target in targets]
+        if len(set(names)) < len(names):
+            raise ValueError("names a target twice")
+        if not any(target.weight for target in targets):
+            raise ValueError("needs a weight above 0")
+        return targets
+
+
+class LoadRequest(Schema):
+    """``POST /v1/load_lora_adapter``, vLLM's body."""
+
+    lora_name: Name = ""
+    lora_path: Annotated[Text, Field(max_length=4096)] = ""
+    load_inplace: bool = False
+    is_3d_lora_weight: Literal[False] = False
+
+
+class UnloadRequest(Schema):
+    """``POST /v1/unload_lora_adapter``, vLLM's body."""
+
+    lora_name: Name = ""
+    lora_int_id: int | None = None
+    """Not looked at, as in vLLM."""

@@ -1,0 +1,28 @@
+"""ETags: which state of a name an answer shows, and which one a change is meant for."""
+
+import re
+from typing import Annotated
+
+from fastapi import Depends, Header
+
+from server.errors import InvalidRequest
+
+_ETAG = re.compile(r'"([0-9]{1,18})"')
+
+
+def etag(revision: int) -> dict[str, str]:
+    """The header of an answer that shows a name as of ``revision``."""
+    return {"etag": f'"{revision}"'}
+
+
+async def _expected(if_match: Annotated[str | None, Header()] = None) -> int | None:
+    if if_match is None:
+        return None
+    match = _ETAG.fullmatch(if_match.strip())
+    if match is None:
+        raise InvalidRequest("`If-Match` is the ETag of an earlier answer, one number in quotes.", param="If-Match")
+    return int(match[1])
+
+
+Expected = Annotated[int | None, Depends(_expected)]
+"""The revision that a caller has seen (``If-Match``); None where it does not mind."""
