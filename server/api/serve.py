@@ -29,6 +29,7 @@ LINGER = 5
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then finish what runs. Raises ConfigError and BaseRejected before it listens."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     torch.set_num_threads(1)  # on this thread, for the reason Engine.start gives
     # Found out first: loading a base takes a while.
     listener = bind(settings.host, settings.port)
