@@ -4,17 +4,18 @@ Each method is one transaction.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, insert, select, update
 
 from adapters import schema
-from adapters.contents import Admission, check_stored, put_admission
+from adapters.contents import Admission, check_stored, put_admission, touch
 from adapters.database import Database
 from adapters.errors import AdapterConflict, AdapterNameError, RevisionMismatch, UnknownAdapter
-from adapters.names import Reference, fold
+from adapters.names import Reference, could_be_name, fold
 from adapters.snapshot import Alias, Entry, Target, Version
 from adapters.spec import AdapterId
 
@@ -84,7 +85,7 @@ class Catalog:
         self, change: Change, content: AdapterId, admission: Admission, source: str, *, activate: bool, pin: bool | None
     ) -> tuple[int, bool]:
         """Give a reserved content a name; the version's number, and False where the name already had this content."""
-        with self._database.writing() as (connection, revision):
+        with self._database.writing() as (connection, revision), self._pinning(connection):
             row = _free_or(connection, change, "adapter")
             held = schema.versions
             number = connection.execute(
@@ -109,24 +110,21 @@ class Catalog:
                 connection.execute(
                     insert(held).values(name=change.name, number=number, content=content, created=_now(), source=source)
                 )
-            put_admission(connection, content, admission)
-            self._check_pins(connection)
+            put_admission(connection, content, admission, revision)
         return number, new
 
     def activate(self, change: Change, number: int) -> None:
         """Make a version the one that the name means."""
-        with self._database.writing() as (connection, revision):
+        with self._database.writing() as (connection, revision), self._pinning(connection):
             _known(connection, change, "adapter")
             _version(connection, change.name, number)
             _set_name(connection, change.name, active=number, revision=revision)
-            self._check_pins(connection)
 
     def pin(self, change: Change, pinned: bool) -> None:
         """Say whether the active version stays on the device."""
-        with self._database.writing() as (connection, revision):
+        with self._database.writing() as (connection, revision), self._pinning(connection):
             _known(connection, change, "adapter")
             _set_name(connection, change.name, pinned=pinned, revision=revision)
-            self._check_pins(connection)
 
     def remove(self, change: Change, number: int | None = None) -> None:
         """Forget an adapter, or one of its versions that is not active. Not while an alias means it."""
@@ -135,7 +133,7 @@ class Catalog:
             held = schema.versions
             if number is None:
                 _check_no_alias(connection, change.name)
-                connection.execute(delete(held).where(held.c.name == change.name))
+                self._forget(connection, held.c.name == change.name)
                 _set_name(connection, change.name, kind="gone", active=None, pinned=False, revision=revision)
                 return
             _version(connection, change.name, number)
@@ -146,7 +144,7 @@ class Catalog:
                     code="version_active",
                 )
             _check_no_alias(connection, change.name, number)
-            connection.execute(delete(held).where(held.c.name == change.name, held.c.number == number))
+            self._forget(connection, (held.c.name == change.name) & (held.c.number == number))
             _set_name(connection, change.name, revision=revision)
 
     def put_alias(self, change: Change, targets: Sequence[Target]) -> bool:
@@ -213,17 +211,23 @@ class Catalog:
             found.setdefault(row.name, []).append(version)
         return found
 
-    def _check_pins(self, connection: Connection) -> None:
-        names, held, contents = schema.names, schema.versions, schema.contents
-        query = (
-            select(contents.c.id, contents.c.rank)
-            .join(held, held.c.content == contents.c.id)
-            .join(names, and_(names.c.name == held.c.name, names.c.active == held.c.number))
-            .where(names.c.pinned)
-            .distinct()
-        )
-        ranks = [row.rank for row in connection.execute(query)]
-        if ranks and not self._fits(ranks):
+    def _forget(self, connection: Connection, versions: ColumnElement[bool]) -> None:
+        # Other servers may be using what loses its name here: its time of grace begins now.
+        used = schema.contents.c.id.in_(select(schema.versions.c.content).where(versions))
+        touch(connection, used, self._database.now(connection))
+        connection.execute(delete(schema.versions).where(versions))
+
+    @contextmanager
+    def _pinning(self, connection: Connection) -> Iterator[None]:
+        """Raises :class:`AdapterConflict` for a change after which more is pinned than before, and than fits.
+
+        Where pins do not fit from the start, as on a server with fewer slots, other changes must still be possible.
+        """
+        before = _pinned_ranks(connection)
+        yield
+        ranks = _pinned_ranks(connection)
+        more = len(ranks) > len(before) or any(rank > had for rank, had in zip(ranks, before, strict=False))
+        if more and not self._fits(ranks):
             raise AdapterConflict(
                 f"{len(ranks)} pinned adapters, of ranks up to {max(ranks)}, do not fit the device: one slot must "
                 "stay free for the others",
@@ -249,7 +253,22 @@ def _entry(row: Row[Any], held: Iterable[Version]) -> Entry:
     return Entry(row.name, row.created, row.active, row.pinned, versions, row.revision)
 
 
+def _pinned_ranks(connection: Connection) -> list[int]:
+    """Of the contents that are pinned, largest first."""
+    names, held, contents = schema.names, schema.versions, schema.contents
+    query = (
+        select(contents.c.id, contents.c.rank)
+        .join(held, held.c.content == contents.c.id)
+        .join(names, and_(names.c.name == held.c.name, names.c.active == held.c.number))
+        .where(names.c.pinned)
+        .distinct()
+    )
+    return sorted((row.rank for row in connection.execute(query)), reverse=True)
+
+
 def _row(connection: Connection, name: str) -> Row[Any] | None:
+    if not could_be_name(name):
+        return None
     return connection.execute(select(schema.names).where(schema.names.c.name == name)).first()
 
 

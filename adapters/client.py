@@ -268,7 +268,7 @@ def _object(response: httpx.Response) -> Card:
         body = None
     if not response.is_success:
         raise _refusal(response, body)
-    if not isinstance(body, dict):
+    if not isinstance(body, dict) or "object" not in body:
         raise ServerRefused(response.status_code, f"{_place(response)} is answered by something that is no manylora")
     return body
 

@@ -59,7 +59,7 @@ def _failed(error: RemoteError | AdapterError) -> int:
 def _connect(context: typer.Context, url: str | None) -> AdapterClient:
     """The server that the command or the group was given."""
     try:
-        client = AdapterClient(url or context.obj)
+        client = AdapterClient(context.obj if url is None else url)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--url") from None
     context.call_on_close(client.close)

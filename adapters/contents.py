@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, case, delete, exists, func, insert, select, true, update
 
 from adapters import schema
 from adapters.database import Database
@@ -67,9 +67,9 @@ class Contents:
             row = connection.execute(select(table).where(table.c.id == spec.id)).first()
             if row is not None and row.deleting:
                 return False
-            touched = max(time.time_ns() // 1000, row.touched + 1 if row else 0)
+            now = self._database.now(connection)
             if row is not None:
-                connection.execute(update(table).where(table.c.id == spec.id).values(touched=touched))
+                touch(connection, table.c.id == spec.id, now)
                 return True
             used = _stored_bytes(connection)
             if quota is not None and used + stored_bytes > quota:
@@ -84,7 +84,7 @@ class Contents:
                     stored_bytes=stored_bytes,
                     rank=spec.rank,
                     targets=len(spec.targets),
-                    touched=touched,
+                    touched=now,
                     deleting=False,
                 )
             )
@@ -94,43 +94,61 @@ class Contents:
         """Note what the checks of a stored content have shown on a base it was not admitted on before."""
         with self._database.writing() as (connection, revision):
             check_stored(connection, content)
-            put_admission(connection, content, admission)
-            users = select(schema.versions.c.name).where(schema.versions.c.content == content)
-            connection.execute(update(schema.names).where(schema.names.c.name.in_(users)).values(revision=revision))
+            put_admission(connection, content, admission, revision)
 
-    def unreferenced(self, before: int) -> list[tuple[AdapterId, int]]:
-        """Contents that no version refers to, not touched since ``before`` (microseconds), and when they were."""
+    def unreferenced(self, grace: float) -> list[tuple[AdapterId, int]]:
+        """Contents that no version refers to, not touched for ``grace`` seconds, and when they were.
+
+        Those that are being deleted are among them: whoever began that must have died.
+        """
         table = schema.contents
         with self._database.reading() as connection:
-            rows = connection.execute(
-                select(table.c.id, table.c.touched).where(table.c.touched < before, ~_referenced())
-            ).all()
+            # Without grace clocks do not count: one that was set back would keep things for ever.
+            old = table.c.touched <= self._database.now(connection) - int(grace * 1e6) if grace else true()
+            rows = connection.execute(select(table.c.id, table.c.touched).where(old, ~_referenced())).all()
         return [(AdapterId(row.id), row.touched) for row in rows]
 
-    def begin_delete(self, content: AdapterId, touched: int) -> bool:
-        """Whether the content's bytes may go now; until :meth:`end_delete` nobody stores them again."""
-        table = schema.contents
-        with self._database.writing() as (connection, _):
-            marked = connection.execute(
-                update(table)
-                .where(table.c.id == content, table.c.touched == touched, ~_referenced())
-                .values(deleting=True)
-            )
-        return marked.rowcount == 1
+    def begin_delete(self, content: AdapterId, touched: int) -> int | None:
+        """The claim on the content by which its bytes may go now; until :meth:`end_delete` nobody stores them again.
 
-    def end_delete(self, content: AdapterId) -> None:
-        """The content's bytes are gone."""
+        None where it was touched since, be it by somebody else who deletes it.
+        """
+        table = schema.contents
+        mine = (table.c.id == content) & (table.c.touched == touched) & ~_referenced()
         with self._database.writing() as (connection, _):
-            connection.execute(delete(schema.admissions).where(schema.admissions.c.content == content))
-            connection.execute(delete(schema.contents).where(schema.contents.c.id == content))
+            if connection.execute(select(table.c.id).where(mine)).first() is None:
+                return None
+            touch(connection, mine, self._database.now(connection))
+            claim = update(table).where(table.c.id == content).values(deleting=True).returning(table.c.touched)
+            return int(connection.execute(claim).scalar_one())
+
+    def end_delete(self, content: AdapterId, claim: int) -> None:
+        """The content's bytes are gone. Does nothing where somebody else has taken over the deletion."""
+        table = schema.contents
+        mine = (table.c.id == content) & (table.c.touched == claim)
+        with self._database.writing() as (connection, _):
+            if connection.execute(select(table.c.id).where(mine)).first() is not None:
+                connection.execute(delete(schema.admissions).where(schema.admissions.c.content == content))
+                connection.execute(delete(table).where(mine))
 
 
 def _stored_bytes(connection: Connection) -> int:
     return int(connection.execute(select(func.coalesce(func.sum(schema.contents.c.stored_bytes), 0))).scalar_one())
 
 
+def _names(content: AdapterId) -> Select[tuple[str]]:
+    return select(schema.versions.c.name).where(schema.versions.c.content == content)
+
+
 def _referenced() -> Any:
     return exists().where(schema.versions.c.content == schema.contents.c.id)
+
+
+def touch(connection: Connection, which: ColumnElement[bool], now: int) -> None:
+    """Note that these contents are in use at ``now`` (microseconds of Unix time), later than ever before."""
+    touched = schema.contents.c.touched
+    later = case((touched < now, now), else_=touched + 1)
+    connection.execute(update(schema.contents).where(which).values(touched=later))
 
 
 def check_stored(connection: Connection, content: AdapterId) -> None:
@@ -141,10 +159,15 @@ def check_stored(connection: Connection, content: AdapterId) -> None:
         raise RegistryUnavailable("the content was deleted while it was being registered; try again")
 
 
-def put_admission(connection: Connection, content: AdapterId, admission: Admission) -> None:
-    """In place of what was known of the content on that base."""
+def put_admission(connection: Connection, content: AdapterId, admission: Admission, revision: int) -> None:
+    """In place of what was known of the content on that base. Where the outcome is another, all its names change."""
     table = schema.admissions
-    connection.execute(delete(table).where(table.c.content == content, table.c.base == admission.base))
+    known = (table.c.content == content) & (table.c.base == admission.base)
+    before = connection.execute(select(table.c.refused).where(known)).first()
+    if before is None or before.refused != admission.refused:
+        named = schema.names.c.name.in_(_names(content))
+        connection.execute(update(schema.names).where(named).values(revision=revision))
+    connection.execute(delete(table).where(known))
     connection.execute(
         insert(table).values(content=content, base=admission.base, refused=admission.refused, receipt=admission.receipt)
     )

@@ -2,14 +2,15 @@
 
 import errno
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, update
+from sqlalchemy import URL, BigInteger, Connection, Engine, cast, create_engine, event, func, select, update
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from adapters.errors import RegistryUnavailable, StoreFull
@@ -17,15 +18,20 @@ from adapters.schema import migrate, registry
 
 LOCK_SECONDS = 10
 """How long a change waits for those before it."""
+IDLE_SECONDS = 5
+"""How long a change may pause: a server that has gone in the middle of one must not hold up the others."""
 _SQLITE_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 _POSTGRES_FULL = "53100"
+_STATEMENT = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
+"""What only a statement of ours is at fault for. Anything else is the database's doing."""
 
 
 class Database:
     """Opened and migrated. Any thread may use it.
 
-    Its methods raise :class:`RegistryUnavailable` where the database cannot be reached, :class:`StoreFull` where its
-    disk is full, and then nothing has changed.
+    Its methods raise :class:`RegistryUnavailable` where the database cannot be reached or used, :class:`StoreFull`
+    where its disk is full, and then nothing has changed; except that a connection may be lost just while a change is
+    being acknowledged.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -51,6 +57,13 @@ class Database:
         with self._translated(), self._engine.begin() as connection:
             yield connection, connection.execute(raised).scalar_one()
 
+    def now(self, connection: Connection) -> int:
+        """Microseconds of Unix time, by the one clock that all servers of this database share."""
+        if not self.shared:
+            return time.time_ns() // 1000
+        clock = func.extract("epoch", func.clock_timestamp()) * 1_000_000
+        return int(connection.execute(select(cast(clock, BigInteger))).scalar_one())
+
     def close(self) -> None:
         """Give all connections back."""
         self._engine.dispose()
@@ -62,7 +75,9 @@ class Database:
         except DBAPIError as error:
             if _full(error.orig):
                 raise StoreFull("the disk of the registry's database is full") from error
-            if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
+            if _damaged(error.orig):
+                raise RegistryUnavailable(f"the registry's database is damaged: {error.orig}") from error
+            if error.connection_invalidated or not isinstance(error, _STATEMENT):
                 raise RegistryUnavailable("the registry's database cannot be reached; try again later") from error
             raise
         except PoolTimeout as error:
@@ -71,7 +86,7 @@ class Database:
 
 def open_sqlite(file: Path) -> Database:
     """A file of our own, which one process owns."""
-    engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": LOCK_SECONDS})
+    engine = create_engine(URL.create("sqlite", database=str(file)), connect_args={"timeout": LOCK_SECONDS})
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: object) -> None:
@@ -95,10 +110,21 @@ def open_postgres(url: str) -> Database:
         connect_args={
             "connect_timeout": 3,
             "tcp_user_timeout": 5000,
-            "options": f"-c lock_timeout={LOCK_SECONDS}s -c statement_timeout={3 * LOCK_SECONDS}s",
+            "options": f"-c lock_timeout={LOCK_SECONDS}s -c statement_timeout={3 * LOCK_SECONDS}s "
+            f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s",
         },
     )
     return Database(engine)
+
+
+def storable(text: str) -> str:
+    """The text without what a database cannot hold: half surrogate pairs, of names that are no text, and NUL."""
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+
+
+def _damaged(cause: BaseException | None) -> bool:
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # without what extends it
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _full(cause: BaseException | None) -> bool:

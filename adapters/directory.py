@@ -69,14 +69,12 @@ class Directory:
     def entries(self, after: str = "", limit: int | None = None) -> list[Entry]:
         """Adapters after ``after``, in the order of their names."""
         with self._lock:
-            known = self._snapshot.entries
-            return [known[name] for name in self._snapshot.names_after(after, limit, known.keys())]
+            return self._snapshot.entries_after(after, limit)
 
     def aliases(self, after: str = "", limit: int | None = None) -> list[Alias]:
         """Aliases after ``after``, in the order of their names."""
         with self._lock:
-            known = self._snapshot.aliases
-            return [known[name] for name in self._snapshot.names_after(after, limit, known.keys())]
+            return self._snapshot.aliases_after(after, limit)
 
     def names(self, after: str = "", limit: int | None = None) -> list[tuple[str, Version | Alias]]:
         """Everything a request may ask for: each adapter with its versions, and each alias, in the order of names."""

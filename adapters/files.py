@@ -57,6 +57,15 @@ def open_file(folder: Path, name: str) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def sync(path: Path) -> None:
+    """Put a file's bytes, or a folder's names, on stable storage."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def size_of(file: BinaryIO) -> int:
     """Size of an open file in bytes."""
     return os.fstat(file.fileno()).st_size

@@ -40,6 +40,11 @@ def fold(name: str) -> str:
     return name.lower()
 
 
+def could_be_name(text: str) -> bool:
+    """Whether a name could be spelled like this. A database cannot even look for every other text."""
+    return len(text) <= MAX_NAME_LENGTH and _NAME.fullmatch(text) is not None
+
+
 def check_name(name: str, reserved: frozenset[str] = frozenset()) -> None:
     """Raises :class:`AdapterNameError` where ``name`` can be given to nothing; ``reserved`` are the base's names."""
     if not name or len(name) > MAX_NAME_LENGTH:

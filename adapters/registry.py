@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapters.catalog import Catalog, Change, Fits
+from adapters.catalog import Catalog, Change, Changes, Fits
 from adapters.contents import Admission, Contents
-from adapters.database import Database
+from adapters.database import Database, storable
 from adapters.directory import Directory
 from adapters.errors import AdapterError, AdapterRejected, RegistryUnavailable
 from adapters.names import check_name, parse_reference
@@ -30,7 +30,8 @@ POLL_SECONDS = 0.5
 """How often a shared database is asked for others' changes."""
 GRACE_SECONDS = 600
 """How long bytes that no name means stay in a shared store: another server may be using or registering them."""
-
+CHECK_SECONDS = 60
+"""How long until a content is checked again whose check has ended without a result."""
 
 MISSING = "its bytes are missing from the store; register it again"
 """Why a version is not served whose bytes were gone when the server started."""
@@ -89,7 +90,7 @@ class Ties:
     on_pins: Callable[[Sequence[Version]], None] = lambda versions: None
     """Told which versions are to stay on the device whenever that changes."""
     on_unused: Callable[[AdapterId], None] = lambda content: None
-    """Told of each content that nothing here refers to any more."""
+    """Told of each content that nothing here refers to any more, before its bytes go. Must be quick."""
 
 
 class Registry(Directory):
@@ -108,13 +109,16 @@ class Registry(Directory):
         self._quota = quota
         self._shared = database.shared
         self._missing: frozenset[AdapterId] = frozenset()
-        self._unchecked: frozenset[AdapterId] = frozenset()
+        self._unchecked: dict[AdapterId, float] = {}
+        """Contents that have not been checked on this base -> the time (monotonic) of their next check."""
         self._revision = 0
         self._stored_bytes = 0
         self._pins: list[Version] = []
         self._refreshing = threading.Lock()
         self._tidying = threading.Lock()
         self._swept = 0.0
+        self._unfinished = False
+        """Whether something is still to be deleted."""
         self._stopping = False
         self._thread: threading.Thread | None = None
         self.available = True
@@ -135,10 +139,10 @@ class Registry(Directory):
         for content in self._missing:
             _log.error("the bytes of adapter %s are missing: %s", content, self.names_of([content]))
         self._delete_unreferenced()
-        unchecked = sorted(self._unchecked - self._missing)
+        unchecked = sorted(self._unchecked)
         for done, content in enumerate(unchecked):
             progress(done, len(unchecked))
-            self._check(content)
+            self._try_check(content)
 
     def start(self) -> None:
         """Follow others' changes and clear up behind ended leases, on a thread of its own."""
@@ -175,7 +179,7 @@ class Registry(Directory):
                 activate=options.activate,
                 pin=options.pinned,
             )
-            self._missing -= {spec.id}
+            self._found(spec.id)
             self.refresh()
         entry = self.entry(name)
         return Registered(self.version(f"{name}@{number}"), entry, new)
@@ -185,7 +189,7 @@ class Registry(Directory):
         check_name(name, self._ties.reserved)
         with self._store.stage() as staging:
             self._store.copy(folder, staging)
-            return self.register(name, staging, f"folder {folder.name}", options)
+            return self.register(name, staging, storable(f"folder {folder.name}"), options)
 
     def activate(self, name: str, number: int, expected: int | None = None) -> Entry:
         """Let the name mean another of its versions."""
@@ -204,7 +208,9 @@ class Registry(Directory):
         parsed = parse_reference(reference)
         self._catalog.remove(Change(parsed.name, expected), parsed.version)
         self.refresh()
-        self.tidy()
+        self._try_tidy()
+        if self._unfinished:
+            self._poke.set()
 
     def put_alias(self, name: str, targets: Sequence[Target], expected: int | None = None) -> tuple[Alias, bool]:
         """Say what an alias means; True where it is new. Targets are adapters or versions, not aliases."""
@@ -236,7 +242,7 @@ class Registry(Directory):
     def refresh(self) -> None:
         """Take in what has changed in the catalog, by whomever."""
         with self._refreshing:
-            changes = self._catalog.load(self._revision, self._ties.base)
+            changes = self._load()
             if changes.revision == self._revision:
                 return
             stored_bytes = self._contents.stored_bytes()
@@ -244,17 +250,51 @@ class Registry(Directory):
                 entries = [self._marked(entry) for entry in changes.entries]
                 self._note_idle(self._snapshot.take(entries, changes.aliases, changes.gone))
                 self._revision, self._stored_bytes = changes.revision, stored_bytes
-            checked = {v.content for entry in changes.entries for v in entry.versions.values()}
-            self._unchecked = (self._unchecked - checked) | changes.unchecked
+                self._note_unchecked(changes)
             self._update_pins()
 
     def tidy(self) -> None:
         """Let go of the bytes that nothing refers to any more."""
         with self._tidying:
             idle = self._detach_idle()
-            due = self._shared and time.monotonic() - self._swept > GRACE_SECONDS / 10
-            if due or (idle and not self._shared):
+            if idle and not self._shared:
+                self._unfinished = True
+            due = time.monotonic() - self._swept > GRACE_SECONDS / 10 if self._shared else self._unfinished
+            if due:
                 self._delete_unreferenced()
+                self._unfinished = False
+
+    def _try_tidy(self) -> None:
+        """What cannot go now goes later, and is nothing that whoever removed a name must learn."""
+        try:
+            self.tidy()
+        except (AdapterError, OSError) as error:
+            _log.warning("bytes that nothing refers to are still there: %s", error)
+            self._unfinished = True
+
+    def _load(self) -> Changes:
+        changes = self._catalog.load(self._revision, self._ties.base)
+        if changes.revision >= self._revision:
+            return changes
+        # A backup was restored, or a replica has taken over that had not seen the last changes.
+        _log.warning("the registry's database has gone back from revision %d", self._revision)
+        changes = self._catalog.load(-1, self._ties.base)
+        kept = {entry.name for entry in changes.entries} | {alias.name for alias in changes.aliases}
+        lost = (self._snapshot.entries.keys() | self._snapshot.aliases.keys()) - kept
+        return replace(changes, gone=sorted(lost))
+
+    def _found(self, content: AdapterId) -> None:
+        """Bytes that were missing are back: whatever means them is to be looked at again."""
+        with self._refreshing:
+            if content in self._missing:
+                self._missing -= {content}
+                self._revision = -1
+
+    def _note_unchecked(self, changes: Changes) -> None:
+        """With the lock: which contents this base has never seen."""
+        checked = {v.content for entry in changes.entries for v in entry.versions.values()} - changes.unchecked
+        due = dict.fromkeys(changes.unchecked - self._missing, 0.0) | self._unchecked
+        self._unchecked = {c: t for c, t in due.items() if c not in checked and self._snapshot.refers_to(c)}
 
     def _marked(self, entry: Entry) -> Entry:
         """The entry, with those of its versions refused whose bytes somebody has taken away."""
@@ -268,46 +308,62 @@ class Registry(Directory):
 
     def _keep(self) -> None:
         while not self._stopping:
-            self._poke.wait(POLL_SECONDS if self._shared else None)
+            self._poke.wait(self._pause())
             self._poke.clear()
             try:
-                self.refresh()
-                self.tidy()
-                for content in self._unchecked:
-                    self._check(content)
-                self.available = True
-            except RegistryUnavailable as error:
+                self.available = self._follow()
                 if self.available:
-                    _log.warning("%s", error)
-                self.available = False
+                    self._try_tidy()
+                    self._check_due()
             except Exception:
                 # Whatever it is, the next change must not be missed for it.
                 _log.exception("could not follow the registry")
-                time.sleep(POLL_SECONDS)
+                self._unfinished = True
+
+    def _pause(self) -> float | None:
+        """Seconds until there is something to do, if nothing is said before."""
+        if self._shared or not self.available:
+            return POLL_SECONDS
+        return CHECK_SECONDS if self._unfinished or self._unchecked else None
+
+    def _follow(self) -> bool:
+        try:
+            self.refresh()
+        except RegistryUnavailable as error:
+            if self.available:
+                _log.warning("%s", error)
+            return False
+        return True
 
     def _detach_idle(self) -> list[AdapterId]:
-        """Take contents without references out of the store; with the lock, so that nobody finds one half gone."""
+        """Take contents without references out of the store; with the lock, so that nobody finds one half gone.
+
+        The server is told first: a load that fails because the bytes went must not count against those who ask for the
+        same content once it is registered again.
+        """
         with self._lock:
             idle = [content for content in self._idle if not self._refers_to(content)]
             self._idle.clear()
+            for content in idle:
+                self._ties.on_unused(content)
             trash = [self._store.detach(content) for content in idle]
         for path in trash:
             if path is not None:
                 shutil.rmtree(path)
-        for content in idle:
-            self._ties.on_unused(content)
         return idle
 
     def _delete_unreferenced(self) -> None:
         """Delete what no version on any server means, and nobody here uses."""
         self._swept = time.monotonic()
         grace = GRACE_SECONDS if self._shared else 0
-        for content, touched in self._contents.unreferenced(time.time_ns() // 1000 + 1 - grace * 1_000_000):
+        for content, touched in self._contents.unreferenced(grace):
             with self._lock:
                 used = self._refers_to(content)
-            if not used and self._contents.begin_delete(content, touched):
+            claim = None if used else self._contents.begin_delete(content, touched)
+            if claim is not None:
                 self._store.erase(content)
-                self._contents.end_delete(content)
+                self._contents.end_delete(content, claim)
+                self.refresh()  # how much is stored now
 
     def _admission(self, spec: AdapterSpec, options: Options, ignored: Sequence[str]) -> Admission:
         """The dry load, unless this content has passed it on this base before."""
@@ -326,6 +382,22 @@ class Registry(Directory):
         }
         return Admission(self._ties.base, receipt)
 
+    def _check_due(self) -> None:
+        for content, due in list(self._unchecked.items()):
+            if not self._stopping and due <= time.monotonic():
+                self._try_check(content)
+
+    def _try_check(self, content: AdapterId) -> None:
+        """Check a content; where that has no result, whatever the reason, others and the server go on without it."""
+        try:
+            with self._holding(content):
+                self._check(content)
+        except Exception:
+            _log.exception("could not check adapter %s on this base; it is tried again later", content)
+            with self._lock:
+                if content in self._unchecked:
+                    self._unchecked[content] = time.monotonic() + CHECK_SECONDS
+
     def _check(self, content: AdapterId) -> None:
         """Find out whether a content that another base has admitted can be served by this one."""
         try:
@@ -334,25 +406,19 @@ class Registry(Directory):
         except AdapterRejected as error:
             receipt = {"checked": int(time.time()), "base_fingerprint": self._ties.base}
             admission = Admission(self._ties.base, receipt, refused=str(error))
-        except RegistryUnavailable:
-            raise
-        except AdapterError:
-            _log.exception("could not check adapter %s on this base", content)
-            return
         self._contents.admit(content, admission)
         self.refresh()
 
     def _update_pins(self) -> None:
         """Tell which versions are to stay on the device; as many as fit, in the order of names."""
         with self._lock:
-            entries = [entry for _, entry in sorted(self._snapshot.entries.items()) if entry.pinned and entry.current]
+            entries = [self._snapshot.entries[name] for name in sorted(self._snapshot.pinned)]
         pins: dict[AdapterId, Version] = {}
         for entry in entries:
             version = entry.current
-            assert version is not None
-            ranks = [pinned.rank for pinned in pins.values()]
-            if version.content in pins or version.refused is not None:
+            if version is None or version.content in pins or version.refused is not None:
                 continue
+            ranks = [pinned.rank for pinned in pins.values()]
             if self._ties.fits([*ranks, version.rank]):
                 pins[version.content] = version
             else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
 from adapters.errors import AdapterError, AdapterRejected, RegistryUnavailable, StoreFull
-from adapters.files import CHUNK_BYTES, CONFIG, MAX_JSON_BYTES, ORIGIN, WEIGHTS, present
+from adapters.files import CHUNK_BYTES, CONFIG, MAX_JSON_BYTES, ORIGIN, WEIGHTS, present, sync
 from adapters.spec import AdapterId
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ class Remote:
         for name in (ORIGIN, WEIGHTS, CONFIG):
             if name in names:
                 self._upload(folder / name, self._path(adapter_id, name))
+        if self._protocol == "file":
+            with self._reached():
+                content = Path(self._path(adapter_id))
+                for each in (content, content.parent, content.parent.parent):
+                    sync(each)
 
     def get(self, adapter_id: AdapterId, staging: Path, limit: int) -> None:
         """Download the adapter's files into the empty folder ``staging``; weights of at most ``limit`` bytes.
@@ -129,6 +134,7 @@ class Remote:
         part = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         try:
             self._files.put_file(str(source), str(part))
+            sync(part)
             part.rename(path)
         finally:
             part.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import delete, insert, select
 
-from adapters.database import Database
+from adapters.database import Database, storable
 from adapters.schema import watched
 
 
@@ -38,5 +38,6 @@ class SeenFolders:
         with self._database.writing() as (connection, _):
             connection.execute(delete(watched).where(watched.c.folder == folder))
             if seen is not None:
-                values = {"signature": seen.signature, "refused": seen.refused, "since": seen.since}
+                refused = None if seen.refused is None else storable(seen.refused)
+                values = {"signature": seen.signature, "refused": refused, "since": seen.since}
                 connection.execute(insert(watched).values(folder=folder, **values))

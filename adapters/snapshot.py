@@ -1,7 +1,7 @@
 """The registry's nouns, and a view of all of them in memory: what a request's names mean, without asking a database."""
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -87,6 +87,8 @@ class Snapshot:
         self.aliases: dict[str, Alias] = {}
         self.versions = 0
         """Of all entries together."""
+        self.pinned: set[str] = set()
+        """Names of the entries that are."""
         self._order: list[str] = []
         """Names of entries and aliases, sorted."""
         self._users: dict[AdapterId, set[tuple[str, int]]] = {}
@@ -104,6 +106,8 @@ class Snapshot:
             self._add(entry.name)
             self.entries[entry.name] = entry
             self.versions += len(entry.versions)
+            if entry.pinned:
+                self.pinned.add(entry.name)
             for version in entry.versions.values():
                 self._users.setdefault(version.content, set()).add((entry.name, version.number))
         for alias in aliases:
@@ -127,11 +131,15 @@ class Snapshot:
             raise UnknownAdapter(str(reference))
         return version
 
-    def names_after(self, after: str, limit: int | None, kind: Collection[str]) -> list[str]:
-        """At most ``limit`` of the names in ``kind`` that come after ``after``, in order."""
+    def entries_after(self, after: str, limit: int | None) -> list[Entry]:
+        """At most ``limit`` of the entries that come after ``after``, in the order of names."""
         start = bisect_right(self._order, after)
         names = (self._order[i] for i in range(start, len(self._order)))
-        return list(islice((name for name in names if name in kind), limit))
+        return list(islice((self.entries[name] for name in names if name in self.entries), limit))
+
+    def aliases_after(self, after: str, limit: int | None) -> list[Alias]:
+        """The same of aliases, which are few."""
+        return [self.aliases[name] for name in sorted(self.aliases) if name > after][:limit]
 
     def servable(self, after: str) -> Iterator[tuple[str, Version | Alias]]:
         """What can be asked for, after ``after``: each adapter, its versions, each alias."""
@@ -181,6 +189,7 @@ class Snapshot:
                 del self._aliased[adapter]
         versions = entry.versions.values() if entry else ()
         self.versions -= len(versions)
+        self.pinned.discard(name)
         for version in versions:
             users = self._users[version.content]
             users.discard((name, version.number))

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adapters.errors import AdapterError, AdapterRejected, StoreFull
-from adapters.files import FILES, MAX_JSON_BYTES, WEIGHTS, chunks, content_id, open_file, present
+from adapters.files import FILES, MAX_JSON_BYTES, WEIGHTS, chunks, content_id, open_file, present, sync
 from adapters.header import MAX_HEADER_BYTES
 from adapters.remote import Remote
 from adapters.spec import AdapterId, AdapterSpec, BaseLayout
@@ -71,8 +71,8 @@ class AdapterStore:
     def seal(self, staging: Path, *, any_base: bool = False) -> AdapterSpec:
         """Verify what was brought in and put it on stable storage. Raises :class:`AdapterRejected`."""
         for name in present(staging):
-            _sync(staging / name)
-        _sync(staging)
+            sync(staging / name)
+        sync(staging)
         return verify(staging, self._layout, self._max_rank, any_base=any_base)
 
     def publish(self, staging: Path, adapter_id: AdapterId) -> None:
@@ -80,10 +80,11 @@ class AdapterStore:
 
         The entry is on stable storage when this returns, and in the remote if there is one.
         """
-        self._place(staging, adapter_id)
-        if self.remote is not None:
-            self.remote.put(adapter_id, self.path(adapter_id))
-            self._trim(keep=adapter_id)
+        with self._reading(adapter_id):
+            self._place(staging, adapter_id)
+            if self.remote is not None:
+                self.remote.put(adapter_id, self.path(adapter_id))
+        self._trim(keep=adapter_id)
 
     def __contains__(self, adapter_id: AdapterId) -> bool:
         return self.path(adapter_id).is_dir()
@@ -149,7 +150,7 @@ class AdapterStore:
             trash = self.detach(adapter_id)
             if trash is not None:
                 shutil.rmtree(trash)
-        _sync(self.root)
+        sync(self.root)
 
     def _intact(self, adapter_id: AdapterId) -> bool:
         try:
@@ -160,14 +161,20 @@ class AdapterStore:
     @contextmanager
     def _present(self, adapter_id: AdapterId) -> Iterator[Path]:
         """An entry whose bytes are as they were, and stay while they are read."""
-        with self._lock:
-            self._readers[adapter_id] += 1
-        try:
+        with self._reading(adapter_id):
             if not self._intact(adapter_id):
                 self._restore(adapter_id)
             if self._cache is not None:
                 self._note_read(adapter_id)
             yield self.path(adapter_id)
+
+    @contextmanager
+    def _reading(self, adapter_id: AdapterId) -> Iterator[None]:
+        """Keep a copy from making way for others."""
+        with self._lock:
+            self._readers[adapter_id] += 1
+        try:
+            yield
         finally:
             with self._lock:
                 self._readers[adapter_id] -= 1
@@ -181,7 +188,7 @@ class AdapterStore:
             if content_id(staging) != adapter_id:
                 raise AdapterError(f"adapter {adapter_id} is damaged in the remote store")
             for name in present(staging):
-                _sync(staging / name)
+                sync(staging / name)
             self._place(staging, adapter_id)
         self._trim(keep=adapter_id)
 
@@ -235,14 +242,6 @@ def _copy(source: Path, target: Path, name: str, limit: int) -> None:
     with open_file(source, name) as reader, (target / name).open("xb") as writer:
         for chunk in chunks(reader, name, limit):
             writer.write(chunk)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -9,7 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.errors import AdapterError, AdapterNameError, AdapterUnavailable, RegistryUnavailable, StoreFull
+from adapters.errors import (
+    AdapterConflict,
+    AdapterError,
+    AdapterNameError,
+    AdapterUnavailable,
+    RegistryUnavailable,
+    StoreFull,
+)
 from adapters.files import FILES
 from adapters.names import check_name
 from adapters.registry import Registry
@@ -26,7 +33,7 @@ SETTLE = 1.0
 RETRY = 15.0
 """Seconds until a folder is tried again that the server's own state stood in the way of."""
 
-_LATER = (StoreFull, RegistryUnavailable, AdapterUnavailable)
+_LATER = (StoreFull, RegistryUnavailable, AdapterUnavailable, AdapterConflict)
 """What is not the folder's fault: it is tried again although nothing in it has changed."""
 
 
@@ -152,9 +159,10 @@ class Watch:
             self._not_before[name] = now + RETRY
             reason = str(error)
         except Exception:
+            # An engine without room for the dry load, or a fault of ours: not the folder's fault either.
             log.exception("Registering %r from the watched folder failed", name)
+            self._not_before[name] = now + RETRY
             reason = "something went wrong on the server; it is in its log"
-            self._seen[self._path(name)] = Seen(signature, reason, int(now))
         self._refuse(name, reason, int(now))
         return reason is None
 

@@ -333,9 +333,10 @@ class Engine:
         return events
 
     def _fail_adapter(self, adapter: AdapterId, error: BaseException) -> list[Failed]:
-        log.error("Adapter %s could not be loaded: %s", adapter, error)
-        self.scheduler.owed.pop(adapter, None)
         hit = [s for s in self.scheduler.waiting if any(adapted.id == adapter for adapted in s.adaptation)]
+        if self.scheduler.owed.pop(adapter, None) or hit:
+            # Where nobody wants it any more, its bytes may have gone with its name.
+            log.error("Adapter %s could not be loaded: %s", adapter, error)
         content = isinstance(error, AdapterError) and not isinstance(error, StoreFull | RegistryUnavailable)
         return self._fail(hit, "The adapter could not be loaded.", "adapter" if content else "engine")
 

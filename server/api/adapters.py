@@ -15,7 +15,7 @@ from starlette.types import Scope
 from adapters.names import parse_reference
 from adapters.registry import Registered
 from adapters.snapshot import Entry
-from server.api.cards import Cards, aliases_by_adapter
+from server.api.cards import Cards
 from server.api.changes import ActivateRequest, AdapterRequest, PinRequest
 from server.api.errors import Json
 from server.api.etag import Expected, etag
@@ -111,7 +111,7 @@ async def remove_adapter(reference: str, service: Served, expected: Expected) ->
 
 
 def _cards(service: Service) -> Cards:
-    return Cards(service.engine.stats(), aliases_by_adapter(service.registry.aliases()))
+    return Cards(service.engine.stats(), service.registry.aliased_to)
 
 
 def _answer(service: Service, entry: Entry) -> Json:

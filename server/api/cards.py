@@ -1,7 +1,6 @@
 """Cards: what an answer says of an adapter, a version or an alias."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ class Cards:
     """Makes the cards of adapters from what is true at one moment."""
 
     stats: EngineStats
-    aliases: Mapping[str, Sequence[str]]
+    aliased_to: Callable[[str], Sequence[str]]
     """Adapter -> the aliases that may mean it, in order."""
 
     def adapter(self, entry: Entry) -> Card:
@@ -44,7 +43,7 @@ class Cards:
             "object": "adapter",
             "active": entry.active,
             "pinned": entry.pinned,
-            "aliases": list(self.aliases.get(entry.name, ())),
+            "aliases": list(self.aliased_to(entry.name)),
             "versions": list(entry.versions),
         }
 
@@ -57,15 +56,6 @@ class Cards:
             "residency": residency(version.content, self.stats),
             **({"status": "ready"} if version.refused is None else {"status": "refused", "reason": version.refused}),
         }
-
-
-def aliases_by_adapter(aliases: Iterable[Alias]) -> Mapping[str, Sequence[str]]:
-    """Adapter -> the aliases that may mean it."""
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for alias in aliases:
-        for adapter in sorted({target.adapter for target in alias.targets}):
-            found[adapter].append(alias.name)
-    return found
 
 
 def residency(content: AdapterId, stats: EngineStats) -> Literal["device", "host", "disk"]:

@@ -15,14 +15,21 @@ def etag(revision: int) -> dict[str, str]:
     return {"etag": f'"{revision}"'}
 
 
-async def _expected(if_match: Annotated[str | None, Header()] = None) -> int | None:
+async def _expected(
+    if_match: Annotated[list[str] | None, Header()] = None, if_none_match: Annotated[str | None, Header()] = None
+) -> int | None:
+    if if_none_match is not None:
+        raise InvalidRequest(
+            '`If-None-Match` is not served; a change to a name that must be new says `If-Match: "0"`.',
+            param="If-None-Match",
+        )
     if if_match is None:
         return None
-    match = _ETAG.fullmatch(if_match.strip())
+    match = _ETAG.fullmatch(", ".join(if_match).strip())
     if match is None:
         raise InvalidRequest("`If-Match` is the ETag of an earlier answer, one number in quotes.", param="If-Match")
     return int(match[1])
 
 
 Expected = Annotated[int | None, Depends(_expected)]
-"""The revision that a caller has seen (``If-Match``); None where it does not mind."""
+"""The revision that a caller has seen (``If-Match``), 0 where it saw nothing; None where it does not mind."""

@@ -70,7 +70,7 @@ class Generation:
     @property
     def _aliased(self) -> set[tuple[str, str]]:
         """The aliases it was asked for by, each with the version that it got."""
-        return {(lease.alias, lease.version.name) for lease in self.mix.leased if lease.alias is not None}
+        return {(applied.alias, applied.name) for applied in self.mix.applied if applied.alias is not None}
 
     def _leave(self) -> None:
         self._service.switchboard.close(self.id)

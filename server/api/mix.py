@@ -57,13 +57,15 @@ def lease_mix(registry: Registry, base: str, request: GenerationRequest) -> Mix:
         entries = [MixEntry(name=named, weight=1.0)]
     else:
         entries = list(request.adapter or ())
+    names = list(dict.fromkeys(entry.name for entry in entries))  # an alias means one thing throughout a request
     try:
-        leased = registry.acquire([entry.name for entry in entries], request.user or None)
+        leased = registry.acquire(names, request.user or None)
     except UnknownAdapter as error:
         if error.name == named:
             raise UnknownModel(named) from error
         raise
-    return Mix(leased, tuple(_applied(*pair) for pair in zip(leased, entries, strict=True) if pair[1].weight))
+    meant = dict(zip(names, leased, strict=True))
+    return Mix(leased, tuple(_applied(meant[entry.name], entry) for entry in entries if entry.weight))
 
 
 def _applied(lease: Lease, entry: MixEntry) -> Applied:

@@ -32,8 +32,8 @@ async def list_models(service: Served, after: After = None, limit: Limit = None)
 
 def _start(after: str | None, base: str) -> str | None:
     """After which of the registry's names a page starts; ``""`` is before all of them, None before the base too."""
-    if after is None or after == base:
-        return None if after is None else ""
+    if not after or after == base:
+        return "" if after else None
     try:
         parse_reference(after)
     except UnknownAdapter as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from anyio import to_thread
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -19,7 +20,7 @@ from server.api.changes import AdapterRequest, AdapterUpload
 from server.api.errors import Refusal, status_of
 from server.api.service import Service
 from server.api.upload import receive
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, QueueFull
 from server.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -51,23 +52,33 @@ async def register_path(service: Service, name: str, path: str, options: Options
 
 
 async def register_upload(service: Service, request: Request, expected: int | None) -> Registered:
-    """Register what a form brings. A client that leaves before it is complete leaves nothing behind."""
+    """Register what a form brings. A client that leaves before it is complete leaves nothing behind.
+
+    Raises QueueFull where too many are bringing some already.
+    """
     service.switchboard.check_open()
+    with _outcome(service.metrics, "file"):
+        if service.intake.uploads.locked():
+            raise QueueFull("Too many adapters are being uploaded; try again later.", code="too_many_uploads")
+        async with service.intake.uploads:
+            return await _receive_and_register(service, request, expected)
+
+
+async def _receive_and_register(service: Service, request: Request, expected: int | None) -> Registered:
     staged = ExitStack()
 
     def register(upload: AdapterUpload, ignored: tuple[str, ...]) -> Registered:
         with staged:
             return service.registry.register(upload.name, staging, UPLOAD, upload.options(expected), ignored)
 
-    with _outcome(service.metrics, "file"):
-        staging = await run_in_threadpool(staged.enter_context, service.store.stage())
-        try:
-            received = await receive(request, staging, service.store.limit)
-            upload = _checked(received.fields)
-        except BaseException:
-            await run_in_threadpool(staged.close)
-            raise
-        return await _to_the_end(service, lambda: register(upload, received.ignored))
+    staging = await run_in_threadpool(staged.enter_context, service.store.stage())
+    try:
+        received = await receive(request, staging, service.store.limit)
+        upload = _checked(received.fields)
+    except BaseException:
+        await run_in_threadpool(staged.close)
+        raise
+    return await _to_the_end(service, lambda: register(upload, received.ignored))
 
 
 def _fetched(service: Service, name: str, address: str, options: Options) -> Registered:
@@ -86,7 +97,8 @@ def _checked(fields: Mapping[str, str]) -> AdapterUpload:
 async def _to_the_end(service: Service, register: Callable[[], Registered]) -> Registered:
     """Register on a thread, although the client may leave or the server end before it is done.
 
-    Not on asyncio's own few threads: registrations wait for disks and networks, and prompts are encoded there.
+    Not on asyncio's own few threads, where prompts are encoded, nor on those that other changes take: registrations
+    wait for disks and networks.
     """
 
     def registering() -> Registered:
@@ -95,7 +107,7 @@ async def _to_the_end(service: Service, register: Callable[[], Registered]) -> R
         service.metrics.registered("accepted" if registered.new else "same")
         return registered
 
-    return await asyncio.shield(run_in_threadpool(registering))
+    return await asyncio.shield(to_thread.run_sync(registering, limiter=service.intake.registrations))
 
 
 @contextmanager

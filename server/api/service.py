@@ -6,26 +6,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 from time import time
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 from filelock import FileLock, Timeout
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from adapters.database import Database, open_postgres, open_sqlite
-from adapters.errors import AdapterError
+from adapters.errors import AdapterConflict, AdapterError
 from adapters.registry import Registry, Ties
 from adapters.remote import Remote
 from adapters.schema import NewerSchema
 from adapters.seen import SeenFolders
 from adapters.sources import Sources
+from adapters.spec import AdapterSpec
 from adapters.store import AdapterStore
 from adapters.watch import Watch
 from bases.base import Base
 from bases.errors import ConfigError
+from server.api.intake import Intake
 from server.api.switchboard import Switchboard
 from server.config import Settings
 from server.engine import Engine
+from server.errors import InvalidRequest, ServerError
 from server.metrics import Metrics
 from server.probe import Probe
 from server.sequence import Adapted
@@ -50,6 +53,7 @@ class Service:
     metrics: Metrics
     closing: ExitStack
     """What is to be let go at the end."""
+    intake: Intake = field(default_factory=Intake)
     created: int = field(default_factory=lambda: int(time()))
     """Unix time, seconds."""
 
@@ -86,9 +90,9 @@ def open_service(base: Base, settings: Settings, say: Callable[[str], None] = la
         registry = Registry(database, store, ties, _bytes(settings.store_quota_gib))
         engine.start()
         closing.callback(engine.stop)
-        _fill(registry, settings, say)
         closing.callback(registry.close)
-        watch = _watch(registry, SeenFolders(database), settings, closing)
+        _fill(registry, settings, say)
+        watch = _watch(registry, SeenFolders(database), settings, closing, say)
         metrics = Metrics(base.name, settings.max_device_adapters, engine.stats, registry)
         return Service(
             base, settings, codec, engine, store, registry, sources, watch, switchboard, metrics, closing.pop_all()
@@ -128,8 +132,16 @@ def _database(settings: Settings) -> Database:
         return open_sqlite(settings.data / "registry.sqlite3") if url is None else open_postgres(url.get_secret_value())
     except NewerSchema as error:
         raise ConfigError(f"{option}: the registry was made by a newer manylora (schema {error})") from error
+    except DBAPIError as error:
+        raise ConfigError(f"{option}: {_first_line(error.orig)}") from error
     except (AdapterError, ArgumentError, ModuleNotFoundError) as error:
-        raise ConfigError(f"{option}: {error}") from error
+        cause = error.__cause__
+        reason = f" ({_first_line(cause.orig)})" if isinstance(cause, DBAPIError) else ""
+        raise ConfigError(f"{option}: {error}{reason}") from error
+
+
+def _first_line(error: BaseException | None) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _ties(base: Base, settings: Settings, engine: Engine, probe: Probe) -> Ties:
@@ -137,35 +149,45 @@ def _ties(base: Base, settings: Settings, engine: Engine, probe: Probe) -> Ties:
         base=base.layout.fingerprint,
         max_rank=settings.max_rank,
         reserved=frozenset({base.name}),
-        probe=lambda spec, keep: probe.measure(spec, keep=keep),
+        probe=lambda spec, keep: _dry_load(probe, spec, keep),
         fits=engine.fits_pinned,
         on_pins=lambda versions: engine.pin([Adapted(v.content, 1.0, v.rank) for v in versions]),
         on_unused=engine.forget,
     )
 
 
+def _dry_load(probe: Probe, spec: AdapterSpec, keep: bool) -> dict[str, Any]:
+    try:
+        return probe.measure(spec, keep=keep)
+    except InvalidRequest as error:
+        raise AdapterConflict(str(error), code="too_many_pins") from error
+
+
 def _fill(registry: Registry, settings: Settings, say: Callable[[str], None]) -> None:
     """Take in what was registered before, then what the settings name."""
     try:
         registry.open(lambda done, total: say(f"checking adapter {done + 1} of {total} on this base"))
-    except AdapterError as error:
+    except (AdapterError, ServerError) as error:
         raise ConfigError(f"the registry cannot be opened: {error}") from error
     registry.start()
     for name, path in settings.adapter.items():
         say(f"registering adapter {name} from {path}")
         try:
             registry.register_folder(name, path)
-        except AdapterError as error:
-            registry.close()
+        except (AdapterError, ServerError) as error:
             raise ConfigError(f"--adapter: {name}={path}: {error}") from error
 
 
-def _watch(registry: Registry, seen: SeenFolders, settings: Settings, closing: ExitStack) -> Watch | None:
+def _watch(
+    registry: Registry, seen: SeenFolders, settings: Settings, closing: ExitStack, say: Callable[[str], None]
+) -> Watch | None:
     """The watched folder, looked into once, then on a thread of its own."""
     root = settings.adapter_dir
     if root is None:
         return None
+    say(f"looking for adapters in {root}")
     watch = Watch(root, registry, seen.under(str(root)), seen.put)
+    watch.scan(time())
     stop = Event()
     thread = Thread(target=watch.run, args=(stop,), name="watch", daemon=True)
     thread.start()

@@ -27,6 +27,10 @@ MAX_FIELDS = 16
 MAX_FIELD_BYTES = 4 << 10
 BATCH_BYTES = 1 << 20
 """How much is gathered before a thread takes it apart and writes it."""
+STALL_SECONDS = 60.0
+"""How long an upload may send nothing."""
+UPLOAD_SECONDS = 3600.0
+"""How long it may take in all."""
 LONGEST_ECHO = 80
 """Characters of a caller's name for something that are told back to it."""
 
@@ -50,8 +54,8 @@ async def receive(request: Request, staging: Path, limit: int) -> Upload:
 
     Files are told apart by their filenames; fields may stand before or after them. The weights may have ``limit``
     bytes. Raises :class:`AdapterRejected` for a file, :class:`InvalidRequest` for a field, :class:`StoreFull`,
-    HTTPException (400 for what is no form, 413 for too much of it), and ClientDisconnect. ``staging`` is then to be
-    thrown away: there may be something in it.
+    HTTPException (400 for what is no form, 408 for one that does not go on, 413 for too much of it), and
+    ClientDisconnect. ``staging`` is then to be thrown away: there may be something in it.
     """
     form = _Form(staging, limit)
     parser = _parser(request, form)
@@ -95,10 +99,25 @@ async def _within(request: Request, limit: int) -> AsyncIterator[bytes]:
     if declared.isdecimal() and int(declared) > limit:
         raise HTTPException(413)
     left = limit
-    async for chunk in request.stream():
+    async for chunk in _lively(request.stream()):
         left -= len(chunk)
         if left < 0:
             raise HTTPException(413)
+        yield chunk
+
+
+async def _lively(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same chunks, if each comes in time: a client that forgot about its upload would hold its bytes for ever."""
+    clock = asyncio.get_running_loop().time
+    end = clock() + UPLOAD_SECONDS
+    while True:
+        try:
+            async with asyncio.timeout_at(min(clock() + STALL_SECONDS, end)):
+                chunk = await anext(chunks, None)
+        except TimeoutError as error:
+            raise HTTPException(408, "The upload takes too long.") from error
+        if chunk is None:
+            return
         yield chunk
 
 

@@ -196,6 +196,10 @@ def test_a_change_meant_for_another_state_is_refused(live: Live, temporary: str,
             assert refused(live, response, 412, "If-Match")["code"] == "revision_mismatch"
             for bad in ("*", "5", 'W/"5"', '"x"', '"1", "2"'):
                 refused(live, live.http.request(method, url, json=body, headers={"if-match": bad}), 400, "If-Match")
+            twice = [("if-match", '"5"'), ("if-match", seen)]
+            refused(live, live.http.request(method, url, json=body, headers=twice), 400, "If-Match")
+            unserved = {"if-none-match": "*"}
+            refused(live, live.http.request(method, url, json=body, headers=unserved), 400, "If-None-Match")
     fresh = live.http.get(f"/v1/adapters/{temporary}").headers["etag"]
     activate = {"url": f"/v1/adapters/{temporary}/activate", "json": {"version": number}}
     response = live.http.post(**activate, headers={"if-match": fresh})

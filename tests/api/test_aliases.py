@@ -108,6 +108,14 @@ def test_without_a_user_every_request_is_drawn(live: Live, prod: str) -> None:
         assert {served(live, adapter=prod, **nobody) for _ in range(100)} == {"red@1", "green@1"}
 
 
+def test_an_alias_means_one_version_throughout_a_request(live: Live, prod: str) -> None:
+    put(live, prod, ("red@1", 1), ("green@1", 1))
+    halves = [{"name": prod, "weight": 0.5}] * 2
+    for _ in range(20):  # two draws would agree each time once in a million
+        first, second = live.complete(max_tokens=1, adapter=halves)["adapter"]
+        assert (first["name"], second["weight"]) == (second["name"], 0.5)
+
+
 def test_a_weight_of_0_gets_nobody(live: Live, prod: str) -> None:
     put(live, prod, ("red@1", 0), ("green@1", 1))
     assert {served(live, adapter=prod, user=str(user)) for user in range(20)} == {"green@1"}

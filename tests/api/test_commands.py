@@ -214,6 +214,8 @@ def test_the_address_may_stand_before_or_after_the_command(
         ["alias", "set", "prod", "legal=nan"],
         ["alias", "set", "prod", "legal=many"],
         ["--url", "ftp://x", "list"],
+        ["--url", "", "list"],
+        ["list", "--url", ""],
     ],
     ids=" ".join,
 )

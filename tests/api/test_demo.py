@@ -120,7 +120,7 @@ def check_conversation(served: Served, sdk: OpenAI) -> None:
 
 def check_adapters(sdk: OpenAI, http: httpx.Client) -> None:
     assert http.post("/v1/adapters", json={"name": "green", "path": "green"}).status_code == 201
-    assert [model.id for model in sdk.models.list()] == ["smollm2-135m-instruct", "green", "red"]
+    assert [model.id for model in sdk.models.list()] == ["smollm2-135m-instruct", "green", "green@1", "red", "red@1"]
     answers = set()
     mix = [{"name": "red", "weight": 0.7}, {"name": "green", "weight": 0.3}]
     for adapter in (None, "red", "green", mix):
@@ -137,7 +137,7 @@ def check_adapters(sdk: OpenAI, http: httpx.Client) -> None:
 
 def test_sigterm_drains_and_ends_well(root: Path) -> None:
     with serving(root) as served, httpx.Client(base_url=served.url, timeout=120) as http:
-        body = {"prompt": "Once", "max_tokens": 150, "stream": True, "ignore_eos": True}
+        body = {"prompt": "Once", "max_tokens": 60, "stream": True, "ignore_eos": True}
         with http.stream("POST", "/v1/completions", json=body) as response:
             lines = response.iter_lines()
             next(lines)

@@ -54,6 +54,7 @@ def test_pages(live: Live, names: list[str], limit: int) -> None:
         more = page["has_more"]
     assert seen == names
     assert live.http.get("/v1/models", params={"after": names[-1]}).json()["data"] == []
+    assert [card["id"] for card in live.http.get("/v1/models", params={"after": ""}).json()["data"]] == names
 
 
 def test_the_sdk_lists_and_finds_models(live: Live) -> None:

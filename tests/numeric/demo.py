@@ -19,6 +19,7 @@ from bases.nf4 import Linear4bit, functional
 from server.config import Settings
 from server.engine import Engine
 from server.sequence import Adapted, Failed, SamplingParams, Sequence
+from tests.adapter_folders import add
 from tests.numeric.drive import recorded_logits
 from tests.numeric.oracle import Mix, Oracle, kl
 from tests.tiny import save_adapter
@@ -55,7 +56,7 @@ def serve_demo(root: Path, device: str) -> Mapping[Mix, Answers]:
     folders = _save_adapters(plain, root / "adapters")
     oracle, peft = Oracle(plain, folders), Oracle(base.model, folders)
     store = AdapterStore(root / "store", base.layout, settings.max_rank)
-    specs = {name: store.add(folder) for name, folder in folders.items()}
+    specs = {name: add(store, folder) for name, folder in folders.items()}
     engine = Engine(base, settings, store.read, lambda events: None)
     prompts = [_encode(base.tokenizer, text) for text in PROMPTS]
     with recorded_logits(engine) as recorded:

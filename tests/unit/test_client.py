@@ -145,7 +145,7 @@ def test_a_change_is_never_asked_for_twice(
 
 def test_an_upload_is_streamed_and_counted(listen: Callable[[Peer], Peer], folder: Path) -> None:
     total = (32 << 20) + 2
-    peer = listen(Peer([(201, {}, b'{"id": "legal", "version": 7}')]))
+    peer = listen(Peer([(201, {}, b'{"id": "legal", "object": "adapter", "version": 7}')]))
     calls: list[tuple[int, int]] = []
     with AdapterClient(peer.url) as client:
         tracemalloc.start()
@@ -167,7 +167,7 @@ def test_an_upload_is_streamed_and_counted(listen: Callable[[Peer], Peer], folde
 
 
 def test_the_same_content_is_not_new(listen: Callable[[Peer], Peer], folder: Path) -> None:
-    peer = listen(Peer([(200, {}, b'{"id": "legal", "version": 1}')]))
+    peer = listen(Peer([(200, {}, b'{"id": "legal", "object": "adapter", "version": 1}')]))
     with AdapterClient(peer.url) as client:
         assert not client.push(folder, "legal").new
 
@@ -253,6 +253,7 @@ def test_the_key_goes_with_every_request_and_into_no_message(listen: Callable[[P
     [
         (refusal(200, b"<html>welcome</html>"), "is answered by something that is no manylora"),
         (refusal(200, b"[]"), "is answered by something that is no manylora"),
+        (refusal(200, b'{"status": "ok"}'), "is answered by something that is no manylora"),
         (refusal(502, b"<html>bad gateway</html>"), "was refused without a reason"),
         (refusal(404, b'{"error": "no"}'), "was refused without a reason"),
         (refusal(307, location="https://elsewhere/v1/adapters"), "has moved to https://elsewhere/v1/adapters"),

@@ -14,8 +14,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine
 
+from adapters import registry as module
 from adapters import schema
 from adapters.canary import choose
+from adapters.catalog import UNCHECKED
 from adapters.database import open_sqlite
 from adapters.errors import (
     AdapterConflict,
@@ -23,13 +25,15 @@ from adapters.errors import (
     AdapterRejected,
     AdapterUnavailable,
     QuotaExceeded,
+    RegistryUnavailable,
     RevisionMismatch,
     UnknownAdapter,
 )
 from adapters.registry import MISSING, Options, Registry
+from adapters.remote import Remote
 from adapters.snapshot import Alias, Target, Version
 from adapters.spec import AdapterId, AdapterSpec
-from tests.adapter_folders import DEFECTS
+from tests.adapter_folders import DEFECTS, WEIGHTS
 from tests.unit.registries import open_registry, stored, write
 
 QUIETLY = Options(activate=False)
@@ -58,6 +62,13 @@ def settled(root: Path, contents: set[str]) -> None:
     while (there := stored(root)) != contents:
         assert time.monotonic() < deadline, f"{there} on disk, not {contents}"
         time.sleep(0.005)
+
+
+def soon(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def state(registry: Registry) -> object:
@@ -279,6 +290,7 @@ def test_two_names_share_a_content(registry: Registry, folders: list[Path], tmp_
     assert registry.usage().bytes == sum(f.stat().st_size for f in folders[0].iterdir())
     registry.remove("b")
     settled(tmp_path, set())
+    soon(lambda: registry.usage().bytes == 0)
 
 
 # Refusals change nothing
@@ -410,7 +422,7 @@ def test_a_start_clears_away_what_a_crash_has_left(tmp_path: Path, folders: list
     shutil.copytree(tmp_path / "adapters" / kept, tmp_path / "adapters" / ("e" * 64))
     with open_registry(tmp_path) as registry:
         assert stored(tmp_path) == {kept}
-        assert registry._contents.unreferenced(2**62) == []
+        assert registry._contents.unreferenced(0) == []
 
 
 def test_bytes_that_somebody_took_away_are_told_and_can_be_brought_back(tmp_path: Path, folders: list[Path]) -> None:
@@ -497,6 +509,135 @@ def test_the_first_schema_is_migrated(tmp_path: Path) -> None:
         receipt = registry.receipt(registry.version("legal@2"))
         assert receipt is not None
         assert receipt["source"] == "folder legal"
+
+
+def test_content_that_was_missing_comes_back_under_all_its_names(tmp_path: Path, folders: list[Path]) -> None:
+    with open_registry(tmp_path) as registry:
+        content = registry.register_folder("a", folders[0]).version.content
+        registry.register_folder("b", folders[0])
+    shutil.rmtree(tmp_path / "adapters" / content)
+    with open_registry(tmp_path) as registry:
+        registry.register_folder("a", folders[0])
+        assert [lease.version.content for lease in registry.acquire(["a", "b"])] == [content] * 2
+
+
+def test_a_later_admission_is_for_all_names_of_the_content(tmp_path: Path, folders: list[Path]) -> None:
+    outcomes: list[Exception] = [AdapterRejected("changes nothing")]
+
+    def probe(spec: AdapterSpec, keep: bool) -> dict[str, float]:
+        if outcomes:
+            raise outcomes.pop()
+        return {}
+
+    with open_registry(tmp_path) as registry:
+        registry.register_folder("a", folders[0])
+        registry.register_folder("b", folders[0])
+    with open_registry(tmp_path, base="another", probe=probe) as registry:
+        assert registry.version("b").refused == "changes nothing"
+        registry.register_folder("a", folders[0])
+        assert registry.version("b").refused is None
+
+
+def test_a_check_without_a_result_is_no_obstacle_and_is_made_again(
+    tmp_path: Path, folders: list[Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three contents, one is damaged, and the engine has no room for the dry load of another."""
+    failures: list[AdapterId] = []
+
+    def probe(spec: AdapterSpec, keep: bool) -> dict[str, float]:
+        if spec.id == unlucky and not failures:
+            failures.append(spec.id)
+            raise RuntimeError("no room")
+        return {}
+
+    with open_registry(tmp_path) as registry:
+        damaged, unlucky, good = [
+            registry.register_folder(name, folder).version.content
+            for name, folder in zip(("damaged", "unlucky", "good"), folders, strict=True)
+        ]
+    (tmp_path / "adapters" / damaged / WEIGHTS).write_bytes(b"rotten")
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.1)
+    with open_registry(tmp_path, base="another", probe=probe) as registry:
+        assert registry.acquire(["good"])[0].version.content == good
+        soon(lambda: registry.version("unlucky").refused is None)
+        assert registry.version("damaged").refused == UNCHECKED
+        registry.remove("damaged")
+        time.sleep(0.2)
+        told = len(caplog.records)
+        time.sleep(0.3)
+        assert len(caplog.records) == told, "what is gone is still being checked"
+
+
+def test_pins_that_no_longer_fit_stand_in_the_way_of_more_pins_only(tmp_path: Path, folders: list[Path]) -> None:
+    with open_registry(tmp_path) as registry:
+        for name, folder in zip("abc", folders, strict=True):
+            registry.register_folder(name, folder, Options(pinned=True))
+    with open_registry(tmp_path, fits=lambda ranks: len(ranks) < 2) as registry:
+        registry.register_folder("d", write(tmp_path / "d", 7))
+        registry.register_folder("a", folders[0])
+        with pytest.raises(AdapterConflict, match="4 pinned adapters"):
+            registry.pin("d", True)
+        for name in "ab":
+            registry.pin(name, False)
+        with pytest.raises(AdapterConflict, match="2 pinned adapters"):
+            registry.pin("a", True)
+
+
+@pytest.mark.parametrize("name", ["a\ud800", "a\0", "\n", "x" * 129])
+def test_what_can_be_no_name_is_unknown(name: str, registry: Registry, folders: list[Path]) -> None:
+    registry.register_folder("legal", folders[0])
+    for change in (
+        lambda: registry.remove(name),
+        lambda: registry.activate(name, 1),
+        lambda: registry.pin(name, True),
+        lambda: registry.remove_alias(name),
+        lambda: registry.put_alias("prod", [Target(name, None, 1)]),
+    ):
+        with pytest.raises(UnknownAdapter):
+            change()
+
+
+def test_a_folder_whose_name_is_no_text(registry: Registry, folders: list[Path], tmp_path: Path) -> None:
+    version = registry.register_folder("legal", folders[0].rename(tmp_path / "od\udcffd")).version
+    receipt = registry.receipt(version)
+    assert receipt is not None
+    assert receipt["source"] == "folder od\\udcffd"
+
+
+def test_a_removal_is_done_although_the_bytes_cannot_go_yet(
+    tmp_path: Path, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Away(Remote):
+        def delete(self, adapter_id: AdapterId) -> None:
+            if away:
+                raise RegistryUnavailable("the store does not answer")
+            super().delete(adapter_id)
+
+    away = [True]
+    remote = Away(f"file://{tmp_path}/remote")
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.1)
+    with open_registry(tmp_path, remote=remote) as registry:
+        content = registry.register_folder("legal", folders[0]).version.content
+        registry.remove("legal")
+        assert not registry.knows("legal")
+        time.sleep(0.2)
+        assert list(remote.ids()) == [content]
+        assert registry.available
+        away.clear()
+        soon(lambda: not list(remote.ids()) and registry.usage().bytes == 0)
+
+
+def test_odd_characters_in_the_path_of_the_database(tmp_path: Path) -> None:
+    folder = tmp_path / "what?x=1#%41"
+    folder.mkdir()
+    open_sqlite(folder / "registry.sqlite3").close()
+    assert (folder / "registry.sqlite3").exists()
+
+
+def test_a_damaged_database_is_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "registry.sqlite3").write_bytes(b"not a database " * 1000)
+    with pytest.raises(RegistryUnavailable, match=r"damaged: file is not a database"):
+        open_sqlite(tmp_path / "registry.sqlite3")
 
 
 # Many at once

@@ -6,8 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import psycopg
 import pytest
+from sqlalchemy import select
 
+from adapters import database
 from adapters import registry as module
 from adapters.errors import AdapterConflict, AdapterError, AdapterNameError, QuotaExceeded, RegistryUnavailable
 from adapters.registry import Registry
@@ -96,6 +99,95 @@ def test_shared_bytes_go_after_a_while_and_copies_at_once(
     one._delete_unreferenced()
     assert list(remote.ids()) == []
     assert one.register_folder("legal", folders[0]).version.number == 2
+
+
+def test_the_time_of_grace_begins_with_the_removal(
+    pair: tuple[Registry, Registry], folders: list[Path], remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another server may be using what was registered long ago and loses its name now."""
+    one, _ = pair
+    content = one.register_folder("legal", folders[0]).version.content
+    monkeypatch.setattr(module, "GRACE_SECONDS", 1)
+    time.sleep(1.1)
+    one.remove("legal")
+    one._delete_unreferenced()
+    assert list(remote.ids()) == [content]
+    time.sleep(1.1)
+    one._delete_unreferenced()
+    assert list(remote.ids()) == []
+
+
+def test_of_two_servers_that_clear_up_one_deletes(pair: tuple[Registry, Registry], folders: list[Path]) -> None:
+    """A second deletion, still under way when the first is over, would take the bytes of a new registration along."""
+    one, two = pair
+    one.register_folder("legal", folders[0])
+    one.remove("legal")
+    [(content, touched)] = one._contents.unreferenced(0)
+    claim = one._contents.begin_delete(content, touched)
+    assert claim is not None
+    assert two._contents.begin_delete(content, touched) is None
+    # Unless the first has died; should it live after all, its end is not the second's.
+    later = two._contents.begin_delete(content, claim)
+    assert later is not None
+    one._contents.end_delete(content, claim)
+    assert one._contents.unreferenced(0) == [(content, later)]
+    two._contents.end_delete(content, later)
+    assert one._contents.unreferenced(0) == []
+
+
+def test_servers_with_other_clocks_agree_on_the_time(
+    pair: tuple[Registry, Registry], folders: list[Path], remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = pair
+    content = one.register_folder("legal", folders[0]).version.content
+    one.remove("legal")
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 3600 * 10**9)
+    two._delete_unreferenced()
+    assert list(remote.ids()) == [content]
+
+
+def test_a_server_that_stops_in_the_middle_of_a_change_does_not_hold_up_the_others(
+    pair: tuple[Registry, Registry], folders: list[Path], monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setattr(database, "IDLE_SECONDS", 1)
+    stuck = database.open_postgres(url)
+    with pytest.raises(RegistryUnavailable), stuck.writing() as (connection, _):  # noqa: PT012
+        assert pair[0].register_folder("legal", folders[0]).new
+        connection.execute(select(1))
+    stuck.close()
+
+
+def test_a_database_that_has_gone_back_is_read_anew(
+    pair: tuple[Registry, Registry], folders: list[Path], url: str
+) -> None:
+    """As after the loss of a primary whose last changes had not reached the replica."""
+    one, two = pair
+    one.register_folder("kept", folders[0])
+    revision = one._revision
+    one.register_folder("lost", folders[1])
+    soon(lambda: two.knows("lost"))
+    with psycopg.connect(url) as connection:
+        connection.execute("DELETE FROM versions WHERE name = 'lost'")
+        connection.execute("DELETE FROM names WHERE name = 'lost'")
+        connection.execute("UPDATE registry SET revision = %s", (revision,))
+    for registry in pair:
+        soon(lambda registry=registry: not registry.knows("lost"))
+        assert registry.knows("kept")
+
+
+def test_a_database_that_takes_no_changes_is_unavailable(
+    pair: tuple[Registry, Registry], folders: list[Path], url: str
+) -> None:
+    """As a replica is that has not been promoted yet."""
+    one, _ = pair
+    one.register_folder("legal", folders[0])
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f'ALTER DATABASE "{connection.info.dbname}" SET default_transaction_read_only = on')
+    one._contents._database.close()
+    with pytest.raises(RegistryUnavailable):
+        one.register_folder("german", folders[1])
+    assert one.acquire(["legal"])
 
 
 def test_of_racing_changes_one_wins_and_the_others_learn_it(

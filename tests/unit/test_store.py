@@ -199,6 +199,21 @@ def test_damage_here_is_healed_by_the_remote_and_damage_there_is_noticed(tmp_pat
     assert adapter_id not in store
 
 
+def test_a_copy_stays_while_it_is_uploaded(tmp_path: Path, layout: BaseLayout) -> None:
+    """Although the copies take too much, and another adapter comes meanwhile."""
+    folders = [write_adapter(tmp_path / str(seed), layout, seed=seed) for seed in range(2)]
+
+    class Crowded(Remote):
+        def put(self, adapter_id: AdapterId, folder: Path) -> None:
+            if folders:
+                add(store, folders.pop())
+            super().put(adapter_id, folder)
+
+    store = AdapterStore(tmp_path / "store", layout, MAX_RANK, remote=Crowded(f"file://{tmp_path}/remote"), cache=1)
+    adapter_id = add(store, folders.pop()).id
+    assert store.read(adapter_id).spec.id == adapter_id
+
+
 @pytest.mark.parametrize("name", ["", "..", "../x", "0" * 63, "0" * 64 + "\n", "G" * 64])
 def test_only_ids_are_paths(name: str, store: AdapterStore) -> None:
     with pytest.raises(AdapterError, match="is not an adapter id"):

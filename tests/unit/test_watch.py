@@ -212,16 +212,24 @@ class Failing:
 
 
 @pytest.mark.parametrize(
-    "error", [StoreFull("no room"), RegistryUnavailable("no database"), AdapterUnavailable("legal", "no memory")]
+    ("error", "reason"),
+    [
+        (StoreFull("no room"), "no room"),
+        (RegistryUnavailable("no database"), "no database"),
+        (AdapterUnavailable("legal", "no memory"), "The adapter `legal` cannot be served: no memory."),
+        (RuntimeError("the engine is busy"), "something went wrong on the server; it is in its log"),
+    ],
 )
-def test_what_is_not_its_fault_is_tried_again(registry: Registry, root: Path, memory: Memory, error: Exception) -> None:
+def test_what_is_not_its_fault_is_tried_again(
+    registry: Registry, root: Path, memory: Memory, error: Exception, reason: str
+) -> None:
     failing = Failing(registry, error, error)
     watch = Watch(root, failing, memory, memory.put)
     write(root / "legal", 0)
     for late in range(2):
         assert watch.scan(LATER + late * RETRY) == []
         assert watch.scan(LATER + late * RETRY + 1) == []  # not at once
-        assert [(refusal.reason, refusal.since) for refusal in watch.refusals()] == [(str(error), int(LATER))]
+        assert [(refusal.reason, refusal.since) for refusal in watch.refusals()] == [(reason, int(LATER))]
         assert memory == {}
     assert failing.calls == 2
     assert watch.scan(LATER + 2 * RETRY) == ["legal"]
