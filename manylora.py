@@ -12,6 +12,8 @@ usage: manylora COMMAND [OPTIONS]
   serve     serve a base model and its adapters over HTTP
   doctor    what this machine can do, and what would go wrong
   adapters  list, push, activate and remove the adapters of a running server
+  train     make an adapter from a file of examples, judge it, publish it
+  export    write a base and an adapter as plain weights
 
 `manylora COMMAND --help` lists the options. Those of serve and doctor may also stand in the environment, e.g.
 MANYLORA_PORT=8001, and the server that adapters talks to in MANYLORA_URL.
@@ -30,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return doctor(options)
             case "adapters":
                 return adapters(options)
+            case "train":
+                return train(options)
+            case "export":
+                return export(options)
             case "-h" | "--help" | "help":
                 print(USAGE, end="")
                 return 0
@@ -71,6 +77,20 @@ def adapters(options: Sequence[str]) -> int:
     from adapters.commands import run
 
     return run(options)
+
+
+def train(options: Sequence[str]) -> int:
+    """``manylora train``; status 3 where the adapter was not good enough to be published."""
+    from training.commands import run_train
+
+    return run_train(options)
+
+
+def export(options: Sequence[str]) -> int:
+    """``manylora export``."""
+    from training.commands import run_export
+
+    return run_export(options)
 
 
 if __name__ == "__main__":

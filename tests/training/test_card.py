@@ -1,0 +1,158 @@
+"""What lies beside an adapter's weights: the card, the plot, and a manifest that is the same wherever it was made."""
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from adapters.files import content_id
+from adapters.verify import verify
+from bases.base import Base
+from tests.tiny import CHAT_TEMPLATE, save_adapter, tiny_model
+from tests.training.tiny_run import prepared, tiny_settings
+from training.card import card, comparison, write_card
+from training.dataset import Dataset
+from training.judge import Judgement
+from training.manifest import learned_with, manifest
+from training.scores import Scores
+from training.settings import TrainSettings
+
+JUDGEMENT = Judgement(
+    base=Scores(2.5, 0.0, 0.25, 0.0, 0.0),
+    adapter=Scores(0.125, 0.75, 1.0, 0.984, 0.75),
+    divergence=0.031,
+    rows=64,
+    answered=64,
+    general=12,
+    failures=(),
+)
+HISTORY = [
+    {"step": 1, "loss": 3.0, "learning_rate": 1e-4},
+    {"step": 2, "loss": 2.0, "learning_rate": 2e-4},
+    {"step": 2, "eval_loss": 2.2},
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("card")
+
+
+@pytest.fixture(scope="module")
+def ready(root: Path) -> tuple[TrainSettings, Base, Dataset]:
+    settings = tiny_settings(root, publish="http://127.0.0.1:9", report_to="none")
+    return settings, *prepared(settings)
+
+
+def described(
+    folder: Path, ready: tuple[TrainSettings, Base, Dataset], judgement: Judgement = JUDGEMENT
+) -> dict[str, Any]:
+    """A random adapter in ``folder`` with all that goes with it; its manifest as read again."""
+    settings, base, dataset = ready
+    save_adapter(tiny_model(), folder, 1, r=4, target_modules=["q_proj"])
+    contents = manifest(settings, base, dataset, judgement, folder)
+    write_card(folder, "tiny", contents, judgement, HISTORY, dataset.chat_template)
+    read: dict[str, Any] = json.loads((folder / "manylora.json").read_text())
+    return read
+
+
+def test_the_manifest_says_what_the_server_checks(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
+    found = described(tmp_path / "a", ready)
+    base = ready[1]
+    spec = verify(tmp_path / "a", base.layout, 64)
+    assert spec.base_fingerprint == found["base_fingerprint"] == base.layout.fingerprint
+    assert found["quantization"] == {"method": "nf4", "block_size": 64, "double": True, "compute_dtype": "float32"}
+    assert found["data"]["sha256"] == ready[2].data_hash
+    assert found["evaluation"]["adapter"]["json_validity"] == 0.984
+    assert found["evaluation"]["passed"] is True
+
+
+def test_the_weights_hash_is_of_the_weights(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
+    found = described(tmp_path / "a", ready)
+    weights = (tmp_path / "a" / "adapter_model.safetensors").read_bytes()
+    assert found["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+
+
+def test_the_same_training_elsewhere_is_the_same_content(
+    tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]
+) -> None:
+    """Folders, servers and names have no part in it, and neither has time."""
+    settings, base, dataset = ready
+    described(tmp_path / "a", ready)
+    moved = tiny_settings(
+        Path(settings.data[0]).parent, name="other", out=tmp_path / "elsewhere", data_dir=tmp_path / "data", resume=True
+    )
+    described(tmp_path / "b", (moved, base, dataset))
+    assert content_id(tmp_path / "a") == content_id(tmp_path / "b")
+    assert "/" not in json.dumps(learned_with(settings))
+
+
+def test_other_settings_are_another_content(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
+    settings, base, dataset = ready
+    one = described(tmp_path / "a", ready)
+    other = described(tmp_path / "b", (settings.model_copy(update={"seed": 1}), base, dataset))
+    assert {key for key in one if one[key] != other[key]} == {"seed", "settings"}
+
+
+def test_a_figure_that_is_no_number_is_null_in_json(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
+    judgement = replace(JUDGEMENT, divergence=math.nan, failures=("the adapter gives NaN on general prompts",))
+    found = described(tmp_path / "a", ready, judgement)
+    assert found["evaluation"]["divergence"] is None
+    assert found["evaluation"]["passed"] is False
+
+
+def test_the_card_has_front_matter_that_hubs_read(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
+    described(tmp_path / "a", ready)
+    _, header, body = (tmp_path / "a" / "README.md").read_text().split("---\n", 2)
+    front = yaml.safe_load(header)
+    assert front["base_model"] == "base"
+    assert front["library_name"] == "peft"
+    assert front["manylora"]["data_sha256"] == ready[2].data_hash
+    assert front["manylora"]["results"]["exact_match"] == 0.75
+    assert "| exact match | 0.0% | 75.0% |" in body
+    assert "manylora adapters push . --name tiny" in body
+    assert "It reaches every threshold" in body
+    settings = yaml.safe_load(body.partition("```yaml\n")[2].partition("```")[0])
+    assert settings["r"] == 4
+
+
+def test_the_card_says_what_was_not_good_enough(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
+    contents = described(tmp_path / "a", ready)
+    said = card("tiny", contents, replace(JUDGEMENT, failures=("exact match is low",)), today="2026-01-02")
+    assert "**It was not good enough:**\n\n- exact match is low" in said
+    assert "on 2026-01-02." in said
+
+
+def test_the_plot_is_a_picture(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
+    described(tmp_path / "a", ready)
+    assert (tmp_path / "a" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "![training and validation loss](loss.png)" in (tmp_path / "a" / "README.md").read_text()
+
+
+def test_a_given_chat_template_travels_with_the_adapter(
+    tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]
+) -> None:
+    settings, base, dataset = ready
+    template = CHAT_TEMPLATE.replace("user", "customer")
+    own = described(tmp_path / "own", ready)
+    given = described(tmp_path / "given", (settings, base, replace(dataset, chat_template=template + " ")))
+    assert not (tmp_path / "own" / "chat_template.jinja").exists()
+    assert (tmp_path / "given" / "chat_template.jinja").read_text() == template + " "
+    assert given["chat_template_sha256"] != own["chat_template_sha256"]
+
+
+def test_only_what_was_measured_is_compared() -> None:
+    plain = replace(JUDGEMENT, base=Scores(2.0, 0.0, 1.0), adapter=Scores(1.0, 0.5, 1.0))
+    assert [what for what, *_ in comparison(plain)] == [
+        "held-out loss",
+        "exact match",
+        "ends by itself",
+        "KL from the base, general prompts",
+    ]
+    nothing = replace(JUDGEMENT, base=Scores(), adapter=Scores(), rows=0, answered=0)
+    assert comparison(nothing)[0] == ("held-out loss", "-", "-")

@@ -1,0 +1,282 @@
+"""``manylora train`` and ``manylora export`` as a user runs them: from rows to answers, and what failures leave."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from manylora import main
+from tests.api.live import Live, running, tiny_service, unchanged
+from tests.tiny import tiny_model
+from tests.training.rows import question, write_rows
+from tests.training.tiny_run import tiny_settings
+from tests.training.tiny_server import address, serving
+
+ROOT = Path(__file__).parent.parent.parent
+Run = Callable[..., tuple[int, str, str]]
+"""Words -> exit status, stdout, stderr."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base, its cache, and rows."""
+    root = tmp_path_factory.mktemp("commands")
+    tiny_settings(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def live(root: Path) -> Iterator[Live]:
+    with serving(tiny_settings(root), root / "served") as live:
+        yield live
+
+
+@pytest.fixture
+def train(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a short training; ``words`` come after the options that make it short, and win."""
+
+    def run(*words: object, data: Path = root / "rows.jsonl") -> tuple[int, str, str]:
+        short = {
+            "name": "tiny", "model": root / "base", "data-dir": root / "data", "out": tmp_path / "adapter",
+            "device": "cpu", "dtype": "fp32", "report-to": "none", "max-steps": 8, "batch-size": 2, "judge-tokens": 32,
+        }  # fmt: skip
+        given = [text for name, value in short.items() if f"--{name}" not in words for text in (f"--{name}", value)]
+        capsys.readouterr()
+        status = main(["train", str(data), *map(str, [*given, *words])])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def export(root: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main(["export", *map(str, words), "--data-dir", str(root / "data")])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_from_rows_to_an_answer(live: Live, train: Run, tmp_path: Path) -> None:
+    status, said, errors = train("--publish", address(live), "--alias", "prod", "--name", "first")
+    assert status == 0, errors
+    assert "22 rows to train on, 2 held out" in said
+    assert "first means first@1" in said
+    assert "prod means first@1" in said
+    called = said[said.index("curl ") :]
+    assert f"curl {address(live)}/v1/chat/completions" in called
+    assert '"model": "prod"' in called
+    manifest = json.loads((tmp_path / "adapter" / "manylora.json").read_text())
+    receipt = live.http.get("/v1/adapters/first").json()["receipt"]
+    assert receipt["trained_on"] == manifest["base_fingerprint"] == receipt["base_fingerprint"]
+    answer = live.complete(model="prod")
+    assert answer["adapter"][0]["name"] == "first@1"
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "loss.png", "manylora.json",
+    ]  # fmt: skip
+
+
+def test_without_a_server_it_says_how_to_go_on(train: Run, tmp_path: Path) -> None:
+    status, said, _ = train()
+    assert status == 0
+    assert f"manylora adapters push {tmp_path / 'adapter'} --name tiny" in said
+
+
+def test_a_dry_run_trains_and_writes_nothing(live: Live, train: Run, tmp_path: Path) -> None:
+    with unchanged(live):
+        status, said, _ = train("--dry-run", "--show", 1, "--publish", address(live))
+    assert status == 0
+    assert ">>>It is" in said
+    assert "memory: base" in said
+    assert "step" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_good_enough_is_kept_and_not_published(live: Live, train: Run, tmp_path: Path) -> None:
+    with unchanged(live):
+        status, said, _ = train("--max-loss-ratio", 0.01, "--publish", address(live))
+    assert status == 3
+    assert "! not good enough: held-out loss is" in said
+    assert "! it was not published" in said
+    assert json.loads((tmp_path / "adapter" / "manylora.json").read_text())["evaluation"]["passed"] is False
+    assert "It was not good enough" in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_publishing_it_anyway(live: Live, train: Run) -> None:
+    status, said, _ = train("--max-loss-ratio", 0.01, "--publish", address(live), "--publish-anyway", "--name", "poor")
+    assert status == 0
+    assert "! not good enough" in said
+    assert live.http.get("/v1/adapters/poor").json()["active"] == 1
+
+
+def test_a_server_of_another_base_is_told_before_training(train: Run, tmp_path: Path) -> None:
+    with running(tiny_service(tmp_path / "other")) as other:
+        status, said, errors = train("--publish", address(other))
+    assert status == 2
+    assert "serves another base" in errors
+    assert "step" not in said
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--publish", "http://127.0.0.1:9", "--alias", "no/../pe"], "--alias: "),
+        (["--publish", "http://127.0.0.1:9", "--alias", "Tiny"], "--alias: Tiny is the adapter's own name"),
+        (["--publish", "http://127.0.0.1:9"], "--publish: http://127.0.0.1:9 gives no answer"),
+        (["--min-json-validity", 0.5], "--min-json-validity: no held-out answer is a JSON object"),
+        (["--targets", "w_nope"], "--targets: this base has no layer 'w_nope'"),
+        (["--dora", "--lint", "strict"], "will refuse this adapter"),
+        (["--r", 4], "--r"),
+        (["--name", "a b"], "--name: "),
+    ],
+)
+def test_a_bad_option_is_told_before_training(train: Run, tmp_path: Path, words: list[object], message: str) -> None:
+    status, said, errors = train(*words)
+    assert status == 2
+    assert message in errors
+    assert all(line.startswith("manylora: ") for line in errors.splitlines() if message in line)
+    assert "step" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+BROKEN: dict[str, tuple[list[Any], str]] = {
+    "no JSON": ([], ":3: "),
+    "an empty answer": ([{"instruction": "a", "output": ""}], ":3: "),
+    "another format": ([{"messages": [{"role": "user", "content": "a"}]}], ":3: "),
+    "an unknown role": ([{"instruction": 7, "output": "b"}], ":3: "),
+}
+
+
+@pytest.mark.parametrize("defect", BROKEN)
+def test_bad_data_is_told_with_the_row_and_writes_nothing(train: Run, tmp_path: Path, defect: str) -> None:
+    rows, place = BROKEN[defect]
+    file = write_rows(tmp_path / "bad.jsonl", [question(1), question(2), *rows])
+    if not rows:
+        file.write_text(file.read_text() + "{\n")
+    status, said, errors = train(data=file)
+    assert status == 2
+    assert errors.startswith("manylora: ")
+    assert f"bad.jsonl{place}" in errors
+    assert "step" not in said
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_options_from_a_file(root: Path, tmp_path: Path, train: Run) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"data: {root / 'rows.jsonl'}\nname: from-file\nseed: 5\n")
+    status, _, errors = train("--name", "from-flag", data=config)
+    assert status == 0, errors
+    assert json.loads((tmp_path / "adapter" / "manylora.json").read_text())["seed"] == 5
+    assert (tmp_path / "adapter" / "README.md").read_text().count("# from-flag\n") == 1
+
+
+def test_an_adapter_by_its_name_becomes_plain_weights(train: Run, export: Run, root: Path, tmp_path: Path) -> None:
+    """Base, quantisation and dtype come from the manifest; the base's own place must be said."""
+    assert train("--name", "by-name", "--out", root / "data" / "trained" / "by-name")[0] == 0
+    refused = export("by-name", "--out", tmp_path / "out", "--dtype", "fp32")
+    assert refused[0] == 2
+    assert "--model: is needed" in refused[2]
+    status, said, errors = export("by-name", "--out", tmp_path / "out", "--dtype", "fp32", "--model", root / "base")
+    assert status == 0, errors
+    assert "merged against unmerged: KL" in said
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert (written(ids).logits - tiny_model()(ids).logits).abs().max() > 1e-3
+
+
+def test_a_merge_of_two_is_an_adapter(train: Run, export: Run, root: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        assert train("--seed", seed, "--out", tmp_path / f"a{seed}")[0] == 0
+    parts = f"{tmp_path / 'a1'}=0.7,{tmp_path / 'a2'}=0.3"
+    status, said, errors = export(
+        "--merge", parts, "--adapter-only", "--out", tmp_path / "merged", "--model", root / "base"
+    )
+    assert status == 0, errors
+    assert "merged 2 adapters into one of rank 32" in said
+    assert (tmp_path / "merged" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nobody", "--out", "x"], "there is no adapter 'nobody'"),
+        (["--merge", "a", "--out", "x"], "--merge: must be NAME=WEIGHT"),
+        (["b", "--merge", "a=1", "--out", "x"], "--merge: names the adapters itself"),
+        (["b", "--adapter-only", "--out", "x"], "--adapter-only: goes with --merge"),
+        (["b", "--onto", "moon", "--out", "x"], "'moon' is not one of"),
+        (["b"], "--out"),
+    ],
+)
+def test_a_bad_export(export: Run, words: list[str], message: str) -> None:
+    status, _, errors = export(*words)
+    assert status == 2
+    assert message in errors
+
+
+def test_an_adapter_that_is_damaged_is_not_exported(train: Run, export: Run, root: Path, tmp_path: Path) -> None:
+    assert train()[0] == 0
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    status, _, errors = export(tmp_path / "adapter", "--out", tmp_path / "out", "--model", root / "base")
+    assert status == 1
+    assert errors.splitlines()[-1].startswith("manylora: adapter_model.safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "export"])
+def test_help_is_quick(command: str) -> None:
+    """It loads none of the libraries that take seconds."""
+    code = f"""
+import sys
+from manylora import main
+try:
+    main([{command!r}, "--help"])
+except SystemExit:
+    pass
+heavy = {{"torch", "transformers", "peft", "numpy", "matplotlib"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "--data-dir" in done.stdout
+
+
+@pytest.mark.demo
+@pytest.mark.slow
+def test_the_quick_start(tmp_path: Path) -> None:
+    """The shipped data: held-out JSON from about none to at least 95%, then the same over HTTP."""
+    command = [sys.executable, "manylora.py", "serve", "--port", "0", "--data", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            curl = next(line for line in process.stdout if "curl http" in line)
+            url = f"http{curl.partition('http')[2].partition('/v1')[0]}"
+            words = ["train", "examples/support-json.jsonl", "--name", "support-json", "--min-json-validity", "0.95"]
+            assert main([*words, "--data-dir", str(tmp_path), "--publish", url]) == 0
+            found = json.loads((tmp_path / "trained" / "support-json" / "manylora.json").read_text())["evaluation"]
+            assert found["base"]["json_validity"] < 0.1
+            assert found["adapter"]["json_validity"] >= 0.95
+            fresh = "My screen stays black since the update of yesterday, and I have a deadline today!"
+            assert ask(url, "support-json", fresh).keys() == {"category", "urgency"}
+        finally:
+            process.terminate()
+
+
+def ask(url: str, model: str, ticket: str) -> dict[str, Any]:
+    """The answer to a support ticket, as JSON."""
+    task = "Sort the support ticket: category and urgency, as JSON."
+    messages = [{"role": "system", "content": task}, {"role": "user", "content": ticket}]
+    body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 64}
+    response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    answer: dict[str, Any] = json.loads(response.json()["choices"][0]["message"]["content"])
+    return answer

@@ -1,0 +1,144 @@
+"""Runs that are cut off and gone on with, and runs of several processes."""
+
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bases.errors import ConfigError
+from tests.training.rows import question, write_rows
+from tests.training.tiny_run import losses, prepared, same, tiny_settings, trained, weights
+from training.run import train
+from training.settings import TrainSettings
+from training.workplace import Workplace
+
+
+def long(root: Path, **more: Any) -> TrainSettings:
+    return tiny_settings(root, max_steps=12, save_steps=3, eval_steps=5, accumulation=2, **more)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from tests.training.test_resume import long
+from tests.training.tiny_run import trained
+trained(long(Path(sys.argv[1]), out=Path(sys.argv[1], "killed")))
+"""
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole = trained(long(tmp_path, out=tmp_path / "whole"))
+    place = Workplace(tmp_path / "killed")
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)])
+    while process.poll() is None and not (last := place.last_checkpoint()):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+    assert last is not None
+    assert not place.out.exists()
+    with pytest.raises(ConfigError, match=r"^--out: a run was cut off here; go on with --resume, or delete .*killed"):
+        trained(long(tmp_path, out=place.out))
+    said: list[str] = []
+    settings = long(tmp_path, out=place.out, resume=True)
+    resumed = train(settings, *prepared(settings), said.append)
+    assert said[0].startswith("going on from checkpoint-")
+    assert resumed.history == whole.history
+    assert same(weights(resumed.folder), weights(whole.folder))
+    assert not place.folder.exists()
+
+
+def test_ctrl_c_keeps_the_checkpoint(tmp_path: Path) -> None:
+    settings = long(tmp_path)
+    said: list[str] = []
+
+    def interrupt(line: str) -> None:
+        said.append(line)
+        if line.startswith("step 8/12"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, *prepared(settings), interrupt)
+    assert said[-1] == "stopped; --resume goes on from checkpoint-6"
+    assert not settings.folder.exists()
+    assert trained(long(tmp_path, resume=True)).steps == 12
+
+
+def test_another_runs_checkpoints_are_not_gone_on_with(tmp_path: Path) -> None:
+    place = cut_off(tmp_path)
+    with pytest.raises(ConfigError, match=r"^--resume: -r was 4 when the run began, and is now 8$"):
+        trained(long(tmp_path, resume=True, r=8))
+    write_rows(tmp_path / "rows.jsonl", map(question, range(30)))
+    with pytest.raises(ConfigError, match=r"^--resume: DATA was "):
+        trained(long(tmp_path, resume=True))
+    assert place.last_checkpoint().name == "checkpoint-3"
+
+
+def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
+    place = cut_off(tmp_path)
+    half = place.checkpoints / "checkpoint-6"
+    half.mkdir()
+    (half / "adapter_model.safetensors").write_bytes(b"half")
+    run = trained(long(tmp_path, resume=True))
+    assert (run.steps, len(losses(run.history))) == (12, 12)
+    assert all(math.isfinite(loss) for loss in losses(run.history))
+
+
+def cut_off(root: Path) -> Workplace:
+    """A run that ended after its first checkpoint."""
+    settings = long(root)
+
+    def interrupt(line: str) -> None:
+        if line.startswith("step 4/12"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, *prepared(settings), interrupt)
+    return Workplace(settings.folder)
+
+
+def test_to_resume_what_has_not_begun_is_to_begin(tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = tiny_settings(tmp_path, resume=True)
+    train(settings, *prepared(settings), said.append)
+    assert said[0] == "there is no checkpoint yet: from the beginning"
+
+
+# Several processes
+
+SHARED = """
+import sys
+from pathlib import Path
+from tests.training.tiny_run import tiny_settings, trained
+root = Path(sys.argv[1])
+trained(tiny_settings(root, out=root / "shared", batch_size=2, dropout=0.0, learning_rate=1e-2))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_larger_batch(tmp_path: Path) -> None:
+    data = (str(write_rows(tmp_path / "rows.jsonl", map(question, range(4)))),)
+    alone = tiny_settings(tmp_path, data=data, batch_size=4, dropout=0.0, learning_rate=1e-2, out=tmp_path / "alone")
+    expected = weights(trained(alone).folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARED, str(tmp_path)],
+            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    found = weights(tmp_path / "shared")
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5)

@@ -1,0 +1,58 @@
+"""A tiny base on disk, rows for it, and settings that train it in a second or two."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bases.base import Base
+from tests.tiny import tiny_model, tiny_tokenizer
+from tests.training.rows import question, write_rows
+from training.base import open_base
+from training.dataset import Dataset, build
+from training.run import Trained, train
+from training.settings import TrainSettings
+
+ROWS = 24
+
+
+def tiny_settings(root: Path, **more: Any) -> TrainSettings:
+    """In ``root``: the base, its cache, 24 rows, and by default the adapter."""
+    folder, rows = root / "base", root / "rows.jsonl"
+    if not folder.exists():
+        tiny_model().save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+    if not rows.exists():
+        write_rows(rows, map(question, range(ROWS)))
+    given = {
+        "data": (str(rows),), "name": "tiny", "model": str(folder), "data_dir": root / "data", "out": root / "adapter",
+        "device": "cpu", "dtype": "fp32", "r": 4, "max_steps": 8, "batch_size": 2, "report_to": "none",
+    }  # fmt: skip
+    return TrainSettings(**{**given, **more})
+
+
+def prepared(settings: TrainSettings) -> tuple[Base, Dataset]:
+    """The base, and the data as it reads them."""
+    base = open_base(settings)
+    return base, build(settings, base.tokenizer, base.max_model_len)
+
+
+def trained(settings: TrainSettings) -> Trained:
+    """A whole run."""
+    return train(settings, *prepared(settings))
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Bit by bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def losses(history: list[dict[str, float]], name: str = "loss") -> list[float]:
+    """One curve out of a run's log."""
+    return [entry[name] for entry in history if name in entry]

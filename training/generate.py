@@ -1,0 +1,104 @@
+"""Greedy answers to many prompts at once, as the server would give them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+ROWS = 64
+"""Rows in a batch: more gain little, and their keys and values take memory."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What the model said to one prompt."""
+
+    tokens: list[int] = field(default_factory=list)
+    """Without the end token."""
+    ended: bool = False
+    """Whether an end token came before the limit."""
+
+
+@torch.inference_mode()
+def generate(
+    model: Any, prompts: Sequence[Sequence[int]], ends: frozenset[int], max_tokens: int, context: int, rows: int = ROWS
+) -> list[Answer]:
+    """The likeliest answer to each prompt, token by token, in the order of the prompts.
+
+    At most ``max_tokens`` each, the end token counted, and no more than ``context`` with the prompt. Prompts of like
+    length share a batch of ``rows``, padded on the left; a row that has ended leaves it.
+    """
+    answers = [Answer() for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    for start in range(0, len(order), rows):
+        chosen = order[start : start + rows]
+        _Batch(model, [prompts[place] for place in chosen], [answers[place] for place in chosen]).run(
+            ends, max_tokens, context
+        )
+    return answers
+
+
+class _Batch:
+    """The rows that have not ended, and their keys and values."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], answers: list[Answer]) -> None:
+        self._model = model
+        self._answers = answers
+        self._lengths = [len(prompt) for prompt in prompts]
+        longest = max(self._lengths)
+        device = model.device
+        # What pads is masked, so any token will do.
+        self._ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        places = torch.arange(longest, device=device)
+        self._mask = (places >= longest - torch.tensor(self._lengths, device=device)[:, None]).long()
+        self._positions = (self._mask.cumsum(1) - 1).clamp(min=0)
+        self._cache = DynamicCache(config=model.config)
+
+    def run(self, ends: frozenset[int], max_tokens: int, context: int) -> None:
+        """Until every row has ended or is as long as it may be."""
+        while self._answers:
+            tokens = self._step()
+            self._commit(tokens.tolist(), ends, max_tokens, context)
+
+    def _step(self) -> Tensor:
+        """The next token of each row, int64 [rows]."""
+        output = self._model(
+            input_ids=self._ids,
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            # As a tensor: for a number transformers slices, and of what is not contiguous torch copies the output
+            # layer's weights for every row.
+            logits_to_keep=torch.tensor([self._ids.shape[1] - 1], device=self._ids.device),
+        )
+        tokens: Tensor = output.logits[:, -1].argmax(-1)
+        self._ids = tokens[:, None]
+        self._positions = self._positions[:, -1:] + 1
+        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
+        return tokens
+
+    def _commit(self, tokens: Sequence[int], ends: frozenset[int], max_tokens: int, context: int) -> None:
+        """Give each row its token, and let those that are finished go."""
+        going = []
+        for place, (answer, token) in enumerate(zip(self._answers, tokens, strict=True)):
+            if token in ends:
+                answer.ended = True
+                continue
+            answer.tokens.append(token)
+            if len(answer.tokens) < min(max_tokens, context - self._lengths[place]):
+                going.append(place)
+        if len(going) < len(self._answers):
+            self._keep(going)
+
+    def _keep(self, places: list[int]) -> None:
+        self._answers = [self._answers[place] for place in places]
+        self._lengths = [self._lengths[place] for place in places]
+        if not places:
+            return
+        chosen = torch.tensor(places, device=self._ids.device)
+        self._ids, self._mask, self._positions = self._ids[chosen], self._mask[chosen], self._positions[chosen]
+        self._cache.batch_select_indices(chosen)

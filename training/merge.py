@@ -1,0 +1,179 @@
+"""Several adapters into one: weighted merges, layer by layer, of their updates ``scaling * B @ A``.
+
+The methods are PEFT's, but applied to the updates. PEFT's own ``add_weighted_adapter`` applies ``linear``, ``ties`` and
+``dare_ties`` to the A's and the B's apart, whose product then has cross terms that no adapter ever had; here a merge
+with weights 1 and 0 is the first adapter. TIES: Yadav et al. 2023. DARE: Yu et al. 2023.
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from peft import LoraConfig
+from peft.utils.merge_utils import dare_ties, ties
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adapters.files import ORIGIN, WEIGHTS
+from adapters.spec import AdapterSpec, BaseLayout
+from adapters.verify import verify
+from adapters.weights import AdapterWeights, read_weights
+from bases.errors import ConfigError
+
+Method = Literal["linear", "cat", "svd", "ties", "dare_ties"]
+"""linear, cat: the weighted sum itself, at the sum of the ranks. svd: its best approximation at one adapter's rank.
+ties: small entries dropped, a sign elected for each entry, what agrees added; dare_ties: random entries dropped and the
+rest scaled up instead; both then as svd."""
+
+MAX_RANK = 65536
+_EXACT = ("linear", "cat")
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A finished merge."""
+
+    spec: AdapterSpec
+    lost: float
+    """Share of the merged update (its Frobenius norm) that the rank could not hold; 0 for linear and cat."""
+
+
+def merge(
+    adapters: Sequence[tuple[Path, float]],
+    layout: BaseLayout,
+    out: Path,
+    *,
+    method: Method = "linear",
+    rank: int | None = None,
+    density: float = 0.5,
+    seed: int = 0,
+    allow_base_mismatch: bool = False,
+) -> Merge:
+    """Write the PEFT folder ``out``: (PEFT folder, weight) each of ``adapters``, merged by ``method``.
+
+    ``rank`` is for svd, ties and dare_ties: None is the largest of the adapters'. ``density`` is the share of entries
+    that ties and dare_ties keep. A layer that only some adapters have is merged of those. Raises ConfigError and
+    AdapterRejected; then ``out`` is not there.
+    """
+    _check(adapters, out, method, rank, density)
+    read = [(_read(folder, layout, allow_base_mismatch), weight) for folder, weight in adapters]
+    wanted = rank or max(weights.spec.rank for weights, _ in read)
+    layers = [layer for layer in layout.linears if any(layer in weights.tensors for weights, _ in read)]
+    merged, lost = {}, []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for layer in layers:
+            merged[layer], missing = _merge_layer(_parts(read, layer), method, wanted, density)
+            lost.append(missing)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+        folder = Path(temporary, out.name)
+        _write(folder, merged)
+        _write_origin(folder, [(weights.spec, weight) for weights, weight in read], layout, method)
+        spec = verify(folder, layout, MAX_RANK)
+        folder.rename(out)
+    total = math.hypot(*(norm for _, norm in lost))
+    return Merge(spec, math.hypot(*(missing for missing, _ in lost)) / total if total else 0.0)
+
+
+def _check(adapters: Sequence[tuple[Path, float]], out: Path, method: str, rank: int | None, density: float) -> None:
+    if method not in get_args(Method):
+        raise ConfigError(f"--method: must be one of {', '.join(get_args(Method))} (got {method!r})")
+    if len(adapters) < 2:
+        raise ConfigError("--merge: needs two adapters or more, NAME=WEIGHT,NAME=WEIGHT")
+    for folder, weight in adapters:
+        if not math.isfinite(weight) or weight == 0:
+            raise ConfigError(f"--merge: the weight of {folder.name} must be a number other than 0 (got {weight})")
+    if rank is not None and method in _EXACT:
+        raise ConfigError(f"--rank: {method} keeps the sum of the adapters' ranks; svd holds the sum at a lower rank")
+    if rank is not None and not 1 <= rank <= MAX_RANK:
+        raise ConfigError(f"--rank: must be 1 to {MAX_RANK} (got {rank})")
+    if not 0 < density < 1:
+        raise ConfigError(f"--density: must be above 0 and below 1 (got {density})")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"--out: {out} exists and is not an empty folder")
+
+
+def _read(folder: Path, layout: BaseLayout, any_base: bool) -> AdapterWeights:
+    return read_weights(folder, verify(folder, layout, MAX_RANK, any_base=any_base))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one adapter brings to one layer: ``weight * b @ a``."""
+
+    a: Tensor
+    """float32 [rank, in_features]"""
+    b: Tensor
+    """float32 [out_features, rank], scaling applied"""
+    weight: float
+
+
+def _parts(read: Sequence[tuple[AdapterWeights, float]], layer: str) -> list[_Part]:
+    return [
+        _Part(a.float(), b.float() * weights.spec.targets[layer].scaling, weight)
+        for weights, weight in read
+        if layer in weights.tensors
+        for a, b in [weights.tensors[layer]]
+    ]
+
+
+def _merge_layer(
+    parts: Sequence[_Part], method: Method, rank: int, density: float
+) -> tuple[tuple[Tensor, Tensor], tuple[float, float]]:
+    """(A, B) at scaling 1; and the norms of what they leave out and of the whole update."""
+    if method in ("linear", "cat", "svd"):
+        a = torch.cat([part.a for part in parts])
+        b = torch.cat([part.weight * part.b for part in parts], dim=1)
+        return ((a, b), (0.0, 0.0)) if method in _EXACT else _reduced(a, b, rank)
+    combine = ties if method == "ties" else dare_ties
+    updates = [part.b @ part.a for part in parts]
+    update = combine(updates, torch.tensor([part.weight for part in parts]), density)
+    u, s, vh = torch.linalg.svd(update, full_matrices=False)
+    return _factored(u, s, vh, rank)
+
+
+def _reduced(a: Tensor, b: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], tuple[float, float]]:
+    """The best approximation of ``b @ a`` (Eckart and Young 1936), without ever making that product."""
+    q_a, r_a = torch.linalg.qr(a.T)
+    q_b, r_b = torch.linalg.qr(b)
+    u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    return _factored(q_b @ u, s, vh @ q_a.T, rank)
+
+
+def _factored(u: Tensor, s: Tensor, vh: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], tuple[float, float]]:
+    """Each half takes the root of the singular values, so that neither outgrows a small dtype."""
+    root = s[:rank].sqrt()
+    return (root[:, None] * vh[:rank], u[:, :rank] * root), (s[rank:].norm().item(), s.norm().item())
+
+
+def _write(folder: Path, merged: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """A PEFT folder of one rank: smaller layers are filled up with zeros, since vLLM knows no ``rank_pattern``."""
+    rank = max(len(a) for a, _ in merged.values())
+    tensors = {}
+    for layer, (a, b) in merged.items():
+        more = rank - len(a)
+        tensors[f"base_model.model.{layer}.lora_A.weight"] = torch.nn.functional.pad(a, (0, 0, 0, more)).contiguous()
+        tensors[f"base_model.model.{layer}.lora_B.weight"] = torch.nn.functional.pad(b, (0, more)).contiguous()
+    # alpha = r: the scaling is in B.
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=rank, lora_alpha=rank, target_modules=list(merged), inference_mode=True
+    )
+    folder.mkdir()
+    config.save_pretrained(str(folder))
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _write_origin(folder: Path, adapters: Sequence[tuple[AdapterSpec, float]], layout: BaseLayout, method: str) -> None:
+    """``manylora.json``: of what it was made, and its base where all of them say that it is this one."""
+    origin: dict[str, object] = {
+        "merge": {"method": method, "adapters": [{"content": spec.id, "weight": weight} for spec, weight in adapters]}
+    }
+    if all(spec.base_fingerprint == layout.fingerprint for spec, _ in adapters):
+        origin["base_fingerprint"] = layout.fingerprint
+    (folder / ORIGIN).write_text(json.dumps(origin, indent=1))

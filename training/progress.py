@@ -1,0 +1,84 @@
+"""How far the run is: a bar on a terminal, a line now and then elsewhere."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+Say = Callable[[str], None]
+
+SMOOTHING = 0.9
+"""Weight of the past in the loss that is shown."""
+LINES = 20
+"""Lines of a whole run where there is no bar."""
+
+
+class ShowProgress(TrainerCallback):
+    """Step, smoothed loss, tokens a second and time left. ``tokens`` tells the tokens computed so far."""
+
+    def __init__(self, tokens: Callable[[], int], say: Say, console: Console) -> None:
+        self._tokens = tokens
+        self._say = say
+        self._console = console
+        self._bar: Progress | None = None
+        self._loss: float | None = None
+        self._started = 0.0
+        self._first_step = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._started = time.monotonic()
+        self._first_step = state.global_step
+        if state.is_world_process_zero and self._console.is_terminal:
+            columns = ("[progress.description]{task.description}", "{task.fields[figures]}")
+            first, last = (TextColumn(column) for column in columns)
+            self._bar = Progress(
+                first, BarColumn(), MofNCompleteColumn(), last, TimeRemainingColumn(), console=self._console
+            )
+            self._bar.add_task("training", total=state.max_steps, completed=state.global_step, figures="")
+            self._bar.start()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        logs = logs or {}
+        if not state.is_world_process_zero:
+            return
+        if "eval_loss" in logs:
+            self._line(f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}")
+        if "loss" in logs:
+            self._loss = logs["loss"] if self._loss is None else _blend(self._loss, logs["loss"])
+            self._show(state)
+
+    def close(self) -> None:
+        """Take the bar off the terminal, however the run ended."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _show(self, state: TrainerState) -> None:
+        seconds = time.monotonic() - self._started
+        figures = f"loss {self._loss:.4f}  {self._tokens() / max(seconds, 1e-9):,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=state.global_step, figures=figures)
+        elif state.global_step % max(state.max_steps // LINES, 1) == 0 or state.global_step == state.max_steps:
+            done = max(state.global_step - self._first_step, 1)
+            left = seconds / done * (state.max_steps - state.global_step)
+            self._say(f"step {state.global_step}/{state.max_steps}: {figures}, {left:,.0f} s left")
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text)
+        else:
+            self._say(text)
+
+
+def _blend(past: float, new: float) -> float:
+    return SMOOTHING * past + (1 - SMOOTHING) * new

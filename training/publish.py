@@ -1,0 +1,99 @@
+"""Publishing: the next version of a name on a running server, and an alias that means it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from adapters.client import AdapterClient, RemoteError
+from adapters.errors import AdapterError
+from adapters.snapshot import Target
+from bases.errors import ConfigError, ManyloraError
+
+Say = Callable[[str], None]
+Progress = Callable[[int, int], None]
+
+SECONDS = 10.0
+"""How long a server may take to say what its base is."""
+
+
+class PublishFailed(ManyloraError):
+    """The server did not take the adapter, or the alias. The folder is what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What came of it."""
+
+    version: str
+    """``legal@2``."""
+    new: bool
+    """False where the server had this content already."""
+    alias: str | None
+
+
+def check_server(url: str, fingerprint: str) -> None:
+    """Ask the server, before anything slow, whether it serves this base.
+
+    Its short fingerprint comes with every answer, so it is asked for one token. Raises ConfigError where nobody
+    answers there, or another base does; a server that says nothing of a fingerprint judges at the upload.
+    """
+    try:
+        client = AdapterClient(url)
+    except ValueError as error:
+        raise ConfigError(f"--publish: {error}") from None
+    client.close()
+    # Told without the password that the address may hold.
+    found = _short_fingerprint(url.rstrip("/"), client.url)
+    if found is not None and found != f"fp_{fingerprint[:12]}":
+        raise ConfigError(
+            f"--publish: {client.url} serves another base ({found}) than the one trained on (fp_{fingerprint[:12]}); "
+            "compare its --model, --quantization and --dtype with these"
+        )
+
+
+def publish(
+    url: str, folder: Path, name: str, alias: str | None, say: Say = lambda _: None, progress: Progress | None = None
+) -> Published:
+    """Upload ``folder`` as the next version of ``name``; ``alias`` then means exactly that version.
+
+    Raises PublishFailed with the server's own words.
+    """
+    with AdapterClient(url) as client:
+        try:
+            pushed = client.push(folder, name, progress=progress)
+        except (RemoteError, AdapterError) as error:
+            raise PublishFailed(f"not published: {error}; the adapter is in {folder}") from error
+        version = f"{name}@{pushed.version}"
+        done = f"published as {version}" if pushed.new else f"{version} has this content already"
+        active = pushed.card["active"]
+        say(f"{done}; {name} means {name}@{active}" if active else f"{done}; {name} means none of its versions yet")
+        if alias is not None:
+            try:
+                client.put_alias(alias, [Target(name, pushed.version, 1.0)])
+            except (RemoteError, AdapterError) as error:
+                raise PublishFailed(f"{version} is published, but {alias} does not mean it: {error}") from error
+            say(f"{alias} means {version}")
+    return Published(version, pushed.new, alias)
+
+
+def _short_fingerprint(url: str, shown: str) -> str | None:
+    """The ``system_fingerprint`` of the server's answers."""
+    try:
+        with httpx.Client(timeout=SECONDS) as http:
+            models = http.get(f"{url}/v1/models", params={"limit": 1}).raise_for_status().json()
+            asked = {"model": models["data"][0]["id"], "prompt": "a", "max_tokens": 1}
+            answer = http.post(f"{url}/v1/completions", json=asked).raise_for_status().json()
+    except httpx.HTTPError as error:
+        raise ConfigError(f"--publish: {shown} gives no answer: {_reason(error)}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"--publish: what answers at {shown} is no server of models") from error
+    found = answer.get("system_fingerprint")
+    return found if isinstance(found, str) else None
+
+
+def _reason(error: httpx.HTTPError) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"{error.request.method} {error.request.url.path} is answered with {error.response.status_code}"
+    return str(error) or type(error).__name__

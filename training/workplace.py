@@ -1,0 +1,123 @@
+"""Where a run keeps what it needs until its adapter is whole: checkpoints, curves, and what it was asked to do."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState  # type: ignore[import-untyped, unused-ignore]
+from filelock import FileLock, Timeout
+
+from bases.base import Base
+from bases.errors import ConfigError
+from training.dataset import Dataset
+from training.settings import TrainSettings, flag
+
+_STATE = "trainer_state.json"
+"""The Trainer writes it last, so a checkpoint that has it is whole."""
+_SHAPES = frozenset({
+    "packing", "method", "r", "alpha", "dropout", "targets", "rslora", "dora", "learning_rate", "schedule",
+    "warmup_steps", "epochs", "max_steps", "batch_size", "accumulation", "weight_decay", "max_grad_norm", "optimizer",
+    "early_stopping", "seed", "dtype",
+})  # fmt: skip
+"""Settings that shape the weights, beside base and data."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """The folder beside ``out`` while the run lasts. The adapter appears in ``out`` whole, or not at all."""
+
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.training")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def runs(self) -> Path:
+        """TensorBoard's event files; they move into the adapter's folder."""
+        return self.folder / "runs"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest that is whole."""
+        whole = [path.parent for path in self.checkpoints.glob(f"checkpoint-*/{_STATE}")]
+        return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+    def sweep(self) -> None:
+        """Delete what a killed run had begun to write."""
+        for path in self.checkpoints.glob("checkpoint-*"):
+            if not (path / _STATE).is_file():
+                shutil.rmtree(path)
+        shutil.rmtree(self.adapter, ignore_errors=True)
+
+    def publish(self) -> None:
+        """The adapter becomes ``out``, and the rest goes."""
+        if self.runs.is_dir():
+            self.runs.rename(self.adapter / "runs")
+        self.adapter.rename(self.out)
+        shutil.rmtree(self.folder)
+
+
+@contextmanager
+def working(settings: TrainSettings, base: Base, dataset: Dataset) -> Iterator[Workplace]:
+    """The place of this run, for as long as it works there; several processes of one run share it.
+
+    Raises ConfigError where something is in the way: an adapter, another run at work, or what is left of another run.
+    """
+    state = PartialState()
+    place = Workplace(settings.folder)
+    if not state.is_main_process:
+        state.wait_for_everyone()
+        yield place
+        return
+    if place.out.exists() and (not place.out.is_dir() or any(place.out.iterdir())):
+        raise ConfigError(f"--out: {place.out} is there already; choose another --name or --out, or delete it")
+    place.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(place.folder):
+        _open(place, settings.resume, _request(settings, base, dataset))
+        state.wait_for_everyone()
+        yield place
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise ConfigError(f"--out: another run is at work in {folder}") from None
+
+
+def _open(place: Workplace, resume: bool, request: dict[str, Any]) -> None:
+    note = place.folder / "request.json"
+    if note.is_file() and place.last_checkpoint():
+        if not resume:
+            raise ConfigError(f"--out: a run was cut off here; go on with --resume, or delete {place.folder}")
+        _check_same(json.loads(note.read_text()), request)
+    place.sweep()
+    note.write_text(json.dumps(request, indent=2))
+
+
+def _request(settings: TrainSettings, base: Base, dataset: Dataset) -> dict[str, Any]:
+    """What must be the same for a run to go on as if it had not been cut off."""
+    shaping = settings.model_dump(mode="json", include=set(_SHAPES))
+    return {"model": base.layout.fingerprint, "data": dataset.data_hash, "max_length": dataset.max_length, **shaping}
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name in now:
+        if before.get(name) != now[name]:
+            raise ConfigError(
+                f"--resume: {flag(name)} was {before.get(name)} when the run began, and is now {now[name]}"
+            )
