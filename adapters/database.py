@@ -76,7 +76,7 @@ class Database:
             if _full(error.orig):
                 raise StoreFull("the disk of the registry's database is full") from error
             if _damaged(error.orig):
-                raise RegistryUnavailable(f"the registry's database is damaged: {error.orig}") from error
+                raise RegistryUnavailable("the registry's database is damaged") from error
             if error.connection_invalidated or not isinstance(error, _STATEMENT):
                 raise RegistryUnavailable("the registry's database cannot be reached; try again later") from error
             raise

@@ -14,7 +14,8 @@
     │   └── QuotaExceeded        or the quota has not
     └── RegistryUnavailable  the database cannot be reached
 
-After any of them nothing has changed.
+After any of them nothing has changed; but where the database was lost just as it was to acknowledge a change,
+RegistryUnavailable is raised although it may have been made.
 """
 
 

@@ -9,20 +9,21 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapters.catalog import Catalog, Change, Changes, Fits
+from adapters.catalog import Catalog, Change, Changes
 from adapters.contents import Admission, Contents
 from adapters.database import Database, storable
 from adapters.directory import Directory
-from adapters.errors import AdapterError, AdapterRejected, RegistryUnavailable
+from adapters.errors import AdapterError, AdapterRejected, RegistryUnavailable, UnknownAdapter
 from adapters.names import check_name, parse_reference
 from adapters.snapshot import Alias, Entry, Target, Version
 from adapters.spec import AdapterId, AdapterSpec
 from adapters.store import AdapterStore, folder_bytes
+from adapters.ties import Ties
 
 _log = logging.getLogger(__name__)
 
@@ -71,26 +72,6 @@ class Usage:
     quota_bytes: int | None
     adapters: int
     versions: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ties:
-    """What a registry needs to know from, and tell, the server around it."""
-
-    base: str
-    """The base's fingerprint."""
-    max_rank: int = 256
-    """The largest rank that is served."""
-    reserved: frozenset[str] = frozenset()
-    """Names that nothing can be given."""
-    probe: Callable[[AdapterSpec, bool], Mapping[str, Any]] = lambda spec, keep: {}
-    """The dry load of a stored content; the flag says whether it is to stay on the device. Raises AdapterRejected."""
-    fits: Fits = lambda ranks: True
-    """Whether adapters of these ranks may be pinned together."""
-    on_pins: Callable[[Sequence[Version]], None] = lambda versions: None
-    """Told which versions are to stay on the device whenever that changes."""
-    on_unused: Callable[[AdapterId], None] = lambda content: None
-    """Told of each content that nothing here refers to any more, before its bytes go. Must be quick."""
 
 
 class Registry(Directory):
@@ -181,8 +162,14 @@ class Registry(Directory):
             )
             self._found(spec.id)
             self.refresh()
-        entry = self.entry(name)
-        return Registered(self.version(f"{name}@{number}"), entry, new)
+        version = Version(
+            name, number, spec.id, spec.rank, spec.size_bytes, len(spec.targets), created=int(time.time())
+        )
+        try:
+            entry = self.entry(name)
+        except UnknownAdapter:  # removed again already, but it was registered
+            entry = Entry(name, version.created, None, False, {}, 0)
+        return Registered(entry.versions.get(number, version), entry, new)
 
     def register_folder(self, name: str, folder: Path, options: Options = Options()) -> Registered:
         """Copy a PEFT folder, and register the copy."""

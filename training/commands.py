@@ -59,7 +59,7 @@ def _weighted(text: str) -> list[tuple[str, float]]:
     for item in text.split(","):
         name, _, weight = item.rpartition("=")
         try:
-            pairs.append((name, float(weight)))
+            pairs.append((name.strip(), float(weight)))
         except ValueError:
             name = ""
         if not name:
@@ -136,7 +136,10 @@ def _base(
 
     Raises ConfigError where it was trained on a file or folder, which may be anywhere by now.
     """
-    said = json.loads((adapter / ORIGIN).read_bytes()) if adapter and (adapter / ORIGIN).is_file() else {}
+    try:
+        said = json.loads((adapter / ORIGIN).read_bytes()) if adapter and (adapter / ORIGIN).is_file() else {}
+    except ValueError as error:
+        raise ConfigError(f"{adapter}: its {ORIGIN} cannot be read: {error}") from None
     stored = said.get("quantization", {})
     trained_on = said.get("base", {"model": "demo"})
     if model is None and trained_on["model"] is None:

@@ -70,6 +70,8 @@ def build(
     if not train:
         raise DataError(f"no row is left to train on; left out: {_reasons(reader.counts) or 'none'}")
     train = _repeat(train, weights, settings.seed)
+    if not train:
+        raise ConfigError("--data: the files' weights leave no row to train on")
     general, mixed = _general(settings, reader, train, evaluation)
     train += mixed
     report = _report(settings, reader, train, evaluation, general, mixed)
@@ -178,10 +180,11 @@ def _read_template(path: Path | None) -> str | None:
 
 
 def _hold_out(settings: TrainSettings, reader: _Reader, pool: list[Example]) -> tuple[list[Example], list[Example]]:
-    """(train, evaluation): a given file's rows, which are then not trained, or a share of the pool's."""
+    """(train, evaluation): a given file's rows, or a share of the pool's; no row of the same tokens is trained."""
     if settings.eval_file is None:
-        return _split(pool, settings.eval_share, settings.seed)
-    evaluation = reader.unique(reader.read(settings.eval_file, settings.format))
+        pool, evaluation = _split(pool, settings.eval_share, settings.seed)
+    else:
+        evaluation = reader.unique(reader.read(settings.eval_file, settings.format))
     held_out = {tuple(example.input_ids) for example in evaluation}
     train = [example for example in pool if tuple(example.input_ids) not in held_out]
     reader.counts["also in the evaluation rows"] += len(pool) - len(train)

@@ -1,6 +1,7 @@
 """One training from its settings to a published adapter: check, train, judge, describe, publish."""
 
 import gc
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,7 +25,7 @@ from training.lora import check_findings, lint
 from training.manifest import manifest
 from training.memory import check_memory, estimate
 from training.publish import check_server, publish
-from training.run import Trained, train
+from training.run import Trained, checked_plan, train
 from training.settings import TrainSettings
 
 SHOWN = 160
@@ -73,6 +74,7 @@ class Job:
             verb = "will refuse this adapter" if finding.level == "refused" else "is all right with this adapter"
             self._warn(f"{finding.server} {verb}: {finding.message}")
         check_findings(settings, findings)
+        checked_plan(settings, base, dataset)
         need = estimate(settings, base, dataset)
         self._say(str(need))
         check_memory(need, base.device)
@@ -99,7 +101,7 @@ class Job:
         write_card(trained.folder, settings.name, contents, judgement, trained.history, dataset.chat_template)
         self._console.print(_comparison(judgement))
         for sample in judgement.samples[:1]:
-            self._console.print(_sample(sample))
+            self._console.print(_sample(sample), soft_wrap=True)
         for failure in judgement.failures:
             self._warn(f"not good enough: {failure}")
         self._say(f"the adapter is in {trained.folder}")
@@ -112,7 +114,8 @@ class Job:
             self._warn("it was not published" if url else "the judgement failed")
             return 3
         if url is None:
-            self._say(f"publish it with: manylora adapters push {trained.folder} --name {settings.name}")
+            folder = shlex.quote(str(trained.folder))
+            self._say(f"publish it with: manylora adapters push {folder} --name {settings.name}")
             return 0
         with _upload_bar(settings.name) as progress:
             publish(url, trained.folder, settings.name, settings.alias, self._say, progress)

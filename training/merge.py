@@ -24,6 +24,7 @@ from adapters.spec import AdapterSpec, BaseLayout
 from adapters.verify import verify
 from adapters.weights import AdapterWeights, read_weights
 from bases.errors import ConfigError
+from training.card import CHAT_TEMPLATE
 
 Method = Literal["linear", "cat", "svd", "ties", "dare_ties"]
 """linear, cat: the weighted sum itself, at the sum of the ranks. svd: its best approximation at one adapter's rank.
@@ -61,6 +62,7 @@ def merge(
     AdapterRejected; then ``out`` is not there.
     """
     _check(adapters, out, method, rank, density)
+    template = _template([folder for folder, _ in adapters])
     read = [(_read(folder, layout, allow_base_mismatch), weight) for folder, weight in adapters]
     wanted = rank or max(weights.spec.rank for weights, _ in read)
     layers = [layer for layer in layout.linears if any(layer in weights.tensors for weights, _ in read)]
@@ -74,6 +76,8 @@ def merge(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary, out.name)
         _write(folder, merged)
+        if template is not None:
+            (folder / CHAT_TEMPLATE).write_bytes(template)
         _write_origin(folder, [(weights.spec, weight) for weights, weight in read], layout, method)
         spec = verify(folder, layout, MAX_RANK)
         folder.rename(out)
@@ -97,6 +101,15 @@ def _check(adapters: Sequence[tuple[Path, float]], out: Path, method: str, rank:
         raise ConfigError(f"--density: must be above 0 and below 1 (got {density})")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"--out: {out} exists and is not an empty folder")
+
+
+def _template(folders: Sequence[Path]) -> bytes | None:
+    """The chat template that all of them bring, or None where none does."""
+    files = [folder / CHAT_TEMPLATE for folder in folders]
+    templates = {file.read_bytes() if file.is_file() else None for file in files}
+    if len(templates) > 1:
+        raise ConfigError("--merge: the adapters were trained with different chat templates, and a model has one")
+    return templates.pop()
 
 
 def _read(folder: Path, layout: BaseLayout, any_base: bool) -> AdapterWeights:

@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from bases.errors import ConfigError
 from training.rendering import UNTRAINED, Example
+
+LEAK = 1e-4
+"""Of the logits' norm: what another example before it may change of an example's, for rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +74,21 @@ def collate(rows: Sequence[Packed], pad: int) -> dict[str, Any]:
         "position_ids": torch.tensor([[*row.position_ids, *range(n)] for row, n in zip(rows, fill, strict=True)]),
         "use_cache": False,
     }
+
+
+@torch.no_grad()
+def check_borders(model: nn.Module) -> None:
+    """Raises ConfigError where an example sees the one before it: not every model hands its position ids on."""
+    first, other = (_logits_after(model, token) for token in (1, 2))
+    if (first - other).norm() > LEAK * first.norm():
+        raise ConfigError("--packing: this base lets an example see the one before it in its row; leave it out")
+
+
+def _logits_after(model: nn.Module, token: int) -> Tensor:
+    """Of a short example, behind one of ``token`` alone; float32 [tokens, vocabulary]."""
+    row = [Example([token] * 4, [UNTRAINED] * 4, "", 0, ""), Example([3, 4, 5, 6], [UNTRAINED] * 4, "", 0, "")]
+    batch = {name: value for name, value in collate([_join(row)], 0).items() if name != "labels"}
+    device = next(model.parameters()).device
+    moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    logits: Tensor = model(**moved).logits
+    return logits[0, 4:].float()

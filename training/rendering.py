@@ -57,7 +57,7 @@ class Example:
 
     def cut(self, length: int) -> "Example":
         """The first ``length`` tokens."""
-        whole = self.prompt_length < length
+        whole = len(self.input_ids) <= length
         return Example(
             self.input_ids[:length],
             self.labels[:length],

@@ -26,12 +26,12 @@ from training.dataset import Dataset
 from training.lora import adapted, check_findings, lint
 from training.loss import answer_loss
 from training.memory import check_memory, estimate
-from training.packing import Packed
+from training.packing import Packed, check_borders
 from training.progress import ShowProgress
 from training.settings import TrainSettings
 from training.trainer import AdapterTrainer
 from training.watch import Watch
-from training.workplace import Workplace, working
+from training.workplace import Workplace, check_free, working
 
 Say = Callable[[str], None]
 
@@ -80,8 +80,7 @@ def train(settings: TrainSettings, base: Base, dataset: Dataset, say: Say = lamb
     checkpoints stay for ``--resume``.
     """
     check_findings(settings, lint(settings, base))
-    _check_reporting(settings)
-    plan = make_plan(settings, dataset)
+    plan = checked_plan(settings, base, dataset)
     need = estimate(settings, base, dataset)
     check_memory(need, base.device)
     started = time.monotonic()
@@ -98,6 +97,15 @@ def train(settings: TrainSettings, base: Base, dataset: Dataset, say: Say = lamb
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     seconds = time.monotonic() - started
     return Trained(place.out, history, trainer.state.global_step, seconds, trainer.tokens_seen, warnings)
+
+
+def checked_plan(settings: TrainSettings, base: Base, dataset: Dataset) -> Plan:
+    """The plan of a run that can begin. Raises ConfigError; nothing is written."""
+    check_free(settings.folder)
+    _check_reporting(settings)
+    if settings.packing:
+        check_borders(base.model)
+    return make_plan(settings, dataset)
 
 
 def learning_rate(settings: TrainSettings, base: Base) -> float:
@@ -117,8 +125,9 @@ def make_plan(settings: TrainSettings, dataset: Dataset) -> Plan:
     steps = settings.max_steps or math.ceil(settings.epochs * math.ceil(batches / settings.accumulation))
     eval_steps = settings.eval_steps or math.ceil(steps / EVALUATIONS)
     save_steps = settings.save_steps or eval_steps
-    if settings.early_stopping is not None and save_steps % eval_steps:
-        raise ConfigError(f"--save-steps: with --early-stopping it must be a multiple of --eval-steps, {eval_steps}")
+    if settings.early_stopping is not None and save_steps != eval_steps:
+        # The best evaluation's weights are what is kept; without a checkpoint of theirs others would be, silently.
+        raise ConfigError(f"--save-steps: with --early-stopping it must be that of --eval-steps, {eval_steps}")
     warmup = max(5, round(0.03 * steps)) if settings.warmup_steps is None else settings.warmup_steps
     return Plan(rows, held_out, steps, eval_steps, save_steps, min(warmup, steps))
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -82,10 +82,15 @@ class Parsed:
 def parse_json(text: str) -> Parsed | None:
     """What ``text`` says, where all of it is a JSON object or array. A bare number or word is no structured answer."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
     return Parsed(value) if isinstance(value, dict | list) else None
+
+
+def _refuse(word: str) -> NoReturn:
+    """Python's reader takes NaN and Infinity, which JSON does not have."""
+    raise ValueError(f"{word} is no JSON")
 
 
 def _share(hits: Iterable[bool]) -> float:

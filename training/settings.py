@@ -184,6 +184,12 @@ class TrainSettings(BaseSettings):
         except RuntimeError:
             raise ValueError(f"{str(path)!r} names a home folder that is not known") from None
 
+    @field_validator("max_loss_ratio", mode="before")
+    @classmethod
+    def _asked(cls, ratio: object) -> object:
+        # YAML reads a bare off as false, which would be taken for 0.
+        return None if ratio is False or ratio == "off" else ratio
+
     @model_validator(mode="after")
     def _fitting(self) -> "TrainSettings":
         for name in ("alias", "publish_anyway"):
@@ -249,7 +255,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold options, one `name: value` a line")
-    keys = [key.value for key, _ in node.value]
+    keys = [str(key.value).replace("-", "_") for key, _ in node.value]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise ConfigError(f"{path}: {twice[0]}: is given twice")
     return {str(name).replace("-", "_"): value for name, value in values.items()}

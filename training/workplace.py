@@ -1,8 +1,9 @@
 """Where a run keeps what it needs until its adapter is whole: checkpoints, curves, and what it was asked to do."""
 
+import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from filelock import FileLock, Timeout
 from bases.base import Base
 from bases.errors import ConfigError
 from training.dataset import Dataset
+from training.rendering import Example
 from training.settings import TrainSettings, flag
 
 _STATE = "trainer_state.json"
@@ -69,6 +71,12 @@ class Workplace:
         shutil.rmtree(self.folder)
 
 
+def check_free(out: Path) -> None:
+    """Raises ConfigError where something is where the adapter is to be."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out: {out} is there already; choose another --name or --out, or delete it")
+
+
 @contextmanager
 def working(settings: TrainSettings, base: Base, dataset: Dataset) -> Iterator[Workplace]:
     """The place of this run, for as long as it works there; several processes of one run share it.
@@ -81,8 +89,7 @@ def working(settings: TrainSettings, base: Base, dataset: Dataset) -> Iterator[W
         state.wait_for_everyone()
         yield place
         return
-    if place.out.exists() and (not place.out.is_dir() or any(place.out.iterdir())):
-        raise ConfigError(f"--out: {place.out} is there already; choose another --name or --out, or delete it")
+    check_free(place.out)
     place.folder.mkdir(parents=True, exist_ok=True)
     with _locked(place.folder):
         _open(place, settings.resume, _request(settings, base, dataset))
@@ -105,6 +112,8 @@ def _open(place: Workplace, resume: bool, request: dict[str, Any]) -> None:
         if not resume:
             raise ConfigError(f"--out: a run was cut off here; go on with --resume, or delete {place.folder}")
         _check_same(json.loads(note.read_text()), request)
+    else:
+        shutil.rmtree(place.runs, ignore_errors=True)
     place.sweep()
     note.write_text(json.dumps(request, indent=2))
 
@@ -112,7 +121,13 @@ def _open(place: Workplace, resume: bool, request: dict[str, Any]) -> None:
 def _request(settings: TrainSettings, base: Base, dataset: Dataset) -> dict[str, Any]:
     """What must be the same for a run to go on as if it had not been cut off."""
     shaping = settings.model_dump(mode="json", include=set(_SHAPES))
-    return {"model": base.layout.fingerprint, "data": dataset.data_hash, "max_length": dataset.max_length, **shaping}
+    rows = {"data": _in_order(dataset.train), "eval_file": _in_order(dataset.evaluation)}
+    return {"model": base.layout.fingerprint, **rows, "max_length": dataset.max_length, **shaping}
+
+
+def _in_order(examples: Sequence[Example]) -> str:
+    """SHA-256 of rows in their order, by which a resumed run knows which of them it has seen."""
+    return hashlib.sha256(b"".join(example.digest for example in examples)).hexdigest()
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -14,13 +14,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from adapters.database import Database, open_postgres, open_sqlite
 from adapters.errors import AdapterConflict, AdapterError
-from adapters.registry import Registry, Ties
+from adapters.registry import Registry
 from adapters.remote import Remote
 from adapters.schema import NewerSchema
 from adapters.seen import SeenFolders
 from adapters.sources import Sources
 from adapters.spec import AdapterSpec
 from adapters.store import AdapterStore
+from adapters.ties import Ties
 from adapters.watch import Watch
 from bases.base import Base
 from bases.errors import ConfigError

@@ -58,6 +58,7 @@ def serve(at: int, root: Path) -> None:
     """Until killed."""
     service = tiny_service(root, tiny_model(), max_rank=16)
     listener = bind("127.0.0.1", 0)
+    listener.listen()  # a client that is told the port may connect at once
     if at:
         Fault(at, root / "data").install()
     sys.stdout.write(f"zygote {os.getpid()} {listener.getsockname()[1]}\n")

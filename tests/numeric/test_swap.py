@@ -7,7 +7,8 @@ import pytest
 
 from adapters.database import open_sqlite
 from adapters.directory import Lease
-from adapters.registry import Registry, Ties
+from adapters.registry import Registry
+from adapters.ties import Ties
 from server.sequence import Adapted, SamplingParams
 from tests.numeric.drive import Drive
 from tests.numeric.lab import Lab

@@ -39,6 +39,26 @@ def test_a_tenth_is_held_out_and_never_trained(tmp_path: Path) -> None:
     assert (dataset.report.rows, dataset.report.train, dataset.report.evaluation) == (40, 36, 4)
 
 
+def test_rows_that_differ_in_weights_alone_are_not_on_both_sides(tmp_path: Path) -> None:
+    first, last = {"role": "assistant", "content": "Yes?"}, {"role": "assistant", "content": "No."}
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{row}"},
+                first | {"weight": weight},
+                {"role": "user", "content": "So?"},
+                last,
+            ]
+        }
+        for row in range(10)
+        for weight in (0, 1)
+    ]
+    dataset = built(write_rows(tmp_path / "rows.jsonl", rows), eval_share=0.3)
+    assert not set(texts(dataset.train)) & set(texts(dataset.evaluation))
+    left_out = dataset.report.left_out["also in the evaluation rows"]
+    assert len(dataset.train) + len(dataset.evaluation) + left_out == 20
+
+
 def test_the_seed_chooses_which(tmp_path: Path) -> None:
     path = questions(tmp_path / "rows.jsonl", 40)
     assert built(path, seed=1).evaluation == built(path, seed=1).evaluation != built(path, seed=2).evaluation
@@ -90,6 +110,12 @@ def test_weights_repeat_rows_of_training_only(tmp_path: Path) -> None:
 def test_a_weight_that_is_none(tmp_path: Path, weight: str) -> None:
     with pytest.raises(ConfigError, match=r"--data: the weight in .* must be a number above 0"):
         built(f"{questions(tmp_path / 'rows.jsonl', 10)}={weight}")
+
+
+def test_weights_that_leave_nothing(tmp_path: Path) -> None:
+    path = questions(tmp_path / "rows.jsonl", 20)
+    with pytest.raises(ConfigError, match=r"^--data: the files' weights leave no row to train on$"):
+        built(f"{path}=0.01")
 
 
 def test_a_file_named_twice(tmp_path: Path) -> None:

@@ -191,6 +191,16 @@ def test_a_merge_can_be_exported(folders: tuple[Path, Path], layout: BaseLayout,
     assert report.divergence.mean_kl < 1e-5
 
 
+def test_a_chat_template_goes_on_where_all_bring_it(layout: BaseLayout, tmp_path: Path) -> None:
+    known = [(save_adapter(tiny_model(), tmp_path / name, 5, target_modules=["q_proj"]), 0.5) for name in ("a", "b")]
+    (tmp_path / "a" / "chat_template.jinja").write_text("one")
+    with pytest.raises(ConfigError, match="different chat templates"):
+        merge(known, layout, tmp_path / "mixed")
+    (tmp_path / "b" / "chat_template.jinja").write_text("one")
+    merge(known, layout, tmp_path / "merged")
+    assert (tmp_path / "merged" / "chat_template.jinja").read_text() == "one"
+
+
 @pytest.mark.parametrize(
     ("options", "weights", "reason"),
     [

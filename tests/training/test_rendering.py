@@ -192,9 +192,10 @@ def test_a_tokenizer_that_would_truncate_does_not() -> None:
 
 def test_a_cut_example_has_no_answer_to_judge() -> None:
     example = RENDERER.render(chat("Hi", "Hello", "How?", "So."))
-    kept, lost = example.cut(example.prompt_length + 1), example.cut(example.prompt_length)
-    assert (kept.prompt, kept.answer, trained_texts(kept)[-1]) == (example.prompt, "So.", "S")
-    assert (lost.prompt, lost.answer, trained_texts(lost)) == ([], "", ["Hello<|im_end|>"])
+    half, none = example.cut(example.prompt_length + 1), example.cut(example.prompt_length)
+    assert (half.prompt, half.answer, trained_texts(half)[-1]) == ([], "", "S")
+    assert (none.prompt, none.answer, trained_texts(none)) == ([], "", ["Hello<|im_end|>"])
+    assert example.cut(len(example.input_ids)) == example
 
 
 @pytest.mark.demo

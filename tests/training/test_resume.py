@@ -78,7 +78,19 @@ def test_another_runs_checkpoints_are_not_gone_on_with(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", map(question, range(30)))
     with pytest.raises(ConfigError, match=r"^--resume: DATA was "):
         trained(long(tmp_path, resume=True))
+    write_rows(tmp_path / "rows.jsonl", map(question, reversed(range(24))))
+    with pytest.raises(ConfigError, match=r"^--resume: DATA was "):
+        trained(long(tmp_path, resume=True))
     assert place.last_checkpoint().name == "checkpoint-3"
+
+
+def test_the_curves_of_an_abandoned_run_are_not_the_next_ones(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, report_to="tensorboard")
+    place = Workplace(settings.folder)
+    place.runs.mkdir(parents=True)
+    (place.runs / "abandoned").touch()
+    assert [path.name for path in (trained(settings).folder / "runs").iterdir()] != []
+    assert not (settings.folder / "runs" / "abandoned").exists()
 
 
 def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:

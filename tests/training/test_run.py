@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from adapters.verify import verify
 from bases.base import load_base
@@ -263,8 +263,20 @@ def test_early_stopping_ends_the_run_with_the_best_adapter(tmp_path: Path) -> No
 def test_early_stopping_needs_rows_that_are_held_out(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--early-stopping: no row is held out to tell by"):
         trained(tiny_settings(tmp_path, early_stopping=1, eval_share=0))
-    with pytest.raises(ConfigError, match=r"^--save-steps: .* must be a multiple of --eval-steps, 4"):
-        trained(tiny_settings(tmp_path, early_stopping=1, eval_steps=4, save_steps=6))
+    with pytest.raises(ConfigError, match=r"^--save-steps: .* must be that of --eval-steps, 4"):
+        trained(tiny_settings(tmp_path, early_stopping=1, eval_steps=4, save_steps=8))
+
+
+def test_packing_needs_a_base_that_keeps_examples_apart(tmp_path: Path) -> None:
+    """OPT does not hand its position ids on to what makes the mask."""
+    size = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    config = OPTConfig(vocab_size=320, num_attention_heads=4, max_position_embeddings=256, **size)
+    OPTForCausalLM(config).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    settings = tiny_settings(tmp_path, packing=True, quantization="none")
+    with pytest.raises(ConfigError, match=r"^--packing: this base lets an example see the one before it"):
+        trained(settings)
+    assert not Workplace(settings.folder).folder.exists()
 
 
 def curve(*points: tuple[float, float]) -> list[dict[str, float]]:

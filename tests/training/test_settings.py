@@ -80,6 +80,7 @@ def test_a_bad_flag_is_one_line_that_names_it(flags: str, message: str) -> None:
         ("lr: 1", "c.yaml: lr: there is no such option$"),
         ("name: on", "c.yaml: name: Input should be a valid string"),
         ("r: 4\nr: 8", "c.yaml: r: is given twice$"),
+        ("max-steps: 4\nmax_steps: 8", "c.yaml: max_steps: is given twice$"),
         ("- r", "c.yaml: must hold options, one `name: value` a line$"),
         ("r: [", "c.yaml: while parsing"),
     ],
@@ -87,6 +88,12 @@ def test_a_bad_flag_is_one_line_that_names_it(flags: str, message: str) -> None:
 def test_a_bad_line_of_the_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_settings([yaml(tmp_path / "c.yaml", text), "a.jsonl"])
+
+
+@pytest.mark.parametrize("off", ["off", "'off'", "null"])
+def test_the_loss_ratio_is_off_in_the_file_too(tmp_path: Path, off: str) -> None:
+    text = f"data: rows.jsonl\nname: x\nmax_loss_ratio: {off}\n"
+    assert read_settings([yaml(tmp_path / "c.yaml", text)]).max_loss_ratio is None
 
 
 def test_every_error_is_told_at_once(tmp_path: Path) -> None:

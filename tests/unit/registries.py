@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from adapters.database import open_postgres, open_sqlite
-from adapters.registry import Registry, Ties
+from adapters.registry import Registry
 from adapters.remote import Remote
 from adapters.spec import BaseLayout
 from adapters.store import AdapterStore
+from adapters.ties import Ties
 from tests.adapter_folders import LAYERS, layout_of, write_adapter
 from tests.tiny import tiny_model
 

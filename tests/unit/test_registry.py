@@ -137,6 +137,22 @@ def test_one_version_can_go(registry: Registry, folders: list[Path], tmp_path: P
     settled(tmp_path, {new.content})
 
 
+def test_a_registration_that_is_removed_at_once_was_made(
+    registry: Registry, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresh = registry.refresh
+
+    def overtaken() -> None:
+        monkeypatch.setattr(registry, "refresh", refresh)
+        refresh()
+        registry.remove("legal")
+
+    monkeypatch.setattr(registry, "refresh", overtaken)
+    registered = registry.register_folder("legal", folders[0])
+    assert (registered.version.name, registered.new, registered.entry.versions) == ("legal@1", True, {})
+    assert registry.entries() == []
+
+
 # Aliases
 
 
@@ -636,7 +652,7 @@ def test_odd_characters_in_the_path_of_the_database(tmp_path: Path) -> None:
 
 def test_a_damaged_database_is_said_to_be(tmp_path: Path) -> None:
     (tmp_path / "registry.sqlite3").write_bytes(b"not a database " * 1000)
-    with pytest.raises(RegistryUnavailable, match=r"damaged: file is not a database"):
+    with pytest.raises(RegistryUnavailable, match="database is damaged"):
         open_sqlite(tmp_path / "registry.sqlite3")
 
 
