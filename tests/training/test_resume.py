@@ -28,6 +28,8 @@ def long(root: Path, **more: Any) -> TrainSettings:
 RUN = """
 import sys
 from pathlib import Path
+import torch
+torch.set_num_threads(int(sys.argv[2]))  # sums depend on it, and other tests may have changed this process's
 from tests.training.test_resume import long
 from tests.training.tiny_run import trained
 trained(long(Path(sys.argv[1]), out=Path(sys.argv[1], "killed")))
@@ -37,7 +39,7 @@ trained(long(Path(sys.argv[1]), out=Path(sys.argv[1], "killed")))
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole = trained(long(tmp_path, out=tmp_path / "whole"))
     place = Workplace(tmp_path / "killed")
-    process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)])
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path), str(torch.get_num_threads())])
     while process.poll() is None and not (last := place.last_checkpoint()):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
