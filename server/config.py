@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from bases.errors import ConfigError
+from bases.option_errors import describe
 from bases.options import BaseOptions, default_data
 
 RANK_STEP = 8
@@ -216,24 +217,4 @@ def _line(detail: ErrorDetails) -> str:
     """One error of pydantic as ``--max-rank: must be at least 1 (got 0)``."""
     name, *inside = map(str, detail["loc"])
     where = ".".join([flag(name), *inside])
-    context = detail.get("ctx", {})
-    got = f"(got {detail['input']!r})"
-    match detail["type"]:
-        case "value_error":
-            return f"{where}: {context['error']}"
-        case "greater_than_equal":
-            return f"{where}: must be at least {context['ge']:g} {got}"
-        case "greater_than":
-            return f"{where}: must be more than {context['gt']:g} {got}"
-        case "less_than_equal":
-            return f"{where}: must be at most {context['le']:g} {got}"
-        case "literal_error":
-            return f"{where}: must be {context['expected']} {got}"
-        case "int_parsing" | "int_type" | "int_from_float":
-            return f"{where}: must be a whole number {got}"
-        case "float_parsing" | "float_type" | "finite_number":
-            return f"{where}: must be a finite number {got}"
-        case "extra_forbidden":
-            return f"{where}: there is no such option"
-        case _:
-            return f"{where}: {detail['msg']} {got}"
+    return describe(detail, where)

@@ -23,6 +23,7 @@ from pydantic_settings import (
 from adapters.errors import AdapterNameError
 from adapters.names import check_name
 from bases.errors import ConfigError
+from bases.option_errors import describe
 from bases.options import BaseOptions, default_data
 
 _FILE_ENDINGS = (".yaml", ".yml")
@@ -263,34 +264,10 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _line(detail: ErrorDetails, places: Mapping[str, str]) -> str:
     """One error of pydantic as ``--r: must be at least 1 (got 0)``, or ``config.yaml: r: must be ...``."""
-    context = detail.get("ctx", {})
     if not detail["loc"]:
-        return str(context["error"])
+        return str(detail["ctx"]["error"])
     name, *inside = map(str, detail["loc"])
     where = ".".join([places.get(name, flag(name)), *inside])
-    got = f"(got {detail['input']!r})"
-    match detail["type"]:
-        case "missing":
-            return f"{where}: is needed"
-        case "value_error":
-            return f"{where}: {context['error']}"
-        case "greater_than_equal":
-            return f"{where}: must be at least {context['ge']:g} {got}"
-        case "greater_than":
-            return f"{where}: must be more than {context['gt']:g} {got}"
-        case "less_than_equal":
-            return f"{where}: must be at most {context['le']:g} {got}"
-        case "less_than":
-            return f"{where}: must be less than {context['lt']:g} {got}"
-        case "literal_error":
-            return f"{where}: must be {context['expected']} {got}"
-        case "int_parsing" | "int_type" | "int_from_float":
-            return f"{where}: must be a whole number {got}"
-        case "float_parsing" | "float_type" | "finite_number":
-            return f"{where}: must be a finite number {got}"
-        case "string_pattern_mismatch":
-            return f"{where}: must begin with http:// or https:// {got}"
-        case "extra_forbidden":
-            return f"{where}: there is no such option"
-        case _:
-            return f"{where}: {detail['msg']} {got}"
+    if detail["type"] == "string_pattern_mismatch":
+        return f"{where}: must begin with http:// or https:// (got {detail['input']!r})"
+    return describe(detail, where)
