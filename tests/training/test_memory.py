@@ -60,13 +60,24 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.demo
-@pytest.mark.parametrize(("batch", "activations"), [(4, "kept"), (12, "kept"), (12, "recomputed")])
-def test_the_estimate_is_near_what_a_run_takes(batch: int, activations: str, demo_data: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", RUN, str(demo_data), str(batch), activations]
+def test_the_estimate_grows_and_shrinks_as_a_run_does(demo_data: Path) -> None:
+    """Differences, not totals: what the libraries keep for themselves was 0.1 GiB on one processor, 0.4 on another."""
+    few, many, recomputed = (
+        run_on_demo(demo_data, batch, activations)
+        for batch, activations in ((4, "kept"), (12, "kept"), (12, "recomputed"))
+    )
+    for more, less in ((many, few), (many, recomputed)):
+        expected, measured = (larger - smaller for larger, smaller in zip(more, less, strict=True))
+        assert 0.6 < expected / measured < 1.8
+
+
+def run_on_demo(data: Path, batch: int, activations: str) -> tuple[int, int]:
+    """Bytes that were estimated, and that a run took at its peak."""
+    command = [sys.executable, "-W", "ignore", "-c", RUN, str(data), str(batch), activations]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     expected, measured = map(int, done.stdout.split()[-2:])
-    assert 0.6 < expected / measured < 1.7
+    return expected, measured
 
 
 def test_what_costs_memory_is_counted(tmp_path: Path) -> None:
