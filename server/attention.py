@@ -68,10 +68,12 @@ class Probe:
 
     shapes: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Layer -> (KV heads, head size)."""
+    ways: dict[int, How] = field(default_factory=dict)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
         """Values, repeated over the query heads of their group."""
         self.shapes[layer] = (k.shape[1], k.shape[2])
+        self.ways[layer] = how
         return v.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
 
 
@@ -100,8 +102,7 @@ class KvCache:
         }
         """Layer -> keys and values, each [blocks, size, KVH, D]."""
         fits = size % 16 == 0 and all(width % 32 == 0 and width <= 256 for _, width in by_shape)
-        kernels = native.load() if fits and device.type == "cpu" and dtype == torch.bfloat16 else None
-        self.kernels = kernels if kernels and kernels.amx else None
+        self.kernels = native.load() if fits and device.type == "cpu" and dtype == torch.bfloat16 else None
 
     @staticmethod
     def block_bytes(shapes: dict[int, tuple[int, int]], size: int, dtype: torch.dtype) -> int:

@@ -89,11 +89,9 @@ def _processor() -> str:
 
 def _kernels() -> str:
     kernels = native.load()
-    if kernels is None or not kernels.lora:
-        return "bitsandbytes' and torch's"
-    if not kernels.amx:
-        return "our own for LoRA; bitsandbytes' and torch's for the rest (no AMX)"
-    return "our own, for NF4 products, attention and LoRA"
+    if kernels is None:
+        return "bitsandbytes' and torch's (no AMX, or no C compiler)"
+    return "our own, on AMX: NF4 products, attention, LoRA, output layer"
 
 
 def _demo() -> str:

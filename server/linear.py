@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bases.nf4 import Linear4bit, functional
 from server import native
+from server.native.structures import Nf4, address
 
 Compute = Callable[[Tensor], list[Tensor]]
 
@@ -59,26 +60,30 @@ class FusedNf4:
         self.absmax = torch.cat([state.absmax for _, state in packed], dim=1).contiguous()
         self.code = packed[0][1].code
         self.blocksize = packed[0][1].blocksize
-        self.biases = [None if layer.bias is None else layer.bias.data for layer in layers]
-        kernels = native.load()
-        self.kernels = kernels if kernels and kernels.amx and self.blocksize == KERNEL_BLOCK else None
+        biases = [layer.bias for layer in layers]
+        self.bias = (
+            None
+            if all(bias is None for bias in biases)
+            else torch.cat(
+                [
+                    torch.zeros(out, dtype=torch.bfloat16) if bias is None else bias.data.to(torch.bfloat16)
+                    for bias, out in zip(biases, self.outs, strict=True)
+                ]
+            )
+        )
+        addresses = (address(tensor) for tensor in (self.weight, self.absmax, self.bias))
+        self.native = Nf4(self.shape[0], self.shape[1], *addresses)
+        self.kernels = native.load() if self.blocksize == KERNEL_BLOCK else None
         for layer in layers:
             layer.weight = None
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """[rows, in] -> [rows, out] per layer, views of one tensor."""
-        if self.kernels and x.dtype == torch.bfloat16:
-            y = self.kernels.nf4_matmul(x, self.weight, self.absmax)
-        else:
-            y = self.reference(x)
-        outputs = list(y.split(self.outs, dim=-1))
-        for output, bias in zip(outputs, self.biases, strict=True):
-            if bias is not None:
-                output += bias
-        return outputs
+        ours = self.kernels if x.dtype == torch.bfloat16 else None
+        y = ours.nf4_matmul(x, self.native) if ours else self.reference(x)
+        return list(y.split(self.outs, dim=-1))
 
     def reference(self, x: Tensor) -> Tensor:
         """[rows, in] -> [rows, out] of all layers side by side, by bitsandbytes' kernel."""
-        return torch.ops.bitsandbytes.gemv_4bit(  # type: ignore[no-any-return]
-            x, self.weight, self.shape, self.absmax, self.code, self.blocksize
-        )
+        y: Tensor = torch.ops.bitsandbytes.gemv_4bit(x, self.weight, self.shape, self.absmax, self.code, self.blocksize)
+        return y if self.bias is None else y + self.bias

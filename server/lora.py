@@ -11,8 +11,8 @@ products serve all rows at once::
 For rows with different adapters this computes columns it throws away. That is cheap where it happens (decode: few
 rows, the time goes into reading A and B, and each is read once, without a gather and without a loop over adapters); a
 chunk of prefill is a segment of its own and computes only its own columns. Mixed ranks and mixes of adapters need no
-second path. On CPUs with AVX512-BF16 a kernel of our own takes all rows at once, reads only the pages they use, and
-computes a row in the same way whatever is beside it.
+second path. On CPUs with AMX a kernel of our own takes all rows at once, reads only the pages they use, and computes a
+row in the same way whatever is beside it.
 :func:`delta_reference` is the plain loop both are tested against.
 """
 
@@ -28,6 +28,8 @@ from adapters.spec import AdapterId, BaseLayout
 from adapters.weights import AdapterWeights
 from server import native
 from server.linear import fuse
+from server.native.batches import TILE_ROWS
+from server.native.structures import Lora
 from server.sequence import Adaptation, Batch
 from server.slots import PAGE, pages_for
 
@@ -35,6 +37,8 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one module that are fed the same tensor. Checked by identity at every call, so a wrong guess costs time
 only."""
 
+MAX_IN = 16384
+"""Inputs of a layer that the kernel can take."""
 MAX_GAP = 16
 """Pages of strangers that are cheaper to compute and discard than a second pair of matrix products."""
 
@@ -74,14 +78,18 @@ class Segment:
         """For the products over spans of pages."""
         return _spans(self.adaptations, self.placed, self.like)
 
-    def uses(self) -> Iterable[tuple[int, int, float]]:
-        """(page, row of the batch, weight), for the kernel."""
-        rows = self.stop - self.start
-        spread = self.adaptations if len(self.adaptations) == rows else [self.adaptations[0]] * rows
-        for row, adaptation in enumerate(spread, self.start):
-            for adapted in adaptation:
-                for page in self.placed[adapted.id][0]:
-                    yield page, row, adapted.weight
+    def groups(self) -> Iterable[tuple[list[int], list[tuple[int, float]]]]:
+        """Up to 16 rows with one adaptation and its (page, weight) pairs, for the kernel."""
+        taking: dict[Adaptation, list[int]] = {}
+        if len(self.adaptations) == 1:
+            taking[self.adaptations[0]] = list(range(self.start, self.stop))
+        else:
+            for row, adaptation in enumerate(self.adaptations, self.start):
+                taking.setdefault(adaptation, []).append(row)
+        for adaptation, rows in taking.items():
+            uses = [(page, adapted.weight) for adapted in adaptation for page in self.placed[adapted.id][0]]
+            for first in range(0, len(rows) if uses else 0, TILE_ROWS):
+                yield rows[first : first + TILE_ROWS], uses
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,9 @@ class Plan:
     targets: frozenset[str] = frozenset()
 
     @cached_property
-    def uses(self) -> native.Uses:
+    def lora_rows(self) -> native.LoraRows:
         """All rows' pages, for the kernel."""
-        return native.Uses(self.rows, [use for segment in self.segments for use in segment.uses()])
+        return native.LoraRows([group for segment in self.segments for group in segment.groups()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +112,11 @@ class PackedAdapter:
 
     rank: int
     groups: Mapping[str, tuple[Tensor, tuple[Tensor | None, ...]]]
-    """Group name -> A [pages, members, PAGE, in] and, per member, B [pages, PAGE, out] scaled, or None."""
+    """Group name -> A [pages, members, PAGE, in] and, per member, B [pages, PAGE, out] scaled, or None.
+
+    Where the kernel serves a group, in its layout: [pages, members, in / 2, PAGE, 2] and [pages, out / 16, PAGE / 2,
+    16, 2], so that it reads every tile in one piece.
+    """
     targets: frozenset[str]
     nbytes: int
 
@@ -123,17 +135,15 @@ class LoraGroup:
         self.base: Callable[[Tensor], list[Tensor]] = fuse(layers)
         self.a: Tensor | None = None
         self.b: list[Tensor | None] = [None] * len(names)
-        self.kernels = self._kernels()
+        self.kernels = pool.kernels if self._fits_kernel() else None
+        self.native = Lora()
+        self.native.fill(None, self.b, self.outs)
         self._input: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
 
-    def _kernels(self) -> native.Kernels | None:
-        """The native kernel, where device, dtype and shapes allow it."""
-        fits = self.in_features % 32 == 0 and all(out % 16 == 0 for out in self.outs)
-        if self.pool.device.type != "cpu" or self.pool.dtype != torch.bfloat16 or not fits:
-            return None
-        kernels = native.load()
-        return kernels if kernels and kernels.lora else None
+    def _fits_kernel(self) -> bool:
+        shapes = self.in_features % 32 == 0 and self.in_features <= MAX_IN and all(out % 16 == 0 for out in self.outs)
+        return shapes and self.pool.device.type == "cpu" and self.pool.dtype == torch.bfloat16
 
     def __call__(self, x: Tensor, member: int) -> Tensor:
         """The member's output for ``x`` [..., in]: base plus adapters."""
@@ -151,9 +161,7 @@ class LoraGroup:
         plan = self.pool.plan
         active = [i for i, name in enumerate(self.names) if name in plan.targets]
         if active and self.kernels:
-            assert self.a is not None
-            bs = [b if i in active else None for i, b in enumerate(self.b)]
-            self.kernels.lora_rows(x, self.a, bs, outputs, plan.uses)
+            self.kernels.lora_rows(x, self.native, plan.lora_rows, active, outputs)
         elif active:
             for segment in plan.segments:
                 rows = slice(segment.start, segment.stop)
@@ -182,16 +190,31 @@ class LoraGroup:
             return
         a, bs = packed
         if self.a is None:
-            self.a = self.pool.empty(len(self.names), PAGE, self.in_features)
+            self.a = self.pool.empty(*a.shape[1:])
         self.a.index_copy_(0, pages, a.to(self.a.device, non_blocking=True))
         for i, b in enumerate(bs):
             mine = self.b[i]
             if b is not None:
                 if mine is None:
-                    mine = self.b[i] = self.pool.empty(PAGE, self.outs[i])
+                    mine = self.b[i] = self.pool.empty(*b.shape[1:])
                 mine.index_copy_(0, pages, b.to(mine.device, non_blocking=True))
             elif mine is not None:
                 mine.index_fill_(0, pages, 0)
+        self.native.fill(self.a, self.b, self.outs)
+
+    def tiled_a(self, a: Tensor) -> Tensor:
+        """A [pages, members, PAGE, in] in the layout of what serves this group."""
+        if not self.kernels:
+            return a.contiguous()
+        pages, members, columns, inputs = a.shape
+        return a.reshape(pages, members, columns, inputs // 2, 2).transpose(2, 3).contiguous()
+
+    def tiled_b(self, b: Tensor) -> Tensor:
+        """B [pages, PAGE, out] in the layout of what serves this group."""
+        if not self.kernels:
+            return b.contiguous()
+        pages, columns, outs = b.shape
+        return b.reshape(pages, columns // 2, 2, outs // 16, 16).permute(0, 3, 1, 4, 2).contiguous()
 
 
 class SlottedLinear(nn.Module):
@@ -217,6 +240,7 @@ class LoraPool:
     pages: int
     device: torch.device
     dtype: torch.dtype
+    kernels: native.Kernels | None = field(default_factory=native.load)
     groups: list[LoraGroup] = field(default_factory=list)
     plan: Plan = Plan()
 
@@ -262,8 +286,8 @@ class LoraPool:
             a.view(pages * PAGE, len(group.names), -1)[:rank, i] = down.to(self.dtype)
             b = torch.zeros(pages * PAGE, group.outs[i], dtype=self.dtype)
             b[:rank] = (up.float() * weights.spec.targets[name].scaling).T
-            bs.append(self._pinned(b.view(pages, PAGE, -1)))
-        return self._pinned(a.transpose(1, 2).contiguous()), tuple(bs)
+            bs.append(self._pinned(group.tiled_b(b.view(pages, PAGE, -1))))
+        return self._pinned(group.tiled_a(a.transpose(1, 2))), tuple(bs)
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if self.device.type == "cuda" else tensor

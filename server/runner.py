@@ -11,6 +11,7 @@ from bases.base import Base
 from bases.errors import ConfigError
 from server.attention import IMPLEMENTATION, KvCache, PagedBatch, Probe, register
 from server.config import Settings
+from server.decoder import Decoder
 from server.lora import LoraPool, PackedAdapter, make_plan
 from server.sampler import sample
 from server.sequence import Batch
@@ -27,9 +28,12 @@ class Runner:
         self.pool.install(base.model, base.layout)
         register()
         base.model.set_attn_implementation(IMPLEMENTATION)
-        shapes = self._probe()
+        probe = self._probe()
+        shapes = probe.shapes
         self.blocks = _block_count(shapes, base, settings)
         self.kv = KvCache(shapes, self.blocks, settings.block_size, base.device, base.dtype)
+        self.decoder = Decoder.of(base.model, self.pool, self.kv, probe.ways)
+        """Takes the place of the model's own layers where it can."""
         self._like = torch.empty(0, device=base.device, dtype=base.dtype)
         self._placed: dict[AdapterId, tuple[tuple[int, ...], frozenset[str]]] = {}
 
@@ -50,26 +54,27 @@ class Runner:
         if batch.fresh:
             self.kv.clear(batch.fresh)
         self.pool.plan = make_plan(batch, self._placed, self._like)
-        return self._forward(
-            [token for c in batch.chunks for token in c.sequence.tokens[c.start : c.end]],
-            [position for c in batch.chunks for position in range(c.start, c.end)],
-            _last_rows(batch),
-            PagedBatch(batch, self.kv, self.device, self.base.dtype),
-        ).float()
+        tokens = [token for c in batch.chunks for token in c.sequence.tokens[c.start : c.end]]
+        positions = [position for c in batch.chunks for position in range(c.start, c.end)]
+        forward = self.decoder.logits if self.decoder else self._forward
+        return forward(tokens, positions, _last_rows(batch), PagedBatch(batch, self.kv, self.device, self.base.dtype))
 
     def _forward(self, tokens: list[int], positions: list[int], keep: list[int], paged: PagedBatch | Probe) -> Tensor:
-        return self.base.model(  # type: ignore[no-any-return]
+        logits: Tensor = self.base.model(
             input_ids=torch.tensor([tokens], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),
             logits_to_keep=torch.tensor(keep, device=self.device, dtype=torch.long),
             use_cache=False,
             paged=paged,
         ).logits[0]
+        return logits.float()
 
     def place(self, adapter: AdapterId, pages: tuple[int, ...], packed: PackedAdapter) -> None:
         """Write an adapter into its pages."""
         with torch.inference_mode():
             self.pool.write(pages, packed)
+        if self.decoder:
+            self.decoder.refresh()
         self._placed[adapter] = (pages, packed.targets)
 
     def evict(self, adapter: AdapterId) -> None:
@@ -82,11 +87,11 @@ class Runner:
         return self._placed
 
     @torch.inference_mode()
-    def _probe(self) -> dict[int, tuple[int, int]]:
-        """One token through the model shows what each layer caches: KV heads and head size."""
+    def _probe(self) -> Probe:
+        """One token through the model shows what each layer caches and how it attends."""
         probe = Probe()
         self._forward([0], [0], [0], probe)
-        return probe.shapes
+        return probe
 
 
 def _last_rows(batch: Batch) -> list[int]:

@@ -6,57 +6,18 @@
 // aligned to their positions and a masked key adds an exact zero: a column's result depends on its own context alone,
 // not on what shares its tile or how a prompt was cut into chunks.
 
+#include "kernels.h"
+#include "tiles.h"
+
 #include <immintrin.h>
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <string.h>
 
 #define COLUMNS 16
 #define STEP 32  // keys in a step of the product with the values
 #define MAX_WIDTH 256
-
-typedef struct {
-    int64_t row, rows, start, table;  // first row of the batch, rows, position of the first, offset into tables
-} Run;
-
-typedef struct {
-    int64_t heads, kv_heads, width, size, window;
-    float scale, softcap;
-    const uint16_t *q, *keys, *values;
-    const int64_t *tables;
-    uint16_t *out;
-} Job;
-
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t bytes_per_row[16];
-    uint8_t rows[16];
-} TileConfig;
-
-static void configure_tiles(void) {
-    TileConfig config = {.palette = 1};
-    for (int tile = 0; tile < 3; tile++) {
-        config.rows[tile] = 16;
-        config.bytes_per_row[tile] = 64;
-    }
-    _tile_loadconfig(&config);
-}
-
-// exp(x) for x <= 0: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' coefficients), within 2 ulp.
-static inline __m512 exp_negative(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x);  // in this order a NaN stays one
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(p, n);
-}
 
 static inline __m512 cap(__m512 x, float softcap) {
     const __m512 limit = _mm512_set1_ps(softcap), one = _mm512_set1_ps(1.0f);
@@ -76,40 +37,13 @@ static inline __m512i bf16_pair(__m512 even, __m512 odd) {
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-// 16 x 16 words of 32 bits, in place.
-static void transpose(__m512i *m) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(m[i], m[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(m[i], m[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        m[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        m[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        m[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        m[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(m[i], m[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(m[i], m[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(m[i + 8], m[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(m[i + 8], m[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        m[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        m[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        m[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        m[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
-}
-
-static inline const uint16_t *token(const Job *job, const Run *run, const uint16_t *data, int64_t kv, int64_t position) {
+static inline const uint16_t *token(const Attention *job, const Run *run, const uint16_t *data, int64_t kv, int64_t position) {
     const int64_t block = job->tables[run->table + position / job->size];
     return data + ((block * job->size + position % job->size) * job->kv_heads + kv) * job->width;
 }
 
 // scores [keys, 16] of the keys from `first` to `end`, a multiple of 16 apart.
-static void score(const Job *job, const Run *run, int64_t kv, const uint32_t *queries, int64_t first, int64_t end,
+static void score(const Attention *job, const Run *run, int64_t kv, const uint32_t *queries, int64_t first, int64_t end,
                   float *scores) {
     const int64_t stride = job->kv_heads * job->width * 2;
     for (int64_t key = first; key < end; key += 16) {
@@ -125,7 +59,7 @@ static void score(const Job *job, const Run *run, int64_t kv, const uint32_t *qu
 }
 
 // Scores become exponentials, as tiles [16 columns, STEP keys] bf16; returns each column's 1 / sum.
-static __m512 softmax(const Job *job, const int32_t *positions, int64_t first, int64_t end, float *scores,
+static __m512 softmax(const Attention *job, const int32_t *positions, int64_t first, int64_t end, float *scores,
                       uint32_t *tiles) {
     const __m512 nothing = _mm512_set1_ps(-INFINITY);
     const __m512i last = _mm512_loadu_si512(positions);
@@ -161,7 +95,7 @@ static __m512 softmax(const Job *job, const int32_t *positions, int64_t first, i
 }
 
 // result [16 columns, 16] = the tiles times 16 components of the values.
-static void mix(const Job *job, const Run *run, int64_t kv, int64_t component, int64_t first, int64_t end,
+static void mix(const Attention *job, const Run *run, int64_t kv, int64_t component, int64_t first, int64_t end,
                 const uint32_t *tiles, float *result) {
     const int64_t stride = job->kv_heads * job->width;
     uint32_t pairs[256] __attribute__((aligned(64)));
@@ -184,7 +118,7 @@ static void mix(const Job *job, const Run *run, int64_t kv, int64_t component, i
 }
 
 // Columns `first_column` to + 15 of a run: column c is head c % group of row c / group.
-static void attend_tile(const Job *job, const Run *run, int64_t kv, int64_t first_column, float *scores, uint32_t *tiles) {
+static void attend_tile(const Attention *job, const Run *run, int64_t kv, int64_t first_column, float *scores, uint32_t *tiles) {
     const int64_t group = job->heads / job->kv_heads, words = job->width / 2;
     const int64_t left = run->rows * group - first_column, columns = left < COLUMNS ? left : COLUMNS;
     uint32_t queries[COLUMNS * MAX_WIDTH / 2] __attribute__((aligned(64)));
@@ -214,30 +148,35 @@ static void attend_tile(const Job *job, const Run *run, int64_t kv, int64_t firs
     }
 }
 
-// q and out [rows, heads, width] bf16; runs of rows that follow each other in one sequence, each with its blocks in
-// tables; window: positions a query sees, itself included, 0 for all; softcap: 0 for none. width a multiple of 32, at
-// most 256. scratch: per thread, 24 * `context` words of 32 bits, context a multiple of 32 and at least the longest.
-void attend(int64_t runs, const Run *run, int64_t heads, int64_t kv_heads, int64_t width, int64_t size,
-            const uint16_t *q, const uint16_t *keys, const uint16_t *values, const int64_t *tables, int64_t window,
-            float scale, float softcap, uint16_t *out, float *scratch, int64_t context, int threads) {
-    const Job job = {heads, kv_heads, width, size, window, scale, softcap, q, keys, values, tables, out};
-    const int64_t group = heads / kv_heads;
-    int64_t units[runs + 1];
+void attention_units(const Attention *job, int64_t runs, const Run *run, int64_t *units) {
+    const int64_t group = job->heads / job->kv_heads;
     units[0] = 0;
-    for (int64_t i = 0; i < runs; i++) units[i + 1] = units[i] + kv_heads * ((run[i].rows * group + COLUMNS - 1) / COLUMNS);
-#pragma omp parallel num_threads(threads)
-    {
-        extern int omp_get_thread_num(void);
-        float *scores = scratch + omp_get_thread_num() * context * 24;
-        uint32_t *tiles = (uint32_t *)(scores + context * COLUMNS);
-        configure_tiles();
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t unit = 0; unit < units[runs]; unit++) {
-            int64_t i = 0;
-            while (unit >= units[i + 1]) i++;
-            const int64_t part = unit - units[i];
-            attend_tile(&job, run + i, part % kv_heads, part / kv_heads * COLUMNS, scores, tiles);
-        }
-        _tile_release();
+    for (int64_t i = 0; i < runs; i++) {
+        units[i + 1] = units[i] + job->kv_heads * ((run[i].rows * group + COLUMNS - 1) / COLUMNS);
     }
+}
+
+void attention_share(const Attention *job, int64_t runs, const Run *run, const int64_t *units, float *scratch,
+                     int64_t context) {
+    float *scores = scratch + omp_get_thread_num() * context * 24;
+    uint32_t *tiles = (uint32_t *)(scores + context * COLUMNS);
+    whole_tiles();
+    int64_t i = 0;
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t unit = 0; unit < units[runs]; unit++) {
+        while (unit >= units[i + 1]) i++;
+        const int64_t part = unit - units[i];
+        attend_tile(job, run + i, part % job->kv_heads, part / job->kv_heads * COLUMNS, scores, tiles);
+    }
+    _tile_release();
+}
+
+// q and out [rows, heads, width] bf16; runs of rows that follow each other in one sequence, each with its blocks in
+// tables. width a multiple of 32, at most 256. scratch: per thread, 24 * `context` words of 32 bits, context a multiple
+// of 32 and at least the longest.
+void attend(const Attention *job, int64_t runs, const Run *run, float *scratch, int64_t context, int threads) {
+    int64_t units[runs + 1];
+    attention_units(job, runs, run, units);
+#pragma omp parallel num_threads(threads)
+    attention_share(job, runs, run, units, scratch, context);
 }

@@ -1,85 +1,159 @@
-// LoRA for the rows of a batch: every row has its own adapters, and rows that share a page read it together.
+// LoRA for the rows of a batch on Intel AMX: every row has its own adapters; up to 16 rows with the same ones are a group
+// and read them together.
 //
-// Pages as in server/slots.py: A is [pages, members, 8, in] and B, for each member, [pages, 8, out], both bf16; B carries
-// the scaling. A use says that a row takes a page with a weight; uses are sorted by page. Sums are float32 throughout; a
-// row's result depends on its own uses alone.
+// An adapter owns pages of 8 rank columns (server/slots.py). A is [pages, members, in / 2, 8, 2] and B, for each member,
+// [pages, out / 16, 4, 16, 2], both bf16: what is to be multiplied comes in pairs, as tiles want it, and every tile is
+// read in one piece. B carries the scaling. Sums are float32, h = x A^T is rounded to bf16 between the products (as PEFT
+// does), and the pages of a row are summed in the order the batch gives: a row's result depends on its own adapters alone.
+
+#include "kernels.h"
+#include "tiles.h"
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #define PAGE 8
-#define CHUNK 192  // outputs in a unit of work: a multiple of 16
+#define ROWS 16
+#define CHUNK 192  // outputs in a unit of work: a multiple of 64
+#define MAX_IN 16384
 
-typedef struct {
-    int32_t page, row;
-    float weight;
-} Use;
-
-int lora_init(void) { return !__builtin_cpu_supports("avx512bf16"); }
-
-static inline __m512 bf16_to_float(__m256i v) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+// Rows of x that follow each other as they are; others side by side in `gathered`. Returns where.
+static const uint16_t *gather(const LoraGroup *group, const int32_t *row, int64_t in, const uint16_t *x,
+                              uint16_t *gathered) {
+    row += group->first;
+    if (row[group->rows - 1] - row[0] == group->rows - 1) return x + row[0] * in;
+    for (int i = 0; i < group->rows; i++) memcpy(gathered + i * in, x + row[i] * in, in * 2);
+    return gathered;
 }
 
-// Eight dot products of x [in] with the rows of a [8, in].
-static inline void shrink(const uint16_t *x, const uint16_t *a, int64_t in, float weight, float *h) {
-    __m512 sum[PAGE];
-    for (int r = 0; r < PAGE; r++) sum[r] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < in; k += 32) {
-        __m512bh v = (__m512bh)_mm512_loadu_si512(x + k);
-        for (int r = 0; r < PAGE; r++) {
-            sum[r] = _mm512_dpbf16_ps(sum[r], v, (__m512bh)_mm512_loadu_si512(a + r * in + k));
+// h [16, 8] bf16 = weight * x [rows, in] times a [in / 2, 8, 2]. Even and odd steps have a sum of their own.
+static void shrink(const uint16_t *x, const uint16_t *a, int64_t in, int64_t rows, float weight, uint16_t *h) {
+    float even[ROWS * PAGE] __attribute__((aligned(64))), odd[ROWS * PAGE] __attribute__((aligned(64)));
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int64_t k = 0; k < in; k += 64) {
+        _tile_loadd(2, x + k, in * 2);
+        _tile_loadd(4, a + k * PAGE, 32);
+        _tile_dpbf16ps(0, 2, 4);
+        if (k + 32 == in) break;
+        _tile_loadd(3, x + k + 32, in * 2);
+        _tile_loadd(5, a + (k + 32) * PAGE, 32);
+        _tile_dpbf16ps(1, 3, 5);
+    }
+    _tile_stored(0, even, 32);
+    _tile_stored(1, odd, 32);
+    for (int64_t i = 0; i < rows * PAGE; i += 16) {  // an odd number of rows reads 8 floats of nothing, and drops them
+        __m512 sum = _mm512_add_ps(_mm512_load_ps(even + i), _mm512_load_ps(odd + i));
+        store_bf16(h + i, _mm512_mul_ps(_mm512_set1_ps(weight), sum));
+    }
+}
+
+void lora_shrink_share(const Lora *lora, const LoraBatch *batch, int active, int64_t in, const uint16_t *x, uint16_t *h) {
+    static _Thread_local uint16_t gathered[ROWS * MAX_IN];
+    const int64_t members = lora->members;
+    int64_t shaped = 0, g = 0;
+#pragma omp for schedule(static) nowait
+    for (int64_t unit = 0; unit < batch->pages * members; unit++) {
+        const int64_t page = unit / members, member = unit % members;
+        if (!(active >> member & 1)) continue;
+        while (page >= batch->group[g].page + batch->group[g].pages) g++;
+        const LoraGroup *group = batch->group + g;
+        if (shaped != group->rows) {
+            shaped = group->rows;
+            TileConfig config = {0};
+            for (int tile = 0; tile < 2; tile++) shape_tile(&config, tile, shaped, 32);
+            for (int tile = 2; tile < 4; tile++) shape_tile(&config, tile, shaped, 64);
+            for (int tile = 4; tile < 6; tile++) shape_tile(&config, tile, ROWS, 32);
+            _tile_loadconfig(&config);
+        }
+        shrink(gather(group, batch->row, in, x, gathered), lora->a + (batch->page[page] * members + member) * in * PAGE,
+               in, shaped, batch->weight[page], h + unit * ROWS * PAGE);
+    }
+    if (shaped) _tile_release();
+}
+
+// delta [rows, 64] = the group's h times 64 outputs of b, from `first` on; `count` of them are there (a multiple of 16).
+static inline void expand(const LoraBatch *batch, const LoraGroup *group, const uint16_t *h, int64_t h_stride,
+                          const uint16_t *b, int64_t out, int64_t first, int64_t count, float *delta) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t page = group->page; page < group->page + group->pages; page++) {
+        const uint16_t *from = b + (batch->page[page] * out + first) * PAGE;
+        _tile_loadd(4, h + page * h_stride, PAGE * 2);
+        _tile_loadd(5, from, 64);
+        _tile_dpbf16ps(0, 4, 5);
+        if (count > 16) {
+            _tile_loadd(6, from + 16 * PAGE, 64);
+            _tile_dpbf16ps(1, 4, 6);
+        }
+        if (count > 32) {
+            _tile_loadd(7, from + 32 * PAGE, 64);
+            _tile_dpbf16ps(2, 4, 7);
+        }
+        if (count > 48) {
+            _tile_loadd(5, from + 48 * PAGE, 64);
+            _tile_dpbf16ps(3, 4, 5);
         }
     }
-    for (int r = 0; r < PAGE; r++) h[r] = weight * _mm512_reduce_add_ps(sum[r]);
+    _tile_stored(0, delta, 256);
+    _tile_stored(1, delta + 16, 256);
+    _tile_stored(2, delta + 32, 256);
+    _tile_stored(3, delta + 48, 256);
 }
 
-// y [count] bf16 += sum over uses of h [8] times b [8, out].
-static void expand(uint16_t *y, int64_t count, const Use *uses, const int32_t *mine, int64_t n, const uint16_t *b,
-                   int64_t out, const float *h, int64_t h_stride) {
-    for (int64_t c = 0; c < count; c += 16) {
-        __m512 sum = bf16_to_float(_mm256_loadu_si256((const __m256i *)(y + c)));
-        for (int64_t i = 0; i < n; i++) {
-            const uint16_t *page = b + (int64_t)uses[mine[i]].page * PAGE * out + c;
-            const float *from = h + mine[i] * h_stride;
-            for (int r = 0; r < PAGE; r++) {
-                __m512 v = bf16_to_float(_mm256_loadu_si256((const __m256i *)(page + r * out)));
-                sum = _mm512_fmadd_ps(_mm512_set1_ps(from[r]), v, sum);
+static void expand_chunk(const LoraBatch *batch, const LoraGroup *group, const uint16_t *h, int64_t h_stride,
+                         const uint16_t *b, int64_t out, int64_t first, int64_t end, uint16_t *y, int64_t y_stride) {
+    float delta[ROWS * 64] __attribute__((aligned(64)));
+    for (int64_t at = first; at < end; at += 64) {
+        const int64_t count = end - at < 64 ? end - at : 64;
+        expand(batch, group, h, h_stride, b, out, at, count, delta);
+        for (int64_t i = 0; i < group->rows; i++) {
+            uint16_t *to = y + batch->row[group->first + i] * y_stride + at;
+            for (int64_t c = 0; c < count; c += 16) {
+                store_bf16(to + c, _mm512_add_ps(load_bf16(to + c), _mm512_load_ps(delta + i * 64 + c)));
             }
         }
-        _mm256_storeu_si256((__m256i *)(y + c), (__m256i)_mm512_cvtneps_pbh(sum));
     }
 }
 
-// uses [n] sorted by page; order [n] lists their indices row by row, row_start [rows + 1] says where each row's begin.
-// For each member: b, y and out (b NULL: nothing to add), y with a stride in elements. in a multiple of 32, every out of
-// 16. h: scratch of n * members * 8 floats.
-void lora_rows(int64_t rows, int64_t in, int64_t members, const uint16_t *x, const Use *uses, int64_t n,
-               const int32_t *order, const int32_t *row_start, const uint16_t *a, const uint16_t *const *b,
-               uint16_t *const *y, const int64_t *out, const int64_t *y_stride, float *h, int threads) {
-    int64_t chunks[members + 1];
-    chunks[0] = 0;
-    for (int64_t j = 0; j < members; j++) chunks[j + 1] = chunks[j] + (b[j] ? (out[j] + CHUNK - 1) / CHUNK : 0);
-    const int64_t units = chunks[members];
+void lora_expand_share(const Lora *lora, const LoraBatch *batch, int active, const uint16_t *h, uint16_t *const *y,
+                       const int64_t *y_stride) {
+    int64_t chunks[MEMBERS + 1] = {0}, shaped = 0;
+    for (int64_t j = 0; j < lora->members; j++) {
+        chunks[j + 1] = chunks[j] + (active >> j & 1 ? (lora->out[j] + CHUNK - 1) / CHUNK : 0);
+    }
+    const int64_t units = chunks[lora->members];
+#pragma omp for schedule(static) nowait
+    for (int64_t unit = 0; unit < batch->groups * units; unit++) {
+        const LoraGroup *group = batch->group + unit / units;
+        int64_t part = unit % units, j = 0;
+        while (part >= chunks[j + 1]) j++;
+        if (shaped != group->rows) {
+            shaped = group->rows;
+            TileConfig config = {0};
+            for (int tile = 0; tile < 4; tile++) shape_tile(&config, tile, shaped, 64);
+            shape_tile(&config, 4, shaped, PAGE * 2);
+            for (int tile = 5; tile < 8; tile++) shape_tile(&config, tile, PAGE / 2, 64);
+            _tile_loadconfig(&config);
+        }
+        const int64_t first = (part - chunks[j]) * CHUNK, end = first + CHUNK < lora->out[j] ? first + CHUNK : lora->out[j];
+        expand_chunk(batch, group, h + j * ROWS * PAGE, lora->members * ROWS * PAGE, lora->b[j], lora->out[j], first, end,
+                     y[j], y_stride[j]);
+    }
+    if (shaped) _tile_release();
+}
+
+// Adds to y [rows, out] of each active member what the groups' adapters make of x [rows, in]. in a multiple of 32, at most
+// MAX_IN, every out of 16. h: 128 values for each page of the batch and member.
+void lora_rows(const Lora *lora, const LoraBatch *batch, int active, int64_t in, const uint16_t *x, uint16_t *const *y,
+               const int64_t *y_stride, uint16_t *h, int threads) {
 #pragma omp parallel num_threads(threads)
     {
-#pragma omp for schedule(static)
-        for (int64_t unit = 0; unit < n * members; unit++) {
-            int64_t use = unit / members, j = unit % members;
-            if (!b[j]) continue;
-            shrink(x + uses[use].row * in, a + ((int64_t)uses[use].page * members + j) * PAGE * in, in, uses[use].weight,
-                   h + unit * PAGE);
-        }
-#pragma omp for schedule(static)
-        for (int64_t unit = 0; unit < rows * units; unit++) {
-            int64_t row = unit / units, part = unit % units, j = 0;
-            while (part >= chunks[j + 1]) j++;
-            int64_t first = (part - chunks[j]) * CHUNK, count = out[j] - first < CHUNK ? out[j] - first : CHUNK;
-            int64_t mine = row_start[row + 1] - row_start[row];
-            if (mine) {
-                expand(y[j] + row * y_stride[j] + first, count, uses, order + row_start[row], mine, b[j] + first, out[j],
-                       h + j * PAGE, members * PAGE);
-            }
-        }
+        lora_shrink_share(lora, batch, active, in, x, h);
+#pragma omp barrier
+        lora_expand_share(lora, batch, active, h, y, y_stride);
     }
 }

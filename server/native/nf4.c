@@ -5,7 +5,11 @@
 // 32 inputs. Scales are bf16 [inputs / block, outputs]; each block of inputs is summed in float32 and then scaled, so a
 // row's result does not depend on how many rows there are.
 
+#include "kernels.h"
+#include "tiles.h"
+
 #include <immintrin.h>
+#include <omp.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -14,12 +18,6 @@
 #define ROWS 16     // of a tile
 #define TILE_K 32   // inputs in a tile
 #define BLOCK_N 32  // outputs decoded together
-
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t bytes_per_row[16];
-    uint8_t rows[16];
-} TileConfig;
 
 static const float NF4[16] = {
     -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
@@ -42,15 +40,6 @@ static __m512i lookup_table(void) {
     return _mm512_loadu_si512(table);
 }
 
-static void configure_tiles(void) {
-    TileConfig config = {.palette = 1};
-    for (int tile = 0; tile < 6; tile++) {
-        config.rows[tile] = ROWS;
-        config.bytes_per_row[tile] = 64;
-    }
-    _tile_loadconfig(&config);
-}
-
 // 16 pairs of inputs by 32 outputs: the tile of outputs 0 to 15, then that of 16 to 31.
 static inline void decode(const uint8_t *packed, __m512i table, uint16_t *tiles) {
     const __m256i nibble = _mm256_set1_epi8(15);
@@ -63,71 +52,100 @@ static inline void decode(const uint8_t *packed, __m512i table, uint16_t *tiles)
     }
 }
 
-static inline __m512 bf16_to_float(const uint16_t *p) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
-}
-
-// One block of 64 inputs times 32 outputs for one tile of rows, unscaled, into sums [16][32].
+// One block of 64 inputs times 32 outputs for 16 rows, unscaled, into sums [16][32].
 static inline void multiply(const uint16_t *x, int64_t stride, const uint16_t *tiles, float *sums) {
     _tile_zero(0);
     _tile_zero(1);
-    _tile_loadd(2, x, stride);
-    _tile_loadd(3, tiles, 64);
-    _tile_loadd(4, tiles + 512, 64);
-    _tile_dpbf16ps(0, 2, 3);
-    _tile_dpbf16ps(1, 2, 4);
-    _tile_loadd(2, x + TILE_K, stride);
-    _tile_loadd(3, tiles + 1024, 64);
-    _tile_loadd(4, tiles + 1536, 64);
-    _tile_dpbf16ps(0, 2, 3);
-    _tile_dpbf16ps(1, 2, 4);
+    for (int half = 0; half < 2; half++) {
+        _tile_loadd(4, x + half * TILE_K, stride);
+        _tile_loadd(6, tiles + half * 1024, 64);
+        _tile_loadd(7, tiles + half * 1024 + 512, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+    }
     _tile_stored(0, sums, 128);
     _tile_stored(1, sums + 16, 128);
 }
 
-// out [m, n] bf16 = x [m padded to 16, k] bf16 times the weights' transpose. Blocks of 64 inputs; n a multiple of 32.
-// scratch: per thread, 32 floats for each padded row.
-void nf4_matmul(int64_t m, int64_t n, int64_t k, const uint16_t *x, const uint8_t *weight, const uint16_t *scale,
-                uint16_t *out, float *scratch, int threads) {
-    const int64_t padded = (m + ROWS - 1) / ROWS * ROWS, stride = k * 2, blocks = k / 64;
+// The same for 32 rows: every tile that is loaded is used twice.
+static inline void multiply_two(const uint16_t *x, int64_t stride, const uint16_t *tiles, float *sums) {
+    const uint16_t *below = x + ROWS * stride / 2;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int half = 0; half < 2; half++) {
+        _tile_loadd(4, x + half * TILE_K, stride);
+        _tile_loadd(6, tiles + half * 1024, 64);
+        _tile_loadd(7, tiles + half * 1024 + 512, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, below + half * TILE_K, stride);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, 128);
+    _tile_stored(1, sums + 16, 128);
+    _tile_stored(2, sums + ROWS * BLOCK_N, 128);
+    _tile_stored(3, sums + ROWS * BLOCK_N + 16, 128);
+}
+
+static inline void accumulate(float *total, const float *sums, int64_t rows, __m512 low, __m512 high) {
+    for (int64_t i = 0; i < rows * BLOCK_N; i += BLOCK_N) {
+        _mm512_storeu_ps(total + i, _mm512_fmadd_ps(_mm512_load_ps(sums + i), low, _mm512_loadu_ps(total + i)));
+        _mm512_storeu_ps(total + i + 16,
+                         _mm512_fmadd_ps(_mm512_load_ps(sums + i + 16), high, _mm512_loadu_ps(total + i + 16)));
+    }
+}
+
+static void finish(const Nf4 *layer, int64_t rows, int64_t first, const float *total, uint16_t *out) {
+    for (int64_t row = 0; row < rows; row++, out += layer->out, total += BLOCK_N) {
+        __m512 low = _mm512_loadu_ps(total), high = _mm512_loadu_ps(total + 16);
+        if (layer->bias) {  // added to what was rounded, as torch does
+            low = _mm512_add_ps(round_bf16(low), load_bf16(layer->bias + first));
+            high = _mm512_add_ps(round_bf16(high), load_bf16(layer->bias + first + 16));
+        }
+        store_bf16(out + first, low);
+        store_bf16(out + first + 16, high);
+    }
+}
+
+void nf4_share(const Nf4 *layer, int64_t rows, const uint16_t *x, uint16_t *out, float *scratch) {
+    const int64_t n = layer->out, k = layer->in, padded = (rows + ROWS - 1) / ROWS * ROWS;
     const __m512i table = lookup_table();
-#pragma omp parallel num_threads(threads)
-    {
-        int thread = 0;
-#ifdef _OPENMP
-        extern int omp_get_thread_num(void);
-        thread = omp_get_thread_num();
-#endif
-        float *total = scratch + (int64_t)thread * padded * BLOCK_N;
-        uint16_t tiles[4 * 512] __attribute__((aligned(64)));
-        float sums[ROWS * BLOCK_N] __attribute__((aligned(64)));
-        configure_tiles();
-#pragma omp for schedule(static)
-        for (int64_t nb = 0; nb < n / BLOCK_N; nb++) {
-            const uint8_t *packed = weight + nb * BLOCK_N * (k / 2);
-            memset(total, 0, padded * BLOCK_N * sizeof(float));
-            for (int64_t block = 0; block < blocks; block++) {
-                decode(packed + block * 32 * BLOCK_N, table, tiles);
-                decode(packed + block * 32 * BLOCK_N + 16 * BLOCK_N, table, tiles + 1024);
-                __m512 low = bf16_to_float(scale + block * n + nb * BLOCK_N);
-                __m512 high = bf16_to_float(scale + block * n + nb * BLOCK_N + 16);
-                for (int64_t row = 0; row < m; row += ROWS) {
-                    multiply(x + row * k + block * 64, stride, tiles, sums);
-                    int64_t rows = m - row < ROWS ? m - row : ROWS;
-                    float *to = total + row * BLOCK_N;
-                    for (int64_t i = 0; i < rows * BLOCK_N; i += BLOCK_N) {
-                        _mm512_storeu_ps(to + i, _mm512_fmadd_ps(_mm512_load_ps(sums + i), low, _mm512_loadu_ps(to + i)));
-                        _mm512_storeu_ps(to + i + 16,
-                                         _mm512_fmadd_ps(_mm512_load_ps(sums + i + 16), high, _mm512_loadu_ps(to + i + 16)));
-                    }
-                }
+    float *total = scratch + omp_get_thread_num() * padded * BLOCK_N;
+    uint16_t tiles[4 * 512] __attribute__((aligned(64)));
+    float sums[2 * ROWS * BLOCK_N] __attribute__((aligned(64)));
+    TileConfig config = {0};
+    for (int tile = 0; tile < 8; tile++) shape_tile(&config, tile, tile < 6 && rows < ROWS ? rows : ROWS, 64);
+    _tile_loadconfig(&config);
+#pragma omp for schedule(static) nowait
+    for (int64_t nb = 0; nb < n / BLOCK_N; nb++) {
+        const uint8_t *packed = layer->weight + nb * BLOCK_N * (k / 2);
+        memset(total, 0, padded * BLOCK_N * sizeof(float));
+        for (int64_t block = 0; block < k / 64; block++) {
+            decode(packed + block * 32 * BLOCK_N, table, tiles);
+            decode(packed + block * 32 * BLOCK_N + 16 * BLOCK_N, table, tiles + 1024);
+            const __m512 low = load_bf16(layer->scale + block * n + nb * BLOCK_N);
+            const __m512 high = load_bf16(layer->scale + block * n + nb * BLOCK_N + 16);
+            int64_t row = 0;
+            for (; row + ROWS < rows; row += 2 * ROWS) {
+                multiply_two(x + row * k + block * 64, k * 2, tiles, sums);
+                accumulate(total + row * BLOCK_N, sums, rows - row < 2 * ROWS ? rows - row : 2 * ROWS, low, high);
             }
-            for (int64_t row = 0; row < m; row++) {
-                __m512bh pair = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(total + row * BLOCK_N + 16),
-                                                    _mm512_loadu_ps(total + row * BLOCK_N));
-                memcpy(out + row * n + nb * BLOCK_N, &pair, 64);
+            if (row < rows) {
+                multiply(x + row * k + block * 64, k * 2, tiles, sums);
+                accumulate(total + row * BLOCK_N, sums, rows - row < ROWS ? rows - row : ROWS, low, high);
             }
         }
-        _tile_release();
+        finish(layer, rows, nb * BLOCK_N, total, out);
     }
+    _tile_release();
+}
+
+// out [rows, layer->out] bf16 = x [rows padded to 16, layer->in] bf16 times the weights' transpose. Blocks of 64 inputs;
+// outputs a multiple of 32. scratch: per thread, 32 floats for each padded row.
+void nf4_matmul(const Nf4 *layer, int64_t rows, const uint16_t *x, uint16_t *out, float *scratch, int threads) {
+#pragma omp parallel num_threads(threads)
+    nf4_share(layer, rows, x, out, scratch);
 }

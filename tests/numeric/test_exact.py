@@ -88,8 +88,7 @@ def _run(served: Engine, sequences: list[Sequence], rng: random.Random | None) -
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    kernels = native.load()
-    if kernels is None or not (kernels.amx and kernels.lora):
+    if native.load() is None:
         pytest.skip("no AMX, or no compiler")
     return tmp_path_factory.mktemp("exact")
 

@@ -52,15 +52,15 @@ def test_fused_nf4_is_its_layers(rows: int) -> None:
 @needs_avx512_bf16
 def test_our_nf4_kernel_is_bitsandbytes_and_a_row_does_not_depend_on_the_others() -> None:
     kernels = native.load()
-    if kernels is None or not kernels.amx:
+    if kernels is None:
         pytest.skip("no AMX, or no compiler")
     torch.manual_seed(0)
     fused = FusedNf4([nf4_layer(576, 192)[0]])
     x = torch.randn(50, 576, dtype=BF16)
-    mine, theirs = kernels.nf4_matmul(x, fused.weight, fused.absmax), fused.reference(x)
+    mine, theirs = kernels.nf4_matmul(x, fused.native), fused.reference(x)
     assert (mine != theirs).float().mean() < 0.01, "more than a last-bit difference here and there"
     torch.testing.assert_close(mine, theirs, rtol=0.01, atol=1e-3)
-    alone = torch.cat([kernels.nf4_matmul(row.unsqueeze(0), fused.weight, fused.absmax) for row in x])
+    alone = torch.cat([kernels.nf4_matmul(row.unsqueeze(0), fused.native) for row in x])
     assert torch.equal(mine, alone)
 
 
@@ -81,11 +81,11 @@ class Lab:
     names = ("m.q_proj", "m.k_proj", "m.v_proj")
     ranks = (4, 16, 64, 8, 1, 20)
 
-    def __init__(self, dtype: torch.dtype, inputs: int = 64) -> None:
+    def __init__(self, dtype: torch.dtype, inputs: int = 64, *, kernel: bool = True) -> None:
         torch.manual_seed(0)
         self.layout = BaseLayout("", {n: (inputs, out) for n, out in zip(self.names, self.outputs, strict=True)})
         self.layers = [nn.Linear(inputs, out, bias=False, dtype=dtype) for out in self.outputs]
-        self.pool = LoraPool(64, torch.device("cpu"), dtype)
+        self.pool = LoraPool(64, torch.device("cpu"), dtype, native.load() if kernel else None)
         self.group = LoraGroup(self.names, self.layers, self.layout, self.pool)
         self.pool.groups = [self.group]
         self.weights: dict[AdapterId, AdapterWeights] = {}
@@ -152,11 +152,9 @@ TOLERANCE = {torch.float32: 1e-4, BF16: 0.03}
 @pytest.mark.parametrize("lengths", [[1] * 8, [1, 1, 1, 1, 5, 3, 9, 2], [4] * 8], ids=["decode", "both", "prefill"])
 @torch.no_grad()
 def test_lora_equals_the_loop_over_adapters(dtype: torch.dtype, lengths: list[int], *, kernel: bool) -> None:
-    lab = Lab(dtype)
+    lab = Lab(dtype, kernel=kernel)
     if kernel and lab.group.kernels is None:
         pytest.skip("no kernel for this dtype on this machine")
-    if not kernel:
-        lab.group.kernels = None
     batch, adaptations = rows_of(MIXED, lengths)
     x = torch.randn(sum(lengths), 64, dtype=dtype)
     for member, output in enumerate(lab.run(x, batch)):
@@ -172,11 +170,9 @@ def test_lora_equals_the_loop_over_adapters(dtype: torch.dtype, lengths: list[in
 @pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "spans"])
 @torch.no_grad()
 def test_a_strangers_overflow_does_not_leak(*, kernel: bool) -> None:
-    lab = Lab(BF16)
+    lab = Lab(BF16, kernel=kernel)
     if kernel and lab.group.kernels is None:
         pytest.skip("no kernel on this machine")
-    if not kernel:
-        lab.group.kernels = None
     assert lab.group.a is not None
     lab.group.a[list(lab.placed[AdapterId("1")][0])] = 3e38
     batch, adaptations = rows_of([(one("0"),), (one("1"),), ()], [1, 1, 1])
@@ -283,13 +279,13 @@ def test_the_attention_kernel_lets_no_nan_disappear() -> None:
 
 def test_strided_input_to_the_nf4_kernel() -> None:
     kernels = native.load()
-    if kernels is None or not kernels.amx:
+    if kernels is None:
         pytest.skip("no AMX, or no compiler")
     fused = FusedNf4([nf4_layer(128, 64)[0]])
     wide = torch.randn(16, 256, dtype=BF16)
     strided = wide[:, :128]
-    expected = kernels.nf4_matmul(strided.clone(), fused.weight, fused.absmax)
-    assert torch.equal(kernels.nf4_matmul(strided, fused.weight, fused.absmax), expected)
+    expected = kernels.nf4_matmul(strided.clone(), fused.native)
+    assert torch.equal(kernels.nf4_matmul(strided, fused.native), expected)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,45 @@
+"""Compiling the C kernels, once for each source, compiler and set of flags."""
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+FLAGS = (
+    *("-O3", "-shared", "-fPIC", "-fopenmp"),
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+)
+
+
+class NoCompiler(RuntimeError):
+    """There is no C compiler on this machine."""
+
+
+def library() -> Path:
+    """The compiled library, built unless it is in the cache. Raises NoCompiler, CalledProcessError, OSError."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if not compiler or shutil.which(compiler[0]) is None:
+        raise NoCompiler(f"no C compiler: {' '.join(compiler) or 'CC is empty'}")
+    version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True).stdout
+    sources = sorted(HERE.glob("*.c"))
+    texts = (path.read_bytes() for path in (*sources, *sorted(HERE.glob("*.h"))))
+    parts = [version.encode(), *texts, *(flag.encode() for flag in FLAGS)]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manylora"
+    found = folder / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
+    if not found.exists():
+        _compile([*compiler, *FLAGS, *map(str, sources)], found)
+    return found
+
+
+def _compile(command: list[str], to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent) as work:
+        made = Path(work) / to.name
+        subprocess.run([*command, "-o", str(made), "-lm"], check=True, capture_output=True, text=True)
+        with made.open("rb") as written:
+            os.fsync(written.fileno())
+        made.rename(to)

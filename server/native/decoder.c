@@ -1,0 +1,191 @@
+// All decoder layers of a Llama-shaped model in one call, by one OpenMP team: a step is some 500 short phases, and starting
+// each from Python costs more than most of them take. What each phase rounds to bf16 is what transformers' modules round.
+
+#include "kernels.h"
+#include "tiles.h"
+
+#include <immintrin.h>
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef struct {
+    Nf4 base;  // the members side by side
+    Lora lora;
+} Linear;
+
+typedef struct {
+    const uint16_t *input_norm, *post_norm;
+    const uint16_t *q_norm, *k_norm;  // NULL, or over each head (Qwen 3)
+    Linear qkv, o, gate_up, down;
+    uint16_t *keys, *values;  // [blocks, size, kv_heads, width]
+    int64_t window;
+    float scale, softcap;
+} Layer;
+
+typedef struct {
+    int64_t layers, hidden, intermediate, heads, kv_heads, width, size, vocabulary;
+    float eps;
+    const Layer *layer;
+    const uint16_t *final_norm, *head;
+} Model;
+
+typedef struct {
+    int64_t rows, runs, sampled, context;
+    const Run *run;
+    const int64_t *tables;
+    const int64_t *where;    // [rows] place in the cache, in tokens
+    const uint16_t *cosine, *sine;  // [rows, width]
+    const LoraBatch *lora;
+    const uint8_t *active;   // [layers, 4]: qkv, o, gate_up, down
+    const int64_t *sampled_rows;
+    float *logits;  // [sampled, vocabulary]
+} Step;
+
+// Workspace; rows rounded up to 16.
+typedef struct {
+    uint16_t *x;       // [rows, hidden]: embeddings when it begins
+    uint16_t *normed;  // [rows, hidden]; at the end the sampled rows
+    uint16_t *wide;    // [rows, outputs of qkv or gate_up]
+    uint16_t *q, *mixed;  // [rows, heads * width]
+    uint16_t *act;     // [rows, intermediate]
+    uint16_t *added;   // [rows, hidden]
+    uint16_t *h, *packed;
+    float *totals, *scores;
+} Work;
+
+// to = weight * (x / rms(x)), x [n] bf16; n a multiple of 16.
+static void rms_norm(const uint16_t *x, const uint16_t *weight, int64_t n, float eps, uint16_t *to) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < n; i += 16) {
+        const __m512 v = load_bf16(x + i);
+        sum = _mm512_fmadd_ps(v, v, sum);
+    }
+    const __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(sum) / (float)n + eps));
+    for (int64_t i = 0; i < n; i += 16) {
+        store_bf16(to + i, _mm512_mul_ps(load_bf16(weight + i), round_bf16(_mm512_mul_ps(load_bf16(x + i), scale))));
+    }
+}
+
+static void add(uint16_t *x, const uint16_t *more, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) store_bf16(x + i, _mm512_add_ps(load_bf16(x + i), load_bf16(more + i)));
+}
+
+static void norm_share(const Model *model, const Step *step, const Work *work, const uint16_t *weight, int residual) {
+    const int64_t n = model->hidden;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < step->rows; row++) {
+        if (residual) add(work->x + row * n, work->added + row * n, n);
+        rms_norm(work->x + row * n, weight, n, model->eps, work->normed + row * n);
+    }
+}
+
+// One head by its position's angles: x cos + (-x2, x1) sin. width a multiple of 32.
+static void rotate(const uint16_t *x, const uint16_t *cosine, const uint16_t *sine, int64_t width, uint16_t *to) {
+    const int64_t half = width / 2;
+    for (int64_t i = 0; i < half; i += 16) {
+        const __m512 a = load_bf16(x + i), b = load_bf16(x + half + i);
+        const __m512 low = round_bf16(_mm512_mul_ps(b, load_bf16(sine + i)));
+        const __m512 high = round_bf16(_mm512_mul_ps(a, load_bf16(sine + half + i)));
+        store_bf16(to + i, _mm512_sub_ps(round_bf16(_mm512_mul_ps(a, load_bf16(cosine + i))), low));
+        store_bf16(to + half + i, _mm512_add_ps(round_bf16(_mm512_mul_ps(b, load_bf16(cosine + half + i))), high));
+    }
+}
+
+// Queries to work->q, keys and values to their place in the cache.
+static void place_share(const Model *model, const Layer *layer, const Step *step, const Work *work) {
+    const int64_t width = model->width, heads = model->heads, kv = model->kv_heads, all = heads + 2 * kv;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < step->rows; row++) {
+        uint16_t *from = work->wide + row * all * width;
+        const uint16_t *cosine = step->cosine + row * width, *sine = step->sine + row * width;
+        const int64_t at = step->where[row] * kv * width;
+        for (int64_t i = 0; i < heads + kv; i++, from += width) {
+            const uint16_t *norm = i < heads ? layer->q_norm : layer->k_norm;
+            if (norm) rms_norm(from, norm, width, model->eps, from);
+            rotate(from, cosine, sine, width,
+                   i < heads ? work->q + (row * heads + i) * width : layer->keys + at + (i - heads) * width);
+        }
+        memcpy(layer->values + at, from, kv * width * 2);
+    }
+}
+
+// x sigmoid(x): of x < 0 as e / (1 + e), e = exp(x), which cannot overflow.
+static inline __m512 silu(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f), e = exp_negative(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
+    const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+    return _mm512_mul_ps(x, _mm512_div_ps(_mm512_mask_mov_ps(one, negative, e), _mm512_add_ps(one, e)));
+}
+
+static void gate_share(const Model *model, const Step *step, const Work *work) {
+    const int64_t n = model->intermediate;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < step->rows; row++) {
+        const uint16_t *gate = work->wide + row * 2 * n, *up = gate + n;
+        for (int64_t i = 0; i < n; i += 16) {
+            store_bf16(work->act + row * n + i,
+                       _mm512_mul_ps(round_bf16(silu(load_bf16(gate + i))), load_bf16(up + i)));
+        }
+    }
+}
+
+// The base's product and the adapters' on top of it; ends with a barrier.
+static void linear_share(const Linear *linear, const Step *step, const Work *work, int active, const uint16_t *x,
+                         uint16_t *y) {
+    uint16_t *ys[MEMBERS];
+    int64_t strides[MEMBERS], at = 0;
+    for (int64_t j = 0; j < linear->lora.members; j++) {
+        ys[j] = y + at;
+        strides[j] = linear->base.out;
+        at += linear->lora.out[j];
+    }
+    if (active) lora_shrink_share(&linear->lora, step->lora, active, linear->base.in, x, work->h);
+    nf4_share(&linear->base, step->rows, x, y, work->totals);
+#pragma omp barrier
+    if (active) {
+        lora_expand_share(&linear->lora, step->lora, active, work->h, ys, strides);
+#pragma omp barrier
+    }
+}
+
+static void layer_share(const Model *model, const Layer *layer, const Step *step, const Work *work,
+                        const uint8_t *active, const int64_t *units) {
+    linear_share(&layer->qkv, step, work, active[0], work->normed, work->wide);
+    place_share(model, layer, step, work);
+    const Attention job = {model->heads, model->kv_heads, model->width, model->size, layer->window, layer->scale,
+                           layer->softcap, work->q, layer->keys, layer->values, step->tables, work->mixed};
+    attention_share(&job, step->runs, step->run, units, work->scores, step->context);
+#pragma omp barrier
+    linear_share(&layer->o, step, work, active[1], work->mixed, work->added);
+    norm_share(model, step, work, layer->post_norm, 1);
+    linear_share(&layer->gate_up, step, work, active[2], work->normed, work->wide);
+    gate_share(model, step, work);
+    linear_share(&layer->down, step, work, active[3], work->act, work->added);
+}
+
+static void logits_share(const Model *model, const Step *step, const Work *work) {
+    const int64_t n = model->hidden;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < step->sampled; i++) {
+        uint16_t *x = work->x + step->sampled_rows[i] * n;
+        add(x, work->added + step->sampled_rows[i] * n, n);
+        rms_norm(x, model->final_norm, n, model->eps, work->normed + i * n);
+    }
+    head_share(step->sampled, model->vocabulary, n, work->normed, model->head, work->packed, step->logits);
+}
+
+// Embeddings in work->x to logits; writes the rows' keys and values.
+void decode_step(const Model *model, const Step *step, const Work *work, int threads) {
+    int64_t units[step->runs + 1];
+    const Attention shape = {.heads = model->heads, .kv_heads = model->kv_heads};
+    attention_units(&shape, step->runs, step->run, units);
+#pragma omp parallel num_threads(threads)
+    {
+        for (int64_t i = 0; i < model->layers; i++) {
+            norm_share(model, step, work, model->layer[i].input_norm, i > 0);
+            layer_share(model, model->layer + i, step, work, step->active + i * 4, units);
+        }
+        if (step->sampled) logits_share(model, step, work);
+    }
+}

@@ -1,0 +1,62 @@
+// The kernels as parts of a team's work: each is called by every thread of an OpenMP team, shares its work among them
+// and ends without a barrier unless it says so. Outside a team, one thread does it all. Buffers of `rows` rows are
+// readable up to the next multiple of 16 rows.
+
+#pragma once
+
+#include <stdint.h>
+
+typedef struct {
+    int64_t out, in;
+    const uint8_t *weight;  // NF4, see nf4.c
+    const uint16_t *scale, *bias;  // bias: NULL for none
+} Nf4;
+
+typedef struct {
+    int64_t row, rows, start, table;  // first row of the batch, rows, position of the first, offset into tables
+} Run;
+
+typedef struct {
+    int64_t heads, kv_heads, width, size, window;  // window: positions a query sees, itself included, 0 for all
+    float scale, softcap;  // softcap: 0 for none
+    const uint16_t *q, *keys, *values;
+    const int64_t *tables;
+    uint16_t *out;
+} Attention;
+
+#define MEMBERS 3  // layers that share an input, at most
+
+typedef struct {
+    int64_t members;
+    const uint16_t *a;  // see lora.c; NULL: no adapter has touched these layers yet
+    const uint16_t *b[MEMBERS];
+    int64_t out[MEMBERS];
+} Lora;
+
+typedef struct {
+    int32_t first, rows, page, pages;  // offsets into rows and pages of LoraBatch, and how many
+} LoraGroup;
+
+typedef struct {
+    int64_t groups, pages;  // pages: those of all groups together
+    const LoraGroup *group;
+    const int32_t *row, *page;
+    const float *weight;  // of each page
+} LoraBatch;
+
+// scratch: for each thread, 32 floats a row, rows rounded up to 16. out: rows of layer->out.
+void nf4_share(const Nf4 *layer, int64_t rows, const uint16_t *x, uint16_t *out, float *scratch);
+
+// h: 128 values for each page of the batch and member. active: bit j for member j.
+void lora_shrink_share(const Lora *lora, const LoraBatch *batch, int active, int64_t in, const uint16_t *x, uint16_t *h);
+void lora_expand_share(const Lora *lora, const LoraBatch *batch, int active, const uint16_t *h, uint16_t *const *y,
+                       const int64_t *y_stride);
+
+// scratch: for each thread, 24 * context words of 32 bits. units [runs + 1]: as attention_units() leaves it.
+void attention_units(const Attention *job, int64_t runs, const Run *run, int64_t *units);
+void attention_share(const Attention *job, int64_t runs, const Run *run, const int64_t *units, float *scratch,
+                     int64_t context);
+
+// logits [rows, vocabulary] float32 of x [rows, in]; packed: 16 * in values for every 16 rows. Has a barrier inside.
+void head_share(int64_t rows, int64_t vocabulary, int64_t in, const uint16_t *x, const uint16_t *weight,
+                uint16_t *packed, float *logits);

@@ -1,0 +1,105 @@
+"""What the C kernels are given: the structures of ``kernels.h`` and ``decoder.c``, field by field.
+
+A structure holds addresses only. Whoever fills one in keeps the tensors alive.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import c_float, c_int64, c_void_p
+
+from torch import Tensor
+
+MEMBERS = 3
+"""Layers that share an input, at most."""
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's data begins; None for none."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+class Nf4(ctypes.Structure):
+    """A quantised layer, or several side by side."""
+
+    _fields_ = (("out", c_int64), ("inputs", c_int64), ("weight", c_void_p), ("scale", c_void_p), ("bias", c_void_p))
+
+
+class Attention(ctypes.Structure):
+    """One layer's attention in one step."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("heads", "kv_heads", "width", "size", "window")),
+        *((name, c_float) for name in ("scale", "softcap")),
+        *((name, c_void_p) for name in ("q", "keys", "values", "tables", "out")),
+    )
+
+
+class Lora(ctypes.Structure):
+    """The pool of one group of layers."""
+
+    _fields_ = (("members", c_int64), ("a", c_void_p), ("b", c_void_p * MEMBERS), ("out", c_int64 * MEMBERS))
+
+    def fill(self, a: Tensor | None, bs: Sequence[Tensor | None], outs: Sequence[int]) -> None:
+        """Point it at ``a`` and each member's ``b``; they are None until an adapter needs them."""
+        self.members, self.a = len(bs), address(a)
+        self.b[: len(bs)] = [address(b) for b in bs]
+        self.out[: len(bs)] = list(outs)
+
+
+class LoraBatch(ctypes.Structure):
+    """Which rows take which pages in one step."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("groups", "pages")),
+        *((name, c_void_p) for name in ("group", "row", "page", "weight")),
+    )
+
+
+class Linear(ctypes.Structure):
+    """Layers over one input: the base's, and the adapters'."""
+
+    _fields_ = (("base", Nf4), ("lora", Lora))
+
+
+class Layer(ctypes.Structure):
+    """One decoder layer."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
+        *((name, Linear) for name in ("qkv", "o", "gate_up", "down")),
+        *(("keys", c_void_p), ("values", c_void_p), ("window", c_int64), ("scale", c_float), ("softcap", c_float)),
+    )
+
+
+class Model(ctypes.Structure):
+    """All of a model that does not change from step to step."""
+
+    _fields_ = (
+        *(
+            (name, c_int64)
+            for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "width", "size", "vocabulary")
+        ),
+        ("eps", c_float),
+        *((name, c_void_p) for name in ("layer", "final_norm", "head")),
+    )
+
+
+class Step(ctypes.Structure):
+    """What one step runs."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("rows", "runs", "sampled", "context")),
+        *(
+            (name, c_void_p)
+            for name in (*("run", "tables", "where", "cosine", "sine", "lora", "active", "sampled_rows", "logits"),)
+        ),
+    )
+
+
+class Work(ctypes.Structure):
+    """Room for what is between the phases of a step."""
+
+    _fields_ = tuple(
+        (name, c_void_p)
+        for name in ("x", "normed", "wide", "q", "mixed", "act", "added", "h", "packed", "totals", "scores")
+    )
