@@ -4,7 +4,12 @@ import importlib.metadata
 from collections.abc import Iterable
 
 import pytest
-import torch
+
+from bases.waiting import wait_briefly
+
+wait_briefly()
+
+import torch  # noqa: E402 - it reads what was just set
 
 PEFT_WARNING = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 """PEFT reads an attribute that transformers has deprecated; nothing here can change that."""
