@@ -42,6 +42,8 @@ class Decoder:
         self.model = model.model
         self.groups = [[groups[name] for name, _ in _named_groups(i)] for i in range(len(self.model.layers))]
         self.ways = ways
+        self.seconds: Tensor | None = None
+        """[len(PHASES)] float64, where set: steps add what their phases took."""
         self.layers = (Layer * len(self.groups))(*(self._layer(i) for i in range(len(self.groups))))
         config, attention = model.config, self.model.layers[0].self_attn
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -103,7 +105,7 @@ class Decoder:
         step = Step(
             *(len(tokens), len(runs.table), len(keep), runs.context),
             *(address(t) for t in (runs.table, runs.blocks, paged.where, cosine, sine)),
-            *(lora.address if lora else None, self.active(plan.targets).ctypes.data, address(kept), address(logits)),
+            *(lora.address if lora else None, self.active(plan.targets).ctypes.data, address(kept), address(logits), address(self.seconds)),
         )
         work, room = self._work(len(tokens), x, 0 if lora is None else lora.pages, runs.context)
         self.kernels.decode_step(self.native, step, work)
@@ -130,7 +132,7 @@ class Decoder:
         room[0][:rows] = x
         room.append(torch.empty(pages * 3 * native.TILE_ROWS * 8, dtype=torch.bfloat16))
         room.append(torch.empty(padded, self.hidden, dtype=torch.bfloat16))
-        room.append(torch.empty(threads * padded * 32))
+        room.append(torch.empty(threads * max(self.hidden, self.intermediate, queries) * 16))
         room.append(torch.empty(threads * context * 24))
         return Work(*(address(tensor) for tensor in room)), room
 

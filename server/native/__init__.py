@@ -48,7 +48,7 @@ class Kernels:
             x = torch.nn.functional.pad(x, (0, 0, 0, padded - rows))
         out = torch.empty(rows, layer.out, dtype=torch.bfloat16)
         threads = torch.get_num_threads()
-        scratch = torch.empty(threads * padded * 32)
+        scratch = torch.empty(threads * layer.inputs * 16)
         self._lib.nf4_matmul(byref(layer), rows, x.data_ptr(), out.data_ptr(), scratch.data_ptr(), threads)
         return out
 

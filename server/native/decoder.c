@@ -40,8 +40,11 @@ typedef struct {
     const LoraBatch *lora;
     const uint8_t *active;   // [layers, 4]: qkv, o, gate_up, down
     const int64_t *sampled_rows;
-    float *logits;  // [sampled, vocabulary]
+    float *logits;    // [sampled, vocabulary]
+    double *seconds;  // NULL, or the first thread's time in each Phase is added here
 } Step;
+
+typedef enum { NORM, NF4, LORA, PLACE, ATTENTION, GATE, HEAD } Phase;
 
 // Workspace; rows rounded up to 16.
 typedef struct {
@@ -54,6 +57,14 @@ typedef struct {
     uint16_t *h, *packed;
     float *totals, *scores;
 } Work;
+
+// Time since `at` goes to a phase. Phases end where the thread does, or at a barrier, which is then theirs too.
+static inline void lap(const Step *step, Phase phase, double *at) {
+    if (!step->seconds || omp_get_thread_num()) return;
+    const double now = omp_get_wtime();
+    step->seconds[phase] += now - *at;
+    *at = now;
+}
 
 // to = weight * (x / rms(x)), x [n] bf16; n a multiple of 16.
 static void rms_norm(const uint16_t *x, const uint16_t *weight, int64_t n, float eps, uint16_t *to) {
@@ -132,36 +143,43 @@ static void gate_share(const Model *model, const Step *step, const Work *work) {
 
 // The base's product and the adapters' on top of it; ends with a barrier.
 static void linear_share(const Linear *linear, const Step *step, const Work *work, int active, const uint16_t *x,
-                         uint16_t *y) {
+                         uint16_t *y, double *at) {
     uint16_t *ys[MEMBERS];
-    int64_t strides[MEMBERS], at = 0;
+    int64_t strides[MEMBERS], offset = 0;
     for (int64_t j = 0; j < linear->lora.members; j++) {
-        ys[j] = y + at;
+        ys[j] = y + offset;
         strides[j] = linear->base.out;
-        at += linear->lora.out[j];
+        offset += linear->lora.out[j];
     }
     if (active) lora_shrink_share(&linear->lora, step->lora, active, linear->base.in, x, work->h);
+    lap(step, LORA, at);
     nf4_share(&linear->base, step->rows, x, y, work->totals);
 #pragma omp barrier
+    lap(step, NF4, at);
     if (active) {
         lora_expand_share(&linear->lora, step->lora, active, work->h, ys, strides);
 #pragma omp barrier
+        lap(step, LORA, at);
     }
 }
 
 static void layer_share(const Model *model, const Layer *layer, const Step *step, const Work *work,
-                        const uint8_t *active, const int64_t *units) {
-    linear_share(&layer->qkv, step, work, active[0], work->normed, work->wide);
+                        const uint8_t *active, const int64_t *units, double *at) {
+    linear_share(&layer->qkv, step, work, active[0], work->normed, work->wide, at);
     place_share(model, layer, step, work);
+    lap(step, PLACE, at);
     const Attention job = {model->heads, model->kv_heads, model->width, model->size, layer->window, layer->scale,
                            layer->softcap, work->q, layer->keys, layer->values, step->tables, work->mixed};
     attention_share(&job, step->runs, step->run, units, work->scores, step->context);
 #pragma omp barrier
-    linear_share(&layer->o, step, work, active[1], work->mixed, work->added);
+    lap(step, ATTENTION, at);
+    linear_share(&layer->o, step, work, active[1], work->mixed, work->added, at);
     norm_share(model, step, work, layer->post_norm, 1);
-    linear_share(&layer->gate_up, step, work, active[2], work->normed, work->wide);
+    lap(step, NORM, at);
+    linear_share(&layer->gate_up, step, work, active[2], work->normed, work->wide, at);
     gate_share(model, step, work);
-    linear_share(&layer->down, step, work, active[3], work->act, work->added);
+    lap(step, GATE, at);
+    linear_share(&layer->down, step, work, active[3], work->act, work->added, at);
 }
 
 static void logits_share(const Model *model, const Step *step, const Work *work) {
@@ -173,6 +191,7 @@ static void logits_share(const Model *model, const Step *step, const Work *work)
         rms_norm(x, model->final_norm, n, model->eps, work->normed + i * n);
     }
     head_share(step->sampled, model->vocabulary, n, work->normed, model->head, work->packed, step->logits);
+#pragma omp barrier
 }
 
 // Embeddings in work->x to logits; writes the rows' keys and values.
@@ -182,10 +201,13 @@ void decode_step(const Model *model, const Step *step, const Work *work, int thr
     attention_units(&shape, step->runs, step->run, units);
 #pragma omp parallel num_threads(threads)
     {
+        double at = omp_get_wtime();
         for (int64_t i = 0; i < model->layers; i++) {
             norm_share(model, step, work, model->layer[i].input_norm, i > 0);
-            layer_share(model, model->layer + i, step, work, step->active + i * 4, units);
+            lap(step, NORM, &at);
+            layer_share(model, model->layer + i, step, work, step->active + i * 4, units, &at);
         }
         if (step->sampled) logits_share(model, step, work);
+        lap(step, HEAD, &at);
     }
 }

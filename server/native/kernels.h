@@ -44,7 +44,7 @@ typedef struct {
     const float *weight;  // of each page
 } LoraBatch;
 
-// scratch: for each thread, 32 floats a row, rows rounded up to 16. out: rows of layer->out.
+// scratch: for each thread, 16 floats an input, aligned to 64 bytes. out: rows of layer->out.
 void nf4_share(const Nf4 *layer, int64_t rows, const uint16_t *x, uint16_t *out, float *scratch);
 
 // h: 128 values for each page of the batch and member. active: bit j for member j.

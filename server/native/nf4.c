@@ -18,6 +18,7 @@
 #define ROWS 16     // of a tile
 #define TILE_K 32   // inputs in a tile
 #define BLOCK_N 32  // outputs decoded together
+#define GROUP 64    // rows whose sums stay in the first level of the cache
 
 static const float NF4[16] = {
     -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
@@ -110,41 +111,56 @@ static void finish(const Nf4 *layer, int64_t rows, int64_t first, const float *t
     }
 }
 
-void nf4_share(const Nf4 *layer, int64_t rows, const uint16_t *x, uint16_t *out, float *scratch) {
-    const int64_t n = layer->out, k = layer->in, padded = (rows + ROWS - 1) / ROWS * ROWS;
-    const __m512i table = lookup_table();
-    float *total = scratch + omp_get_thread_num() * padded * BLOCK_N;
-    uint16_t tiles[4 * 512] __attribute__((aligned(64)));
+// One block of 64 inputs times 32 outputs for up to GROUP rows, scaled, onto total [rows][32].
+static void multiply_block(const Nf4 *layer, int64_t block, int64_t first, int64_t rows, const uint16_t *x,
+                           const uint16_t *tiles, float *total) {
     float sums[2 * ROWS * BLOCK_N] __attribute__((aligned(64)));
+    const int64_t stride = layer->in * 2;
+    const __m512 low = load_bf16(layer->scale + block * layer->out + first);
+    const __m512 high = load_bf16(layer->scale + block * layer->out + first + 16);
+    int64_t row = 0;
+    for (; row + ROWS < rows; row += 2 * ROWS) {
+        multiply_two(x + row * layer->in + block * 64, stride, tiles, sums);
+        accumulate(total + row * BLOCK_N, sums, rows - row < 2 * ROWS ? rows - row : 2 * ROWS, low, high);
+    }
+    if (row < rows) {
+        multiply(x + row * layer->in + block * 64, stride, tiles, sums);
+        accumulate(total + row * BLOCK_N, sums, rows - row, low, high);
+    }
+}
+
+void nf4_share(const Nf4 *layer, int64_t rows, const uint16_t *x, uint16_t *out, float *scratch) {
+    const int64_t k = layer->in, blocks = k / 64;
+    const __m512i table = lookup_table();
+    // Looked up once for all rows; while one group of rows takes all of them, in the first level of the cache.
+    uint16_t *decoded = (uint16_t *)(scratch + omp_get_thread_num() * k * BLOCK_N / 2);
+    const int64_t keep = rows > GROUP ? 64 * BLOCK_N : 0;
+    float total[GROUP * BLOCK_N] __attribute__((aligned(64)));
     TileConfig config = {0};
     for (int tile = 0; tile < 8; tile++) shape_tile(&config, tile, tile < 6 && rows < ROWS ? rows : ROWS, 64);
     _tile_loadconfig(&config);
 #pragma omp for schedule(static) nowait
-    for (int64_t nb = 0; nb < n / BLOCK_N; nb++) {
-        const uint8_t *packed = layer->weight + nb * BLOCK_N * (k / 2);
-        memset(total, 0, padded * BLOCK_N * sizeof(float));
-        for (int64_t block = 0; block < k / 64; block++) {
-            decode(packed + block * 32 * BLOCK_N, table, tiles);
-            decode(packed + block * 32 * BLOCK_N + 16 * BLOCK_N, table, tiles + 1024);
-            const __m512 low = load_bf16(layer->scale + block * n + nb * BLOCK_N);
-            const __m512 high = load_bf16(layer->scale + block * n + nb * BLOCK_N + 16);
-            int64_t row = 0;
-            for (; row + ROWS < rows; row += 2 * ROWS) {
-                multiply_two(x + row * k + block * 64, k * 2, tiles, sums);
-                accumulate(total + row * BLOCK_N, sums, rows - row < 2 * ROWS ? rows - row : 2 * ROWS, low, high);
+    for (int64_t first = 0; first < layer->out; first += BLOCK_N) {
+        const uint8_t *packed = layer->weight + first * (k / 2);
+        for (int64_t row = 0; row < rows; row += GROUP) {
+            const int64_t count = rows - row < GROUP ? rows - row : GROUP;
+            memset(total, 0, count * BLOCK_N * sizeof(float));
+            for (int64_t block = 0; block < blocks; block++) {
+                uint16_t *tiles = decoded + block * keep;
+                if (!row) {
+                    decode(packed + block * 32 * BLOCK_N, table, tiles);
+                    decode(packed + block * 32 * BLOCK_N + 16 * BLOCK_N, table, tiles + 1024);
+                }
+                multiply_block(layer, block, first, count, x + row * k, tiles, total);
             }
-            if (row < rows) {
-                multiply(x + row * k + block * 64, k * 2, tiles, sums);
-                accumulate(total + row * BLOCK_N, sums, rows - row < ROWS ? rows - row : ROWS, low, high);
-            }
+            finish(layer, count, first, total, out + row * layer->out);
         }
-        finish(layer, rows, nb * BLOCK_N, total, out);
     }
     _tile_release();
 }
 
 // out [rows, layer->out] bf16 = x [rows padded to 16, layer->in] bf16 times the weights' transpose. Blocks of 64 inputs;
-// outputs a multiple of 32. scratch: per thread, 32 floats for each padded row.
+// outputs a multiple of 32. scratch: per thread, 16 floats for each input, aligned to 64 bytes.
 void nf4_matmul(const Nf4 *layer, int64_t rows, const uint16_t *x, uint16_t *out, float *scratch, int threads) {
 #pragma omp parallel num_threads(threads)
     nf4_share(layer, rows, x, out, scratch);

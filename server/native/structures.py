@@ -91,9 +91,13 @@ class Step(ctypes.Structure):
         *((name, c_int64) for name in ("rows", "runs", "sampled", "context")),
         *(
             (name, c_void_p)
-            for name in (*("run", "tables", "where", "cosine", "sine", "lora", "active", "sampled_rows", "logits"),)
+            for name in (*("run", "tables", "where", "cosine", "sine", "lora", "active", "sampled_rows", "logits", "seconds"),)
         ),
     )
+
+
+PHASES = ("norms", "NF4 products", "LoRA", "rotary", "attention", "gate", "output layer")
+"""What ``Step.seconds`` counts."""
 
 
 class Work(ctypes.Structure):
