@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bases.base import Base
 from server import native
 from server.attention import How, KvCache, PagedBatch
 from server.linear import FusedNf4
@@ -22,6 +23,8 @@ from server.native.structures import Layer, Linear, Model, Step, Work, address
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Models of transformers whose layers are those of ``decoder.c``: norm before, rotary positions, a gated SiLU."""
+STATIC = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary positions whose angles depend on nothing but the position."""
 GROUPS = (
     ("qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
     ("o", ("self_attn.o_proj",)),
@@ -29,16 +32,18 @@ GROUPS = (
     ("down", ("mlp.down_proj",)),
 )
 
+Ways = Mapping[int, How]
+"""How each layer attends."""
+
 
 class Decoder:
     """A model's layers as ``decoder.c`` takes them."""
 
-    def __init__(
-        self, model: Any, groups: Mapping[str, LoraGroup], pool: LoraPool, kv: KvCache, ways: Mapping[int, How]
-    ) -> None:
+    def __init__(self, base: Base, groups: Mapping[str, LoraGroup], pool: LoraPool, kv: KvCache, ways: Ways) -> None:
         """``groups``: by the name of their first layer. The caller has checked that all of it fits (:meth:`of`)."""
         assert pool.kernels is not None
         self.kernels, self.pool, self.kv = pool.kernels, pool, kv
+        model: Any = base.model
         self.model = model.model
         self.groups = [[groups[name] for name, _ in _named_groups(i)] for i in range(len(self.model.layers))]
         self.ways = ways
@@ -54,17 +59,19 @@ class Decoder:
             *(self.vocabulary, config.rms_norm_eps),
             *(ctypes.addressof(self.layers), address(self.model.norm.weight), address(model.lm_head.weight)),
         )
+        self.cosine, self.sine = self._angles(base.max_model_len)
         self.active = lru_cache(maxsize=64)(self._active)
 
     @classmethod
-    def of(cls, model: nn.Module, pool: LoraPool, kv: KvCache, ways: Mapping[int, How]) -> Self | None:
+    def of(cls, base: Base, pool: LoraPool, kv: KvCache, ways: Ways) -> Self | None:
         """The model's decoder, or None where its layers, their shapes or this machine are not what the kernels take.
 
         ways: how each layer attends, as its module said when it was called.
         """
         groups = {group.names[0]: group for group in pool.groups}
-        fits = pool.kernels and kv.kernels and type(model).__name__ in CLASSES and _fits(model, groups)
-        return cls(model, groups, pool, kv, ways) if fits else None
+        known = type(base.model).__name__ in CLASSES
+        fits = pool.kernels and kv.kernels and known and _fits(base.model, groups)
+        return cls(base, groups, pool, kv, ways) if fits else None
 
     def _layer(self, index: int) -> Layer:
         module = self.model.layers[index]
@@ -89,6 +96,12 @@ class Decoder:
             **linears,
         )
 
+    def _angles(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of every position, [positions, width] bf16 each, as the model's own module makes them."""
+        like = self.model.embed_tokens.weight
+        cosine, sine = self.model.rotary_emb(like, torch.arange(positions).unsqueeze(0))
+        return cosine[0].contiguous(), sine[0].contiguous()
+
     def refresh(self) -> None:
         """Take over where the pool's tensors are, after an adapter was placed."""
         for layer, groups in zip(self.layers, self.groups, strict=True):
@@ -98,14 +111,21 @@ class Decoder:
     def logits(self, tokens: Sequence[int], positions: Sequence[int], keep: Sequence[int], paged: PagedBatch) -> Tensor:
         """Logits [len(keep), vocabulary] float32 after writing the keys and values of all rows."""
         x = self.model.embed_tokens(torch.tensor(tokens))
-        cosine, sine = self.model.rotary_emb(x, torch.tensor([positions]))
+        where = torch.tensor(positions)
+        cosine, sine = self.cosine[where], self.sine[where]
         logits = torch.empty(len(keep), self.vocabulary)
         plan, runs, kept = self.pool.plan, paged.paged_runs, torch.tensor(keep)
         lora = plan.lora_rows if plan.segments else None
         step = Step(
             *(len(tokens), len(runs.table), len(keep), runs.context),
             *(address(t) for t in (runs.table, runs.blocks, paged.where, cosine, sine)),
-            *(lora.address if lora else None, self.active(plan.targets).ctypes.data, address(kept), address(logits), address(self.seconds)),
+            *(
+                lora.address if lora else None,
+                self.active(plan.targets).ctypes.data,
+                address(kept),
+                address(logits),
+                address(self.seconds),
+            ),
         )
         work, room = self._work(len(tokens), x, 0 if lora is None else lora.pages, runs.context)
         self.kernels.decode_step(self.native, step, work)
@@ -150,6 +170,7 @@ def _fits(model: Any, groups: Mapping[str, LoraGroup]) -> bool:
     names = [names for i in range(len(model.model.layers)) for _, names in _named_groups(i)]
     return (
         config.hidden_act == "silu"
+        and config.rope_parameters["rope_type"] in STATIC
         and config.hidden_size % 32 == 0
         and config.intermediate_size % 32 == 0
         and type(head) is nn.Linear

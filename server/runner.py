@@ -13,7 +13,7 @@ from server.attention import IMPLEMENTATION, KvCache, PagedBatch, Probe, registe
 from server.config import Settings
 from server.decoder import Decoder
 from server.lora import LoraPool, PackedAdapter, make_plan
-from server.sampler import sample
+from server.sampler import row_peaks, sample
 from server.sequence import Batch
 from server.slots import pages_for
 
@@ -32,21 +32,22 @@ class Runner:
         shapes = probe.shapes
         self.blocks = _block_count(shapes, base, settings)
         self.kv = KvCache(shapes, self.blocks, settings.block_size, base.device, base.dtype)
-        self.decoder = Decoder.of(base.model, self.pool, self.kv, probe.ways)
+        self.decoder = Decoder.of(base, self.pool, self.kv, probe.ways)
         """Takes the place of the model's own layers where it can."""
+        self._peaks = self.decoder.kernels.row_peaks if self.decoder else row_peaks
         self._like = torch.empty(0, device=base.device, dtype=base.dtype)
         self._placed: dict[AdapterId, tuple[tuple[int, ...], frozenset[str]]] = {}
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[int | None]:
         """One step: a token for each of ``batch.sampled``, None where the logits were not finite."""
-        return sample(self.logits(batch), batch.sampled)
+        return sample(self.logits(batch), batch.sampled, self._peaks)
 
     @torch.inference_mode()
     def run_probe(self, batch: Batch) -> tuple[list[int | None], bytes]:
         """A probe's step: as :meth:`run`, and the logits, float32 in native byte order."""
         logits = self.logits(batch)
-        return sample(logits, batch.sampled), logits.cpu().numpy().tobytes()
+        return sample(logits, batch.sampled, self._peaks), logits.cpu().numpy().tobytes()
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:

@@ -6,6 +6,7 @@ the request: not on the batch, the device's random state or a preemption.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 import torch
@@ -21,14 +22,22 @@ GREEDY = 1e-5
 """Temperatures below this one are taken for 0: divided by them, logits overflow."""
 
 
-def sample(logits: Tensor, sequences: Seq[Sequence]) -> list[int | None]:
+def row_peaks(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's largest logit, NaN if it has one, and a token that has it."""
+    peak, token = logits.max(dim=-1)
+    return peak, token
+
+
+def sample(
+    logits: Tensor, sequences: Seq[Sequence], peaks: Callable[[Tensor], tuple[Tensor, Tensor]] = row_peaks
+) -> list[int | None]:
     """One token id per row of ``logits`` [rows, vocabulary] float32, or None where a row is not finite.
 
-    Changes ``logits`` in place.
+    Changes ``logits`` in place. peaks: as :func:`row_peaks`.
     """
     if not sequences:
         return []
-    peak, greedy = logits.max(dim=-1)
+    peak, greedy = peaks(logits)
     finite = peak.isfinite().tolist()
     adjusted = [row for row, s in enumerate(sequences) if finite[row] and adjust(logits[row], s)]
     if adjusted:

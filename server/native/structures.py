@@ -91,7 +91,9 @@ class Step(ctypes.Structure):
         *((name, c_int64) for name in ("rows", "runs", "sampled", "context")),
         *(
             (name, c_void_p)
-            for name in (*("run", "tables", "where", "cosine", "sine", "lora", "active", "sampled_rows", "logits", "seconds"),)
+            for name in (
+                *("run", "tables", "where", "cosine", "sine", "lora", "active", "sampled_rows", "logits", "seconds"),
+            )
         ),
     )
 

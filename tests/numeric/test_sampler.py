@@ -21,6 +21,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from server import native
+from server.sampler import row_peaks
 from server.sequence import SamplingParams
 from tests.numeric.drive import Drive
 from tests.numeric.lab import Lab
@@ -184,3 +186,22 @@ def test_a_banned_token_never_comes(llama: Lab, tmp_path: Path) -> None:
     ids = [drive.submit(ALL, PROMPT, replace(params, seed=seed)) for seed in range(20)]
     drive.run()
     assert all(answer not in drive.tokens[id_] for id_ in ids)
+
+
+@pytest.mark.parametrize("vocabulary", [64, 100, 1000])
+def test_peaks_by_the_kernel_are_torchs(vocabulary: int) -> None:
+    kernels = native.load()
+    if kernels is None:
+        pytest.skip("no AMX, or no compiler")
+    torch.manual_seed(0)
+    logits = torch.randn(9, vocabulary)
+    logits[1] = logits[1].round()  # ties: the first counts
+    logits[2, -1], logits[3, 0], logits[4, 7] = 100, 100, torch.inf
+    logits[5, 50], logits[6, -1], logits[7], logits[8, :40] = torch.nan, torch.nan, -torch.inf, -torch.inf
+    peaks, tokens = kernels.row_peaks(logits)
+    expected, _ = row_peaks(logits)
+    finite = ~expected.isnan()
+    assert torch.equal(peaks[finite], expected[finite])
+    assert peaks.isnan().tolist() == expected.isnan().tolist()
+    first = [int((row == row.max()).nonzero()[0]) for row in logits[finite]]
+    assert tokens[finite].tolist() == first
