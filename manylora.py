@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from bases.errors import ConfigError, ManyloraError
+from bases.waiting import wait_briefly
 
 USAGE = """\
 usage: manylora COMMAND [OPTIONS]
@@ -14,14 +15,16 @@ usage: manylora COMMAND [OPTIONS]
   adapters  list, push, activate and remove the adapters of a running server
   train     make an adapter from a file of examples, judge it, publish it
   export    write a base and an adapter as plain weights
+  bench     measure a running server, of this kind or another, over HTTP
 
 `manylora COMMAND --help` lists the options. Those of serve and doctor may also stand in the environment, e.g.
-MANYLORA_PORT=8001, and the server that adapters talks to in MANYLORA_URL.
+MANYLORA_PORT=8001, and the server that adapters talks to in MANYLORA_URL, with its key in MANYLORA_API_KEY.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 for a failure, 2 for a bad option, 130 for Ctrl-C."""
+    wait_briefly()
     words = list(sys.argv[1:] if argv is None else argv)
     command, options = (words[0], words[1:]) if words else ("--help", [])
     try:
@@ -36,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return train(options)
             case "export":
                 return export(options)
+            case "bench":
+                return bench(options)
             case "-h" | "--help" | "help":
                 print(USAGE, end="")
                 return 0
@@ -91,6 +96,13 @@ def export(options: Sequence[str]) -> int:
     from training.commands import run_export
 
     return run_export(options)
+
+
+def bench(options: Sequence[str]) -> int:
+    """``manylora bench``, also ``bench compare``."""
+    from loadtests.commands import run
+
+    return run(options)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,15 +16,14 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from adapters.client import AdapterClient, Card, Progress, Pushed, RemoteError, ServerRefused
+from adapters.client import AdapterClient, Card, Pushed, RemoteError, ServerRefused
 from adapters.errors import AdapterError, AdapterNameError, UnknownAdapter
 from adapters.names import check_name, parse_reference
 from adapters.snapshot import Target
+from adapters.upload_bar import upload_bar
 
 HERE = "http://127.0.0.1:8000"
 """Where ``manylora serve`` listens unless told otherwise."""
@@ -56,12 +55,21 @@ def _failed(error: RemoteError | AdapterError) -> int:
     return 2 if isinstance(error, AdapterNameError | UnknownAdapter) else 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What the group was given."""
+
+    url: str
+    api_key: str | None
+
+
 def _connect(context: typer.Context, url: str | None) -> AdapterClient:
     """The server that the command or the group was given."""
+    given: _Given = context.obj
     try:
-        client = AdapterClient(context.obj if url is None else url)
+        client = AdapterClient(given.url if url is None else url, api_key=given.api_key)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--url") from None
+        raise typer.BadParameter(str(error), param_hint="--url, --api-key") from None
     context.call_on_close(client.close)
     return client
 
@@ -101,9 +109,13 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 def adapters(
     context: typer.Context,
     url: Annotated[str, typer.Option(envvar="MANYLORA_URL", metavar="URL", help="The server's address.")] = HERE,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="MANYLORA_API_KEY", metavar="KEY", help="Where the server, or a proxy, asks for one."),
+    ] = None,
 ) -> None:
     """The adapters of a running server."""
-    context.obj = url
+    context.obj = _Given(url, api_key or None)
 
 
 @app.command("list")
@@ -164,7 +176,7 @@ def push(
     name = name or folder.resolve().name
     if to is not None:
         check_name(to)  # before the upload, not after it
-    with _bar(name) as progress:
+    with upload_bar(name) as progress:
         pushed = server.push(
             folder,
             name,
@@ -332,19 +344,3 @@ def _table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
 def _line(text: str) -> str:
     """One line without what would steer a terminal: names and reasons come from elsewhere."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Progress]:
-    """A bar on a terminal's stderr for an upload, and for the server's checks after it."""
-    console = Console(stderr=True)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bars(TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal) as bars:
-        task = bars.add_task(f"uploading {name}", total=None)
-
-        def advance(sent: int, total: int) -> None:
-            bars.update(task, completed=sent, total=total)
-            if sent == total:
-                bars.update(task, description="checking on the server ...")
-
-        yield advance

@@ -1,5 +1,6 @@
 """Whether an adapter can be served correctly by the base at hand."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adapters.errors import AdapterRejected
-from adapters.files import CONFIG, ORIGIN, WEIGHTS, content_id, open_file, present, read_json, size_of
+from adapters.files import CONFIG, ORIGIN, WEIGHTS, chunks, content_id, open_file, present, read_json, size_of
 from adapters.header import StoredTensor, read_header
 from adapters.keys import LoraKey, lora_key
 from adapters.peft_config import read_config
@@ -30,6 +31,7 @@ def verify(folder: Path, layout: BaseLayout, max_rank: int, *, any_base: bool = 
             file=ORIGIN,
             code="base_mismatch",
         )
+    _check_unchanged(folder)
     _check_values(folder, spec)
     return spec
 
@@ -45,12 +47,32 @@ def read_spec(folder: Path, layout: BaseLayout, max_rank: int, adapter_id: Adapt
 
 
 def _origin(folder: Path) -> str | None:
+    return _said(folder, "base_fingerprint")
+
+
+def _said(folder: Path, field: str) -> str | None:
+    """A text that the adapter's trainer left with it; None where it left none."""
     if ORIGIN not in present(folder):
         return None
-    fingerprint = read_json(folder, ORIGIN).get("base_fingerprint")
-    if fingerprint is not None and not isinstance(fingerprint, str):
-        raise AdapterRejected("base_fingerprint is not a string", file=ORIGIN)
-    return fingerprint
+    value = read_json(folder, ORIGIN).get(field)
+    if value is not None and not isinstance(value, str):
+        raise AdapterRejected(f"{field} is not a string", file=ORIGIN)
+    return value
+
+
+def _check_unchanged(folder: Path) -> None:
+    """The weights must be those that were judged, where it is said which those were."""
+    expected = _said(folder, "weights_sha256")
+    if expected is None:
+        return
+    digest = hashlib.sha256()
+    with open_file(folder, WEIGHTS) as file:
+        for chunk in chunks(file, WEIGHTS):
+            digest.update(chunk)
+    if digest.hexdigest() != expected:
+        found = digest.hexdigest()
+        reason = f"was changed after training: its SHA-256 is {found}, not {expected[:80]} as {ORIGIN} says"
+        raise AdapterRejected(reason, file=WEIGHTS)
 
 
 def _targets(

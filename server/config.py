@@ -201,7 +201,8 @@ def read_settings(argv: Sequence[str], command: str = "serve") -> Settings:
     """
     settings = Settings(_cli_parse_args=list(argv), _cli_prog_name=f"manylora {command}")
     prefix = Settings.model_config["env_prefix"]
-    known = {f"{prefix}{field}".upper() for field in Settings.model_fields} | {f"{prefix}URL"}  # `manylora adapters`
+    clients = {f"{prefix}URL", f"{prefix}API_KEY"}  # of `manylora adapters` and `manylora train`
+    known = {f"{prefix}{field}".upper() for field in Settings.model_fields} | clients
     unknown = sorted(name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known)
     if unknown:
         raise ConfigError("\n".join(f"{name}: there is no such option" for name in unknown))

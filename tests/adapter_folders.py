@@ -311,6 +311,14 @@ DEFECTS: dict[str, Defect] = {
         f"the adapter was trained on the base abc, this base is {FINGERPRINT}",
         ORIGIN,
     ),
+    "weights_changed": Defect(
+        lambda folder: (folder / ORIGIN).write_text(json.dumps({"weights_sha256": "0" * 64})),
+        f"not {'0' * 64} as {ORIGIN} says",
+        WEIGHTS,
+    ),
+    "weights_hash_number": Defect(
+        lambda folder: (folder / ORIGIN).write_text('{"weights_sha256": 7}'), "weights_sha256 is not a string", ORIGIN
+    ),
     "origin_number": Defect(
         lambda folder: (folder / ORIGIN).write_text('{"base_fingerprint": 7}'),
         "base_fingerprint is not a string",

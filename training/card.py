@@ -1,5 +1,6 @@
 """The model card (README.md), its plot, and what else goes into an adapter's folder for people to read."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,7 +57,7 @@ def card(name: str, manifest: Mapping[str, Any], judgement: Judgement, today: st
 def curl(url: str, name: str) -> str:
     """A call of the adapter that works in a shell."""
     body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "..."}}]}}'
-    return f"curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+    return f"curl {shlex.quote(f'{url}/v1/chat/completions')} -H 'content-type: application/json' -d '{body}'"
 
 
 def comparison(judgement: Judgement) -> list[tuple[str, str, str]]:

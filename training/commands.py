@@ -67,9 +67,19 @@ def _weighted(text: str) -> list[tuple[str, float]]:
     return pairs
 
 
+def _at_home(path: Path) -> Path:
+    """``path`` with ``~`` resolved. Raises ConfigError."""
+    from training.settings import at_home
+
+    try:
+        return at_home(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def find_adapter(name: str, data: Path) -> Path:
     """The folder of an adapter that was trained here under a name, or that a path leads to. Raises ConfigError."""
-    for folder in (data / "trained" / name, Path(name).expanduser()):
+    for folder in (data / "trained" / name, _at_home(Path(name))):
         if (folder / CONFIG).is_file():
             return folder
     raise ConfigError(f"there is no adapter {name!r}: neither under {data / 'trained'} nor as a folder")
@@ -111,7 +121,8 @@ def _export(
     data_dir: Annotated[Path | None, typer.Option(help="folder for bases and adapters")] = None,
 ) -> None:
     """Write base and adapter as plain weights, reload them, and compare them with what they were made from."""
-    data = default_data() if data_dir is None else data_dir.expanduser().absolute()
+    data = default_data() if data_dir is None else _at_home(data_dir).absolute()
+    out = _at_home(out)
     if merge is not None and adapter is not None:
         raise ConfigError("--merge: names the adapters itself; leave NAME_OR_DIR out")
     if adapter_only and merge is None:
@@ -163,6 +174,7 @@ def _merge(parts: list[tuple[Path, float]], base: BaseOptions, out: Path, option
 
 
 def _write(adapter: Path | None, base: BaseOptions, out: Path, options: dict[str, Any]) -> None:
+    from bases import nf4  # noqa: F401  (before PEFT, which would import bitsandbytes as it comes)
     from training.export import export
 
     for line in export(adapter, base, out, say=_say, **options).lines():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bases.nf4 import Linear4bit
+from training.base import keep_trainable
 
 PROMPTS = (
     "What is the capital of France?",
@@ -79,12 +80,12 @@ def compute_exactly(model: nn.Module) -> None:
     """Let a model that has not been run compute in float32, with the weights it has.
 
     Activations in bfloat16 alone move two runs of one model apart by a KL of 0.01, which would hide what an export gets
-    wrong. 4-bit layers leave out the fused kernel that repacks their weights.
+    wrong.
     """
+    keep_trainable(model)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.compute_dtype, module.compute_type_is_set = torch.float32, True
-            module.support_avx512bf16_for_cpu = False
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.float()

@@ -31,6 +31,7 @@ from bases.errors import ConfigError, ManyloraError
 from bases.options import BaseOptions
 from training.divergence import Divergence, Limit, Observed, compare, compute_exactly, encode_prompts, observe
 from training.gguf import check_gguf, write_gguf
+from training.quiet import quiet
 from training.shards import MergedWeights, Shards, write_shards
 
 Onto = Literal["dequantized", "original"]
@@ -221,7 +222,8 @@ def _open(wanted: _Wanted, options: BaseOptions, trained: _Opened | None = None)
         check_gguf(folder, tokenizer)
     weights = read_weights(wanted.adapter, spec) if wanted.adapter and spec else None
     compute_exactly(base.model)
-    model = PeftModel.from_pretrained(base.model, wanted.adapter) if wanted.adapter else base.model
+    with quiet():
+        model = PeftModel.from_pretrained(base.model, wanted.adapter) if wanted.adapter else base.model
     observed = observe(model, encode_prompts(tokenizer), trained.observed if trained else None)
     effect = None
     if isinstance(model, PeftModel):
@@ -265,8 +267,9 @@ def _reload(wanted: _Wanted, folder: Path, base: _Opened) -> Observed:
     file: dict[str, Any] = {"gguf_file": f"{base.name}.gguf"} if wanted.format == "gguf" else {}
     unpack: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if file else {}
     # In float32 the weights are what was written, and nothing else is rounded.
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **file, **unpack).eval()
-    prompts = encode_prompts(AutoTokenizer.from_pretrained(folder, **file))
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **file, **unpack).eval()
+        prompts = encode_prompts(AutoTokenizer.from_pretrained(folder, **file))
     if prompts != encode_prompts(base.tokenizer):
         raise ExportDiverges("the tokenizer read back from the export makes other tokens than the base's")
     return observe(model, prompts, base.observed)

@@ -2,18 +2,17 @@
 
 import gc
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from pathlib import Path
 
 from accelerate import PartialState  # type: ignore[import-untyped, unused-ignore]
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
 
 from adapters.errors import AdapterNameError
 from adapters.names import check_name, fold
+from adapters.upload_bar import upload_bar
 from bases.base import Base
 from bases.errors import ConfigError
 from training import report
@@ -24,9 +23,10 @@ from training.judge import Judgement, Sample, check_thresholds, judge
 from training.lora import check_findings, lint
 from training.manifest import manifest
 from training.memory import check_memory, estimate
-from training.publish import check_server, publish
+from training.publish import Server, check_server, publish
 from training.run import Trained, checked_plan, train
-from training.settings import TrainSettings
+from training.settings import API_KEY, TrainSettings
+from training.workplace import requested, working
 
 SHOWN = 160
 """Characters of an answer that is shown."""
@@ -45,20 +45,33 @@ class Job:
     def run(self) -> int:
         """The exit status: 0, or 3 where the adapter is kept but the judgement failed and it was not published."""
         settings = self._settings
+        kept = self._bases()
         base = open_base(settings, self._say)
         dataset = build(settings, base.tokenizer, base.max_model_len, self._say)
         self._check(base, dataset)
         if settings.dry_run:
-            self._say("a dry run: nothing was trained or written")
+            new = ", ".join(map(str, sorted(self._bases() - kept)))
+            self._say(f"a dry run: nothing was trained{f'; the base is kept in {new}' if new else ' or written'}")
             return 0
-        trained = train(settings, base, dataset, self._say)
-        # The processes of one run share its work; what follows is one's.
-        if not PartialState().is_main_process:
-            return 0
-        del base
-        gc.collect()
-        judgement = self._judge(trained, dataset)
-        return self._publish(trained, judgement)
+        with working(settings.folder, requested(settings, base, dataset), resume=settings.resume) as place:
+            trained = train(settings, base, dataset, place, self._say)
+            # The processes of one run share its work; what follows is one's.
+            if not PartialState().is_main_process:
+                return 0
+            del base
+            gc.collect()
+            try:
+                judgement = self._judge(trained, dataset)
+            except KeyboardInterrupt:
+                self._say("stopped; --resume goes on with judging")
+                raise
+            place.publish()
+        self._say(f"the adapter is in {place.out}")
+        return self._publish(place.out, judgement)
+
+    def _bases(self) -> set[Path]:
+        """The bases that are kept on disk, so that they need not be quantised again."""
+        return {path for path in (self._settings.data_dir / "bases").glob("*") if path.is_dir()}
 
     def _check(self, base: Base, dataset: Dataset) -> None:
         """All that can be told before training."""
@@ -66,7 +79,7 @@ class Job:
         self._console.print(report.render(dataset.report))
         if settings.show:
             report.show(dataset.train[: settings.show], base.tokenizer, self._console)
-        check_thresholds(settings, dataset)
+        check_thresholds(settings, dataset, self._warn)
         if dataset.end_of_turn is not None and dataset.end_of_turn not in base.eos_token_ids:
             self._warn("the chat template ends an answer with a token at which a server of this base does not stop")
         findings = lint(settings, base)
@@ -79,9 +92,13 @@ class Job:
         self._say(str(need))
         check_memory(need, base.device)
         if settings.publish is not None:
-            self._check_publishing(settings.publish, base)
+            self._check_publishing(self._server(settings.publish), base)
 
-    def _check_publishing(self, url: str, base: Base) -> None:
+    def _server(self, url: str) -> Server:
+        key = self._settings.api_key
+        return Server(url, None if key is None else key.get_secret_value())
+
+    def _check_publishing(self, server: Server, base: Base) -> None:
         alias = self._settings.alias
         if alias is not None:
             try:
@@ -90,7 +107,7 @@ class Job:
                 raise ConfigError(f"--alias: {error}") from None
             if fold(alias) == fold(self._settings.name):
                 raise ConfigError(f"--alias: {alias} is the adapter's own name")
-        check_server(url, base.layout.fingerprint)
+        check_server(server, base.layout.fingerprint)
 
     def _judge(self, trained: Trained, dataset: Dataset) -> Judgement:
         """The judgement, which then lies with the adapter."""
@@ -104,22 +121,21 @@ class Job:
             self._console.print(_sample(sample), soft_wrap=True)
         for failure in judgement.failures:
             self._warn(f"not good enough: {failure}")
-        self._say(f"the adapter is in {trained.folder}")
         return judgement
 
-    def _publish(self, trained: Trained, judgement: Judgement) -> int:
+    def _publish(self, folder: Path, judgement: Judgement) -> int:
         settings = self._settings
         url = settings.publish
         if not judgement.passed and not settings.publish_anyway:
             self._warn("it was not published" if url else "the judgement failed")
             return 3
         if url is None:
-            folder = shlex.quote(str(trained.folder))
-            self._say(f"publish it with: manylora adapters push {folder} --name {settings.name}")
+            self._say(f"publish it with: manylora adapters push {shlex.quote(str(folder))} --name {settings.name}")
             return 0
-        with _upload_bar(settings.name) as progress:
-            publish(url, trained.folder, settings.name, settings.alias, self._say, progress)
-        self._say(f"ask it with:\n{curl(url.rstrip('/'), settings.alias or settings.name)}")
+        with upload_bar(settings.name) as progress:
+            publish(self._server(url), folder, settings.name, settings.alias, self._say, progress)
+        key = f' -H "authorization: Bearer ${API_KEY}"' if settings.api_key else ""
+        self._say(f"ask it with:\n{curl(url.rstrip('/'), settings.alias or settings.name)}{key}")
         return 0
 
     def _say(self, line: str) -> None:
@@ -148,19 +164,3 @@ def _line(text: str) -> str:
     """One line of bounded length, without what would steer a terminal."""
     plain = "".join(letter if letter.isprintable() else " " for letter in text)
     return plain if len(plain) <= SHOWN else f"{plain[:SHOWN]}..."
-
-
-@contextmanager
-def _upload_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal's stderr for an upload, and for the server's checks after it."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        task = bars.add_task(f"uploading {name}", total=None)
-
-        def advance(sent: int, total: int) -> None:
-            bars.update(task, completed=sent, total=total)
-            if sent == total:
-                bars.update(task, description="checking on the server ...")
-
-        yield advance

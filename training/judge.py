@@ -6,7 +6,6 @@ nothing trains on afterwards. The figures are a server's: greedy answers that st
 
 import math
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -21,6 +20,7 @@ from training.conversation import Conversation, Turn
 from training.dataset import Dataset
 from training.files import read_rows
 from training.generate import Answer, generate
+from training.quiet import quiet
 from training.rendering import Example, Renderer
 from training.scores import Scores, mean_kl, mean_loss, parse_json, score_answers
 from training.settings import TrainSettings, flag
@@ -92,18 +92,28 @@ def judge(settings: TrainSettings, base: Base, folder: Path, dataset: Dataset, s
     )
 
 
-def check_thresholds(settings: TrainSettings, dataset: Dataset) -> None:
-    """Raises ConfigError, before anything is trained, for a threshold that nothing held out could reach."""
+def check_thresholds(settings: TrainSettings, dataset: Dataset, warn: Say = lambda _: None) -> None:
+    """Raises ConfigError, before anything is trained, for a threshold that nothing held out could reach.
+
+    Where it is only the default one, and nothing waits to be published, ``warn`` is told.
+    """
     answered = answerable(settings, dataset)
     for name in ("min_exact_match", "min_stop_share", "min_json_validity"):
         if getattr(settings, name) is not None and not answered:
-            raise ConfigError(f"{flag(name)}: no row is held out whose answer fits in {settings.judge_tokens} tokens")
+            fits = f"is trained and fits in {settings.judge_tokens} tokens"
+            raise ConfigError(f"{flag(name)}: no row is held out whose last answer {fits}")
     if settings.min_json_validity is not None and not any(parse_json(example.answer) for example in answered):
         raise ConfigError(f"{flag('min_json_validity')}: no held-out answer is a JSON object or array")
+    if settings.max_loss_ratio is not None and not dataset.evaluation:
+        reason = "no row is held out, so nothing can show that the adapter learned"
+        instead = "give more rows or --eval-file, or ask for nothing with --max-loss-ratio off"
+        if settings.publish is not None and not settings.publish_anyway:
+            raise ConfigError(f"--publish: {reason}, and it would not be published; {instead}")
+        warn(f"{reason}: the judgement will fail; {instead}")
 
 
 def answerable(settings: TrainSettings, dataset: Dataset) -> list[Example]:
-    """The held-out rows that are answered: with a prompt, and an answer that fits; so many, chosen by the seed."""
+    """The held-out rows that are answered: with a prompt and a trained answer that fits; so many, by the seed."""
     fitting = [
         example
         for example in dataset.evaluation
@@ -130,8 +140,7 @@ def general_examples(base: Base, chat_template: str | None) -> list[Example]:
 
 def _adapted(base: Base, folder: Path) -> Any:
     """The PEFT model, in eval mode."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT reads it
+    with quiet():
         return PeftModel.from_pretrained(base.model, folder).eval()
 
 
@@ -149,8 +158,9 @@ def _scores(
 
 
 def _decode(base: Base, answers: Sequence[Answer]) -> list[str]:
-    """Text as the server gives it: without special tokens."""
-    return [str(base.tokenizer.decode(answer.tokens, skip_special_tokens=True)) for answer in answers]
+    """Text as the server gives it, and as the right answers are: without special tokens."""
+    tokenizer: Any = base.tokenizer
+    return list(tokenizer.backend_tokenizer.decode_batch([answer.tokens for answer in answers]))
 
 
 def _failures(settings: TrainSettings, base: Scores, adapter: Scores, divergence: float) -> Iterator[str]:

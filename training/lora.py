@@ -1,6 +1,5 @@
 """What is trained: PEFT's config, and which servers would refuse its result."""
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from adapters.spec import BaseLayout
 from bases.base import Base
 from bases.errors import ConfigError
 from training.dropout import Dropout
+from training.quiet import quiet
 from training.settings import TrainSettings
 
 ATTENTION = ("attn", "attention")
@@ -60,8 +60,7 @@ def adapted(settings: TrainSettings, base: Base) -> Iterator[PeftModel]:
     """The base with a new adapter to train, drawn from the seed; afterwards the base is as it was."""
     set_seed(settings.seed)
     uses_cache = base.model.config.use_cache
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT reads it
+    with quiet():
         model = get_peft_model(base.model, lora_config(settings, base))
     # PEFT writes where the model was loaded from: a folder that means nothing on another machine.
     model.peft_config["default"].base_model_name_or_path = base.name

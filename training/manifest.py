@@ -26,8 +26,8 @@ FORMAT = 1
 PACKAGES = ("manylora", "torch", "transformers", "peft", "bitsandbytes")
 
 _NOT_OF_THE_ADAPTER = {
-    "name", "model", "out", "publish", "alias", "publish_anyway", "data_dir", "device", "resume", "report_to",
-    "dry_run", "show", "lint",
+    "name", "model", "out", "publish", "api_key", "alias", "publish_anyway", "data_dir", "device", "resume",
+    "report_to", "dry_run", "show", "lint",
 }  # fmt: skip
 """Settings that say where things are and what becomes of them, not what was learned."""
 _PATHS = ("eval_file", "mix_general", "chat_template")
@@ -51,7 +51,7 @@ def manifest(
         "seed": settings.seed,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "evaluation": evaluation(judgement),
-        "weights_sha256": _file_sha256(folder / WEIGHTS),
+        "weights_sha256": file_sha256(folder / WEIGHTS),
     }
 
 
@@ -121,6 +121,7 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _file_sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

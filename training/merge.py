@@ -5,13 +5,12 @@ The methods are PEFT's, but applied to the updates. PEFT's own ``add_weighted_ad
 with weights 1 and 0 is the first adapter. TIES: Yadav et al. 2023. DARE: Yu et al. 2023.
 """
 
-import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from peft import LoraConfig
@@ -19,12 +18,13 @@ from peft.utils.merge_utils import dare_ties, ties
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adapters.files import ORIGIN, WEIGHTS
+from adapters.files import ORIGIN, WEIGHTS, read_json
 from adapters.spec import AdapterSpec, BaseLayout
 from adapters.verify import verify
 from adapters.weights import AdapterWeights, read_weights
 from bases.errors import ConfigError
 from training.card import CHAT_TEMPLATE
+from training.manifest import file_sha256, write_manifest
 
 Method = Literal["linear", "cat", "svd", "ties", "dare_ties"]
 """linear, cat: the weighted sum itself, at the sum of the ranks. svd: its best approximation at one adapter's rank.
@@ -33,6 +33,8 @@ rest scaled up instead; both then as svd."""
 
 MAX_RANK = 65536
 _EXACT = ("linear", "cat")
+_OF_THE_BASE = ("format", "base_fingerprint", "base", "quantization", "tokenizer_sha256", "chat_template_sha256")
+"""Fields of ``manylora.json``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,11 @@ def merge(
     AdapterRejected; then ``out`` is not there.
     """
     _check(adapters, out, method, rank, density)
-    template = _template([folder for folder, _ in adapters])
+    folders = [folder for folder, _ in adapters]
+    template = _template(folders)
+    origins = [read_json(folder, ORIGIN) if (folder / ORIGIN).is_file() else {} for folder in folders]
+    if not allow_base_mismatch:
+        _check_one_base(folders, origins)
     read = [(_read(folder, layout, allow_base_mismatch), weight) for folder, weight in adapters]
     wanted = rank or max(weights.spec.rank for weights, _ in read)
     layers = [layer for layer in layout.linears if any(layer in weights.tensors for weights, _ in read)]
@@ -78,8 +84,10 @@ def merge(
         _write(folder, merged)
         if template is not None:
             (folder / CHAT_TEMPLATE).write_bytes(template)
-        _write_origin(folder, [(weights.spec, weight) for weights, weight in read], layout, method)
-        spec = verify(folder, layout, MAX_RANK)
+        made_of = [{"content": weights.spec.id, "weight": weight} for weights, weight in read]
+        origin = {"merge": {"method": method, "adapters": made_of}, **_agreed(origins)}
+        write_manifest(origin | {"weights_sha256": file_sha256(folder / WEIGHTS)}, folder)
+        spec = verify(folder, layout, MAX_RANK, any_base=allow_base_mismatch)
         folder.rename(out)
     total = math.hypot(*(norm for _, norm in lost))
     return Merge(spec, math.hypot(*(missing for missing, _ in lost)) / total if total else 0.0)
@@ -182,11 +190,25 @@ def _write(folder: Path, merged: Mapping[str, tuple[Tensor, Tensor]]) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def _write_origin(folder: Path, adapters: Sequence[tuple[AdapterSpec, float]], layout: BaseLayout, method: str) -> None:
-    """``manylora.json``: of what it was made, and its base where all of them say that it is this one."""
-    origin: dict[str, object] = {
-        "merge": {"method": method, "adapters": [{"content": spec.id, "weight": weight} for spec, weight in adapters]}
-    }
-    if all(spec.base_fingerprint == layout.fingerprint for spec, _ in adapters):
-        origin["base_fingerprint"] = layout.fingerprint
-    (folder / ORIGIN).write_text(json.dumps(origin, indent=1))
+def _check_one_base(folders: Sequence[Path], origins: Sequence[Mapping[str, Any]]) -> None:
+    """Updates of different weights have no sum. An adapter that names no base may be of any."""
+    bases = [(folder, origin.get("base_fingerprint")) for folder, origin in zip(folders, origins, strict=True)]
+    named = [(folder, base) for folder, base in bases if base is not None]
+    for folder, base in named[1:]:
+        first, expected = named[0]
+        if base != expected:
+            raise ConfigError(
+                f"--merge: {first} was trained on the base {_short(expected)} and {folder} on {_short(base)}, so their "
+                "changes have no sum"
+            )
+
+
+def _short(fingerprint: object) -> str:
+    return f"fp_{str(fingerprint)[:12]}"
+
+
+def _agreed(origins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What ``manylora.json`` says of the base, where all of them say the same."""
+    first, *others = origins
+    agreed = (field for field in _OF_THE_BASE if all(origin.get(field) == first.get(field) for origin in others))
+    return {field: first[field] for field in agreed if field in first}

@@ -18,6 +18,21 @@ SECONDS = 10.0
 """How long a server may take to say what its base is."""
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where to publish."""
+
+    url: str
+    api_key: str | None = None
+
+    def client(self) -> AdapterClient:
+        """Raises ConfigError for an address or a key that cannot be one."""
+        try:
+            return AdapterClient(self.url, api_key=self.api_key)
+        except ValueError as error:
+            raise ConfigError(f"--publish: {error}") from None
+
+
 class PublishFailed(ManyloraError):
     """The server did not take the adapter, or the alias. The folder is what it was."""
 
@@ -33,19 +48,16 @@ class Published:
     alias: str | None
 
 
-def check_server(url: str, fingerprint: str) -> None:
+def check_server(server: Server, fingerprint: str) -> None:
     """Ask the server, before anything slow, whether it serves this base.
 
     Its short fingerprint comes with every answer, so it is asked for one token. Raises ConfigError where nobody
     answers there, or another base does; a server that says nothing of a fingerprint judges at the upload.
     """
-    try:
-        client = AdapterClient(url)
-    except ValueError as error:
-        raise ConfigError(f"--publish: {error}") from None
+    client = server.client()
     client.close()
     # Told without the password that the address may hold.
-    found = _short_fingerprint(url.rstrip("/"), client.url)
+    found = _short_fingerprint(server, client.url)
     if found is not None and found != f"fp_{fingerprint[:12]}":
         raise ConfigError(
             f"--publish: {client.url} serves another base ({found}) than the one trained on (fp_{fingerprint[:12]}); "
@@ -54,13 +66,18 @@ def check_server(url: str, fingerprint: str) -> None:
 
 
 def publish(
-    url: str, folder: Path, name: str, alias: str | None, say: Say = lambda _: None, progress: Progress | None = None
+    server: Server,
+    folder: Path,
+    name: str,
+    alias: str | None,
+    say: Say = lambda _: None,
+    progress: Progress | None = None,
 ) -> Published:
     """Upload ``folder`` as the next version of ``name``; ``alias`` then means exactly that version.
 
     Raises PublishFailed with the server's own words.
     """
-    with AdapterClient(url) as client:
+    with server.client() as client:
         try:
             pushed = client.push(folder, name, progress=progress)
         except (RemoteError, AdapterError) as error:
@@ -78,10 +95,12 @@ def publish(
     return Published(version, pushed.new, alias)
 
 
-def _short_fingerprint(url: str, shown: str) -> str | None:
+def _short_fingerprint(server: Server, shown: str) -> str | None:
     """The ``system_fingerprint`` of the server's answers."""
+    url = server.url.rstrip("/")
+    headers = {} if server.api_key is None else {"Authorization": f"Bearer {server.api_key}"}
     try:
-        with httpx.Client(timeout=SECONDS) as http:
+        with httpx.Client(headers=headers, timeout=SECONDS) as http:
             models = http.get(f"{url}/v1/models", params={"limit": 1}).raise_for_status().json()
             asked = {"model": models["data"][0]["id"], "prompt": "a", "max_tokens": 1}
             answer = http.post(f"{url}/v1/completions", json=asked).raise_for_status().json()

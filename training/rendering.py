@@ -36,9 +36,9 @@ class Example:
     """The ids themselves, or UNTRAINED. The first is never trained: nothing comes before it."""
     source: str
     prompt_length: int
-    """Tokens up to the last answer; 0 where the row has no prompt, or its answer was cut off."""
+    """Tokens up to the last answer; 0 where the row has no prompt, or that answer is not trained or was cut off."""
     answer: str
-    """The text of the last answer; empty where ``prompt_length`` is 0."""
+    """The last answer as a server would give it, tool calls as the template writes them; empty without a prompt."""
 
     @property
     def prompt(self) -> list[int]:
@@ -179,15 +179,17 @@ class Renderer:
     def _chat_example(self, conversation: Conversation, ids: list[list[int]]) -> Example:
         whole, *prompts = ids
         labels = [UNTRAINED] * len(whole)
+        start = end = 0
         for index, prompt in zip(_answers(conversation), prompts, strict=True):
             start = len(prompt)
             if whole[:start] != prompt:
                 reason = f"the beginning of turn {index + 1} melts into one token with the end of its prompt"
                 raise DataError(f"{reason}; does it begin with white space?", conversation.source)
-            if conversation.turns[index].trained:
-                end = self._end(whole, start, conversation, index)
-                labels[start:end] = whole[start:end]
-        return Example(whole, labels, conversation.source, len(prompts[-1]), conversation.turns[-1].content)
+            end = self._end(whole, start, conversation, index)
+            labels[start:end] = whole[start:end]
+        if not conversation.turns[-1].trained:
+            return Example(whole, labels, conversation.source, 0, "")
+        return Example(whole, labels, conversation.source, start, self._backend.decode(whole[start:end]))
 
     def _end(self, whole: list[int], start: int, conversation: Conversation, index: int) -> int:
         """Where the answer that begins at ``start`` ends: past its end-of-turn token."""
@@ -214,7 +216,8 @@ class Renderer:
         # Nothing comes before the first token that could foretell it.
         untrained = max(len(prompt), 1)
         labels = [UNTRAINED] * untrained + whole[untrained:]
-        return Example(whole, labels, conversation.source, len(prompt), (conversation.text or "") if prompt else "")
+        answer = self._backend.decode(whole[len(prompt) :]) if prompt else ""
+        return Example(whole, labels, conversation.source, len(prompt), answer)
 
     def _find_end_of_turn(self) -> int:
         """The token after each answer of a made-up conversation. Raises DataError where they differ or are none."""
@@ -236,6 +239,5 @@ class Renderer:
 
 
 def _answers(conversation: Conversation) -> list[int]:
-    """Places of the turns whose prompts matter: those that are trained, and the last."""
-    last = len(conversation.turns) - 1
-    return [index for index, turn in enumerate(conversation.turns) if turn.trained or index == last]
+    """Places of the turns that are trained."""
+    return [index for index, turn in enumerate(conversation.turns) if turn.trained]

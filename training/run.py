@@ -15,9 +15,8 @@ from pathlib import Path
 from accelerate import PartialState  # type: ignore[import-untyped, unused-ignore]
 from peft import PeftModel
 from rich.console import Console
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
-from transformers.utils import logging as transformers_logging
 
 from bases.base import Base
 from bases.errors import ConfigError
@@ -28,10 +27,11 @@ from training.loss import answer_loss
 from training.memory import check_memory, estimate
 from training.packing import Packed, check_borders
 from training.progress import ShowProgress
+from training.quiet import quiet
 from training.settings import TrainSettings
 from training.trainer import AdapterTrainer
 from training.watch import Watch
-from training.workplace import Workplace, check_free, working
+from training.workplace import STATE, Workplace, check_free
 
 Say = Callable[[str], None]
 
@@ -73,20 +73,24 @@ class Plan:
     warmup_steps: int
 
 
-def train(settings: TrainSettings, base: Base, dataset: Dataset, say: Say = lambda _: None) -> Trained:
-    """Train and write the adapter to ``settings.folder``, after which the base is as it was.
+def train(
+    settings: TrainSettings, base: Base, dataset: Dataset, place: Workplace, say: Say = lambda _: None
+) -> Trained:
+    """Train and write the adapter to ``place.adapter``, after which the base is as it was; or find it there.
 
     Raises ConfigError, or TrainingError where the run cannot reach its end; then no adapter is written, and its
     checkpoints stay for ``--resume``.
     """
+    if place.adapter.is_dir():
+        say("it is trained already")
+        return _found(place)
     check_findings(settings, lint(settings, base))
     plan = checked_plan(settings, base, dataset)
     need = estimate(settings, base, dataset)
     check_memory(need, base.device)
     started = time.monotonic()
     with (
-        working(settings, base, dataset) as place,
-        _quiet(),
+        quiet(),
         _fit_attention(base, plan),
         adapted(settings, base) as model,
     ):
@@ -94,9 +98,22 @@ def train(settings: TrainSettings, base: Base, dataset: Dataset, say: Say = lamb
         trainer = AdapterTrainer(model, arguments, plan.rows, plan.held_out, answer_loss)
         warnings = _run(settings, trainer, place, say)
         _write(model, trainer, place)
-    history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     seconds = time.monotonic() - started
-    return Trained(place.out, history, trainer.state.global_step, seconds, trainer.tokens_seen, warnings)
+    return Trained(
+        place.adapter, _history(trainer.state), trainer.state.global_step, seconds, trainer.tokens_seen, warnings
+    )
+
+
+def _found(place: Workplace) -> Trained:
+    """What a run had trained that was cut off later. It ended with a checkpoint, as every run does."""
+    last = place.last_checkpoint()
+    assert last is not None
+    state = TrainerState.load_from_json(str(last / STATE))
+    return Trained(place.adapter, _history(state), state.global_step, seconds=0.0, tokens=0, warnings=[])
+
+
+def _history(state: TrainerState) -> list[dict[str, float]]:
+    return [entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry]
 
 
 def checked_plan(settings: TrainSettings, base: Base, dataset: Dataset) -> Plan:
@@ -229,18 +246,7 @@ def _tensorboard(folder: Path) -> TensorBoardCallback:
 
 def _write(model: PeftModel, trainer: AdapterTrainer, place: Workplace) -> None:
     if trainer.is_world_process_zero():
-        model.save_pretrained(str(place.adapter), save_embedding_layers=False)
-        (place.adapter / "README.md").unlink()  # PEFT's has nothing in it; the model card is written later
-        place.publish()
+        model.save_pretrained(str(place.unfinished), save_embedding_layers=False)
+        (place.unfinished / "README.md").unlink()  # PEFT's has nothing in it; the model card is written later
+        place.finish()
     trainer.accelerator.wait_for_everyone()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Only errors from transformers."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)

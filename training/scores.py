@@ -74,7 +74,7 @@ def score_answers(examples: Sequence[Example], answers: Sequence[Answer], texts:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A JSON object or array."""
+    """A JSON object or array. Each number in it is a tuple of one: to Python ``1 == True``."""
 
     value: dict[str, Any] | list[Any]
 
@@ -82,10 +82,18 @@ class Parsed:
 def parse_json(text: str) -> Parsed | None:
     """What ``text`` says, where all of it is a JSON object or array. A bare number or word is no structured answer."""
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, parse_int=_integer, parse_float=_real)
     except (ValueError, RecursionError):
         return None
     return Parsed(value) if isinstance(value, dict | list) else None
+
+
+def _integer(digits: str) -> tuple[int]:
+    return (int(digits),)
+
+
+def _real(digits: str) -> tuple[float]:
+    return (float(digits),)
 
 
 def _refuse(word: str) -> NoReturn:

@@ -4,12 +4,13 @@ An option on the command line wins over the same one in the file. What is wrong 
 are relative to the working directory, wherever the file lies.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -26,6 +27,8 @@ from bases.errors import ConfigError
 from bases.option_errors import describe
 from bases.options import BaseOptions, default_data
 
+API_KEY = "MANYLORA_API_KEY"
+"""The one option that is better not seen on a command line."""
 _FILE_ENDINGS = (".yaml", ".yml")
 
 
@@ -37,6 +40,19 @@ def _one_or_more(value: object) -> object:
 def _joined(value: object) -> object:
     """``["q_proj", "v_proj"]`` -> ``"q_proj,v_proj"``: in the YAML file layers may be a list."""
     return ",".join(value) if isinstance(value, list) and all(isinstance(word, str) for word in value) else value
+
+
+def at_home(path: Path) -> Path:
+    """``path`` with ``~`` resolved."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{str(path)!r} names a home folder that is not known") from None
+
+
+def _key_of_environment() -> SecretStr | None:
+    key = os.environ.get(API_KEY)
+    return SecretStr(key) if key else None
 
 
 class TrainSettings(BaseSettings):
@@ -62,6 +78,10 @@ class TrainSettings(BaseSettings):
     out: Path | None = Field(None, description="folder to write the adapter to (unset: trained/NAME under --data-dir)")
     publish: str | None = Field(
         None, pattern="^https?://", description="address of a running server that gets the adapter"
+    )
+    api_key: SecretStr | None = Field(
+        default_factory=_key_of_environment,
+        description=f"that the server of --publish asks for (unset: {API_KEY})",
     )
     alias: str | None = Field(None, min_length=1, description="name on the server that then means the new version")
     publish_anyway: bool = Field(False, description="publish although the judgement failed")
@@ -157,7 +177,7 @@ class TrainSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Not the environment: a variable called NAME or FORMAT was not meant for us."""
+        """Not the environment, but for the API key: a variable called NAME or FORMAT was not meant for us."""
         return (init_settings,)
 
     @field_validator("name")
@@ -180,10 +200,12 @@ class TrainSettings(BaseSettings):
     @field_validator("out", "data_dir", "eval_file", "mix_general", "chat_template")
     @classmethod
     def _expanded(cls, path: Path | None) -> Path | None:
-        try:
-            return path and path.expanduser()
-        except RuntimeError:
-            raise ValueError(f"{str(path)!r} names a home folder that is not known") from None
+        return path and at_home(path)
+
+    @field_validator("data")
+    @classmethod
+    def _files(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(at_home(Path(name))) if name.startswith("~") else name for name in names)
 
     @field_validator("max_loss_ratio", mode="before")
     @classmethod
@@ -249,10 +271,10 @@ def _read_flags(argv: Sequence[str]) -> dict[str, Any]:
 def _read_file(path: Path) -> dict[str, Any]:
     """A flat mapping; a key that stands twice would otherwise be lost in silence."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = at_home(path).read_text(encoding="utf-8")
         node = yaml.compose(text, yaml.SafeLoader)
         values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold options, one `name: value` a line")

@@ -12,13 +12,14 @@ from typing import Any
 from accelerate import PartialState  # type: ignore[import-untyped, unused-ignore]
 from filelock import FileLock, Timeout
 
+from adapters.files import sync
 from bases.base import Base
 from bases.errors import ConfigError
 from training.dataset import Dataset
 from training.rendering import Example
 from training.settings import TrainSettings, flag
 
-_STATE = "trainer_state.json"
+STATE = "trainer_state.json"
 """The Trainer writes it last, so a checkpoint that has it is whole."""
 _SHAPES = frozenset({
     "packing", "method", "r", "alpha", "dropout", "targets", "rslora", "dora", "learning_rate", "schedule",
@@ -27,10 +28,13 @@ _SHAPES = frozenset({
 })  # fmt: skip
 """Settings that shape the weights, beside base and data."""
 
+Request = dict[str, Any]
+"""What a run was asked to do, as JSON."""
+
 
 @dataclass(frozen=True)
 class Workplace:
-    """The folder beside ``out`` while the run lasts. The adapter appears in ``out`` whole, or not at all."""
+    """The folder beside ``out`` until the adapter is judged. It appears in ``out`` whole, or not at all."""
 
     out: Path
 
@@ -48,27 +52,45 @@ class Workplace:
         return self.folder / "runs"
 
     @property
+    def unfinished(self) -> Path:
+        """Where the adapter is written."""
+        return self.folder / "unfinished"
+
+    @property
     def adapter(self) -> Path:
+        """The trained adapter, whole where it is there; the judgement lies down beside it."""
         return self.folder / "adapter"
 
     def last_checkpoint(self) -> Path | None:
         """The newest that is whole."""
-        whole = [path.parent for path in self.checkpoints.glob(f"checkpoint-*/{_STATE}")]
+        whole = [path.parent for path in self.checkpoints.glob(f"checkpoint-*/{STATE}")]
         return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
     def sweep(self) -> None:
         """Delete what a killed run had begun to write."""
         for path in self.checkpoints.glob("checkpoint-*"):
-            if not (path / _STATE).is_file():
+            if not (path / STATE).is_file():
                 shutil.rmtree(path)
-        shutil.rmtree(self.adapter, ignore_errors=True)
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+
+    def finish(self) -> None:
+        """What is in ``unfinished`` is the adapter."""
+        _move(self.unfinished, self.adapter)
 
     def publish(self) -> None:
         """The adapter becomes ``out``, and the rest goes."""
         if self.runs.is_dir():
             self.runs.rename(self.adapter / "runs")
-        self.adapter.rename(self.out)
+        _move(self.adapter, self.out)
         shutil.rmtree(self.folder)
+
+
+def _move(folder: Path, to: Path) -> None:
+    """It is there whole or not at all, even where the power goes."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+    folder.rename(to)
+    sync(to.parent)
 
 
 def check_free(out: Path) -> None:
@@ -78,13 +100,13 @@ def check_free(out: Path) -> None:
 
 
 @contextmanager
-def working(settings: TrainSettings, base: Base, dataset: Dataset) -> Iterator[Workplace]:
-    """The place of this run, for as long as it works there; several processes of one run share it.
+def working(out: Path, request: Request, *, resume: bool) -> Iterator[Workplace]:
+    """The place of the run that writes to ``out``, while it works there; several processes of one run share it.
 
     Raises ConfigError where something is in the way: an adapter, another run at work, or what is left of another run.
     """
     state = PartialState()
-    place = Workplace(settings.folder)
+    place = Workplace(out)
     if not state.is_main_process:
         state.wait_for_everyone()
         yield place
@@ -92,7 +114,7 @@ def working(settings: TrainSettings, base: Base, dataset: Dataset) -> Iterator[W
     check_free(place.out)
     place.folder.mkdir(parents=True, exist_ok=True)
     with _locked(place.folder):
-        _open(place, settings.resume, _request(settings, base, dataset))
+        _open(place, resume, request)
         state.wait_for_everyone()
         yield place
 
@@ -106,19 +128,20 @@ def _locked(folder: Path) -> Iterator[None]:
         raise ConfigError(f"--out: another run is at work in {folder}") from None
 
 
-def _open(place: Workplace, resume: bool, request: dict[str, Any]) -> None:
+def _open(place: Workplace, resume: bool, request: Request) -> None:
     note = place.folder / "request.json"
     if note.is_file() and place.last_checkpoint():
         if not resume:
             raise ConfigError(f"--out: a run was cut off here; go on with --resume, or delete {place.folder}")
         _check_same(json.loads(note.read_text()), request)
     else:
-        shutil.rmtree(place.runs, ignore_errors=True)
+        for of_another_run in (place.runs, place.adapter):
+            shutil.rmtree(of_another_run, ignore_errors=True)
     place.sweep()
     note.write_text(json.dumps(request, indent=2))
 
 
-def _request(settings: TrainSettings, base: Base, dataset: Dataset) -> dict[str, Any]:
+def requested(settings: TrainSettings, base: Base, dataset: Dataset) -> Request:
     """What must be the same for a run to go on as if it had not been cut off."""
     shaping = settings.model_dump(mode="json", include=set(_SHAPES))
     rows = {"data": _in_order(dataset.train), "eval_file": _in_order(dataset.evaluation)}
@@ -130,7 +153,7 @@ def _in_order(examples: Sequence[Example]) -> str:
     return hashlib.sha256(b"".join(example.digest for example in examples)).hexdigest()
 
 
-def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_same(before: Request, now: Request) -> None:
     for name in now:
         if before.get(name) != now[name]:
             raise ConfigError(

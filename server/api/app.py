@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from server.api import adapters, aliases, completions, health, models, vllm
+from server.api import adapters, aliases, completions, health, models, tokenize, vllm
 from server.api.errors import install
 from server.api.middleware import BodyLimit, Door
 from server.api.service import Service
@@ -32,7 +32,7 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    for routes in (completions, models, adapters, aliases, vllm, health):
+    for routes in (completions, tokenize, models, adapters, aliases, vllm, health):
         app.include_router(routes.router)
     install(app)
     app.add_middleware(

@@ -23,7 +23,8 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Run a command; none of the three streams is a terminal."""
-    monkeypatch.delenv("MANYLORA_URL", raising=False)
+    for name in ("MANYLORA_URL", "MANYLORA_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
 
     def run(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -195,6 +196,14 @@ def test_the_address_may_stand_before_or_after_the_command(
     assert run("--url", url, "list")[0] == run("list", "--url", url)[0] == 0
     status, _, told = run("list")
     assert (status, told.startswith("manylora: no answer from http://127.0.0.1:9: ")) == (1, True)
+
+
+def test_the_key_may_stand_in_the_environment(live: Live, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This server asks for none; that a key is sent shows by one that no header can carry."""
+    assert run("--api-key", "sesame", "list", "--url", live.http.base_url)[0] == 0
+    monkeypatch.setenv("MANYLORA_API_KEY", "s\u00e9same")
+    status, _, told = run("list", "--url", live.http.base_url)
+    assert (status, "the API key has characters that no header can carry" in told, "same" in told) == (2, True, False)
 
 
 @pytest.mark.parametrize(

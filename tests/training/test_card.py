@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from adapters.verify import verify
 from bases.base import Base
 from tests.tiny import CHAT_TEMPLATE, save_adapter, tiny_model
 from tests.training.tiny_run import prepared, tiny_settings
-from training.card import card, comparison, write_card
+from training.card import card, comparison, curl, write_card
 from training.dataset import Dataset
 from training.judge import Judgement
 from training.manifest import learned_with, manifest
@@ -156,3 +157,9 @@ def test_only_what_was_measured_is_compared() -> None:
     ]
     nothing = replace(JUDGEMENT, base=Scores(), adapter=Scores(), rows=0, answered=0)
     assert comparison(nothing)[0] == ("held-out loss", "-", "-")
+
+
+def test_the_call_works_in_a_shell_whatever_the_address() -> None:
+    words = shlex.split(curl("http://127.0.0.1:8000/a b;c", "team/x"))
+    assert words[:2] == ["curl", "http://127.0.0.1:8000/a b;c/v1/chat/completions"]
+    assert json.loads(words[-1])["model"] == "team/x"

@@ -1,6 +1,10 @@
 """``manylora train`` and ``manylora export`` as a user runs them: from rows to answers, and what failures leave."""
 
+import io
 import json
+import re
+import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,14 +14,17 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from manylora import main
-from tests.api.live import Live, running, tiny_service, unchanged
+from tests.api.live import Live, running, tiny_service, unchanged, wait_for
 from tests.tiny import tiny_model
 from tests.training.rows import question, write_rows
 from tests.training.tiny_run import tiny_settings
 from tests.training.tiny_server import address, serving
+from training.job import Job
+from training.workplace import Workplace
 
 ROOT = Path(__file__).parent.parent.parent
 Run = Callable[..., tuple[int, str, str]]
@@ -85,9 +92,12 @@ def test_from_rows_to_an_answer(live: Live, train: Run, tmp_path: Path) -> None:
 
 
 def test_without_a_server_it_says_how_to_go_on(train: Run, tmp_path: Path) -> None:
-    status, said, _ = train()
+    out = tmp_path / "it's mine"
+    status, said, _ = train("--out", out)
     assert status == 0
-    assert f"manylora adapters push {tmp_path / 'adapter'} --name tiny" in said
+    (command,) = (line for line in said.splitlines() if line.startswith("publish it with: "))
+    pushed = shlex.split(command.removeprefix("publish it with: "))
+    assert pushed == ["manylora", "adapters", "push", str(out), "--name", "tiny"]
 
 
 def test_a_dry_run_trains_and_writes_nothing(live: Live, train: Run, tmp_path: Path) -> None:
@@ -98,6 +108,78 @@ def test_a_dry_run_trains_and_writes_nothing(live: Live, train: Run, tmp_path: P
     assert "memory: base" in said
     assert "step" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_says_that_it_kept_the_base(train: Run, tmp_path: Path) -> None:
+    """Quantised once, for the runs to come; the next one has it."""
+    status, said, _ = train("--dry-run", "--data-dir", tmp_path / "data")
+    assert status == 0
+    (kept,) = (tmp_path / "data" / "bases").glob("base-*")
+    assert f"a dry run: nothing was trained; the base is kept in {kept}" in said
+    assert "a dry run: nothing was trained or written" in train("--dry-run", "--data-dir", tmp_path / "data")[1]
+
+
+def test_nothing_to_judge_by_is_told_before_training(live: Live, train: Run, tmp_path: Path) -> None:
+    status, said, errors = train("--eval-share", 0, "--publish", address(live))
+    assert (status, "step" in said) == (2, False)
+    assert "--publish: no row is held out" in errors
+    assert not (tmp_path / "adapter").exists()
+    status, said, _ = train("--eval-share", 0)
+    assert status == 3
+    assert said.index("! no row is held out") < said.index("step 1/8")
+
+
+class Interrupting(io.StringIO):
+    """Ctrl-C when a line with ``word`` is told."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self._word = word
+
+    def write(self, text: str) -> int:
+        if self._word and self._word in text:
+            self._word = ""
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+def test_ctrl_c_while_judging_is_gone_on_from(root: Path, train: Run, tmp_path: Path) -> None:
+    """With the same command and --resume: nothing is trained twice, and the result is the uninterrupted one's."""
+    console = Interrupting("judging: ")
+    short = {"name": "tiny", "out": tmp_path / "adapter", "max_steps": 8, "judge_tokens": 32, "r": 16}
+    with pytest.raises(KeyboardInterrupt):
+        Job(tiny_settings(root, **short), Console(file=console)).run()
+    assert console.getvalue().endswith("stopped; --resume goes on with judging\n")
+    assert not (tmp_path / "adapter").exists()
+    status, _, errors = train()
+    assert (status, "go on with --resume" in errors) == (2, True)
+    status, said, errors = train("--resume")
+    assert status == 0, errors
+    assert "it is trained already" in said
+    assert "step 8/8" not in said
+    assert train("--out", tmp_path / "whole")[0] == 0
+    for name in ("manylora.json", "adapter_model.safetensors", "loss.png"):
+        assert (tmp_path / "adapter" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "whole"]
+
+
+def test_ctrl_c_while_training_exits_130_and_says_how_to_go_on(root: Path, tmp_path: Path) -> None:
+    words = [
+        "train", root / "rows.jsonl", "--name", "cut", "--model", root / "base", "--data-dir", root / "data",
+        "--device", "cpu", "--dtype", "fp32", "--report-to", "none", "--out", tmp_path / "cut", "--max-steps", 100_000,
+        "--save-steps", 5, "--eval-share", 0,
+    ]  # fmt: skip
+    command = [sys.executable, "manylora.py", *map(str, words)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        place = Workplace(tmp_path / "cut")
+        try:
+            wait_for(lambda: place.last_checkpoint() or process.poll() is not None)
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert re.search(r"stopped; --resume goes on from checkpoint-\d+$", said.strip())
 
 
 def test_what_is_not_good_enough_is_kept_and_not_published(live: Live, train: Run, tmp_path: Path) -> None:
@@ -132,6 +214,7 @@ def test_a_server_of_another_base_is_told_before_training(train: Run, tmp_path: 
         (["--publish", "http://127.0.0.1:9", "--alias", "no/../pe"], "--alias: "),
         (["--publish", "http://127.0.0.1:9", "--alias", "Tiny"], "--alias: Tiny is the adapter's own name"),
         (["--publish", "http://127.0.0.1:9"], "--publish: http://127.0.0.1:9 gives no answer"),
+        (["--publish", "http://127.0.0.1:9", "--api-key", "sésame"], "--publish: the API key has characters that no"),
         (["--min-json-validity", 0.5], "--min-json-validity: no held-out answer is a JSON object"),
         (["--targets", "w_nope"], "--targets: this base has no layer 'w_nope'"),
         (["--dora", "--lint", "strict"], "will refuse this adapter"),
@@ -188,18 +271,21 @@ def test_an_adapter_by_its_name_becomes_plain_weights(train: Run, export: Run, r
     status, said, errors = export("by-name", "--out", tmp_path / "out", "--dtype", "fp32", "--model", root / "base")
     assert status == 0, errors
     assert "merged against unmerged: KL" in said
+    assert errors == ""
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     ids = torch.arange(20)[None]
     with torch.no_grad():
         assert (written(ids).logits - tiny_model()(ids).logits).abs().max() > 1e-3
 
 
-def test_a_merge_of_two_is_an_adapter(train: Run, export: Run, root: Path, tmp_path: Path) -> None:
+def test_a_merge_of_two_is_an_adapter(
+    train: Run, export: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for seed in (1, 2):
         assert train("--seed", seed, "--out", tmp_path / f"a{seed}")[0] == 0
-    parts = f"{tmp_path / 'a1'}=0.7,{tmp_path / 'a2'}=0.3"
+    monkeypatch.setenv("HOME", str(tmp_path))
     status, said, errors = export(
-        "--merge", parts, "--adapter-only", "--out", tmp_path / "merged", "--model", root / "base"
+        "--merge", "~/a1=0.7, ~/a2 = 0.3", "--adapter-only", "--out", "~/merged", "--model", root / "base"
     )
     assert status == 0, errors
     assert "merged 2 adapters into one of rank 32" in said

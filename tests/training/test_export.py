@@ -1,6 +1,7 @@
 """Exports against PEFT's own merge of the same weights, and what is refused."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +98,16 @@ def test_plain_transformers_reads_what_peft_would_have_merged(
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert ("lm_head.weight" in tensors) == (not written.config.tie_word_embeddings)
     assert ("model.layers.0.self_attn.q_proj.bias" in tensors) == (architecture == "qwen2")
+
+
+def test_nothing_is_told_but_by_us(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither bars nor warnings of the libraries'."""
+    export_tiny(root, tmp_path / "before")
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the one of PEFT's is only left out in other tests
+        export_tiny(root, tmp_path / "out")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_two_targets_differ_and_the_report_says_so(root: Path, tmp_path: Path) -> None:

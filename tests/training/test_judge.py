@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from bases.base import Base
 from bases.errors import ConfigError
 from tests.tiny import save_adapter, tiny_model
-from tests.training.rows import write_rows
+from tests.training.rows import chat, write_rows
 from tests.training.tiny_run import prepared, tiny_settings
 from training.dataset import Dataset
 from training.generate import Answer, generate
 from training.judge import Judgement, answerable, check_thresholds, general_examples, judge
-from training.rendering import UNTRAINED, Example
+from training.rendering import UNTRAINED, Example, Renderer
 from training.scores import Scores, mean_kl, mean_loss, parse_json, score_answers
 
 ENDS = frozenset(range(0, 264, 12))
@@ -137,9 +137,23 @@ def test_answers_that_are_no_json_have_no_validity() -> None:
     assert (mixed.json_validity, mixed.json_equality) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("text", ["7", '"a"', "null", "", "{", "{} {}", "[" * 100_000])
+@pytest.mark.parametrize("text", ["7", '"a"', "null", "", "{", "{} {}", "[" * 100_000, '{"a": NaN}', "[-Infinity]"])
 def test_what_is_no_json_object_or_array(text: str) -> None:
     assert parse_json(text) is None
+
+
+@pytest.mark.parametrize(
+    ("right", "said", "equal"),
+    [
+        ('{"a": true}', '{"a": 1}', False),
+        ("[0]", "[false]", False),
+        ("[1, 2e1]", "[1.0, 20]", True),
+        ("[9007199254740993]", "[9007199254740992]", False),
+    ],
+)
+def test_equal_json_is_equal_as_json(right: str, said: str, equal: bool) -> None:
+    """To Python 1 is True; to a float two large numbers are one."""
+    assert score((right, said)).json_equality == float(equal)
 
 
 def test_an_empty_array_is_json() -> None:
@@ -234,7 +248,10 @@ def test_rows_are_answered_only_where_the_answer_fits(root: Path, ready: tuple[B
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"min_exact_match": 0.5, "judge_tokens": 2}, "--min-exact-match: no row is held out whose answer fits in 2"),
+        (
+            {"min_exact_match": 0.5, "judge_tokens": 2},
+            "--min-exact-match: no row is held out whose last answer is trained and fits in 2",
+        ),
         ({"min_stop_share": 0.5, "judge_tokens": 2}, "--min-stop-share: no row is held out"),
     ],
 )
@@ -243,6 +260,29 @@ def test_thresholds_that_nothing_could_reach_are_told_before(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_thresholds(tiny_settings(root, **settings), ready[1])
+
+
+def test_nothing_held_out_is_told_before(root: Path, ready: tuple[Base, Dataset]) -> None:
+    """An error where it would keep the result from being published, else a warning."""
+    nothing = replace(ready[1], evaluation=[])
+    said: list[str] = []
+    check_thresholds(tiny_settings(root), nothing, said.append)
+    assert len(said) == 1
+    assert re.search("no row is held out.*the judgement will fail; .*--eval-file, or .* --max-loss-ratio off", said[0])
+    published = {"publish": "http://127.0.0.1:9"}
+    with pytest.raises(ConfigError, match=r"^--publish: no row is held out.*it would not be published"):
+        check_thresholds(tiny_settings(root, **published), nothing)
+    check_thresholds(tiny_settings(root, **published, publish_anyway=True), nothing, said.append)
+    check_thresholds(tiny_settings(root, **published, max_loss_ratio=None), nothing, said.append)
+    check_thresholds(tiny_settings(root, **published), ready[1], said.append)
+    assert len(said) == 2
+
+
+def test_what_is_not_learned_is_not_asked(root: Path, ready: tuple[Base, Dataset]) -> None:
+    """A last turn of weight 0 is no right answer."""
+    renderer = Renderer(ready[0].tokenizer)
+    rows = [renderer.render(chat("Hi", "Hello", "How?", "So.", untrained=untrained)) for untrained in ((), (3,))]
+    assert answerable(tiny_settings(root), replace(ready[1], evaluation=rows)) == rows[:1]
 
 
 def test_json_validity_of_what_is_no_json_is_told_before(root: Path, ready: tuple[Base, Dataset]) -> None:

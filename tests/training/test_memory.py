@@ -22,8 +22,8 @@ import psutil
 from training.base import open_base
 from training.dataset import build
 from training.memory import estimate
-from training.run import train
 from training.settings import TrainSettings
+from tests.training.tiny_run import train_on
 
 folder, *flags = sys.argv[1:]
 settings = TrainSettings(
@@ -44,7 +44,7 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-train(settings, base, dataset)
+train_on(settings, base, dataset)
 done = True
 thread.join()
 print(expected, peak - before)

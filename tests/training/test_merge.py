@@ -1,6 +1,8 @@
 """Merges against their definitions, written down on dense updates, and against PEFT where PEFT is right."""
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -180,6 +182,39 @@ def test_a_base_is_named_only_where_all_name_it(layout: BaseLayout, folders: tup
     assert merge(known, layout, tmp_path / "known").spec.base_fingerprint == layout.fingerprint
     unknown = [known[0], (folders[0], 0.5)]
     assert merge(unknown, layout, tmp_path / "unknown").spec.base_fingerprint is None
+
+
+def described(folder: Path, **origin: Any) -> Path:
+    """An adapter with a ``manylora.json``."""
+    save_adapter(tiny_model(), folder, 5, target_modules=["q_proj"])
+    (folder / "manylora.json").write_text(json.dumps(origin))
+    return folder
+
+
+def test_a_merge_says_of_the_base_what_its_parts_agree_on(layout: BaseLayout, tmp_path: Path) -> None:
+    agreed = {
+        "format": 1,
+        "base_fingerprint": layout.fingerprint,
+        "base": {"name": "tiny", "model": None},
+        "quantization": {"method": "none", "dtype": "float32"},
+    }
+    parts = [(described(tmp_path / name, **agreed, chat_template_sha256=name, seed=1), 0.5) for name in ("a", "b")]
+    merge(parts, layout, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "manylora.json").read_text())
+    weights = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    del written["merge"]
+    assert written == {**agreed, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+
+
+def test_adapters_of_different_bases_have_no_sum(layout: BaseLayout, tmp_path: Path) -> None:
+    one = described(tmp_path / "one", base_fingerprint=layout.fingerprint)
+    other = described(tmp_path / "other", base_fingerprint="f" * 64)
+    parts = [(one, 0.5), (other, 0.5)]
+    reason = rf"^--merge: {one} was trained on the base fp_0{{12}} and {other} on fp_f{{12}}, so their changes have no"
+    with pytest.raises(ConfigError, match=reason):
+        merge(parts, layout, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert merge(parts, layout, tmp_path / "out", allow_base_mismatch=True).spec.base_fingerprint is None
 
 
 def test_a_merge_can_be_exported(folders: tuple[Path, Path], layout: BaseLayout, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Token ids and labels: what is trained is what will be served, to the token."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,6 +72,20 @@ def test_any_conversation_is_trained_as_it_is_served(said: list[str]) -> None:
     example = RENDERER.render(conversation)
     assert example.prompt == served(TOKENIZER, conversation)
     assert trained_texts(example) == [f"{word}<|im_end|>" for word in said]
+
+
+def test_a_tool_call_is_an_answer_as_the_template_writes_it() -> None:
+    """With nothing said beside it, the right answer would else be empty."""
+    calls = [{"type": "function", "function": {"name": "clock", "arguments": {"zone": "utc"}}}]
+    turns = (Turn("user", "What time is it?"), Turn("assistant", "", trained=True, more={"tool_calls": calls}))
+    example = Renderer(TOKENIZER, WITH_TOOLS).render(Conversation("a:1", turns, tools=[CALL]))
+    assert json.loads(example.answer) == calls
+    assert trained_texts(example) == [f"{example.answer}<|im_end|>"]
+
+
+def test_the_answer_is_the_last_one_where_that_is_trained() -> None:
+    example = RENDERER.render(chat("Hi", "Hello", "How?", "So.", untrained=(3,)))
+    assert (example.prompt, example.answer) == ([], "")
 
 
 def test_rows_together_are_as_alone() -> None:

@@ -18,7 +18,7 @@ from tests.training.rows import question, write_rows
 from tests.training.tiny_run import losses, prepared, same, tiny_settings, trained, weights
 from training.run import train
 from training.settings import TrainSettings
-from training.workplace import Workplace
+from training.workplace import Workplace, requested, working
 
 
 def long(root: Path, **more: Any) -> TrainSettings:
@@ -50,7 +50,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
         trained(long(tmp_path, out=place.out))
     said: list[str] = []
     settings = long(tmp_path, out=place.out, resume=True)
-    resumed = train(settings, *prepared(settings), said.append)
+    resumed = trained(settings, said.append)
     assert said[0].startswith("going on from checkpoint-")
     assert resumed.history == whole.history
     assert same(weights(resumed.folder), weights(whole.folder))
@@ -67,7 +67,7 @@ def test_ctrl_c_keeps_the_checkpoint(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(settings, *prepared(settings), interrupt)
+        trained(settings, interrupt)
     assert said[-1] == "stopped; --resume goes on from checkpoint-6"
     assert not settings.folder.exists()
     assert trained(long(tmp_path, resume=True)).steps == 12
@@ -114,14 +114,41 @@ def cut_off(root: Path) -> Workplace:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(settings, *prepared(settings), interrupt)
+        trained(settings, interrupt)
     return Workplace(settings.folder)
+
+
+@pytest.mark.parametrize("stopping", [{}, {"early_stopping": 1, "eval_steps": 3, "learning_rate": 5e-2}])
+def test_what_is_trained_is_not_trained_again(tmp_path: Path, stopping: dict[str, Any]) -> None:
+    """A run cut off after its last step goes on with what it has, whatever ended it."""
+    settings = tiny_settings(tmp_path, **{"max_steps": 12, "save_steps": 3, "eval_share": 0.3, **stopping})
+    base, dataset = prepared(settings)
+    request = requested(settings, base, dataset)
+    with working(settings.folder, request, resume=False) as place:
+        run = train(settings, base, dataset, place)
+        before = weights(run.folder)
+    assert not settings.folder.exists()
+    place.unfinished.mkdir()
+    said: list[str] = []
+    with working(settings.folder, request, resume=True) as place:
+        again = train(settings, base, dataset, place, said.append)
+        assert same(weights(again.folder), before)
+    assert said == ["it is trained already"]
+    assert (again.history, again.steps) == (run.history, run.steps)
+    assert not place.unfinished.exists()
+
+
+def test_an_adapter_that_another_run_left_is_not_taken(tmp_path: Path) -> None:
+    place = Workplace(tmp_path / "adapter")
+    place.adapter.mkdir(parents=True)
+    (place.adapter / "adapter_model.safetensors").write_bytes(b"left")
+    assert weights(trained(tiny_settings(tmp_path)).folder)
 
 
 def test_to_resume_what_has_not_begun_is_to_begin(tmp_path: Path) -> None:
     said: list[str] = []
     settings = tiny_settings(tmp_path, resume=True)
-    train(settings, *prepared(settings), said.append)
+    trained(settings, said.append)
     assert said[0] == "there is no checkpoint yet: from the beginning"
 
 

@@ -17,7 +17,7 @@ from bases.errors import ConfigError
 from bases.nf4 import Linear4bit, functional
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.rows import chat, write_rows
-from tests.training.tiny_run import losses, prepared, same, tiny_settings, trained, weights
+from tests.training.tiny_run import losses, prepared, same, tiny_settings, train_on, trained, weights
 from training.base import open_base
 from training.batches import SimilarLengths, make_rows
 from training.errors import Diverged
@@ -25,7 +25,6 @@ from training.lora import adapted
 from training.loss import answer_loss, summed_loss
 from training.packing import collate
 from training.rendering import Renderer
-from training.run import train
 from training.settings import TrainSettings
 from training.watch import overfits
 from training.workplace import Workplace
@@ -84,7 +83,7 @@ def test_the_held_out_loss_is_the_mean_over_tokens(tmp_path: Path) -> None:
     base, dataset = prepared(settings)
     rows = make_rows(dataset.evaluation, 256, packing=False, seed=0)
     each = [summed_loss(answer_loss, base.model, base.model.get_output_embeddings(), [collate([r], 258)]) for r in rows]
-    run = train(settings, base, dataset)
+    run = train_on(settings, base, dataset)
     expected = sum(total for total, _ in each) / sum(tokens for _, tokens in each)
     assert losses(run.history, "eval_loss") == [pytest.approx(expected, rel=1e-4)]
 
@@ -192,7 +191,7 @@ def test_the_adapter_is_peft_s_own_and_the_servers(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, report_to="tensorboard", learning_rate=1e-2)
     base, dataset = prepared(settings)
     fingerprint = base.layout.fingerprint
-    run = train(settings, base, dataset)
+    run = train_on(settings, base, dataset)
     assert {path.name for path in run.folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "runs"}
     assert list((run.folder / "runs").iterdir())
     assert not Workplace(settings.folder).folder.exists()
@@ -228,7 +227,7 @@ def test_reporting_to_what_is_not_installed_is_refused(tmp_path: Path) -> None:
 def test_progress_is_told_line_by_line_where_there_is_no_terminal(tmp_path: Path) -> None:
     said: list[str] = []
     settings = tiny_settings(tmp_path)
-    train(settings, *prepared(settings), said.append)
+    trained(settings, said.append)
     assert [line for line in said if line.startswith("step 8/8: loss ") and line.endswith(" 0 s left")]
     assert [line for line in said if line.startswith("step 8: held-out loss ")]
 
@@ -250,7 +249,7 @@ def test_early_stopping_ends_the_run_with_the_best_adapter(tmp_path: Path) -> No
         tmp_path, early_stopping=1, eval_steps=4, max_steps=200, learning_rate=5e-2, schedule="constant", eval_share=0.3
     )
     base, dataset = prepared(settings)
-    run = train(settings, base, dataset)
+    run = train_on(settings, base, dataset)
     evaluated = losses(run.history, "eval_loss")
     assert run.steps < 200
     assert evaluated[-1] >= evaluated[-2] == min(evaluated)

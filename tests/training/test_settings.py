@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bases.errors import ConfigError
+from training.manifest import learned_with
 from training.settings import TrainSettings, read_settings
 
 
@@ -43,6 +44,30 @@ def test_data_on_the_command_line_win_over_the_files(tmp_path: Path) -> None:
     path = yaml(tmp_path / "c.yml", "data: [a.jsonl, b.jsonl]\nname: x\n")
     assert read_settings([path]).data == ("a.jsonl", "b.jsonl")
     assert read_settings([path, "c.jsonl"]).data == ("c.jsonl",)
+
+
+def test_a_home_folder_is_found_wherever_a_path_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = "data: [~/a.jsonl, ~/b.jsonl=2, c~.jsonl]\nname: x\nout: ~/out\ndata-dir: ~/data\neval_file: ~/e.jsonl\n"
+    yaml(tmp_path / "c.yaml", text)
+    settings = read_settings(["~/c.yaml", "--mix-general=~/m.jsonl"])
+    assert settings.data == (f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl=2", "c~.jsonl")
+    found = [settings.out, settings.data_dir, settings.eval_file, settings.mix_general]
+    assert found == [tmp_path / "out", tmp_path / "data", tmp_path / "e.jsonl", tmp_path / "m.jsonl"]
+    with pytest.raises(ConfigError, match=r"^DATA: '~nobody-here/a.jsonl' names a home folder that is not known$"):
+        read_settings(["~nobody-here/a.jsonl", "--name", "x"])
+
+
+def test_the_key_comes_from_the_environment_and_is_told_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MANYLORA_API_KEY", "sesame")
+    settings = TrainSettings(data=("a.jsonl",), name="x")
+    assert settings.api_key.get_secret_value() == "sesame"
+    assert "sesame" not in f"{settings!r} {settings.model_dump_json()}"
+    assert "api_key" not in learned_with(settings)
+    given = read_settings(["a.jsonl", "--name", "x", "--api-key", "open"])
+    assert given.api_key.get_secret_value() == "open"
+    monkeypatch.setenv("MANYLORA_API_KEY", "")
+    assert TrainSettings(data=("a.jsonl",), name="x").api_key is None
 
 
 def test_the_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,11 @@
 """A tiny base on disk, rows for it, and settings that train it in a second or two."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -12,8 +14,9 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.rows import question, write_rows
 from training.base import open_base
 from training.dataset import Dataset, build
-from training.run import Trained, train
+from training.run import Say, Trained, checked_plan, train
 from training.settings import TrainSettings
+from training.workplace import requested, working
 
 ROWS = 24
 
@@ -39,9 +42,19 @@ def prepared(settings: TrainSettings) -> tuple[Base, Dataset]:
     return base, build(settings, base.tokenizer, base.max_model_len)
 
 
-def trained(settings: TrainSettings) -> Trained:
-    """A whole run."""
-    return train(settings, *prepared(settings))
+def trained(settings: TrainSettings, say: Say = lambda _: None) -> Trained:
+    """A whole run, but for the judgement."""
+    return train_on(settings, *prepared(settings), say)
+
+
+def train_on(settings: TrainSettings, base: Base, dataset: Dataset, say: Say = lambda _: None) -> Trained:
+    """The same, of what is open."""
+    checked_plan(settings, base, dataset)
+    with working(settings.folder, requested(settings, base, dataset), resume=settings.resume) as place:
+        run = train(settings, base, dataset, place, say)
+        if PartialState().is_main_process:
+            place.publish()
+    return replace(run, folder=place.out)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

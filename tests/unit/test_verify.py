@@ -1,5 +1,6 @@
 """verify: what PEFT writes is accepted and means what PEFT means by it; every defect is refused by name."""
 
+import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -191,6 +192,15 @@ def test_one_layer_with_an_update_is_enough(folder: Path, layout: BaseLayout) ->
 def test_names_the_base_it_was_trained_on(folder: Path, layout: BaseLayout) -> None:
     (folder / ORIGIN).write_text(json.dumps({"base_fingerprint": FINGERPRINT, "steps": 24}))
     assert verify(folder, layout, MAX_RANK).base_fingerprint == FINGERPRINT
+
+
+def test_weights_that_are_not_those_that_were_trained_are_refused(folder: Path, layout: BaseLayout) -> None:
+    weights = (folder / WEIGHTS).read_bytes()
+    (folder / ORIGIN).write_text(json.dumps({"weights_sha256": hashlib.sha256(weights).hexdigest()}))
+    verify(folder, layout, MAX_RANK)
+    set_tensors(folder, {KEY_A: torch.ones(4, 64)})
+    with pytest.raises(AdapterRejected, match=rf"^{WEIGHTS}: was changed after training: its SHA-256 is "):
+        verify(folder, layout, MAX_RANK)
 
 
 def test_files_may_be_links_as_in_a_hub_cache(folder: Path, tmp_path: Path, layout: BaseLayout) -> None:
