@@ -49,7 +49,7 @@ test-slow: .venv/test.stamp
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 bench: .venv/test.stamp
-	$(BIN)/python -m loadtests.run --spawn "$(BIN)/manylora serve" $(ARGS)
+	$(BIN)/manylora bench --spawn "$(BIN)/manylora serve" $(ARGS)
 
 format: .venv/test.stamp
 	$(BIN)/ruff check --fix .

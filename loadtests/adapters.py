@@ -1,24 +1,32 @@
-"""Random LoRA adapters as PEFT folders, made without torch or PEFT.
+"""Random LoRA adapters as PEFT writes them, made without torch or PEFT.
 
 ``python -m loadtests.adapters --out DIR --count 64`` writes ``DIR/bench-000`` ... for a server that must know its
-adapters when it starts.
+adapters when it starts; with ``--gguf`` files for llama.cpp.
 """
 
 import argparse
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self, get_args
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from loadtests.workload import adapter_name
 
+Targets = Literal["all-linear", "attention", "qv"]
+_TARGETS: Mapping[Targets, tuple[str, ...]] = {
+    "all-linear": ("self_attn", "mlp"),
+    "attention": ("self_attn",),
+    "qv": ("self_attn.q_proj", "self_attn.v_proj"),
+}
+
 RANK = 16
-ALPHA = 32
+SCALE = 2
+"""alpha / rank."""
 B_STD = 0.02
 """Moves the logits clearly and leaves text that can be read: at rank 16, alpha 32 an update has about 0.16 times the
 root mean square of its layer's input."""
@@ -37,7 +45,10 @@ class Geometry:
 
     @classmethod
     def read(cls, config: Path) -> Self:
-        """The geometry in a Hugging Face ``config.json``. Raises KeyError for a model of another kind."""
+        """The geometry in a Hugging Face ``config.json``.
+
+        Raises OSError, ValueError for what is no JSON, and KeyError for a model of another kind.
+        """
         values = json.loads(config.read_text())
         heads = values["num_attention_heads"]
         return cls(
@@ -49,69 +60,99 @@ class Geometry:
             head_dim=values.get("head_dim") or values["hidden_size"] // heads,
         )
 
-    def linears(self) -> Iterator[tuple[str, int, int]]:
-        """Every linear layer of the decoder: its name, in_features, out_features."""
+    def linears(self, targets: Targets = "all-linear") -> Iterator[tuple[str, int, int]]:
+        """The linear layers of the decoder that are targets: name, in_features, out_features."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes = {
+            "self_attn.q_proj": (self.hidden, q),
+            "self_attn.k_proj": (self.hidden, kv),
+            "self_attn.v_proj": (self.hidden, kv),
+            "self_attn.o_proj": (q, self.hidden),
+            "mlp.gate_proj": (self.hidden, self.intermediate),
+            "mlp.up_proj": (self.hidden, self.intermediate),
+            "mlp.down_proj": (self.intermediate, self.hidden),
+        }
         for layer in range(self.layers):
-            prefix = f"model.layers.{layer}"
-            yield f"{prefix}.self_attn.q_proj", self.hidden, q
-            yield f"{prefix}.self_attn.k_proj", self.hidden, kv
-            yield f"{prefix}.self_attn.v_proj", self.hidden, kv
-            yield f"{prefix}.self_attn.o_proj", q, self.hidden
-            yield f"{prefix}.mlp.gate_proj", self.hidden, self.intermediate
-            yield f"{prefix}.mlp.up_proj", self.hidden, self.intermediate
-            yield f"{prefix}.mlp.down_proj", self.intermediate, self.hidden
+            for name, (inputs, outputs) in shapes.items():
+                if name.startswith(_TARGETS[targets]):
+                    yield f"model.layers.{layer}.{name}", inputs, outputs
 
 
-def write_adapter(folder: Path, geometry: Geometry, seed: int, rank: int = RANK, alpha: int = ALPHA) -> None:
-    """Write one adapter on all linear layers: A [rank, in] ~ N(0, 1/in), B [out, rank] ~ N(0, B_STD^2), float16."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, inputs, outputs in geometry.linears():
-        rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
-        a = rng.standard_normal((rank, inputs), dtype=np.float32) / np.sqrt(inputs, dtype=np.float32)
-        b = rng.standard_normal((outputs, rank), dtype=np.float32) * np.float32(B_STD)
-        tensors[f"base_model.model.{name}.lora_A.weight"] = a.astype(np.float16)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = b.astype(np.float16)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(_config(geometry, rank, alpha), indent=2) + "\n")
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a benchmark's adapters are made: number and seed say all about one."""
 
+    geometry: Geometry = Geometry()
+    seed: int = 0
+    ranks: Sequence[int] = (RANK,)
+    """Given out in turn."""
+    targets: Targets = "all-linear"
 
-def write_adapters(root: Path, geometry: Geometry, count: int, seed: int = 0, rank: int = RANK) -> dict[str, Path]:
-    """Write ``count`` different adapters under ``root``; name -> folder."""
-    folders = {adapter_name(number): root / adapter_name(number) for number in range(count)}
-    for number, folder in enumerate(folders.values()):
-        write_adapter(folder, geometry, seed * 1_000_000 + number, rank)
-    return folders
+    def rank(self, number: int) -> int:
+        """The rank of the ``number``-th adapter."""
+        return self.ranks[number % len(self.ranks)]
 
+    def tensors(self, number: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Layer, A [rank, in] ~ N(0, 1/in) and B [out, rank] ~ N(0, B_STD^2), float16."""
+        rank, seed = self.rank(number), self.seed * 1_000_000 + number
+        for name, inputs, outputs in self.geometry.linears(self.targets):
+            rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
+            a = rng.standard_normal((rank, inputs), dtype=np.float32) / np.sqrt(inputs, dtype=np.float32)
+            b = rng.standard_normal((outputs, rank), dtype=np.float32) * np.float32(B_STD)
+            yield name, a.astype(np.float16), b.astype(np.float16)
 
-def _config(geometry: Geometry, rank: int, alpha: int) -> dict[str, object]:
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "target_modules": sorted({name.rpartition(".")[2] for name, _, _ in geometry.linears()}),
-    }
+    def files(self, number: int) -> Mapping[str, bytes]:
+        """The files of one adapter, by name."""
+        tensors = {}
+        for name, a, b in self.tensors(number):
+            tensors[f"base_model.model.{name}.lora_A.weight"] = a
+            tensors[f"base_model.model.{name}.lora_B.weight"] = b
+        return {
+            "adapter_config.json": json.dumps(self._config(number), indent=2).encode() + b"\n",
+            "adapter_model.safetensors": save(tensors, metadata={"format": "pt"}),
+        }
+
+    def write(self, root: Path, number: int) -> Path:
+        """Write one adapter to a folder of its name under ``root``; returns it."""
+        folder = root / adapter_name(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files(number).items():
+            (folder / name).write_bytes(content)
+        return folder
+
+    def _config(self, number: int) -> dict[str, object]:
+        return {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": None,
+            "inference_mode": True,
+            "r": self.rank(number),
+            "lora_alpha": self.rank(number) * SCALE,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "target_modules": sorted({name.rpartition(".")[2] for name, _, _ in self.geometry.linears(self.targets)}),
+        }
 
 
 def main() -> None:
-    """Write the benchmark's adapters to a folder."""
+    """Write a benchmark's adapters to a folder."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.adapters", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=64)
-    parser.add_argument("--rank", type=int, default=RANK)
+    parser.add_argument("--rank", type=int, nargs="+", default=[RANK], help="several are given out in turn")
+    parser.add_argument("--targets", choices=get_args(Targets), default="all-linear")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", type=Path, help="config.json of the base (default: the demo model's shape)")
+    parser.add_argument("--gguf", action="store_true", help="write bench-000.gguf ... for llama.cpp")
     args = parser.parse_args()
+    from loadtests.gguf_adapters import write_gguf
+
     geometry = Geometry.read(args.config) if args.config else Geometry()
-    for name, folder in write_adapters(args.out, geometry, args.count, args.seed, args.rank).items():
-        print(f"{name}={folder.resolve()}")
+    recipe = Recipe(geometry, args.seed, args.rank, args.targets)
+    for number in range(args.count):
+        written = write_gguf(recipe, args.out, number) if args.gguf else recipe.write(args.out, number)
+        print(f"{adapter_name(number)}={written.resolve()}")
 
 
 if __name__ == "__main__":

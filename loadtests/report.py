@@ -1,127 +1,112 @@
-"""Timings -> figures -> tables."""
+"""Records -> tables."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean, median
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-import numpy as np
-
-from loadtests.client import Timing
+from loadtests.record import Record, WorkRecord
 
 HEADER = (
-    "work", "concurrent", "output tok/s", "spread", "first token p50 ms", "p95", "between tokens p50 ms", "p95",
-    "prompt tokens", "failed",
+    "work", "req/s", "output tok/s", "spread", "first text ms", "per token ms", "between texts ms", "end to end ms",
+    "fairness", "failed",
 )  # fmt: skip
+NOTE = "latencies are p50 / p95 / p99"
+SEVERAL = 1.05
+"""Tokens of an event from which on the time between texts is not that between tokens."""
+BUSY = 0.5
+"""Processors the client keeps busy from which on it may be what is measured."""
+LATE_MS = 50.0
+"""How late a request may be sent in an open loop."""
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
-    """What one run of one case gave."""
-
-    seconds: float
-    timings: tuple[Timing, ...]
-    failures: tuple[str, ...] = ()
-    """The reason of each failed request."""
+def table(record: Record) -> list[Sequence[str]]:
+    """The header and a row for each workload."""
+    return [HEADER, *(_row(work) for work in record["workloads"])]
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """A case at one concurrency: the median over its rounds of each round's figure. Times in milliseconds.
-
-    NaN where every request failed.
-    """
-
-    work: str
-    concurrent: int
-    tokens_per_second: float
-    spread: float
-    """(most - least) / median of the rounds' tokens per second."""
-    first_p50: float
-    first_p95: float
-    gap_p50: float
-    gap_p95: float
-    prompt_tokens: float
-    """Mean per request."""
-    cached_tokens: int
-    """Prompt tokens that came from a prompt cache, over all rounds."""
-    requests: int
-    failures: tuple[str, ...]
-
-    def row(self) -> list[str]:
-        """Its line of the table."""
-        return [
-            self.work,
-            str(self.concurrent),
-            f"{self.tokens_per_second:.0f}",
-            f"{self.spread:.0%}",
-            f"{self.first_p50:.0f}",
-            f"{self.first_p95:.0f}",
-            f"{self.gap_p50:.1f}",
-            f"{self.gap_p95:.1f}",
-            f"{self.prompt_tokens:.0f}",
-            f"{len(self.failures)} of {self.requests}",
-        ]
-
-
-def figures(work: str, concurrent: int, rounds: Sequence[Round]) -> Figures:
-    """The figures of a case's rounds."""
-    rates = [rate(run) for run in rounds]
-    middle = median(rates)
-    timings = [timing for run in rounds for timing in run.timings]
-    failures = tuple(reason for run in rounds for reason in run.failures)
-    return Figures(
-        work=work,
-        concurrent=concurrent,
-        tokens_per_second=middle,
-        spread=(max(rates) - min(rates)) / middle if middle else float("nan"),
-        first_p50=median(first_ms(run, 50) for run in rounds),
-        first_p95=median(first_ms(run, 95) for run in rounds),
-        gap_p50=median(gap_ms(run, 50) for run in rounds),
-        gap_p95=median(gap_ms(run, 95) for run in rounds),
-        prompt_tokens=fmean(timing.prompt_tokens for timing in timings) if timings else float("nan"),
-        cached_tokens=sum(timing.cached_tokens for timing in timings),
-        requests=len(timings) + len(failures),
-        failures=failures,
-    )
-
-
-def rate(run: Round) -> float:
-    """Output tokens per second, over the whole round."""
-    return sum(timing.output_tokens for timing in run.timings) / run.seconds
-
-
-def first_ms(run: Round, percent: float) -> float:
-    """A percentile of the time to the first text, in milliseconds."""
-    return _percentile_ms([timing.first for timing in run.timings], percent)
-
-
-def gap_ms(run: Round, percent: float) -> float:
-    """A percentile of the time between two texts, in milliseconds."""
-    return _percentile_ms([gap for timing in run.timings for gap in timing.gaps], percent)
-
-
-def _percentile_ms(seconds: Sequence[float], percent: float) -> float:
-    return float(np.percentile(seconds, percent)) * 1000 if seconds else float("nan")
-
-
-def aligned(rows: Sequence[Figures]) -> str:
-    """A table for a terminal."""
-    lines = [list(HEADER), *(row.row() for row in rows)]
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal, its first column to the left."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
-            _justify(cell, width, left=column == 0)
+            cell.rjust(width) if column else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
+        ).rstrip()
         for line in lines
     )
 
 
-def markdown(rows: Sequence[Figures]) -> str:
+def markdown(lines: Sequence[Sequence[str]]) -> str:
     """The same table for a page."""
-    lines = [HEADER, ["---"] + ["---:"] * (len(HEADER) - 1), *(row.row() for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    header, *rows = lines
+    ruled = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in ruled)
 
 
-def _justify(cell: str, width: int, *, left: bool) -> str:
-    return cell.ljust(width) if left else cell.rjust(width)
+def printed(lines: Sequence[Sequence[str]], form: Literal["plain", "markdown"]) -> str:
+    """As the option says."""
+    return markdown(lines) if form == "markdown" else aligned(lines)
+
+
+def remarks(record: Record) -> list[str]:
+    """What a reader of the figures must know, a line each: failures, caches, a client that was too slow."""
+    lines = []
+    for work in record["workloads"]:
+        lines += [f"{work['name']}: {line}" for line in _remarks(work)]
+    return lines
+
+
+def judged(verdict: Mapping[str, Any]) -> str:
+    """One line on a threshold of a record."""
+    outcome = "met" if verdict["met"] else "MISSED"
+    return f"{verdict['work']}: {number(verdict['value'])}: {outcome}: fail if {verdict['threshold']}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """With about so many digits that mean something; `-` for what was not measured."""
+    if value is None or math.isnan(value):
+        return "-"
+    decimals = max(digits - 1 - _magnitude(value), 0)
+    return f"{value:,.{decimals}f}"
+
+
+def percentiles(figures: Mapping[str, Any], name: str) -> str:
+    """``"331 / 849 / 901"``."""
+    return " / ".join(number(figures[f"{name}_p{percent}_ms"]) for percent in (50, 95, 99))
+
+
+def _magnitude(value: float) -> int:
+    return len(str(int(abs(value)))) - 1
+
+
+def _row(work: WorkRecord) -> list[str]:
+    figures, spread = work["figures"], work["spread"]["output_tokens_per_s"]
+    return [
+        work["name"],
+        number(figures["requests_per_s"]),
+        number(figures["output_tokens_per_s"]),
+        "-" if spread is None else f"{spread:.0%}",
+        *(percentiles(figures, name) for name in ("ttft", "tpot", "gap", "e2e")),
+        number(figures["fairness"]),
+        f"{work['failed']} of {work['requests']}",
+    ]
+
+
+def _remarks(work: WorkRecord) -> list[str]:
+    figures = work["figures"]
+    lines = [f"failed, {times} times: {reason}" for reason, times in work["failures"].items()]
+    if (tokens := figures["tokens_per_event"]) and tokens > SEVERAL:
+        lines.append(f"{tokens:.2f} tokens in a text: the time per token, not that between texts, speaks of tokens")
+    if figures["cached_tokens"]:
+        lines.append(f"{figures['cached_tokens']:.0f} prompt tokens of a round came from the server's prompt cache")
+    if (busy := figures["client_cpu"]) and busy > BUSY:
+        lines.append(f"the client itself kept {busy:.0%} of a processor busy")
+    if (late := figures["late_p99_ms"]) and late > LATE_MS:
+        lines.append(f"requests were sent late, p99 {late:.0f} ms: the client could not keep up")
+    if (asked := figures["asked_rate"]) and (sent := figures["sent_rate"]):
+        lines.append(f"{asked:.3g} requests/s asked for, {sent:.3g} sent, {figures['requests_per_s']:.3g} answered")
+    if work["adapters"] and figures["fairness"] is not None:
+        worst = work["adapters"][0]
+        speed = number(worst["speed"])
+        lines.append(f"slowest adapter {worst['adapter']}, {speed} tok/s in {worst['requests']} requests")
+    return lines

@@ -10,28 +10,26 @@ from pathlib import Path
 
 import httpx
 
+from loadtests.errors import ServerUnusable
+
 START_SECONDS = 600.0
 """A first start installs nothing but quantises the model."""
 STOP_SECONDS = 60.0
 STDERR = 2
 
 
-class ServerDidNotStart(Exception):
-    """The server's process ended, or was not ready in time."""
-
-
 @contextmanager
 def spawned(command: str, adapter_root: Path) -> Iterator[str]:
     """Run ``command --port PORT --adapter-root DIR`` on a free port; its URL once ``/readyz`` says yes; then SIGTERM.
 
-    What the server prints goes to stderr. Raises :class:`ServerDidNotStart`.
+    What the server prints goes to stderr. Raises :class:`ServerUnusable`.
     """
     port = _free_port()
     arguments = [*shlex.split(command), "--port", str(port), "--adapter-root", str(adapter_root)]
     try:
         process = subprocess.Popen(arguments, stdout=STDERR)
     except OSError as error:
-        raise ServerDidNotStart(str(error)) from error
+        raise ServerUnusable(f"the server does not start: {error}") from error
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_ready(process, url)
@@ -52,9 +50,9 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
     with httpx.Client(base_url=url, trust_env=False) as http:
         while not _ready(http):
             if (status := process.poll()) is not None:
-                raise ServerDidNotStart(f"it ended with status {status}")
+                raise ServerUnusable(f"the server ended with status {status}")
             if time.monotonic() > deadline:
-                raise ServerDidNotStart(f"not ready after {START_SECONDS:.0f} s")
+                raise ServerUnusable(f"the server was not ready after {START_SECONDS:.0f} s")
             time.sleep(0.2)
 
 

@@ -1,10 +1,19 @@
-"""What the clients ask for: seeded and pure, so that two servers get the same work.
+"""What is asked for: seeded and pure, so that two servers get the same work.
 
 Adapters of a benchmark are called ``bench-000``, ``bench-001``, ... on every server.
 """
 
+import math
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
+
+from loadtests import arrivals, mixes
+from loadtests.arrivals import Arrivals, Closed
+from loadtests.lengths import Lengths
+from loadtests.mixes import Mix
+from loadtests.trace import Trace
 
 _COMMON = """
 time year people way day man thing woman life child world school state family student group country problem hand
@@ -21,59 +30,84 @@ society tax director position player record paper space ground form event offici
 WORDS = tuple(_COMMON.split())
 """Common words: with the space before it each is one token to most vocabularies (all are to SmolLM2's)."""
 
+LEAST_REQUESTS = 8
+"""Of one round: a lone client sends more than its share, else its figures would rest on two requests."""
+OPEN_SECONDS = 20.0
+"""How long an open loop sends, unless told how many requests to send."""
+
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Prefix:
+    """A beginning that prompts have in common, as system prompts are."""
+
+    scope: Literal["global", "adapter"]
+    """Whether all prompts share one, or those of each adapter (the base is one more)."""
+    tokens: int
+    share: float
+    """Of the requests that have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
     """One kind of traffic."""
 
-    name: str
-    title: str
-    adapters: int
-    """How many adapters it spreads over; 0 is the base alone."""
-    zipf: bool = False
-    """Adapter ``k`` is asked for in proportion to ``1 / (k + 1)``, rather than each in its turn."""
-
-
-CASES = {
-    case.name: case
-    for case in (
-        Case("base", "base", 0),
-        Case("single", "1 adapter", 1),
-        Case("distinct", "16 distinct adapters", 16),
-        Case("zipf", "64 adapters, Zipf(1)", 64, zipf=True),
-    )
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How large the requests are and how many each client sends."""
-
-    prompt_tokens: int = 128
-    output_tokens: int = 64
+    mix: Mix
+    arrivals: Arrivals
+    prompt: Lengths
+    output: Lengths
+    prefix: Prefix | None = None
+    trace: Trace | None = None
+    """Where there is one, lengths come from it, and times and adapters if ``arrivals`` and ``mix`` say so."""
+    requests: int | None = None
+    """Of one round; None leaves it to :meth:`total`."""
     requests_per_client: int = 2
-    requests_at_least: int = 8
-    """Of one round in all: a lone client sends more, else its figures would rest on two requests."""
 
-    def turns(self, clients: int) -> int:
-        """How many requests each of ``clients`` sends, one after the other."""
-        return max(self.requests_per_client, -(-self.requests_at_least // clients))
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A whole benchmark: every case at every concurrency, ``repeats`` times."""
-
-    cases: tuple[Case, ...]
-    concurrency: tuple[int, ...]
-    shape: Shape
-    repeats: int
-    seed: int
+    @property
+    def name(self) -> str:
+        """``"zipf:1@64 closed:16"``."""
+        return f"{self.mix} {self.arrivals}"
 
     @property
     def adapters(self) -> int:
-        """How many adapters it needs."""
-        return max(case.adapters for case in self.cases)
+        """How many adapters it may ask for."""
+        if isinstance(self.mix, mixes.Traced):
+            return self.trace.adapters if self.trace else 0
+        return self.mix.count
+
+    @property
+    def total(self) -> int:
+        """Requests of a round: as told, all of the trace, a share for each client, or ``OPEN_SECONDS`` of arrivals."""
+        if self.requests is not None:
+            return self.requests
+        if self.trace is not None:
+            return len(self.trace.rows)
+        if isinstance(self.arrivals, Closed):
+            each = max(self.requests_per_client, -(-LEAST_REQUESTS // self.arrivals.clients))
+            return each * self.arrivals.clients
+        return max(LEAST_REQUESTS, math.ceil(OPEN_SECONDS * self.rate))
+
+    @property
+    def rate(self) -> float:
+        """Requests asked for per second; NaN in a closed loop."""
+        match self.arrivals:
+            case Closed():
+                return math.nan
+            case arrivals.Traced():
+                return self.trace.rate if self.trace else math.nan
+            case process:
+                return process.rate
+
+    def identity(self) -> dict[str, Any]:
+        """All that says whether another run had the same work, as JSON."""
+        return {
+            "adapters": str(self.mix),
+            "arrivals": str(self.arrivals),
+            "prompt_tokens": "trace" if self.trace else repr(self.prompt),
+            "output_tokens": "trace" if self.trace else repr(self.output),
+            "prefix": repr(self.prefix) if self.prefix else None,
+            "trace": self.trace.digest if self.trace else None,
+            "requests": self.total,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +117,8 @@ class Request:
     prompt: str
     output_tokens: int
     adapter: str | None
+    at: float | None = None
+    """Seconds after the round's beginning when it is to be sent; None in a closed loop."""
 
 
 def adapter_name(number: int) -> str:
@@ -90,29 +126,61 @@ def adapter_name(number: int) -> str:
     return f"bench-{number:03d}"
 
 
-def prompt(rng: random.Random, words: int) -> str:
-    """A text of ``words`` random words: about as many tokens, and a beginning no other prompt has."""
-    return " " + " ".join(rng.choices(WORDS, k=words))
+def draw(work: Workload, seed: int, part: str, requests: int | None = None) -> list[Request]:
+    """The requests of one round, in order. Another ``part`` of the same ``seed`` has other prompts, lengths and times.
 
-
-def requests(case: Case, shape: Shape, clients: int, seed: str) -> list[list[Request]]:
-    """Each client's requests in order. In ``distinct``, clients up to the number of adapters never share one.
-
-    Another ``seed`` gives other prompts, so a server's prompt cache helps only where a seed is used again.
+    Shared prefixes are of the seed alone, so that they are the same in every part.
     """
-    rng = random.Random(f"{seed}/{case.name}/{clients}")
-    plans: list[list[Request]] = [[] for _ in range(clients)]
-    for turn in range(shape.turns(clients)):
-        for client, plan in enumerate(plans):
-            adapter = _adapter(case, turn * clients + client, rng)
-            plan.append(Request(prompt(rng, shape.prompt_tokens), shape.output_tokens, adapter))
-    return plans
+    count = work.total if requests is None else requests
+    rng = random.Random(f"{seed}/{part}/{work.name}")
+    asked = zip(_numbers(work, rng, count), _lengths(work, rng, count), _times(work, rng, count), strict=True)
+    return [
+        Request(_prompt(work.prefix, rng, seed, number, prompt_tokens), output_tokens, _name(number), at)
+        for number, (prompt_tokens, output_tokens), at in asked
+    ]
 
 
-def _adapter(case: Case, index: int, rng: random.Random) -> str | None:
-    if case.adapters == 0:
-        return None
-    if case.zipf:
-        weights = [1 / (rank + 1) for rank in range(case.adapters)]
-        return adapter_name(rng.choices(range(case.adapters), weights)[0])
-    return adapter_name(index % case.adapters)
+def words(rng: random.Random, count: int) -> str:
+    """A text of ``count`` random words, about as many tokens; two of them hardly ever begin alike."""
+    return " " + " ".join(rng.choices(WORDS, k=count))
+
+
+def _name(number: int | None) -> str | None:
+    return None if number is None else adapter_name(number)
+
+
+def _numbers(work: Workload, rng: random.Random, count: int) -> Sequence[int | None]:
+    if isinstance(work.mix, mixes.Traced):
+        assert work.trace is not None
+        return [work.trace.rows[index % len(work.trace.rows)].adapter for index in range(count)]
+    return work.mix.draw(rng, count)
+
+
+def _lengths(work: Workload, rng: random.Random, count: int) -> Iterator[tuple[int, int]]:
+    for index in range(count):
+        if work.trace:
+            row = work.trace.rows[index % len(work.trace.rows)]
+            yield row.prompt_tokens, row.output_tokens
+        else:
+            yield work.prompt.draw(rng), work.output.draw(rng)
+
+
+def _times(work: Workload, rng: random.Random, count: int) -> Sequence[float | None]:
+    match work.arrivals:
+        case Closed():
+            return [None] * count
+        case arrivals.Traced():
+            assert work.trace is not None
+            return [row.at for row in work.trace.rows[:count]]
+        case process:
+            return process.offsets(rng, count)
+
+
+def _prompt(prefix: Prefix | None, rng: random.Random, seed: int, number: int | None, tokens: int) -> str:
+    """About ``tokens`` tokens, with the shared beginning among them; at least one word is the prompt's own."""
+    if prefix is None or rng.random() >= prefix.share:
+        return words(rng, tokens)
+    shared = min(prefix.tokens, tokens - 1)
+    owner = "all" if prefix.scope == "global" else number
+    beginning = words(random.Random(f"{seed}/prefix/{owner}"), prefix.tokens).split()[:shared]
+    return " " + " ".join([*beginning, words(rng, tokens - shared).strip()])

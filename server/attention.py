@@ -11,15 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from server import native
+from server import cuda, native
 from server.sequence import Batch, Chunk
+
+if TYPE_CHECKING:
+    from server.cuda.attention import AttentionTiles
 
 IMPLEMENTATION = "manylora_paged"
 
@@ -103,6 +106,7 @@ class KvCache:
         """Layer -> keys and values, each [blocks, size, KVH, D]."""
         fits = size % 16 == 0 and all(width % 32 == 0 and width <= 256 for _, width in by_shape)
         self.kernels = native.load() if fits and device.type == "cpu" and dtype == torch.bfloat16 else None
+        self.triton = cuda.available(device)
 
     @staticmethod
     def block_bytes(shapes: dict[int, tuple[int, int]], size: int, dtype: torch.dtype) -> int:
@@ -148,12 +152,14 @@ class PagedBatch:
         self.device = device
         self.dtype = dtype
         self.chunks = batch.chunks
-        size = cache.size
-        self.where = torch.tensor(
-            [c.sequence.blocks[p // size] * size + p % size for c in batch.chunks for p in range(c.start, c.end)],
-            device=device,
-        )
+        self._tiles: dict[int, AttentionTiles] = {}
+
+    @cached_property
+    def where(self) -> Tensor:
         """[T] place of each row's token in the cache, in tokens."""
+        size = self.cache.size
+        places = [c.sequence.blocks[p // size] * size + p % size for c in self.chunks for p in range(c.start, c.end)]
+        return torch.tensor(places, device=self.device)
 
     @cached_property
     def paged_runs(self) -> native.PagedRuns:
@@ -202,6 +208,8 @@ class PagedBatch:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
         """Write this step's keys and values, then attend. q [T, H, D], k and v [T, KVH, D] -> [T, H, D]."""
         keys, values = self.cache.layers[layer]
+        if self.cache.triton:
+            return self._attend_tiles(q, k, v, (keys, values), how)
         keys.view(-1, *keys.shape[2:]).index_copy_(0, self.where, k)
         values.view(-1, *values.shape[2:]).index_copy_(0, self.where, v)
         if self.cache.kernels:
@@ -212,6 +220,16 @@ class PagedBatch:
         for run in self.runs:
             out[run.rows] = self._attend_run(run, q[run.rows], keys, values, how)
         return out
+
+    def _attend_tiles(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], how: How) -> Tensor:
+        from server.cuda.attention import attend, attention_tiles  # needs Triton
+
+        group = q.shape[1] // k.shape[1]
+        if group not in self._tiles:
+            starts = accumulate((chunk.length for chunk in self.chunks), initial=0)
+            parts = [(row, c.length, c.start, self._blocks(c)) for row, c in zip(starts, self.chunks, strict=False)]
+            self._tiles[group] = attention_tiles(parts, group, self.device)
+        return attend(q, k, v, cache, self._tiles[group], how.scale, how.window, how.softcap)
 
     def _attend_singles(self, singles: Singles, q: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
         rows, positions = len(q), singles.table.shape[1] * self.cache.size

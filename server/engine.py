@@ -225,6 +225,7 @@ class Engine:
         events: list[Event] = []
         self._receive()
         events += self._bring_adapters()
+        self.slots.arriving = frozenset(a for a in self.slots.resident if not self.runner.arrived(a))
         batch = self.scheduler.schedule(time.monotonic())
         self._idle = not batch.chunks
         if batch.chunks:

@@ -1,8 +1,8 @@
-"""Many LoRA adapters over one base: SlottedLinear, the pool its adapters live in, and the plan of one batch.
+"""Many LoRA adapters over one base: SlottedLinear, and the pool its adapters live in.
 
 Every adapter on the device owns pages of rank columns in one pool per group of layers (:mod:`server.slots`). A batch is
-a few segments: rows, the spans of pages their adapters occupy, and a weight per row and page. For each span two matrix
-products serve all rows at once::
+a few segments (:mod:`server.plan`): rows, the spans of pages their adapters occupy, and a weight per row and page. For
+each span two matrix products serve all rows at once::
 
     h = x @ A[span].T          every row against every column in the span
     h = h * weight             a row keeps its own adapters' columns, times the mix's weights; all others become 0
@@ -16,22 +16,25 @@ row in the same way whatever is beside it.
 :func:`delta_reference` is the plain loop both are tested against.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapters.spec import AdapterId, BaseLayout
+from adapters.spec import BaseLayout
 from adapters.weights import AdapterWeights
-from server import native
+from server import cuda, native
 from server.linear import fuse
-from server.native.batches import TILE_ROWS
 from server.native.structures import Lora
-from server.sequence import Adaptation, Batch
+from server.plan import Plan, Span
+from server.sequence import Adaptation
 from server.slots import PAGE, pages_for
+
+if TYPE_CHECKING:
+    pass
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one module that are fed the same tensor. Checked by identity at every call, so a wrong guess costs time
@@ -39,71 +42,6 @@ only."""
 
 MAX_IN = 16384
 """Inputs of a layer that the kernel can take."""
-MAX_GAP = 16
-"""Pages of strangers that are cheaper to compute and discard than a second pair of matrix products."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Consecutive pages ``[start, stop)`` and how much each row takes of each."""
-
-    start: int
-    stop: int
-    weight: Tensor | None
-    """[rows or 1, pages]; None where every row takes every page as it is."""
-    absent: Tensor | None
-    """``weight == 0``: columns to be set to 0 rather than multiplied, so that a stranger's overflow cannot leak."""
-
-
-Placed = Mapping[AdapterId, tuple[tuple[int, ...], frozenset[str]]]
-"""Adapter -> its pages and the layers it targets, for adapters on the device."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Rows ``[start, stop)`` of the packed batch and what they use of the pool.
-
-    ``adaptations`` has one entry per row, or a single one that all rows share.
-    """
-
-    start: int
-    stop: int
-    adaptations: Sequence[Adaptation]
-    placed: Placed
-    like: Tensor
-    """Of the pool's device and dtype."""
-
-    @cached_property
-    def spans(self) -> tuple[Span, ...]:
-        """For the products over spans of pages."""
-        return _spans(self.adaptations, self.placed, self.like)
-
-    def groups(self) -> Iterable[tuple[list[int], list[tuple[int, float]]]]:
-        """Up to 16 rows with one adaptation and its (page, weight) pairs, for the kernel."""
-        taking: dict[Adaptation, list[int]] = {}
-        if len(self.adaptations) == 1:
-            taking[self.adaptations[0]] = list(range(self.start, self.stop))
-        else:
-            for row, adaptation in enumerate(self.adaptations, self.start):
-                taking.setdefault(adaptation, []).append(row)
-        for adaptation, rows in taking.items():
-            uses = [(page, adapted.weight) for adapted in adaptation for page in self.placed[adapted.id][0]]
-            for first in range(0, len(rows) if uses else 0, TILE_ROWS):
-                yield rows[first : first + TILE_ROWS], uses
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What LoRA does in one step of ``rows`` rows. ``targets``: the layers that any adapter in the batch touches."""
-
-    rows: int = 0
-    segments: tuple[Segment, ...] = ()
-    targets: frozenset[str] = frozenset()
-
-    @cached_property
-    def lora_rows(self) -> native.LoraRows:
-        """All rows' pages, for the kernel."""
-        return native.LoraRows([group for segment in self.segments for group in segment.groups()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +100,20 @@ class LoraGroup:
         active = [i for i, name in enumerate(self.names) if name in plan.targets]
         if active and self.kernels:
             self.kernels.lora_rows(x, self.native, plan.lora_rows, active, outputs)
+        elif active and self.pool.triton:
+            self._add_tiles(x, outputs, active, plan)
         elif active:
             for segment in plan.segments:
                 rows = slice(segment.start, segment.stop)
                 for span in segment.spans:
                     self._add_span(x[rows], [y[rows] for y in outputs], active, span)
         return outputs
+
+    def _add_tiles(self, x: Tensor, outputs: Sequence[Tensor], active: Sequence[int], plan: Plan) -> None:
+        from server.cuda.lora import add_lora  # needs Triton
+
+        assert self.a is not None
+        add_lora(x, self.a, [b if i in active else None for i, b in enumerate(self.b)], outputs, plan.tiles)
 
     def _add_span(self, x: Tensor, outputs: Sequence[Tensor], active: Sequence[int], span: Span) -> None:
         assert self.a is not None
@@ -181,26 +127,22 @@ class LoraGroup:
             if b is not None:
                 outputs[i].addmm_(h[:, :, i].reshape(rows, -1), b[span.start : span.stop].view(-1, self.outs[i]))
 
-    def write(self, pages: Tensor, packed: tuple[Tensor, tuple[Tensor | None, ...]] | None) -> None:
-        """Overwrite ``pages`` [n] with an adapter's columns, or zeros where it has none. Allocates on first use."""
-        if packed is None:
-            for tensor in (self.a, *self.b):
-                if tensor is not None:
-                    tensor.index_fill_(0, pages, 0)
-            return
+    def reserve(self, packed: tuple[Tensor, tuple[Tensor | None, ...]]) -> None:
+        """Take memory for what an adapter has, where none had it before."""
         a, bs = packed
         if self.a is None:
             self.a = self.pool.empty(*a.shape[1:])
-        self.a.index_copy_(0, pages, a.to(self.a.device, non_blocking=True))
         for i, b in enumerate(bs):
-            mine = self.b[i]
-            if b is not None:
-                if mine is None:
-                    mine = self.b[i] = self.pool.empty(*b.shape[1:])
-                mine.index_copy_(0, pages, b.to(mine.device, non_blocking=True))
-            elif mine is not None:
-                mine.index_fill_(0, pages, 0)
+            if b is not None and self.b[i] is None:
+                self.b[i] = self.pool.empty(*b.shape[1:])
         self.native.fill(self.a, self.b, self.outs)
+
+    def write(self, pages: Sequence[int], packed: tuple[Tensor, tuple[Tensor | None, ...]] | None) -> None:
+        """Overwrite ``pages`` with an adapter's columns, or zeros where it has none, in memory that is reserved."""
+        a, bs = packed or (None, (None,) * len(self.names))
+        for mine, theirs in zip((self.a, *self.b), (a, *bs), strict=True):
+            if mine is not None:
+                _write_pages(mine, pages, theirs)
 
     def tiled_a(self, a: Tensor) -> Tensor:
         """A [pages, members, PAGE, in] in the layout of what serves this group."""
@@ -240,9 +182,21 @@ class LoraPool:
     pages: int
     device: torch.device
     dtype: torch.dtype
-    kernels: native.Kernels | None = field(default_factory=native.load)
+    kernels: native.Kernels | None = None
+    """Those for CPUs."""
     groups: list[LoraGroup] = field(default_factory=list)
-    plan: Plan = Plan()
+    plan: Plan = field(default_factory=Plan)
+    triton: bool = field(init=False)
+    """Whether Triton's kernels serve groups that no native kernel serves."""
+
+    def __post_init__(self) -> None:
+        self.triton = cuda.available(self.device)
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """Layers with memory for adapters. Only ever more."""
+        named = (pair for group in self.groups for pair in zip(group.names, group.b, strict=True))
+        return frozenset(name for name, b in named if b is not None)
 
     def empty(self, *shape: int) -> Tensor:
         """Zeros of [pages, *shape]: a page is finite from the start."""
@@ -256,11 +210,17 @@ class LoraPool:
             for member, name in enumerate(names):
                 model.set_submodule(name, SlottedLinear(group, member))
 
+    def reserve(self, packed: PackedAdapter) -> None:
+        """Take memory for layers that no adapter has touched before."""
+        for group in self.groups:
+            if group.names[0] in packed.groups:
+                group.reserve(packed.groups[group.names[0]])
+
     def write(self, pages: Sequence[int], packed: PackedAdapter) -> None:
         """Put an adapter into ``pages``; whatever they held is overwritten in every group."""
-        index = torch.tensor(pages, device=self.device)
+        self.reserve(packed)
         for group in self.groups:
-            group.write(index, packed.groups.get(group.names[0]))
+            group.write(pages, packed.groups.get(group.names[0]))
 
     def pack(self, weights: AdapterWeights) -> PackedAdapter:
         """Bring an adapter into the pool's layout and dtype, on the host. Safe on any thread."""
@@ -293,6 +253,19 @@ class LoraPool:
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
 
+def _write_pages(mine: Tensor, pages: Sequence[int], theirs: Tensor | None) -> None:
+    """Copy page by page, in as few copies as possible: from pinned memory they run beside what computes."""
+    start = 0
+    for end in range(1, len(pages) + 1):
+        if end == len(pages) or pages[end] != pages[end - 1] + 1:
+            run = mine[pages[start] : pages[end - 1] + 1]
+            if theirs is None:
+                run.zero_()
+            else:
+                run.copy_(theirs[start:end], non_blocking=True)
+            start = end
+
+
 def sibling_groups(layout: BaseLayout) -> list[tuple[str, ...]]:
     """The layers of ``layout`` in groups that share an input; most are alone."""
     groups: list[tuple[str, ...]] = []
@@ -307,55 +280,6 @@ def sibling_groups(layout: BaseLayout) -> list[tuple[str, ...]]:
         seen.update(group)
         groups.append(group)
     return groups
-
-
-def make_plan(batch: Batch, placed: Placed, like: Tensor) -> Plan:
-    """The segments of a batch: all single-token rows as one, each longer chunk by itself; base rows drop out."""
-    rows = [chunk.length for chunk in batch.chunks]
-    singles = sum(1 for length in rows if length == 1)
-    segments = [(0, singles, [chunk.sequence.adaptation for chunk in batch.chunks[:singles]])]
-    start = singles
-    for chunk in batch.chunks[singles:]:
-        segments.append((start, start + chunk.length, [chunk.sequence.adaptation]))
-        start += chunk.length
-    used = {adapted.id for chunk in batch.chunks for adapted in chunk.sequence.adaptation}
-    return Plan(
-        batch.tokens,
-        tuple(
-            Segment(first, last, adaptations, placed, like) for first, last, adaptations in segments if any(adaptations)
-        ),
-        frozenset().union(*{placed[adapter][1] for adapter in used}),
-    )
-
-
-def _spans(adaptations: Sequence[Adaptation], placed: Placed, like: Tensor) -> tuple[Span, ...]:
-    """Spans for rows with these adaptations; a single adaptation stands for all rows of its segment."""
-    weights: dict[int, list[float]] = {}
-    for row, adaptation in enumerate(adaptations):
-        for adapted in adaptation:
-            for page in placed[adapted.id][0]:
-                weights.setdefault(page, [0.0] * len(adaptations))[row] = adapted.weight
-    spans = []
-    for start, stop in _runs(sorted(weights)):
-        none = [0.0] * len(adaptations)
-        columns = [weights.get(page, none) for page in range(start, stop)]
-        if all(weight == 1.0 for column in columns for weight in column):
-            spans.append(Span(start, stop, None, None))
-        else:
-            weight = torch.tensor(columns, dtype=like.dtype).T.contiguous().to(like.device)
-            spans.append(Span(start, stop, weight, weight == 0))
-    return tuple(spans)
-
-
-def _runs(pages: Sequence[int]) -> Iterable[tuple[int, int]]:
-    """Consecutive runs ``[start, stop)`` that cover sorted ``pages``, joined across gaps of up to MAX_GAP pages."""
-    start = previous = pages[0]
-    for page in pages[1:]:
-        if page - previous - 1 > MAX_GAP:
-            yield start, previous + 1
-            start = page
-        previous = page
-    yield start, previous + 1
 
 
 def delta_reference(x: Tensor, adaptation: Adaptation, name: str, weights: Mapping[str, AdapterWeights]) -> Tensor:

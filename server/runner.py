@@ -1,6 +1,8 @@
 """Runner: a Batch becomes tensors, logits, token ids. Owns everything that lives on the device."""
 
 from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
@@ -9,13 +11,19 @@ from torch import Tensor
 from adapters.spec import AdapterId
 from bases.base import Base
 from bases.errors import ConfigError
-from server.attention import IMPLEMENTATION, KvCache, PagedBatch, Probe, register
+from server import cuda, native
+from server.attention import IMPLEMENTATION, Attend, KvCache, PagedBatch, Probe, register
 from server.config import Settings
+from server.cuda.copies import Copies, Copy
 from server.decoder import Decoder
-from server.lora import LoraPool, PackedAdapter, make_plan
+from server.lora import LoraPool, PackedAdapter
+from server.plan import make_plan
 from server.sampler import row_peaks, sample
 from server.sequence import Batch
 from server.slots import pages_for
+
+if TYPE_CHECKING:
+    from server.cuda.decode import Capture, PaddedDecode
 
 
 class Runner:
@@ -24,7 +32,8 @@ class Runner:
     def __init__(self, base: Base, settings: Settings) -> None:
         self.base = base
         self.device = base.device
-        self.pool = LoraPool(pages_for(settings.rank_columns), base.device, base.dtype)
+        kernels = native.load() if self.device.type == "cpu" else None
+        self.pool = LoraPool(pages_for(settings.rank_columns), base.device, base.dtype, kernels)
         self.pool.install(base.model, base.layout)
         register()
         base.model.set_attn_implementation(IMPLEMENTATION)
@@ -34,6 +43,14 @@ class Runner:
         self.kv = KvCache(shapes, self.blocks, settings.block_size, base.device, base.dtype)
         self.decoder = Decoder.of(base, self.pool, self.kv, probe.ways)
         """Takes the place of the model's own layers where it can."""
+        self.padded: PaddedDecode | None = None
+        """Takes decode steps, where it can."""
+        if cuda.available(self.device):
+            from server.cuda.decode import CudaGraphs  # needs Triton
+
+            self.pad(settings, CudaGraphs())
+        self._copies = Copies(self.device) if self.device.type == "cuda" else None
+        self._under_way: dict[AdapterId, Copy] = {}
         self._peaks = self.decoder.kernels.row_peaks if self.decoder else row_peaks
         self._like = torch.empty(0, device=base.device, dtype=base.dtype)
         self._placed: dict[AdapterId, tuple[tuple[int, ...], frozenset[str]]] = {}
@@ -54,6 +71,9 @@ class Runner:
         """Logits [len(batch.sampled), vocabulary] float32 after writing the batch's keys and values."""
         if batch.fresh:
             self.kv.clear(batch.fresh)
+        self._await_adapters(batch)
+        if self.padded and self.padded.serves(batch, self._placed):
+            return self.padded.logits(batch, self._placed)
         self.pool.plan = make_plan(batch, self._placed, self._like)
         tokens = [token for c in batch.chunks for token in c.sequence.tokens[c.start : c.end]]
         positions = [position for c in batch.chunks for position in range(c.start, c.end)]
@@ -61,19 +81,32 @@ class Runner:
         return forward(tokens, positions, _last_rows(batch), PagedBatch(batch, self.kv, self.device, self.base.dtype))
 
     def _forward(self, tokens: list[int], positions: list[int], keep: list[int], paged: PagedBatch | Probe) -> Tensor:
+        ids, places, rows = (torch.tensor(numbers, device=self.device) for numbers in ([tokens], [positions], keep))
+        return self._model(ids, places, paged, rows.long())
+
+    def _model(self, ids: Tensor, positions: Tensor, paged: Attend, keep: Tensor | int = 0) -> Tensor:
+        """Token ids [1, rows], positions [1, rows] -> logits float32 of the rows to keep, 0 for all."""
         logits: Tensor = self.base.model(
-            input_ids=torch.tensor([tokens], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
-            logits_to_keep=torch.tensor(keep, device=self.device, dtype=torch.long),
-            use_cache=False,
-            paged=paged,
+            input_ids=ids, position_ids=positions, logits_to_keep=keep, use_cache=False, paged=paged
         ).logits[0]
         return logits.float()
 
+    def pad(self, settings: Settings, capture: "Capture") -> None:
+        """From now on run decode steps at padded sizes on Triton's kernels, captured by ``capture``."""
+        from server.cuda.decode import PaddedDecode  # needs Triton
+
+        self.pool.triton = self.kv.triton = True
+        longest, largest = self.base.max_model_len, settings.max_batch_sequences
+        self.padded = PaddedDecode(self._model, self.pool, self.kv, longest, largest, capture)
+
     def place(self, adapter: AdapterId, pages: tuple[int, ...], packed: PackedAdapter) -> None:
-        """Write an adapter into its pages."""
+        """Write an adapter into its pages; on CUDA, have that done while others compute."""
         with torch.inference_mode():
-            self.pool.write(pages, packed)
+            if self._copies:
+                self.pool.reserve(packed)
+                self._under_way[adapter] = self._copies.start(partial(self.pool.write, pages, packed))
+            else:
+                self.pool.write(pages, packed)
         if self.decoder:
             self.decoder.refresh()
         self._placed[adapter] = (pages, packed.targets)
@@ -81,6 +114,18 @@ class Runner:
     def evict(self, adapter: AdapterId) -> None:
         """Its pages belong to somebody else from now on; whoever gets them overwrites them."""
         del self._placed[adapter]
+        self._under_way.pop(adapter, None)
+
+    def arrived(self, adapter: AdapterId) -> bool:
+        """Whether a step that uses an adapter that was placed would not wait for it."""
+        return adapter not in self._under_way or self._under_way[adapter].arrived
+
+    def _await_adapters(self, batch: Batch) -> None:
+        for chunk in batch.chunks if self._under_way else ():
+            for adapted in chunk.sequence.adaptation:
+                copy = self._under_way.pop(adapted.id, None)
+                if copy:
+                    copy.wait()
 
     @property
     def placed(self) -> Mapping[AdapterId, tuple[tuple[int, ...], frozenset[str]]]:

@@ -169,13 +169,14 @@ class Scheduler:
     def _admit(self, now: float, budget: int) -> list[Chunk]:
         chunks: list[Chunk] = []
         draining = self._draining_for_pins(now)
+        arriving = self.slots.arriving if self.running else frozenset()
         for sequence in list(self.waiting):
             if budget < 1 or len(self.running) >= self.max_sequences:
                 break
             missing = [adapted for adapted in sequence.adaptation if adapted.id not in self.slots]
             if missing and not draining and now - sequence.arrived > self.max_wait:
                 draining = self._draining(sequence, missing)
-            if sequence.probe or missing or any(adapted.id in draining for adapted in sequence.adaptation):
+            if sequence.probe or missing or any(adapted.id in draining | arriving for adapted in sequence.adaptation):
                 continue
             if not self._take_blocks(sequence):
                 break  # memory is first come, first served: small ones do not overtake a large one

@@ -50,6 +50,8 @@ class SlotTable:
         self.pages = pages
         self.pinned: Mapping[AdapterId, int] = {}
         """Pinned adapters and their ranks, resident or not; replaced, never changed, so any thread may read it."""
+        self.arriving: frozenset[AdapterId] = frozenset()
+        """Resident, but still being copied: nobody is made to wait for them while others can run."""
         self._resident: OrderedDict[AdapterId, Slot] = OrderedDict()
         self._free = set(range(pages))
 

@@ -1,6 +1,7 @@
 """What all tests share: what is skipped where hardware or the demo model is missing."""
 
 import importlib.metadata
+import os
 from collections.abc import Iterable
 
 import pytest
@@ -10,6 +11,9 @@ from bases.waiting import wait_briefly
 wait_briefly()
 
 import torch  # noqa: E402 - it reads what was just set
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, which bitsandbytes does
 
 PEFT_WARNING = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 """PEFT reads an attribute that transformers has deprecated; nothing here can change that."""

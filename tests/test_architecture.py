@@ -8,7 +8,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OURS = {"adapters", "bases", "server", "training", "loadtests", "manylora"}
-CORE = ("sequence", "blocks", "slots", "scheduler", "lora", "attention", "sampler", "runner", "loader", "engine")
+CORE = (
+    "sequence",
+    "blocks",
+    "slots",
+    "scheduler",
+    "plan",
+    "lora",
+    "attention",
+    "sampler",
+    "runner",
+    "loader",
+    "engine",
+)
 CORE_LINES = 2500
 
 FORBIDDEN = {

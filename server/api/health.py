@@ -1,5 +1,7 @@
 """Is it alive, is it ready, and how is it doing."""
 
+from importlib.metadata import version
+
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -24,6 +26,12 @@ async def readyz(service: Served) -> Json:
     if service.switchboard.draining:
         return _status("draining", 503)
     return _status("ready") if service.engine.stats().healthy else _status("engine failing", 503)
+
+
+@router.get("/version")
+async def server_version() -> Json:
+    """The server's own."""
+    return Json({"version": version("manylora")})
 
 
 @router.get("/metrics")

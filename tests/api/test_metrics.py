@@ -1,6 +1,7 @@
 """``/metrics`` and the health routes."""
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -27,6 +28,10 @@ def value(live: Live, name: str, **labels: str) -> float:
 def test_alive_and_ready(live: Live) -> None:
     for path in ("/livez", "/readyz", "/health"):
         assert live.http.get(path).status_code == 200
+
+
+def test_the_version_is_the_packages(live: Live) -> None:
+    assert live.http.get("/version").json() == {"version": version("manylora")}
 
 
 def test_an_idle_server_says_so(live: Live) -> None:

@@ -13,7 +13,8 @@ from bases.nf4 import Linear4bit, functional
 from server import native
 from server.attention import How, KvCache, PagedBatch, attend, attend_reference
 from server.linear import FusedNf4, fuse
-from server.lora import LoraGroup, LoraPool, Placed, delta_reference, make_plan
+from server.lora import LoraGroup, LoraPool, delta_reference
+from server.plan import Placed, make_plan
 from server.sequence import Adaptation, Adapted, Batch, Chunk, SamplingParams, Sequence
 from server.slots import pages_for
 

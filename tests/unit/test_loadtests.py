@@ -1,24 +1,24 @@
-"""The load test itself: the same work for every server, whole answers only, figures that are right."""
+"""The load test's two ends: adapters that a server takes, and a client that believes whole answers only."""
 
 import asyncio
 import json
-from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import httpx
+import aiohttp
+import gguf
 import pytest
 import torch
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse, StreamingResponse
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from loadtests import report, run
-from loadtests.adapters import Geometry, write_adapter, write_adapters
-from loadtests.client import RequestFailed, Target, Timing, complete
-from loadtests.workload import CASES, Request, Shape, requests
+from loadtests.adapters import Geometry, Recipe, Targets
+from loadtests.client import RequestFailed, Timing, complete
+from loadtests.gguf_adapters import write_gguf
+from loadtests.peers import LlamaCpp, Manylora, Target, Vllm
+from loadtests.workload import Request
 
 TINY = Geometry(hidden=32, intermediate=48, layers=2, heads=4, kv_heads=2, head_dim=8)
 
@@ -38,52 +38,6 @@ def tiny_llama() -> LlamaForCausalLM:
     return model
 
 
-# --- workload
-
-
-def test_same_seed_same_work_other_seed_other_prompts() -> None:
-    case, shape = CASES["distinct"], Shape()
-    assert requests(case, shape, 16, "0/0") == requests(case, shape, 16, "0/0")
-    prompts = [
-        request.prompt
-        for seed in ("0/warm-up", "0/0", "0/1", "1/0")
-        for clients in (1, 16)
-        for name in CASES
-        for plan in requests(CASES[name], shape, clients, seed)
-        for request in plan
-    ]
-    beginnings = {" ".join(prompt.split()[:8]) for prompt in prompts}
-    assert len(beginnings) == len(prompts), "two prompts begin alike, so a prompt cache would help"
-    assert {len(prompt.split()) for prompt in prompts} == {shape.prompt_tokens}
-
-
-def test_distinct_clients_never_share_an_adapter() -> None:
-    for turn in zip(*requests(CASES["distinct"], Shape(), 16, "0"), strict=True):
-        assert len({request.adapter for request in turn}) == 16
-
-
-def test_a_lone_client_goes_through_the_adapters() -> None:
-    (plan,) = requests(CASES["distinct"], Shape(requests_at_least=16), 1, "0")
-    assert len({request.adapter for request in plan}) == 16
-
-
-def test_base_and_single_ask_for_none_and_one() -> None:
-    def asked(name: str) -> set[str | None]:
-        return {request.adapter for plan in requests(CASES[name], Shape(), 16, "0") for request in plan}
-
-    assert asked("base") == {None}
-    assert asked("single") == {"bench-000"}
-
-
-def test_zipf_asks_most_for_the_first() -> None:
-    plans = requests(CASES["zipf"], Shape(requests_per_client=200), 16, "0")
-    counts = Counter(request.adapter for plan in plans for request in plan)
-    assert len(counts) == 64
-    # 1 / H(64) = 0.211 of 3200 requests, give or take 4 standard deviations of 23.
-    assert 675 - 92 < counts["bench-000"] < 675 + 92
-    assert counts["bench-000"] > counts["bench-003"] > counts["bench-031"]
-
-
 # --- adapters
 
 
@@ -100,11 +54,11 @@ def test_geometry_is_the_models(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's own
 def test_peft_loads_the_adapter_and_the_output_moves(tmp_path: Path) -> None:
-    write_adapter(tmp_path, TINY, seed=1, rank=4, alpha=8)
+    folder = Recipe(TINY, seed=1, ranks=(4,)).write(tmp_path, 0)
     tokens = torch.arange(16)[None]
     with torch.no_grad():
         plain = tiny_llama()(tokens).logits
-        adapted = PeftModel.from_pretrained(tiny_llama(), str(tmp_path))
+        adapted = PeftModel.from_pretrained(tiny_llama(), str(folder))
         loaded = {name: tensor for name, tensor in adapted.state_dict().items() if "lora_" in name}
         moved = adapted(tokens).logits
     assert len(loaded) == 2 * 7 * TINY.layers
@@ -113,15 +67,32 @@ def test_peft_loads_the_adapter_and_the_output_moves(tmp_path: Path) -> None:
     assert 0.01 < change < 0.5
 
 
-def test_adapters_differ_and_can_be_made_again(tmp_path: Path) -> None:
-    first = write_adapters(tmp_path / "a", TINY, 3)
-    again = write_adapters(tmp_path / "b", TINY, 3)
+def test_adapters_differ_and_can_be_made_again() -> None:
+    first, again = Recipe(TINY, ranks=(2, 4)), Recipe(TINY, ranks=(2, 4))
+    contents = [first.files(number)["adapter_model.safetensors"] for number in range(3)]
+    assert contents == [again.files(number)["adapter_model.safetensors"] for number in range(3)]
+    assert len(set(contents)) == 3
+    assert [json.loads(first.files(number)["adapter_config.json"])["r"] for number in range(3)] == [2, 4, 2]
 
-    def contents(folders: dict[str, Path]) -> list[bytes]:
-        return [(folder / "adapter_model.safetensors").read_bytes() for folder in folders.values()]
 
-    assert contents(first) == contents(again)
-    assert len(set(contents(first))) == 3
+def test_fewer_targets_make_fewer_layers() -> None:
+    layers = {targets: len(list(TINY.linears(targets))) // TINY.layers for targets in get_args(Targets)}
+    assert layers == {"all-linear": 7, "attention": 4, "qv": 2}
+
+
+def test_llama_cpp_gets_the_same_adapter_in_its_own_order(tmp_path: Path) -> None:
+    recipe = Recipe(TINY, ranks=(2,))
+    reader = gguf.GGUFReader(write_gguf(recipe, tmp_path, 1))
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    assert len(tensors) == 2 * 7 * TINY.layers
+    assert reader.fields["adapter.lora.alpha"].contents() == 4
+    for name, a, b in recipe.tensors(1):
+        if name == "model.layers.1.self_attn.k_proj":
+            assert (tensors["blk.1.attn_k.weight.lora_a"] == a).all()
+            # The first head's rows: 0, 4, 1, 5, ... of the halves that Hugging Face rotates.
+            assert (tensors["blk.1.attn_k.weight.lora_b"][:8] == b[[0, 4, 1, 5, 2, 6, 3, 7]]).all()
+        if name == "model.layers.1.mlp.down_proj":
+            assert (tensors["blk.1.ffn_down.weight.lora_b"] == b).all()
 
 
 # --- client
@@ -132,9 +103,9 @@ def event(text: str, **more: Any) -> str:
     return f"data: {json.dumps({'model': 'tiny', 'choices': choices} | more)}\n\n"
 
 
-def usage(tokens: int) -> str:
+def usage(tokens: int, **more: Any) -> str:
     counted = {"prompt_tokens": 5, "completion_tokens": tokens, "prompt_tokens_details": {"cached_tokens": 2}}
-    return f"data: {json.dumps({'model': 'tiny', 'choices': [], 'usage': counted})}\n\n"
+    return f"data: {json.dumps({'model': 'tiny', 'choices': [], 'usage': counted} | more)}\n\n"
 
 
 DONE = "data: [DONE]\n\n"
@@ -143,31 +114,31 @@ GOOD = [event("a"), event(""), event("b"), event("c"), usage(4), DONE]
 
 def ask(target: Target, request: Request, events: list[str], status: int = 200) -> tuple[Timing, dict[str, Any]]:
     """What the client makes of a server that answers with ``events``, and what it sent."""
-    app = FastAPI()
     bodies: list[dict[str, Any]] = []
 
-    @app.post("/v1/completions", response_model=None)
-    async def answer(body: dict[str, Any]) -> JSONResponse | StreamingResponse:
-        bodies.append(body)
+    async def answer(request: web.Request) -> web.StreamResponse:
+        bodies.append(await request.json())
         if status != 200:
-            return JSONResponse({"error": {"message": "no such thing"}}, status)
-
-        async def stream() -> AsyncIterator[str]:
-            for line in events:
-                yield line
-
-        return StreamingResponse(stream(), media_type="text/event-stream")
+            return web.json_response({"error": {"message": "no such thing"}}, status=status)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for event in events:
+            await response.write(event.encode())
+        return response
 
     async def send() -> Timing:
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        app = web.Application()
+        app.router.add_post(target.path, answer)
+        async with TestServer(app) as server, aiohttp.ClientSession(server.make_url("/")) as http:
             return await complete(http, target, request)
 
     return asyncio.run(send()), bodies[0]
 
 
-MANYLORA = Target("manylora", "tiny")
-VLLM = Target("vllm", "tiny")
+MANYLORA = Target(Manylora("tiny"), "completions")
+VLLM = Target(Vllm("tiny"), "completions")
+LLAMACPP = Target(LlamaCpp("tiny", {"bench-001": 7}), "completions")
+CHAT = Target(Manylora("tiny"), "chat")
 PLAIN = Request("hello", 4, None)
 ADAPTED = Request("hello", 4, "bench-001")
 
@@ -177,18 +148,37 @@ def test_a_whole_answer_is_timed_by_its_texts() -> None:
     assert len(timing.arrivals) == 3
     assert len(timing.gaps) == 2
     assert (timing.prompt_tokens, timing.cached_tokens, timing.output_tokens) == (5, 2, 4)
-    assert timing.first > 0
-    assert (body["model"], body["adapter"]) == ("tiny", None)
+    assert 0 < timing.first <= timing.whole
+    assert (body["model"], body["adapter"], body["prompt"]) == ("tiny", None, "hello")
     assert (body["temperature"], body["ignore_eos"], body["max_tokens"]) == (0, True, 4)
 
 
+def test_time_per_token_is_by_the_servers_count() -> None:
+    timing = Timing(None, 10.0, (11.0, 11.5, 13.0), 13.1, prompt_tokens=5, cached_tokens=0, output_tokens=9)
+    assert timing.per_token == pytest.approx(2.0 / 8)
+    assert timing.gaps == pytest.approx([0.5, 1.5])
+    assert timing.whole == pytest.approx(3.1)
+    assert Timing(None, 0.0, (1.0,), 1.0, 5, 0, 1).per_token is None
+
+
 def test_each_server_is_asked_for_an_adapter_in_its_own_way() -> None:
-    served = event("a", adapter=[{"name": "bench-001", "id": "0" * 64, "weight": 1.0}])
-    _, body = ask(MANYLORA, ADAPTED, [served, *GOOD])
+    served = event("a", adapter=[{"name": "bench-001@3", "id": "0" * 64, "weight": 1.0}])
+    _, body = ask(MANYLORA, ADAPTED, [served, usage(4, adapter=[{"name": "bench-001@3"}]), DONE])
     assert (body["model"], body["adapter"]) == ("tiny", "bench-001")
-    _, body = ask(VLLM, ADAPTED, [event("a", model="bench-001"), *GOOD])
+    _, body = ask(VLLM, ADAPTED, [event("a", model="bench-001"), usage(4, model="bench-001"), DONE])
     assert body["model"] == "bench-001"
     assert "adapter" not in body
+    assert ask(LLAMACPP, ADAPTED, GOOD)[1]["lora"] == [{"id": 7, "scale": 1.0}]
+    assert ask(LLAMACPP, PLAIN, GOOD)[1]["lora"] == []
+
+
+def test_a_conversation_is_read_by_its_deltas() -> None:
+    def delta(**fields: str) -> str:
+        return f"data: {json.dumps({'model': 'tiny', 'choices': [{'delta': fields}]})}\n\n"
+
+    timing, body = ask(CHAT, PLAIN, [delta(role="assistant", content=""), delta(content="a"), delta(), usage(4), DONE])
+    assert len(timing.arrivals) == 1
+    assert body["messages"] == [{"role": "user", "content": "hello"}]
 
 
 @pytest.mark.parametrize(
@@ -202,8 +192,21 @@ def test_each_server_is_asked_for_an_adapter_in_its_own_way() -> None:
         (PLAIN, [event(""), usage(4), DONE], 200, "no text"),
         (PLAIN, ["data: {\n\n", DONE], 200, "JSONDecodeError"),
         (ADAPTED, GOOD, 200, "asked for `bench-001`, answered by `tiny`"),
+        (PLAIN, [event("a"), event("b", model="other"), *GOOD[1:]], 200, "asked for `tiny`, answered by `other`"),
+        (PLAIN, ["data: 7\n\n", DONE], 200, "TypeError"),
     ],
-    ids=["status", "error event", "early end", "too few", "no usage", "no text", "not JSON", "base for adapter"],
+    ids=[
+        "status",
+        "error event",
+        "early end",
+        "too few",
+        "no usage",
+        "no text",
+        "not JSON",
+        "base for adapter",
+        "another half way",
+        "no event",
+    ],
 )
 def test_anything_less_is_a_failure(request_: Request, events: list[str], status: int, reason: str) -> None:
     with pytest.raises(RequestFailed, match=reason):
@@ -212,81 +215,8 @@ def test_anything_less_is_a_failure(request_: Request, events: list[str], status
 
 def test_a_dead_server_is_a_failure() -> None:
     async def send() -> None:
-        async with httpx.AsyncClient(base_url="http://127.0.0.1:1", trust_env=False) as http:
+        async with aiohttp.ClientSession("http://127.0.0.1:1") as http:
             await complete(http, MANYLORA, PLAIN)
 
-    with pytest.raises(RequestFailed, match="ConnectError"):
+    with pytest.raises(RequestFailed, match="ClientConnectorError"):
         asyncio.run(send())
-
-
-# --- report
-
-
-def timing(started: float, *arrivals: float) -> Timing:
-    return Timing(started, arrivals, prompt_tokens=10, cached_tokens=0, output_tokens=len(arrivals))
-
-
-def test_figures_are_medians_over_rounds() -> None:
-    quick = report.Round(1.0, (timing(0.0, 0.1, 0.2, 0.3), timing(0.0, 0.3, 0.4, 0.5)))
-    slow = report.Round(2.0, (timing(0.0, 0.2, 0.4, 0.6), timing(0.0, 0.4, 0.6, 0.8)))
-    slowest = report.Round(3.0, (timing(0.0, 1.0, 1.3, 1.6),), ("status 500",))
-    row = report.figures("base", 2, [slow, slowest, quick])
-    assert row.tokens_per_second == pytest.approx(3.0)
-    assert row.spread == pytest.approx((6 - 1) / 3)
-    assert row.first_p50 == pytest.approx(300)
-    assert row.first_p95 == pytest.approx(390)
-    assert row.gap_p50 == pytest.approx(200)
-    assert row.requests == 6
-    assert row.failures == ("status 500",)
-    assert "1 of 6" in report.markdown([row])
-    lines = report.aligned([row, row]).splitlines()
-    assert len({len(line) for line in lines}) == 1
-
-
-def test_a_round_of_failures_has_no_figures_and_no_crash() -> None:
-    row = report.figures("base", 2, [report.Round(1.0, (), ("status 500", "status 500"))])
-    assert row.tokens_per_second == 0
-    assert row.requests == 2
-    assert "nan" in report.aligned([row])
-
-
-# --- run
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--concurrency", "0"], "--concurrency: must be at least 1 (got 0)"),
-        (["--cases", "many"], "invalid choice: 'many'"),
-        (["--cases", "single"], "--adapter-dir is needed with --url"),
-        (["--spawn", "vllm serve", "--peer", "vllm"], "--spawn starts manylora"),
-        (["--url", "http://x", "--spawn", "y"], "not allowed with"),
-    ],
-)
-def test_bad_options_are_named(
-    arguments: list[str], complaint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["run", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        run.main()
-    assert stop.value.code == 2
-    assert complaint in capsys.readouterr().err
-
-
-def test_no_server_is_one_line_and_status_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["run", "--url", "http://127.0.0.1:1", "--cases", "base"])
-    assert run.main() == 2
-    assert "cannot measure this server" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("command", "reason"), [("false", "it ended with status 1"), ("no-such-command", "No such file")]
-)
-def test_a_server_that_does_not_start_is_told(
-    command: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["run", "--spawn", command, "--cases", "base"])
-    assert run.main() == 2
-    assert reason in capsys.readouterr().err

@@ -1,0 +1,154 @@
+"""A whole benchmark of one server: adapters in, every workload, adapters out."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from loadtests.arrivals import Closed
+from loadtests.drive import Round, run_closed, run_open
+from loadtests.errors import BadOption, ServerUnusable
+from loadtests.figures import figures, measured
+from loadtests.machine import describe_machine, own_version
+from loadtests.peers import PeerName, Target
+from loadtests.progress import Display
+from loadtests.record import Record, Result, make_record
+from loadtests.registration import Registrar, Supply, find_peer, supplied
+from loadtests.report import number
+from loadtests.settings import BenchSettings
+from loadtests.spawned import spawned
+from loadtests.thresholds import judge
+from loadtests.workload import Request, Workload, draw
+
+CONNECT_SECONDS = 10.0
+WARM_UP_TOKENS = 16
+MOST_WARMED = 64
+"""Adapters of one workload that are asked for once before it begins."""
+CLOCK = "%Y-%m-%dT%H:%M:%SZ"
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One benchmark about to run."""
+
+    settings: BenchSettings
+    works: Sequence[Workload]
+    display: Display
+
+    def run(self) -> Record:
+        """Run all of it. Raises :class:`BenchError`; whatever happens, adapters that were registered are removed."""
+        thresholds = self.settings.thresholds(self.works)
+        settings = self.settings
+        if settings.spawn and settings.peer != "manylora":
+            raise BadOption("--spawn starts manylora; start another server yourself and give its --url")
+        settings.supply(settings.adapter_folder)  # what is wrong with it is told before a server is started
+        started = time.strftime(CLOCK, time.gmtime())
+        with ExitStack() as stack:
+            url, folder = settings.url, settings.adapter_folder
+            if settings.spawn:
+                folder = Path(stack.enter_context(TemporaryDirectory(prefix="loadtests-")))
+                url = stack.enter_context(spawned(settings.spawn, folder))
+            server, results = asyncio.run(self._measure(url, settings.supply(folder)))
+        about = {
+            "version": own_version(),
+            "started": started,
+            "finished": time.strftime(CLOCK, time.gmtime()),
+            "machine": describe_machine(),
+            "server": server,
+            "settings": settings.model_dump(mode="json", exclude={"url", "api_key"}),
+        }
+        verdicts = judge(thresholds, [result.figures for result in results])
+        return make_record(results, verdicts, self._conditions(), about)
+
+    def _conditions(self) -> dict[str, Any]:
+        chosen = ("endpoint", "seed", "repeats", "warm_up", "ranks", "targets", "adapter_seed")
+        return self.settings.model_dump(mode="json", include=set(chosen))
+
+    async def _measure(self, url: str, supply: Supply) -> tuple[dict[str, Any], list[Result]]:
+        settings = self.settings
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=settings.timeout)
+        # Every request has its connection at once: a queue in the client would be measured as the server's.
+        # llama.cpp drops reused connections.
+        connector = aiohttp.TCPConnector(limit=0, force_close=settings.peer == "llamacpp")
+        try:
+            async with aiohttp.ClientSession(
+                url, headers=settings.headers, timeout=timeout, connector=connector
+            ) as http:
+                peer, has = await find_peer(http, settings.peer, settings.base)
+                shown = str(URL(url).with_user(None))
+                server = {
+                    "peer": settings.peer,
+                    "url": shown,
+                    "base": peer.base,
+                    "version": await _version(http, settings.peer),
+                }
+                self.display.say(f"{shown} serves `{peer.base}`")
+                target = Target(peer, settings.endpoint)
+                count = max(work.adapters for work in self.works)
+                async with supplied(Registrar(http, settings.peer, supply), has, count, self.display):
+                    return server, [await self._work(http, target, work) for work in self.works]
+        except (aiohttp.ClientError, OSError) as error:
+            raise ServerUnusable(f"{URL(url).with_user(None)}: {str(error) or type(error).__name__}") from error
+
+    async def _work(self, http: aiohttp.ClientSession, target: Target, work: Workload) -> Result:
+        seed, repeats = self.settings.seed, self.settings.repeats
+        warm_up = await self._warm_up(http, target, work)
+        rounds = []
+        for repeat in range(repeats):
+            title = f"{work.name}, round {repeat + 1} of {repeats}"
+            run = await self._round(http, target, work, draw(work, seed, str(repeat)), title)
+            rounds.append(run)
+            self.display.say(f"{title}: {_summary(run)}")
+        return Result(work, rounds, figures(work.name, rounds, work.rate, warm_up))
+
+    async def _warm_up(self, http: aiohttp.ClientSession, target: Target, work: Workload) -> Round | None:
+        """Short requests in a closed loop, for every adapter where there are not too many."""
+        clients = work.arrivals.clients if isinstance(work.arrivals, Closed) else MOST_WARMED // 4
+        count = self.settings.warm_up
+        if count is None:
+            count = max(clients, min(work.adapters, MOST_WARMED))
+        if not count:
+            return None
+        brief = replace(work, arrivals=Closed(min(clients, count)))
+        requests = [
+            replace(request, output_tokens=min(request.output_tokens, WARM_UP_TOKENS))
+            for request in draw(brief, self.settings.seed, "warm-up", count)
+        ]
+        return await self._round(http, target, brief, requests, f"{work.name}, warm-up")
+
+    async def _round(
+        self, http: aiohttp.ClientSession, target: Target, work: Workload, requests: Sequence[Request], title: str
+    ) -> Round:
+        with self.display.counting(title, len(requests)) as tick:
+            if isinstance(work.arrivals, Closed):
+                return await run_closed(http, target, requests, work.arrivals.clients, tick)
+            return await run_open(http, target, requests, tick)
+
+
+async def _version(http: aiohttp.ClientSession, peer: PeerName) -> str | None:
+    """What the server says of itself; None where it does not."""
+    path, field = ("/props", "build_info") if peer == "llamacpp" else ("/version", "version")
+    async with http.get(path) as response:
+        if not response.ok:
+            return None
+        try:
+            answer = await response.json(content_type=None)
+        except ValueError:
+            return None
+    return str(answer[field]) if isinstance(answer, dict) and field in answer else None
+
+
+def _summary(run: Round) -> str:
+    values = measured(run, float("nan"))
+    failed = f"; {len(run.failures)} FAILED" if run.failures else ""
+    first, token = (
+        " / ".join(number(values[f"{name}_p{percent}_ms"]) for percent in (50, 95)) for name in ("ttft", "tpot")
+    )
+    return f"{number(values['output_tokens_per_s'])} tok/s, first text {first} ms, per token {token} ms{failed}"

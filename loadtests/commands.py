@@ -1,0 +1,79 @@
+"""``manylora bench`` on the command line.
+
+Exit status 0; 1 where requests failed, a threshold was missed or the server could not be measured; 2 for a bad option.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from loadtests import report
+from loadtests.bench import Bench
+from loadtests.compare import compare
+from loadtests.errors import BadOption, BenchError
+from loadtests.progress import Display
+from loadtests.record import Record, read_record, write_record
+from loadtests.settings import BenchSettings, CompareSettings, read_bench, read_compare
+
+
+def run(words: Sequence[str]) -> int:
+    """From the words after ``manylora bench``; returns the exit status."""
+    try:
+        if words and words[0] == "compare":
+            return _compare(read_compare(words[1:]))
+        return _bench(read_bench(words))
+    except BenchError as error:
+        for line in str(error).splitlines():
+            print(f"manylora: {line}", file=sys.stderr)
+        return 2 if isinstance(error, BadOption) else 1
+
+
+def _bench(settings: BenchSettings) -> int:
+    _check_writable(settings)
+    display = Display(Console(stderr=True))
+    record = Bench(settings, settings.workloads(), display).run()
+    print(f"\n{report.printed(report.table(record), settings.table)}\n({report.NOTE})")
+    if settings.json_file:
+        write_record(record, settings.json_file)
+    if settings.html:
+        from loadtests.page import run_page
+
+        settings.html.write_text(run_page(record), encoding="utf-8")
+    for line in report.remarks(record):
+        display.say(line)
+    for verdict in record["thresholds"]:
+        display.say(report.judged(verdict))
+    failed = any(work["failed"] for work in record["workloads"])
+    return 1 if failed or not all(verdict["met"] for verdict in record["thresholds"]) else 0
+
+
+def _compare(settings: CompareSettings) -> int:
+    _check_writable(settings)
+    comparison = compare(_labelled(settings), settings.force)
+    for table in comparison.tables():
+        print(f"{report.printed(table, settings.table)}\n")
+    for line in comparison.remarks:
+        print(line, file=sys.stderr)
+    if settings.html:
+        from loadtests.page import compare_page
+
+        settings.html.write_text(compare_page(comparison), encoding="utf-8")
+    return 0
+
+
+def _labelled(settings: CompareSettings) -> dict[str, Record]:
+    """Records by their files' names, or whole paths where two names are the same."""
+    names = [path.stem for path in settings.files]
+    labels = names if len(set(names)) == len(names) else [str(path) for path in settings.files]
+    if len(set(labels)) < len(labels):
+        raise BadOption("FILES: one is given twice")
+    return {label: read_record(path) for label, path in zip(labels, settings.files, strict=True)}
+
+
+def _check_writable(settings: BenchSettings | CompareSettings) -> None:
+    """Before an hour of work, not after it."""
+    outputs = {"--html": settings.html, "--json": getattr(settings, "json_file", None)}
+    for option, path in outputs.items():
+        if path and not path.absolute().parent.is_dir():
+            raise BadOption(f"{option}: there is no folder {path.absolute().parent}")

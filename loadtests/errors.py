@@ -1,0 +1,20 @@
+"""What ends a benchmark before it has figures.
+
+::
+
+    BenchError
+    ├── BadOption        an option, a trace or a record that cannot be used
+    └── ServerUnusable   the server does not start, does not answer, or does not take the adapters
+"""
+
+
+class BenchError(Exception):
+    """The benchmark cannot be run."""
+
+
+class BadOption(BenchError):
+    """What was asked for makes no sense; nothing was sent."""
+
+
+class ServerUnusable(BenchError):
+    """What was asked for cannot be had from this server."""

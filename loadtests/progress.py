@@ -1,0 +1,45 @@
+"""How far the benchmark is: a bar on a terminal, a line now and then elsewhere; always on stderr."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_SECONDS = 10.0
+"""Between two lines where there is no bar."""
+
+
+class Display:
+    """Where progress is told."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def say(self, line: str) -> None:
+        """One line, as it is."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def counting(self, title: str, total: int) -> Iterator[Callable[[], None]]:
+        """Call what it gives once for each of ``total`` things done."""
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+            with Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True) as bar:
+                task = bar.add_task(title, total=total)
+                yield lambda: bar.advance(task)
+        else:
+            yield self._lines(title, total)
+
+    def _lines(self, title: str, total: int) -> Callable[[], None]:
+        done, told = 0, time.monotonic()
+
+        def tick() -> None:
+            nonlocal done, told
+            done += 1
+            if time.monotonic() - told >= LINE_SECONDS:
+                told = time.monotonic()
+                self.say(f"{title}: {done} of {total}")
+
+        return tick

@@ -1,0 +1,117 @@
+"""A whole run as JSON: what reports are made from, and what runs are compared by.
+
+``schema`` changes when a reader of the old form would misread the new one. Latencies of single requests are in seconds,
+figures say their unit in their name, and what could not be measured is null.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loadtests.client import Timing
+from loadtests.drive import Failure, Round
+from loadtests.errors import BadOption
+from loadtests.figures import Figures
+from loadtests.thresholds import Verdict
+from loadtests.workload import Workload
+
+SCHEMA = 1
+KIND = "manylora-bench"
+DIGITS = 6
+"""Of seconds that are written down."""
+
+Record = dict[str, Any]
+"""A run."""
+WorkRecord = dict[str, Any]
+"""One workload of a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A workload, what was measured, and its figures."""
+
+    work: Workload
+    rounds: Sequence[Round]
+    figures: Figures
+
+
+def make_record(
+    results: Sequence[Result], verdicts: Sequence[Verdict], conditions: Mapping[str, Any], about: Mapping[str, Any]
+) -> Record:
+    """Everything about a run. ``conditions`` of all workloads must be equal where runs are compared; ``about`` need
+    not be.
+    """
+    return {
+        "schema": SCHEMA,
+        "kind": KIND,
+        **about,
+        "conditions": dict(conditions),
+        "workloads": [_work(result) for result in results],
+        "thresholds": [_plain(asdict(verdict)) for verdict in verdicts],
+    }
+
+
+def write_record(record: Record, path: Path) -> None:
+    """As JSON."""
+    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def read_record(path: Path) -> Record:
+    """Raises :class:`BadOption` for what is no record, or one of another schema."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadOption(f"{path}: {error}") from None
+    if not isinstance(record, dict) or record.get("kind") != KIND:
+        raise BadOption(f"{path}: is not what `manylora bench --json` writes")
+    if record.get("schema") != SCHEMA:
+        raise BadOption(f"{path}: has schema {record.get('schema')}, this is for {SCHEMA}")
+    return record
+
+
+def _work(result: Result) -> WorkRecord:
+    figures = result.figures
+    return {
+        "name": result.work.name,
+        "asked": result.work.identity(),
+        "requests": figures.requests,
+        "failed": figures.failures.total(),
+        "failures": dict(figures.failures.most_common()),
+        "figures": _plain(figures.values),
+        "spread": _plain(figures.spread),
+        "adapters": [_plain(asdict(treatment)) for treatment in figures.adapters],
+        "rounds": [_round(run) for run in result.rounds],
+    }
+
+
+def _round(run: Round) -> dict[str, Any]:
+    items: list[Timing | Failure] = [*run.timings, *run.failures]
+    items.sort(key=lambda item: item.started)
+    return {"seconds": run.seconds, "requests": [_request(item, run.began) for item in items]}
+
+
+def _request(item: Timing | Failure, began: float) -> dict[str, Any]:
+    common = {"adapter": item.adapter, "started": round(item.started - began, DIGITS)}
+    if isinstance(item, Failure):
+        return {**common, "e2e": round(item.ended - item.started, DIGITS), "error": item.reason}
+    return {
+        **common,
+        "ttft": round(item.first, DIGITS),
+        "e2e": round(item.whole, DIGITS),
+        "tpot": None if item.per_token is None else round(item.per_token, DIGITS),
+        "prompt_tokens": item.prompt_tokens,
+        "cached_tokens": item.cached_tokens,
+        "output_tokens": item.output_tokens,
+    }
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """NaN as null: JSON has no word for it."""
+    return {key: None if _missing(value) else value for key, value in values.items()}
+
+
+def _missing(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -1,0 +1,93 @@
+"""The engine on Triton's kernels, decode steps padded and captured: the answers are those of Hugging Face and PEFT.
+
+On a CPU the kernels are interpreted, and capturing a step gives the step itself.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.numeric.interpreter import DEVICE, need_triton
+from tests.numeric.lab import Lab, make_lab
+from tests.numeric.oracle import Mix, draw_requests
+from tests.tiny import ARCHITECTURES
+
+need_triton()
+
+from server.cuda.decode import CudaGraphs, Run  # noqa: E402 (not where Triton is missing)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MIXES: list[Mix] = [(), (("all", 0.7), ("odd", 0.3)), (("rslora", 1.0),), (("patterns", 1.0),)]
+USUAL = ("llama", "gemma2")
+"""Without and with windows and capped scores. An interpreted step takes most of a second: the others are slow."""
+
+
+class Captures:
+    """Captures steps as the engine would, and counts what is captured and what is replayed."""
+
+    def __init__(self) -> None:
+        self.capture: Callable[[Run], Run] = CudaGraphs() if DEVICE.type == "cuda" else lambda run: run
+        self.made = 0
+        self.replays = 0
+
+    def __call__(self, run: Run) -> Run:
+        self.made += 1
+        replay = self.capture(run)
+
+        def counted() -> Tensor:
+            self.replays += 1
+            return replay()
+
+        return counted
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES],
+)
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """TF32 would round inputs to 10 bits, in the oracle and in the engine alike."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield make_lab(request.param, tmp_path_factory.mktemp(request.param), DEVICE.type)
+    torch.set_float32_matmul_precision(before)
+
+
+def test_mixed_batches(lab: Lab, tmp_path: Path) -> None:
+    rng = random.Random(1)
+    drive, captures = lab.drive(tmp_path, max_batch_sequences=4), Captures()
+    drive.engine.runner.pad(drive.config, captures)
+    drive.serve(draw_requests(lab.oracle, MIXES, rng, longest=20, answer=5), rng)
+    assert 1 <= captures.made <= 6
+    assert captures.replays > captures.made
+
+
+def test_chunks_and_evictions(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    lab, rng, captures = make_lab("llama", tmp_path_factory.mktemp("llama"), DEVICE.type), random.Random(2), Captures()
+    tight = lab.drive(tmp_path / "measured").memory_for(26)
+    drive = lab.drive(tmp_path, max_device_adapters=2, max_batch_tokens=9, max_batch_sequences=4, kv_memory_gib=tight)
+    drive.engine.runner.pad(drive.config, captures)
+    drive.serve(draw_requests(lab.oracle, MIXES, rng, longest=30, answer=6), rng)
+    stats = drive.engine.stats()
+    assert stats.adapter_evictions > 0
+    assert captures.replays > 0
+
+
+def test_a_step_that_cannot_be_captured_runs_uncaptured_and_says_so(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(run: Run) -> Run:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    lab, rng = make_lab("llama", tmp_path_factory.mktemp("llama"), DEVICE.type), random.Random(3)
+    drive = lab.drive(tmp_path)
+    drive.engine.runner.pad(drive.config, refuse)
+    drive.serve(draw_requests(lab.oracle, MIXES[:3], rng, longest=8, answer=4), rng)
+    assert [record.message for record in caplog.records] == [
+        "Decode steps cannot be captured as CUDA graphs and run without them, slower"
+    ]

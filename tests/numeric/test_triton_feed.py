@@ -1,0 +1,51 @@
+"""What a padded step reads: rows of padding leave no trace, whatever the step before had in their place."""
+
+import torch
+
+from adapters.spec import AdapterId
+from server.attention import How
+from server.plan import Placed
+from server.sequence import Adapted, Batch, Chunk, SamplingParams, Sequence
+from tests.numeric.interpreter import DEVICE, need_triton
+
+need_triton()
+
+from server.cuda.decode import Feed  # noqa: E402 (not where Triton is missing)
+from server.cuda.lora import add_lora  # noqa: E402
+
+PLACED: Placed = {AdapterId("a"): ((0, 2), frozenset({"q"}))}
+BLOCK = 4
+
+
+def batch(rows: int) -> Batch:
+    """Rows with an adapter, each after five tokens in two blocks of its own."""
+    sequences = [Sequence(str(i), list(range(i, i + 6)), SamplingParams(), adapted()) for i in range(rows)]
+    for i, sequence in enumerate(sequences):
+        sequence.blocks = [2 * i, 2 * i + 1]
+    return Batch(tuple(Chunk(sequence, 5, 1) for sequence in sequences))
+
+
+def adapted() -> tuple[Adapted, ...]:
+    return (Adapted(AdapterId("a"), 0.5, 16),)
+
+
+def test_padding_after_a_full_step() -> None:
+    torch.manual_seed(0)
+    feed = Feed(4, 2, DEVICE)
+    feed.fill(batch(4), PLACED)
+    assert feed.tokens.tolist() == [[5, 6, 7, 8]]
+    feed.fill(batch(2), PLACED)
+    assert feed.tokens.tolist() == [[5, 6, 0, 0]]
+    assert feed.positions.tolist() == [[5, 5, 0, 0]]
+    cache = torch.zeros(2, 8, BLOCK, 1, 16, device=DEVICE)
+    q, k, v = torch.randn(3, 4, 1, 16, device=DEVICE)
+    feed.attend(q, k, v, (cache[0], cache[1]), How(0.25))
+    written = cache.ne(0).any(dim=(0, 3, 4)).nonzero().tolist()
+    assert written == [[1, 1], [3, 1]], "only the new tokens of the two rows"
+    x, y = torch.randn(2, 4, 16, device=DEVICE)
+    before = y.clone()
+    a, b = torch.randn(3, 1, 8, 16, device=DEVICE), torch.randn(3, 8, 16, device=DEVICE)
+    add_lora(x, a, [b], [y], feed.tiles)
+    expected = 0.5 * sum((x[:2] @ a[page, 0].T) @ b[page] for page in (0, 2))
+    torch.testing.assert_close(y[:2] - before[:2], expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(y[2:], before[2:])

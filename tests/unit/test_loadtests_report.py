@@ -1,0 +1,255 @@
+"""What a load test says: figures that are right, thresholds that bite, comparisons of the same work only."""
+
+import copy
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtests import report
+from loadtests.arrivals import Closed
+from loadtests.client import Timing
+from loadtests.compare import compare
+from loadtests.drive import Failure, Round
+from loadtests.errors import BadOption
+from loadtests.fairness import jain, treatments
+from loadtests.figures import MEASURES, Figures, figures, measured
+from loadtests.lengths import Fixed
+from loadtests.mixes import parse_mix
+from loadtests.page import compare_page, run_page
+from loadtests.plots import throughput
+from loadtests.record import Record, Result, make_record, read_record, write_record
+from loadtests.thresholds import judge, parse_threshold
+from loadtests.workload import Workload
+
+NAN = float("nan")
+
+
+def timing(started: float, *arrivals: float, adapter: str | None = None, tokens: int | None = None) -> Timing:
+    return Timing(adapter, started, arrivals, arrivals[-1], 10, 0, len(arrivals) if tokens is None else tokens)
+
+
+def round_(seconds: float, *items: Timing | Failure, **fields: Any) -> Round:
+    timings = tuple(item for item in items if isinstance(item, Timing))
+    failures = tuple(item for item in items if isinstance(item, Failure))
+    return Round(0.0, seconds, 0.25, timings, failures, **fields)
+
+
+FAILED = Failure("a", 0.0, 1.0, "status 500")
+
+
+# --- figures
+
+
+def test_figures_of_a_round_are_arithmetic() -> None:
+    run = round_(2.0, timing(0.0, 0.1, 0.2, 0.4), timing(0.5, 0.8, 0.9, 1.4, tokens=6), FAILED, in_flight=2)
+    values = measured(run, 1.5)
+    expected = {
+        "requests_per_s": 1.0,
+        "output_tokens_per_s": 4.5,
+        "total_tokens_per_s": 14.5,
+        "ttft_p50_ms": 200.0,
+        "ttft_mean_ms": 200.0,
+        "ttft_p95_ms": 290.0,
+        "tpot_p50_ms": (150 + 600 / 5) / 2,
+        "gap_p50_ms": 150.0,
+        "e2e_mean_ms": 650.0,
+        "failed": 1.0,
+        "asked_rate": 1.5,
+        "sent_rate": 2 / 0.5,
+        "prompt_tokens": 10.0,
+        "tokens_per_event": 9 / 6,
+        "client_cpu": 0.125,
+        "in_flight": 2.0,
+    }
+    assert {name: values[name] for name in expected} == pytest.approx(expected)
+    assert values.keys() == MEASURES.keys()
+
+
+def test_figures_are_medians_over_rounds_and_count_the_warm_ups_failures() -> None:
+    quick = round_(1.0, timing(0.0, 0.1, 0.2, 0.3), timing(0.0, 0.3, 0.4, 0.5))
+    slow = round_(2.0, timing(0.0, 0.2, 0.4, 0.6), timing(0.0, 0.4, 0.6, 0.8))
+    slowest = round_(3.0, timing(0.0, 1.0, 1.3, 1.6), FAILED)
+    row = figures("base", [slow, slowest, quick], NAN, warm_up=round_(1.0, FAILED))
+    assert row.values["output_tokens_per_s"] == pytest.approx(3.0)
+    assert row.spread["output_tokens_per_s"] == pytest.approx((6 - 1) / 3)
+    assert row.values["ttft_p50_ms"] == pytest.approx(300)
+    assert row.requests == 7
+    assert row.failures == {"status 500": 2}
+
+
+def test_a_round_without_answers_leaves_no_latency() -> None:
+    row = figures("base", [round_(1.0, FAILED), round_(1.0, timing(0.0, 0.1))], NAN)
+    assert math.isnan(row.values["ttft_p50_ms"]), "the failed round was left out"
+    assert row.values["failed"] == 0.5
+
+
+# --- fairness
+
+
+def test_jains_index_is_one_for_equals_and_a_share_for_one() -> None:
+    assert jain([3.0, 3.0, 3.0]) == pytest.approx(1)
+    assert jain([5.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
+    assert jain([1.0, 2.0, 3.0]) == pytest.approx(36 / (3 * 14))
+    assert math.isnan(jain([]))
+    assert math.isnan(jain([0.0]))
+
+
+def test_a_starved_adapter_is_the_worst_and_lowers_fairness() -> None:
+    run = round_(2.0, timing(0.0, 1.0, 2.0, adapter="b"), timing(0.0, 0.5, 1.0, adapter="c"), FAILED, timing(0.0, 1.0))
+    found = treatments([run])
+    assert [(one.adapter, one.speed, one.failed) for one in found] == [("a", 0, 1), ("b", 1, 0), ("c", 2, 0)]
+    assert measured(run, NAN)["fairness"] == pytest.approx(9 / (3 * 5))
+    assert measured(run, NAN)["worst_adapter_ratio"] == 0
+
+
+# --- thresholds
+
+
+def row(work: str, **values: float) -> Figures:
+    return Figures(work, {**dict.fromkeys(MEASURES, NAN), **values}, {}, requests=1, failures=Counter(), adapters=[])
+
+
+@pytest.mark.parametrize(
+    ("text", "met"),
+    [
+        ("ttft_p95_ms>500", True),
+        ("ttft_p95_ms>=500", False),
+        (" ttft_p95_ms > 499.5 ", False),
+        ("ttft_p95_ms<1", True),
+        ("zipf/ttft_p95_ms>1", True),
+        ("base/ttft_p95_ms>1", False),
+        ("base closed:4/ttft_p95_ms>1", False),
+        ("ttft_p50_ms>1", False),
+    ],
+)
+def test_a_threshold_is_missed_where_it_holds_or_nothing_was_measured(text: str, met: bool) -> None:
+    verdicts = judge([parse_threshold(text)], [row("base closed:4", ttft_p95_ms=500.0)])
+    assert all(verdict.met for verdict in verdicts) is met
+
+
+# --- records, tables, pages
+
+
+def result(mix: str = "distinct", rate: float = 1.0) -> Result:
+    work = Workload(parse_mix(mix, 2), Closed(2), Fixed(8), Fixed(3))
+    rounds = [
+        round_(
+            1.0,
+            timing(0.0, 0.1 / rate, 0.2 / rate, 0.3 / rate, adapter="bench-000"),
+            timing(0.0, 0.2 / rate, 0.3 / rate, 0.4 / rate, adapter="bench-001"),
+            Failure("bench-001", 0.4, 0.5, "status 500: <b>&"),
+        )
+        for _ in range(2)
+    ]
+    return Result(work, rounds, figures(work.name, rounds, work.rate))
+
+
+def recorded(*results: Result, seed: int = 0) -> Record:
+    about = {
+        "version": "0",
+        "started": "then",
+        "finished": "later",
+        "machine": {"cores": 2},
+        "server": {"peer": "manylora", "url": "http://here", "base": "tiny", "version": None},
+        "settings": {},
+    }
+    verdicts = judge([parse_threshold("failed>0")], [one.figures for one in results])
+    return make_record(results, verdicts, {"seed": seed}, about)
+
+
+def test_a_record_is_json_that_can_be_read_again(tmp_path: Path) -> None:
+    record = recorded(result(), result("base"))
+    write_record(record, tmp_path / "run.json")
+    again = read_record(tmp_path / "run.json")
+    assert again == json.loads(json.dumps(record, allow_nan=False))
+    (work, base) = again["workloads"]
+    assert (work["failed"], work["requests"]) == (2, 6)
+    assert work["failures"] == {"status 500: <b>&": 2}
+    assert work["figures"]["asked_rate"] is None, "a closed loop asks for no rate"
+    assert work["rounds"][0]["requests"][0]["ttft"] == pytest.approx(0.1)
+    assert base["asked"]["adapters"] == "base"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"kind": "manylora-bench", "schema": 99}'])
+def test_what_is_no_record_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(BadOption, match=r"x\.json"):
+        read_record(tmp_path / "x.json")
+
+
+def test_tables_line_up_and_show_failures() -> None:
+    lines = report.table(recorded(result(), result("base")))
+    assert len({len(line) for line in report.aligned(lines).splitlines()}) == 1
+    assert "2 of 6" in report.aligned(lines)
+    assert report.markdown(lines).splitlines()[1].startswith("| --- | ---:")
+    assert [report.number(value) for value in (None, NAN, 0.01234, 1.5, 31.69, 1234.5)] == [
+        "-", "-", "0.01", "1.50", "31.7", "1,234",
+    ]  # fmt: skip
+
+
+def test_remarks_name_what_spoils_figures() -> None:
+    record = recorded(result())
+    values = {"tokens_per_event": 2.0, "cached_tokens": 64.0, "client_cpu": 0.9, "late_p99_ms": 80.0}
+    record["workloads"][0]["figures"] |= values
+    told = "\n".join(report.remarks(record))
+    for expected in ("failed, 2 times: status 500", "2.00 tokens in a text", "64 prompt tokens", "90%", "late, p99 80"):
+        assert expected in told
+
+
+def test_a_page_has_everything_in_it() -> None:
+    page = run_page(recorded(result(), result("base")))
+    assert page.count("<svg") == 3
+    assert "status 500: &lt;b&gt;&amp;" in page
+    assert "<b>" not in page
+    assert "MISSED" in page
+    assert not any(word in page for word in ("<script", "src=", "<link", "@import", "url(http"))
+
+
+def test_throughput_over_time_keeps_all_tokens() -> None:
+    answered = [{"started": 0.0, "ttft": 0.5, "e2e": 1.5, "output_tokens": 30}]
+    answered += [{"started": 1.0, "ttft": 0.25, "e2e": 0.25, "output_tokens": 1}]
+    times, rate = throughput(answered, 2.0)
+    assert rate.sum() * (times[1] - times[0]) == pytest.approx(31, rel=1e-3)
+    assert rate[(times > 0.6) & (times < 1.2)] == pytest.approx(30)
+
+
+# --- compare
+
+
+def pair(**changes: Any) -> Mapping[str, Record]:
+    return {"one": recorded(result()), "two": recorded(result(rate=2.0), **changes)}
+
+
+def test_runs_of_the_same_work_are_laid_side_by_side() -> None:
+    comparison = compare(pair(), force=False)
+    ((header, *rows),) = comparison.tables()
+    assert header == ["distinct@2 closed:2", "one", "two", "ratio"]
+    ttft = next(row for row in rows if row[0] == MEASURES["ttft_p50_ms"].title)
+    assert ttft[1:] == ["150", "75.0", "0.50x"]
+    assert any("FAILED" in line for line in comparison.remarks)
+    assert compare_page(comparison).count("<svg") == 1
+
+
+def test_other_work_is_refused_or_marked() -> None:
+    with pytest.raises(BadOption, match="two: seed is 7, not 0"):
+        compare(pair(seed=7), force=False)
+    assert "NOT THE SAME WORK: two: seed is 7, not 0" in compare(pair(seed=7), force=True).remarks
+    records = dict(pair())
+    records["two"] = copy.deepcopy(records["two"])
+    records["two"]["workloads"][0]["asked"]["requests"] = 9
+    with pytest.raises(BadOption, match="two, distinct@2 closed:2: requests is 9"):
+        compare(records, force=False)
+
+
+def test_what_only_one_run_has_is_told_and_nothing_in_common_is_refused() -> None:
+    more = {"one": recorded(result()), "two": recorded(result(), result("base"))}
+    comparison = compare(more, force=False)
+    assert list(comparison.rows) == ["distinct@2 closed:2"]
+    assert "two: not in all runs: base closed:2" in comparison.remarks
+    with pytest.raises(BadOption, match="no workload in common"):
+        compare({"one": recorded(result()), "two": recorded(result("base"))}, force=False)
