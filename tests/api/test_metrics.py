@@ -1,7 +1,7 @@
 """``/metrics`` and the health routes."""
 
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -31,7 +31,7 @@ def test_alive_and_ready(live: Live) -> None:
 
 
 def test_the_version_is_the_packages(live: Live) -> None:
-    assert live.http.get("/version").json() == {"version": version("manylora")}
+    assert live.http.get("/version").json() == {"version": metadata.version("manylora")}
 
 
 def test_an_idle_server_says_so(live: Live) -> None:
