@@ -40,7 +40,7 @@ class AdapterStore:
     ) -> None:
         self.root = root
         self.remote = remote
-        self._cache = cache
+        self._cache = cache if remote is not None else None  # without a remote these are no copies
         self._layout = layout
         self._max_rank = max_rank
         # The largest weights file an adapter of this base can have: float32 throughout.
@@ -50,6 +50,8 @@ class AdapterStore:
         self._specs: OrderedDict[AdapterId, AdapterSpec] = OrderedDict()
         self._lock = threading.Lock()
         self._readers: Counter[AdapterId] = Counter()
+        self._sizes: dict[AdapterId, int] = {}
+        """Bytes of each copy, as far as they were asked for."""
         root.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
@@ -116,6 +118,7 @@ class AdapterStore:
     def detach(self, adapter_id: AdapterId) -> Path | None:
         """Take an entry out of ``root`` in one atomic step; its bytes stay in the returned directory."""
         self._specs.pop(adapter_id, None)
+        self._sizes.pop(adapter_id, None)
         trash = self.root / f"{_TEMPORARY}{secrets.token_hex(8)}"
         try:
             return self.path(adapter_id).rename(trash)
@@ -197,16 +200,18 @@ class AdapterStore:
         if self._cache is None:
             return
         with self._lock:
-            copies = sorted((self._last_read(i), i, self._size(i)) for i in self.ids())
-            used = sum(size for _, _, size in copies)
-            for _, adapter_id, size in copies:
-                if used <= self._cache:
-                    break
+            sizes = {adapter_id: self._size(adapter_id) for adapter_id in self.ids()}
+            used = sum(sizes.values())
+            if used <= self._cache:
+                return
+            for adapter_id in sorted(sizes, key=self._last_read):
                 if adapter_id != keep and not self._readers[adapter_id]:
                     trash = self.detach(adapter_id)
-                    used -= size
+                    used -= sizes[adapter_id]
                     if trash is not None:
                         shutil.rmtree(trash)
+                if used <= self._cache:
+                    break
 
     def _note_read(self, adapter_id: AdapterId) -> None:
         with suppress(FileNotFoundError):
@@ -220,10 +225,10 @@ class AdapterStore:
             return 0
 
     def _size(self, adapter_id: AdapterId) -> int:
-        try:
-            return folder_bytes(self.path(adapter_id))
-        except FileNotFoundError:
-            return 0
+        if adapter_id not in self._sizes:
+            with suppress(FileNotFoundError):
+                self._sizes[adapter_id] = folder_bytes(self.path(adapter_id))
+        return self._sizes.get(adapter_id, 0)
 
     def _remember(self, spec: AdapterSpec) -> None:
         """What an entry's config has told: reading it costs more than reading small weights. Bounded."""

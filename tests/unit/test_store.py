@@ -165,6 +165,15 @@ def test_an_adapter_of_another_base(store: AdapterStore, folder: Path) -> None:
     assert store.read(spec.id).spec.base_fingerprint == "another"
 
 
+def test_without_a_remote_nothing_makes_way(tmp_path: Path, layout: BaseLayout) -> None:
+    """What is under the root is all there is then."""
+    store = AdapterStore(tmp_path / "store", layout, MAX_RANK, cache=1)
+    specs = [add(store, write_adapter(tmp_path / f"{seed}", layout, seed=seed)) for seed in range(3)]
+    assert store.ids() == {spec.id for spec in specs}
+    for spec in specs:
+        store.read(spec.id)
+
+
 def test_copies_of_the_remote_come_and_go(tmp_path: Path, layout: BaseLayout) -> None:
     """The remote keeps all of them, the disk the last that were read."""
     remote = Remote(f"file://{tmp_path}/remote")
