@@ -111,7 +111,9 @@ class Settings(BaseSettings):
         None, ge=1, description="rank columns on the device in all (unset: 16 for each device adapter)"
     )
     kv_memory_gib: float = Field(1.0, gt=0, le=2**20, description="memory for keys and values")
-    block_size: int = Field(16, ge=1, le=1024, description="tokens in a block of keys and values")
+    block_size: int = Field(
+        16, ge=1, le=1024, description="tokens in a block of keys and values; CPU kernels need a multiple of 16"
+    )
     max_batch_sequences: int = Field(32, ge=1, description="sequences that run at once")
     max_batch_tokens: int = Field(256, ge=1, description="tokens in one step")
     max_model_len: int | None = Field(None, ge=1, description="longest prompt and answer (unset: the model's own)")

@@ -1,11 +1,13 @@
 """All layers of a Llama-shaped model in one native call, where the CPU kernels allow it.
 
 transformers' model stays what it is and is the reference: :meth:`Decoder.of` takes a model only if every part is one
-that ``decoder.c`` computes, and the same tensors serve both. A step through the model's own modules is some 2,000 calls
+that ``decoder.c`` computes, and the same tensors serve both (their addresses are taken once: no parameter may be
+replaced afterwards). A step through the model's own modules is some 2,000 calls
 from Python; at a few rows they take longer than the arithmetic.
 """
 
 import ctypes
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Self
@@ -25,6 +27,8 @@ CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3F
 """Models of transformers whose layers are those of ``decoder.c``: norm before, rotary positions, a gated SiLU."""
 STATIC = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose angles depend on nothing but the position."""
+HEAD_BLOCK = 64
+"""Tokens that the output layer's kernel takes at once; a vocabulary has at least as many."""
 GROUPS = (
     ("qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
     ("o", ("self_attn.o_proj",)),
@@ -34,6 +38,9 @@ GROUPS = (
 
 Ways = Mapping[int, How]
 """How each layer attends."""
+
+
+log = logging.getLogger(__name__)
 
 
 class Decoder:
@@ -69,20 +76,21 @@ class Decoder:
         ways: how each layer attends, as its module said when it was called.
         """
         groups = {group.names[0]: group for group in pool.groups}
-        known = type(base.model).__name__ in CLASSES
-        fits = pool.kernels and kv.kernels and known and _fits(base.model, groups)
-        return cls(base, groups, pool, kv, ways) if fits else None
+        misfit = _misfit(base.model, groups, kv, ways) if pool.kernels else "no AMX, or no C compiler"
+        if misfit is None:
+            return cls(base, groups, pool, kv, ways)
+        log.log(logging.WARNING if pool.kernels else logging.INFO, "Layers are computed one by one: %s", misfit)
+        return None
 
     def _layer(self, index: int) -> Layer:
         module = self.model.layers[index]
         attention = module.self_attn
         keys, values = self.kv.layers[index]
         how = self.ways[index]
-        linears = {
-            name: Linear(group.base.native, group.native)
-            for (name, _), group in zip(GROUPS, self.groups[index], strict=True)
-            if isinstance(group.base, FusedNf4)
-        }
+        linears = {}
+        for (name, _), group in zip(GROUPS, self.groups[index], strict=True):
+            assert isinstance(group.base, FusedNf4)
+            linears[name] = Linear(group.base.native, group.native)
         return Layer(
             input_norm=address(module.input_layernorm.weight),
             post_norm=address(module.post_attention_layernorm.weight),
@@ -92,7 +100,6 @@ class Decoder:
             values=address(values),
             window=how.window or 0,
             scale=how.scale,
-            softcap=how.softcap or 0.0,
             **linears,
         )
 
@@ -127,8 +134,9 @@ class Decoder:
                 address(self.seconds),
             ),
         )
-        work, room = self._work(len(tokens), x, 0 if lora is None else lora.pages, runs.context)
-        self.kernels.decode_step(self.native, step, work)
+        threads = torch.get_num_threads()
+        work, room = self._work(x, 0 if lora is None else lora.pages, runs.context, threads)
+        self.kernels.decode_step(self.native, step, work, threads)
         del room  # until here the kernels wrote to it
         return logits
 
@@ -142,14 +150,14 @@ class Decoder:
             dtype=np.uint8,
         )
 
-    def _work(self, rows: int, x: Tensor, pages: int, context: int) -> tuple[Work, list[Tensor]]:
+    def _work(self, x: Tensor, pages: int, context: int, threads: int) -> tuple[Work, list[Tensor]]:
         """Room for a step, and what must stay alive for it: ``x`` [rows, hidden], padded, comes first."""
-        padded, threads = native.pad_rows(rows), torch.get_num_threads()
+        padded = native.pad_rows(len(x))
         queries = self.heads * self.width
         wide = max(queries + 2 * self.kv_heads * self.width, 2 * self.intermediate)
         widths = (self.hidden, self.hidden, wide, queries, queries, self.intermediate, self.hidden)
         room = [torch.empty(padded, width, dtype=torch.bfloat16) for width in widths]
-        room[0][:rows] = x
+        room[0][: len(x)] = x
         room.append(torch.empty(pages * 3 * native.TILE_ROWS * 8, dtype=torch.bfloat16))
         room.append(torch.empty(padded, self.hidden, dtype=torch.bfloat16))
         room.append(torch.empty(threads * max(self.hidden, self.intermediate, queries) * 16))
@@ -164,22 +172,34 @@ def _named_groups(layer: int) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield names[0], names
 
 
-def _fits(model: Any, groups: Mapping[str, LoraGroup]) -> bool:
-    config, head = model.config, model.lm_head
-    found = [groups.get(first) for i in range(len(model.model.layers)) for first, _ in _named_groups(i)]
-    names = [names for i in range(len(model.model.layers)) for _, names in _named_groups(i)]
-    return (
-        config.hidden_act == "silu"
-        and config.rope_parameters["rope_type"] in STATIC
-        and config.hidden_size % 32 == 0
-        and config.intermediate_size % 32 == 0
-        and type(head) is nn.Linear
-        and _bias(head) is None
-        and head.weight.is_contiguous()
-        and head.weight.dtype == torch.bfloat16
-        and head.weight.shape[0] >= 64
-        and all(g is not None and g.names == n and _fused(g) for g, n in zip(found, names, strict=True))
-    )
+def _misfit(model: Any, groups: Mapping[str, LoraGroup], kv: KvCache, ways: Ways) -> str | None:
+    """Why the kernels cannot compute this model's layers; None if they can."""
+    if type(model).__name__ not in CLASSES or model.config.hidden_act != "silu":
+        return f"not the layers of {type(model).__name__}"
+    if model.config.rope_parameters["rope_type"] not in STATIC or any(how.softcap for how in ways.values()):
+        return "its positions or its attention are of an unusual kind"
+    if kv.kernels is None:
+        return "its attention takes --block-size a multiple of 16, heads a multiple of 32 wide, and bf16"
+    if not _plain(model.lm_head) or any(weight.dtype != torch.bfloat16 for weight in _norms(model.model)):
+        return "its output layer or its norms are not plain bf16"
+    wanted = (names for i in range(len(model.model.layers)) for names in _named_groups(i))
+    if not all(first in groups and groups[first].names == names and _fused(groups[first]) for first, names in wanted):
+        return "its linear layers are not NF4 in blocks of 64, or of a shape that the kernels do not take"
+    return None
+
+
+def _plain(head: nn.Module) -> bool:
+    if type(head) is not nn.Linear or _bias(head) is not None:
+        return False
+    return head.weight.is_contiguous() and head.weight.dtype == torch.bfloat16 and head.weight.shape[0] >= HEAD_BLOCK
+
+
+def _norms(model: Any) -> Iterator[Tensor]:
+    yield model.norm.weight
+    for layer in model.layers:
+        yield from (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
+        found = (_weight(layer.self_attn, name) for name in ("q_norm", "k_norm"))
+        yield from (weight for weight in found if weight is not None)
 
 
 def _fused(group: LoraGroup) -> bool:

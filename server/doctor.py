@@ -61,7 +61,15 @@ def findings(settings: Settings) -> list[tuple[str, str]]:
 
 def problems(settings: Settings) -> list[str]:
     """What would stop ``manylora serve`` with these settings, or make it something else than it seems."""
-    checks = (_model_problem, _device_problem, _port_problem, _data_problem, _memory_problem, _kernels_problem)
+    checks = (
+        _model_problem,
+        _device_problem,
+        _port_problem,
+        _data_problem,
+        _memory_problem,
+        _block_problem,
+        _kernels_problem,
+    )
     return [problem for check in checks if (problem := check(settings))]
 
 
@@ -91,7 +99,7 @@ def _kernels() -> str:
     kernels = native.load()
     if kernels is None:
         return "bitsandbytes' and torch's (no AMX, or no C compiler)"
-    return "our own, on AMX: NF4 products, attention, LoRA, output layer"
+    return "our own, on AMX: NF4 products, attention, LoRA; all of a Llama, Mistral, Qwen 2 or Qwen 3 in one call"
 
 
 def _demo() -> str:
@@ -153,6 +161,12 @@ def _memory_problem(settings: Settings) -> str | None:
         f"memory: {needed / _GIB:.1f} GiB wanted beside the model's weights (--kv-memory-gib, --host-cache-gib and the "
         f"program itself), {free / _GIB:.1f} GiB free"
     )
+
+
+def _block_problem(settings: Settings) -> str | None:
+    if settings.device == "cuda" or settings.block_size % 16 == 0 or native.load() is None:
+        return None
+    return f"--block-size: {settings.block_size} is no multiple of 16, which the kernels for this CPU need: slower"
 
 
 def _kernels_problem(_: Settings) -> str | None:

@@ -217,6 +217,7 @@ class Engine:
             self._fail_everything("The server is shutting down.")
         finally:
             self.loader.close()
+            self.runner.close()
 
     # The engine's own thread
 
@@ -225,6 +226,7 @@ class Engine:
         events: list[Event] = []
         self._receive()
         events += self._bring_adapters()
+        events += self._drop_failed_copies()
         self.slots.arriving = frozenset(a for a in self.slots.resident if not self.runner.arrived(a))
         batch = self.scheduler.schedule(time.monotonic())
         self._idle = not batch.chunks
@@ -331,6 +333,17 @@ class Engine:
                 return events + self._fail_adapter(adapted.id, error)
             self._counters.adapter_loads += 1
             budget -= 1
+        return events
+
+    def _drop_failed_copies(self) -> list[Failed]:
+        """Adapters that were placed and will not arrive take with them whoever was to run with them."""
+        events: list[Failed] = []
+        for adapter, error in self.runner.failed_copies().items():
+            hit = [s for s in self.scheduler.running if any(adapted.id == adapter for adapted in s.adaptation)]
+            events += self._fail(hit, "The adapter could not be loaded.")
+            self.slots.evict(adapter)
+            self.runner.evict(adapter)
+            events += self._fail_adapter(adapter, error)
         return events
 
     def _fail_adapter(self, adapter: AdapterId, error: BaseException) -> list[Failed]:

@@ -12,13 +12,12 @@ For rows with different adapters this computes columns it throws away. That is c
 rows, the time goes into reading A and B, and each is read once, without a gather and without a loop over adapters); a
 chunk of prefill is a segment of its own and computes only its own columns. Mixed ranks and mixes of adapters need no
 second path. On CPUs with AMX a kernel of our own takes all rows at once, reads only the pages they use, and computes a
-row in the same way whatever is beside it.
+row in the same way whatever is beside it; on CUDA Triton's kernels do (:mod:`server.cuda.lora`).
 :func:`delta_reference` is the plain loop both are tested against.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +31,6 @@ from server.native.structures import Lora
 from server.plan import Plan, Span
 from server.sequence import Adaptation
 from server.slots import PAGE, pages_for
-
-if TYPE_CHECKING:
-    pass
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one module that are fed the same tensor. Checked by identity at every call, so a wrong guess costs time
@@ -97,6 +93,7 @@ class LoraGroup:
     def _compute(self, x: Tensor) -> list[Tensor]:
         outputs = self.base(x)
         plan = self.pool.plan
+        assert not plan.targets or x.shape[0] == plan.rows, "the plan is another step's"
         active = [i for i, name in enumerate(self.names) if name in plan.targets]
         if active and self.kernels:
             self.kernels.lora_rows(x, self.native, plan.lora_rows, active, outputs)

@@ -51,7 +51,7 @@ class Runner:
             self.pad(settings, CudaGraphs())
         self._copies = Copies(self.device) if self.device.type == "cuda" else None
         self._under_way: dict[AdapterId, Copy] = {}
-        self._peaks = self.decoder.kernels.row_peaks if self.decoder else row_peaks
+        self._peaks = kernels.row_peaks if kernels else row_peaks
         self._like = torch.empty(0, device=base.device, dtype=base.dtype)
         self._placed: dict[AdapterId, tuple[tuple[int, ...], frozenset[str]]] = {}
 
@@ -111,10 +111,20 @@ class Runner:
             self.decoder.refresh()
         self._placed[adapter] = (pages, packed.targets)
 
+    def close(self) -> None:
+        """Finish the copies under way."""
+        if self._copies:
+            self._copies.close()
+
     def evict(self, adapter: AdapterId) -> None:
         """Its pages belong to somebody else from now on; whoever gets them overwrites them."""
         del self._placed[adapter]
         self._under_way.pop(adapter, None)
+
+    def failed_copies(self) -> dict[AdapterId, BaseException]:
+        """Adapters that were placed and will not arrive. Until they are evicted, no step may use them."""
+        found = ((adapter, copy.error) for adapter, copy in self._under_way.items())
+        return {adapter: error for adapter, error in found if error is not None}
 
     def arrived(self, adapter: AdapterId) -> bool:
         """Whether a step that uses an adapter that was placed would not wait for it."""
@@ -123,9 +133,9 @@ class Runner:
     def _await_adapters(self, batch: Batch) -> None:
         for chunk in batch.chunks if self._under_way else ():
             for adapted in chunk.sequence.adaptation:
-                copy = self._under_way.pop(adapted.id, None)
-                if copy:
-                    copy.wait()
+                if adapted.id in self._under_way:
+                    self._under_way[adapted.id].wait()  # what fails stays under way: its pages are another's
+                    del self._under_way[adapted.id]
 
     @property
     def placed(self) -> Mapping[AdapterId, tuple[tuple[int, ...], frozenset[str]]]:

@@ -22,6 +22,11 @@ class Copy:
         """Whether all of it is there, or will never be: then :meth:`wait` says why."""
         return self._written.done() and (self._written.exception() is not None or self._written.result().query())
 
+    @property
+    def error(self) -> BaseException | None:
+        """What went wrong with it, once that is known."""
+        return self._written.exception() if self._written.done() else None
+
     def wait(self) -> None:
         """Let what the current stream is given from now on run after the copy. Raises what went wrong with it."""
         torch.cuda.current_stream().wait_event(self._written.result())

@@ -156,7 +156,7 @@ class PaddedDecode:
             try:
                 kept[targets] = self._capture(run)
             except RuntimeError:
-                log.exception("Decode steps cannot be captured as CUDA graphs and run without them, slower")
+                log.exception("Decode steps cannot be captured as CUDA graphs and run without them from now on, slower")
                 self._capture = None
                 self._runs = {size: {} for size in self._feeds}
         return kept.get(targets, run)

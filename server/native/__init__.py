@@ -95,9 +95,9 @@ class Kernels:
         self._lib.attend(byref(job), *run, threads)
         return out
 
-    def decode_step(self, model: Model, step: Step, work: Work) -> None:
-        """All layers of a model, embeddings to logits (:mod:`server.decoder`)."""
-        self._lib.decode_step(byref(model), byref(step), byref(work), torch.get_num_threads())
+    def decode_step(self, model: Model, step: Step, work: Work, threads: int) -> None:
+        """All layers of a model, embeddings to logits (:mod:`server.decoder`). ``work`` has room for ``threads``."""
+        self._lib.decode_step(byref(model), byref(step), byref(work), threads)
 
     def row_peaks(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Of logits [rows, vocabulary] float32: each row's largest, NaN if it has one, and the first token that has it.

@@ -27,12 +27,19 @@ def library() -> Path:
     version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True).stdout
     sources = sorted(HERE.glob("*.c"))
     texts = (path.read_bytes() for path in (*sources, *sorted(HERE.glob("*.h"))))
-    parts = [version.encode(), *texts, *(flag.encode() for flag in FLAGS)]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manylora"
-    found = folder / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
+    parts = [version.encode(), *texts, *(word.encode() for word in (*compiler, *FLAGS))]
+    found = _cache() / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
     if not found.exists():
         _compile([*compiler, *FLAGS, *map(str, sources)], found)
     return found
+
+
+def _cache() -> Path:
+    """Where compiled libraries are kept. Raises OSError where there is no home: anybody could write elsewhere."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manylora"
+    except RuntimeError as error:
+        raise OSError(f"{error} Set HOME or XDG_CACHE_HOME to a folder for the compiled kernels.") from error
 
 
 def _compile(command: list[str], to: Path) -> None:

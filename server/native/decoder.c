@@ -21,7 +21,7 @@ typedef struct {
     Linear qkv, o, gate_up, down;
     uint16_t *keys, *values;  // [blocks, size, kv_heads, width]
     int64_t window;
-    float scale, softcap;
+    float scale;
 } Layer;
 
 typedef struct {
@@ -169,7 +169,7 @@ static void layer_share(const Model *model, const Layer *layer, const Step *step
     place_share(model, layer, step, work);
     lap(step, PLACE, at);
     const Attention job = {model->heads, model->kv_heads, model->width, model->size, layer->window, layer->scale,
-                           layer->softcap, work->q, layer->keys, layer->values, step->tables, work->mixed};
+                           0, work->q, layer->keys, layer->values, step->tables, work->mixed};
     attention_share(&job, step->runs, step->run, units, work->scores, step->context);
 #pragma omp barrier
     lap(step, ATTENTION, at);

@@ -67,7 +67,7 @@ class Layer(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
         *((name, Linear) for name in ("qkv", "o", "gate_up", "down")),
-        *(("keys", c_void_p), ("values", c_void_p), ("window", c_int64), ("scale", c_float), ("softcap", c_float)),
+        *(("keys", c_void_p), ("values", c_void_p), ("window", c_int64), ("scale", c_float)),
     )
 
 

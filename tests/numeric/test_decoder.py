@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ CONFIGS = {
     "llama": LlamaConfig(**SHAPE, tie_word_embeddings=True),
     "llama 3": LlamaConfig(**SHAPE, attention_bias=True, rope_parameters={**ROTARY, **STRETCH}),
     "mistral": MistralConfig(**SHAPE, sliding_window=7),
-    "qwen 2": Qwen2Config(**SHAPE),
+    "qwen 2": Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=7, max_window_layers=1),
     "qwen 3": Qwen3Config(**SHAPE),
 }
 ADAPTERS: list[Adaptation] = [
@@ -103,10 +103,11 @@ class Lab:
 
     config: PreTrainedConfig
     data: Path
+    changes: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.base: Base = make_base(quantised(self.config), tiny_tokenizer(), "tiny", "cpu", max_model_len=128)
-        settings = Settings(data=self.data, device="cpu", kv_memory_gib=0.01, max_model_len=128)
+        settings = Settings(data=self.data, device="cpu", kv_memory_gib=0.01, max_model_len=128, **self.changes)
         self.runner = Runner(self.base, settings)
 
     def place(self, adapter: str, rank: int, pages: tuple[int, ...], *leaves: str) -> None:
@@ -137,10 +138,11 @@ class Lab:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_decoder_is_the_models_modules(name: str, tmp_path: Path) -> None:
     lab = Lab(CONFIGS[name], tmp_path)
-    lab.place("a", 16, (3, 9), "proj")
     lab.place("b", 5, (4,), "q_proj", "v_proj", "up_proj")
+    lab.place("a", 16, (3, 9), "proj")  # the first that needs memory in some layers
     decoder = lab.runner.decoder
     assert decoder
+    plain: list[Tensor] = []
     for adaptations in ([()], ADAPTERS):
         lab.runner.decoder = decoder
         mine, my_keys = lab.logits(adaptations)
@@ -148,7 +150,9 @@ def test_the_decoder_is_the_models_modules(name: str, tmp_path: Path) -> None:
         theirs, their_keys = lab.logits(adaptations)
         assert (my_keys != their_keys).float().mean() < 0.005, "the first layer differs by a last bit here and there"
         assert error(mine, theirs) < 0.02
-    assert not torch.equal(mine[0], mine[1])
+        plain = plain or list(mine)
+    changed = [not torch.equal(row, before) for row, before in zip(mine, plain, strict=True)]
+    assert changed == [bool(ADAPTERS[i % len(ADAPTERS)]) for i in range(len(LENGTHS))]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -180,10 +184,6 @@ def test_a_row_does_not_depend_on_the_others(tmp_path: Path) -> None:
         assert torch.equal(alone[0], expected)
 
 
-def test_a_model_of_another_kind_computes_for_itself(tmp_path: Path) -> None:
-    assert Lab(GemmaConfig(**SHAPE), tmp_path).runner.decoder is None
-
-
 def test_a_row_that_is_not_finite_stays_so_and_alone(tmp_path: Path) -> None:
     lab = Lab(CONFIGS["llama 3"], tmp_path)
     lab.base.model.model.embed_tokens.weight[5] = torch.nan
@@ -193,6 +193,24 @@ def test_a_row_that_is_not_finite_stays_so_and_alone(tmp_path: Path) -> None:
     logits = lab.runner.logits(Batch(tuple(Chunk(sequence, 0, 1) for sequence in sequences)))
     assert logits[[0, 2]].isfinite().all()
     assert not logits[1].isfinite().any()
+
+
+def test_a_step_that_finds_another_steps_plan_stops(tmp_path: Path) -> None:
+    """The kernels would write outside of their outputs."""
+    lab = Lab(CONFIGS["llama"], tmp_path)
+    lab.place("a", 16, (3, 9), "proj")
+    lab.logits(ADAPTERS[:2])
+    with pytest.raises(AssertionError, match="another step's"):
+        lab.runner._probe()
+
+
+@pytest.mark.parametrize(("change", "reason"), [({"block_size": 8}, "block-size"), ({}, "GemmaForCausalLM")])
+def test_layers_one_by_one_are_said_with_the_reason(
+    change: dict[str, int], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lab = Lab(CONFIGS["llama"] if change else GemmaConfig(**SHAPE), tmp_path, change)
+    assert lab.runner.decoder is None
+    assert any("one by one" in record.message and reason in record.message for record in caplog.records)
 
 
 def error(x: Tensor, expected: Tensor) -> float:

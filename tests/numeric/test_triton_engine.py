@@ -89,5 +89,5 @@ def test_a_step_that_cannot_be_captured_runs_uncaptured_and_says_so(
     drive.engine.runner.pad(drive.config, refuse)
     drive.serve(draw_requests(lab.oracle, MIXES[:3], rng, longest=8, answer=4), rng)
     assert [record.message for record in caplog.records] == [
-        "Decode steps cannot be captured as CUDA graphs and run without them, slower"
+        "Decode steps cannot be captured as CUDA graphs and run without them from now on, slower"
     ]

@@ -96,6 +96,19 @@ def test_a_sequence_without_its_adapter_is_passed_over() -> None:
     assert step(scheduler)[0] == {"base": 1, "cold": 3}
 
 
+def test_nobody_waits_for_an_adapter_on_its_way_while_others_can_run() -> None:
+    scheduler = make()
+    scheduler.slots.place(AdapterId("x"), 8)
+    scheduler.slots.arriving = frozenset({AdapterId("x")})
+    scheduler.add(sequence("a", 3))
+    scheduler.add(sequence("b", 3, (adapted("x"),)))
+    assert step(scheduler)[0] == {"a": 3, "b": 3}, "an idle device waits with them"
+    scheduler.add(sequence("c", 3, (adapted("x"),)))
+    assert step(scheduler)[0] == {"a": 1, "b": 1}
+    scheduler.slots.arriving = frozenset()
+    assert step(scheduler)[0] == {"a": 1, "b": 1, "c": 3}
+
+
 def test_one_passed_over_too_long_closes_an_adapter_to_those_behind_it() -> None:
     scheduler = make(slots=1, sequences=2)
     scheduler.slots.place(AdapterId("hot"), 8)

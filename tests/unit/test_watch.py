@@ -17,7 +17,7 @@ from adapters.watch import RETRY, SETTLE, Watch
 from tests.adapter_folders import CONFIG, DEFECTS, WEIGHTS
 from tests.unit.registries import open_registry, write
 
-LATER = time.time() + 1000
+LATER = time.time() + 86_400  # of the collection: the tests before may take long
 """When all files have settled."""
 
 
