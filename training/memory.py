@@ -8,10 +8,12 @@ import torch
 
 from bases.base import Base
 from bases.errors import ConfigError
+from bases.nf4 import Linear4bit
 from training.batches import make_rows
 from training.dataset import Dataset
 from training.lora import count_parameters, target_shapes
 from training.packing import Packed
+from training.products import group_of
 from training.rendering import UNTRAINED
 from training.settings import TrainSettings
 
@@ -32,8 +34,10 @@ class Estimate:
     """The frozen model; it is in memory already."""
     adapter: int
     """Weights, gradients and the two moments of AdamW."""
+    unpacked: int
+    """The 4-bit layers' weights, dequantised once for the whole run; 0 where they would not fit well."""
     activations: int
-    """What the backward pass needs of the largest batch, and one layer unpacked."""
+    """What the backward pass needs of the largest batch, and one layer unpacked where they are not all."""
     logits: int
     """Of the largest batch's trained positions, with their gradients."""
     checkpointing: bool
@@ -44,12 +48,13 @@ class Estimate:
     @property
     def more(self) -> int:
         """On top of the base."""
-        return self.adapter + self.activations + self.logits + WORKSPACE
+        return self.adapter + self.unpacked + self.activations + self.logits + WORKSPACE
 
     def __str__(self) -> str:
         parts = {
             "base": self.base,
             "adapter and optimizer": self.adapter,
+            **({"unpacked weights": self.unpacked} if self.unpacked else {}),
             "activations (recomputed)" if self.checkpointing else "activations": self.activations,
             "logits": self.logits,
         }
@@ -63,19 +68,23 @@ def estimate(settings: TrainSettings, base: Base, dataset: Dataset) -> Estimate:
     rows = make_rows([*dataset.train, *dataset.evaluation], dataset.max_length, settings.packing, settings.seed)
     longest = sorted((len(row.input_ids) for row in rows), reverse=True)[: settings.batch_size]
     trained = sorted((_trained(row) for row in rows), reverse=True)[: settings.batch_size]
+    tokens = len(longest) * longest[0]
     found = Estimate(
         base=sum(tensor.nbytes for tensor in (*base.model.parameters(), *base.model.buffers())),
         adapter=count_parameters(settings, base) * _bytes_a_parameter(settings, base),
-        activations=_activations(settings, base, len(longest) * longest[0]) + _largest_layer(base),
+        unpacked=0,
+        activations=_activations(settings, base, tokens) + _largest_layer(base),
         logits=_logits(base, sum(trained)),
         checkpointing=False,
         free=free_memory(base.device),
     )
     wanted = settings.gradient_checkpointing
     if wanted or (wanted is None and found.more > TIGHT * found.free):
-        fewer = _recomputed(settings, base, len(longest) * longest[0]) + _largest_layer(base)
-        return replace(found, activations=fewer, checkpointing=True)
-    return found
+        found = replace(
+            found, activations=_recomputed(settings, base, tokens) + _largest_layer(base), checkpointing=True
+        )
+    unpacked = replace(found, unpacked=_unpacked(base), activations=found.activations - _largest_layer(base))
+    return unpacked if unpacked.unpacked and unpacked.more <= TIGHT * unpacked.free else found
 
 
 def check_memory(need: Estimate, device: torch.device) -> None:
@@ -115,14 +124,25 @@ def _activations(settings: TrainSettings, base: Base, tokens: int) -> int:
     """Kept by the forward for the backward.
 
     A frozen layer keeps nothing for itself; attention, activation function and norms keep about as much as goes in and
-    out of the linear layers, and the norms' float32 input. A layer's adapter keeps its input in float32, the mask of
-    the dropout, and the product with A.
+    out of the linear layers, and the norms' float32 input.
     """
     linears = base.dtype.itemsize * sum(sum(shape) for shape in base.layout.linears.values())
     norms = 2 * 4 * _width(base) * _layers(base)
+    return tokens * (linears + norms + (_peft_s if settings.dora else _adapters)(settings, base))
+
+
+def _adapters(settings: TrainSettings, base: Base) -> int:
+    """A token's: the input of siblings and the bits of its dropout, once, and each one's product with A."""
+    shapes = target_shapes(settings, base)
+    inputs = {group_of(name): inputs for name, (inputs, _) in shapes.items()}
+    kept = (2 if settings.dropout else 1) * sum(inputs.values())
+    return base.dtype.itemsize * (kept + settings.r * len(shapes))
+
+
+def _peft_s(settings: TrainSettings, base: Base) -> int:
+    """A token's where PEFT computes: each layer's input in float32, the mask of its dropout, and the product with A."""
     mask = 1 if settings.dropout else 0
-    lora = sum((4 + mask) * inputs + 4 * settings.r for inputs, _ in target_shapes(settings, base).values())
-    return tokens * (linears + norms + lora)
+    return sum((4 + mask) * inputs + 4 * settings.r for inputs, _ in target_shapes(settings, base).values())
 
 
 def _recomputed(settings: TrainSettings, base: Base, tokens: int) -> int:
@@ -142,6 +162,19 @@ def _layers(base: Base) -> int:
 def _largest_layer(base: Base) -> int:
     """A quantised layer's weights are unpacked while it is computed."""
     return base.dtype.itemsize * max(inputs * outputs for inputs, outputs in base.layout.linears.values())
+
+
+def _unpacked(base: Base) -> int:
+    """All 4-bit layers; on CPUs alone, where unpacking takes as long as computing does."""
+    if base.device.type != "cpu":
+        return 0
+    layers = (base.model.get_submodule(name) for name in base.layout.linears)
+    sizes = (base.layout.linears[name] for name in base.layout.linears)
+    return base.dtype.itemsize * sum(
+        inputs * outputs
+        for layer, (inputs, outputs) in zip(layers, sizes, strict=True)
+        if isinstance(layer, Linear4bit)
+    )
 
 
 def _logits(base: Base, trained: int) -> int:

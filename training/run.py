@@ -26,6 +26,7 @@ from training.lora import adapted, check_findings, lint
 from training.loss import answer_loss
 from training.memory import check_memory, estimate
 from training.packing import Packed, check_borders
+from training.products import own_products
 from training.progress import ShowProgress
 from training.quiet import quiet
 from training.settings import TrainSettings
@@ -93,7 +94,10 @@ def train(
         quiet(),
         _fit_attention(base, plan),
         adapted(settings, base) as model,
+        own_products(model, unpack=need.unpacked > 0) as left,
     ):
+        if left:
+            say(f"{len(left)} adapted layers, such as {left[0]}, are computed by PEFT itself: that is slower")
         arguments = _arguments(settings, base, plan, place, need.checkpointing)
         trainer = AdapterTrainer(model, arguments, plan.rows, plan.held_out, answer_loss)
         warnings = _run(settings, trainer, place, say)

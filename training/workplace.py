@@ -63,13 +63,13 @@ class Workplace:
 
     def last_checkpoint(self) -> Path | None:
         """The newest that is whole."""
-        whole = [path.parent for path in self.checkpoints.glob(f"checkpoint-*/{STATE}")]
+        whole = filter(_whole, self.checkpoints.glob("checkpoint-*"))
         return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
     def sweep(self) -> None:
         """Delete what a killed run had begun to write."""
         for path in self.checkpoints.glob("checkpoint-*"):
-            if not (path / STATE).is_file():
+            if not _whole(path):
                 shutil.rmtree(path)
         shutil.rmtree(self.unfinished, ignore_errors=True)
 
@@ -83,6 +83,15 @@ class Workplace:
             self.runs.rename(self.adapter / "runs")
         _move(self.adapter, self.out)
         shutil.rmtree(self.folder)
+
+
+def _whole(checkpoint: Path) -> bool:
+    """Whether its state, which is written last, is there, and was not cut off while it was written."""
+    try:
+        json.loads((checkpoint / STATE).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True
 
 
 def _move(folder: Path, to: Path) -> None:

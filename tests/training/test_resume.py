@@ -18,7 +18,7 @@ from tests.training.rows import question, write_rows
 from tests.training.tiny_run import losses, prepared, same, tiny_settings, trained, weights
 from training.run import train
 from training.settings import TrainSettings
-from training.workplace import Workplace, requested, working
+from training.workplace import STATE, Workplace, requested, working
 
 
 def long(root: Path, **more: Any) -> TrainSettings:
@@ -145,6 +145,20 @@ def test_an_adapter_that_another_run_left_is_not_taken(tmp_path: Path) -> None:
     assert weights(trained(tiny_settings(tmp_path)).folder)
 
 
+@pytest.mark.parametrize("state", [None, "", '{"epoch": 1.'])
+def test_a_checkpoint_whose_state_was_cut_off_is_none(state: str | None, tmp_path: Path) -> None:
+    """It is written last: killed at that moment, a run goes on from the checkpoint before."""
+    place = Workplace(tmp_path / "adapter")
+    whole, cut_off = (place.checkpoints / f"checkpoint-{step}" for step in (2, 4))
+    for folder, text in ((whole, "{}"), (cut_off, state)):
+        folder.mkdir(parents=True)
+        if text is not None:
+            (folder / STATE).write_text(text)
+    assert place.last_checkpoint() == whole
+    place.sweep()
+    assert list(place.checkpoints.iterdir()) == [whole]
+
+
 def test_to_resume_what_has_not_begun_is_to_begin(tmp_path: Path) -> None:
     said: list[str] = []
     settings = tiny_settings(tmp_path, resume=True)
@@ -182,4 +196,5 @@ def test_two_processes_are_one_larger_batch(tmp_path: Path) -> None:
     assert [process.wait(120) for process in processes] == [0, 0]
     found = weights(tmp_path / "shared")
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5)
+        # A hundredth of the learning rate: AdamW makes a step of a gradient near 0 that is rounded otherwise, too.
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
