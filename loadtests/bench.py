@@ -92,8 +92,9 @@ class Bench:
                 self.display.say(f"{shown} serves `{peer.base}`")
                 target = Target(peer, settings.endpoint)
                 count = max(work.adapters for work in self.works)
-                async with supplied(Registrar(http, settings.peer, supply), has, count, self.display):
-                    return server, [await self._work(http, target, work) for work in self.works]
+                async with supplied(Registrar(http, settings.peer, supply), has, count, self.display) as left:
+                    results = [await self._work(http, target, work) for work in self.works]
+                return {**server, "left_behind": left}, results
         except (aiohttp.ClientError, OSError) as error:
             raise ServerUnusable(f"{URL(url).with_user(None)}: {str(error) or type(error).__name__}") from error
 

@@ -3,6 +3,7 @@
 Exit status 0; 1 where requests failed, a threshold was missed or the server could not be measured; 2 for a bad option.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -44,7 +45,7 @@ def _bench(settings: BenchSettings) -> int:
         display.say(line)
     for verdict in record["thresholds"]:
         display.say(report.judged(verdict))
-    failed = any(work["failed"] for work in record["workloads"])
+    failed = any(work["failed"] for work in record["workloads"]) or bool(record["server"]["left_behind"])
     return 1 if failed or not all(verdict["met"] for verdict in record["thresholds"]) else 0
 
 
@@ -75,5 +76,14 @@ def _check_writable(settings: BenchSettings | CompareSettings) -> None:
     """Before an hour of work, not after it."""
     outputs = {"--html": settings.html, "--json": getattr(settings, "json_file", None)}
     for option, path in outputs.items():
-        if path and not path.absolute().parent.is_dir():
+        if path is None:
+            continue
+        if not path.absolute().parent.is_dir():
             raise BadOption(f"{option}: there is no folder {path.absolute().parent}")
+        if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+            raise BadOption(f"{option}: {path} cannot be written")
+    given = [path.absolute() for path in outputs.values() if path] + [
+        p.absolute() for p in getattr(settings, "files", ())
+    ]
+    if len(set(given)) < len(given):
+        raise BadOption("--html, --json: one file is named twice")

@@ -89,12 +89,13 @@ class _Going:
 async def run_closed(
     http: aiohttp.ClientSession, target: Target, requests: Sequence[Request], clients: int, tick: Tick
 ) -> Round:
-    """Client ``k`` of N sends requests k, k + N, ... one after the other."""
+    """Each client sends the next request that nobody has sent, as soon as its last is answered."""
     going = _Going(http, target, tick)
     began, cpu = time.perf_counter(), time.process_time()
+    queue = iter(requests)
     async with asyncio.TaskGroup() as group:
-        for client in range(clients):
-            group.create_task(going.send_in_turn(requests[client::clients]))
+        for _ in range(clients):
+            group.create_task(going.send_in_turn(queue))
     return _round(going, began, cpu)
 
 

@@ -15,7 +15,10 @@ FORMS = (
 
 @dataclass(frozen=True, slots=True)
 class InTurn:
-    """Adapter 0, 1, ... ``count`` - 1, 0, ...: clients up to that number never share one. None is the base alone."""
+    """Adapter 0, 1, ... ``count`` - 1, 0, ...: as many clients share none while requests are of one length.
+
+    None is the base alone.
+    """
 
     name: str
     count: int

@@ -1,7 +1,7 @@
 """The benchmark's adapters on the server: made, registered over HTTP, and removed again."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,42 +98,54 @@ async def find_peer(http: aiohttp.ClientSession, name: PeerName, base: str | Non
 
 
 @asynccontextmanager
-async def supplied(registrar: Registrar, has: set[str], count: int, display: Display) -> AsyncIterator[None]:
+async def supplied(registrar: Registrar, has: set[str], count: int, display: Display) -> AsyncIterator[list[str]]:
     """The server with the first ``count`` adapters of the benchmark; what was registered is removed at the end.
 
-    Raises :class:`ServerUnusable`.
+    Gives a list that then holds why adapters could not be removed, a line each. Raises :class:`ServerUnusable`.
     """
+    left: list[str] = []
     names = [adapter_name(number) for number in range(count)]
     given_at_start = registrar.peer == "llamacpp" or (registrar.peer == "vllm" and registrar.supply.folder is None)
     if registrar.supply.present or given_at_start:
         if missing := [name for name in names if name not in has]:
             raise ServerUnusable(_missing(missing, registrar))
-        yield
+        yield left
         return
     if taken := [name for name in names if name in has]:
         raise ServerUnusable(_taken(taken[0]))
     try:
         with display.counting("registering adapters", count) as tick:
             await _each(registrar.register, range(count), tick)
-        yield
+        yield left
     finally:
         with display.counting("removing adapters", len(registrar.registered)) as tick:
-            await _remove_all(registrar, tick)
+            left += await _finished(_remove_all(registrar, tick))
+        for line in left:
+            display.say(line)
 
 
-async def _remove_all(registrar: Registrar, tick: Tick) -> None:
-    """One that cannot be removed does not keep the others."""
+async def _finished(work: Coroutine[None, None, T]) -> T:
+    """What ``work`` gives, come to its end in spite of a cancellation."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
+async def _remove_all(registrar: Registrar, tick: Tick) -> list[str]:
+    """One that cannot be removed does not keep the others. Returns a line for each."""
     failures: list[str] = []
 
     async def remove(name: str) -> None:
         try:
             await registrar.remove(name)
         except (ServerUnusable, aiohttp.ClientError, OSError) as error:
-            failures.append(str(error) or type(error).__name__)
+            failures.append(f"{name} was not removed: {str(error) or type(error).__name__}")
 
     await _each(remove, sorted(registrar.registered), tick)
-    if failures:
-        raise ServerUnusable(f"{len(failures)} adapters were not removed: {failures[0]}")
+    return failures
 
 
 async def _each(do: Callable[[T], Awaitable[None]], things: Iterable[T], tick: Tick) -> None:

@@ -50,7 +50,7 @@ def printed(lines: Sequence[Sequence[str]], form: Literal["plain", "markdown"]) 
 
 def remarks(record: Record) -> list[str]:
     """What a reader of the figures must know, a line each: failures, caches, a client that was too slow."""
-    lines = []
+    lines = list(record["server"].get("left_behind", ()))
     for work in record["workloads"]:
         lines += [f"{work['name']}: {line}" for line in _remarks(work)]
     return lines

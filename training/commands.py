@@ -4,7 +4,6 @@ Exit status 0; 1 for a failure; 2 for a bad option or bad data; 3 where an adapt
 judgement failed, so it was not published.
 """
 
-import json
 import os
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import typer
 from rich.console import Console
 
 from adapters.errors import AdapterError
-from adapters.files import CONFIG, ORIGIN
+from adapters.files import CONFIG, ORIGIN, read_json
 from bases.errors import ConfigError
 from bases.options import BaseOptions, default_data
 
@@ -147,14 +146,12 @@ def _base(
 
     Raises ConfigError where it was trained on a file or folder, which may be anywhere by now.
     """
-    try:
-        said = json.loads((adapter / ORIGIN).read_bytes()) if adapter and (adapter / ORIGIN).is_file() else {}
-    except ValueError as error:
-        raise ConfigError(f"{adapter}: its {ORIGIN} cannot be read: {error}") from None
-    stored = said.get("quantization", {})
-    trained_on = said.get("base", {"model": "demo"})
+    said = read_json(adapter, ORIGIN) if adapter and (adapter / ORIGIN).is_file() else {}
+    stored, trained_on = said.get("quantization", {}), said.get("base", {"model": "demo"})
+    if not isinstance(stored, dict) or not isinstance(trained_on, dict) or not {"model"} <= trained_on.keys():
+        raise ConfigError(f"{adapter}: its {ORIGIN} does not say which base, in what form")
     if model is None and trained_on["model"] is None:
-        raise ConfigError(f"--model: is needed; {adapter} was trained on {trained_on['name']}, a file or folder")
+        raise ConfigError(f"--model: is needed; {adapter} was trained on {trained_on.get('name')}, a file or folder")
     float32 = "float32" in (stored.get("compute_dtype"), stored.get("dtype"))
     return BaseOptions(
         model=model or trained_on["model"],

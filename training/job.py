@@ -96,7 +96,7 @@ class Job:
 
     def _server(self, url: str) -> Server:
         key = self._settings.api_key
-        return Server(url, None if key is None else key.get_secret_value())
+        return Server(url, key.get_secret_value() or None if key else None)
 
     def _check_publishing(self, server: Server, base: Base) -> None:
         alias = self._settings.alias

@@ -9,6 +9,8 @@ import pytest
 
 from adapters.files import FILES
 from loadtests.adapters import Geometry, Recipe
+from loadtests.errors import ServerUnusable
+from loadtests.registration import Registrar
 from manylora import main
 from tests.api.live import Live, running, tiny_service
 
@@ -174,3 +176,36 @@ def test_what_cannot_be_measured_is_one_line(
     captured = capsys.readouterr()
     assert reason in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_an_adapter_that_cannot_be_removed_costs_no_results(
+    bench: Run, live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, remove = tmp_path / "run.json", Registrar.remove
+
+    async def refused(registrar: Registrar, name: str) -> None:
+        if name == "bench-001":
+            raise ServerUnusable("the server is busy")
+        await remove(registrar, name)
+
+    monkeypatch.setattr(Registrar, "remove", refused)
+    status, out, err = bench("--adapters", "distinct@2", "--arrivals", "closed:2", "--json", file)
+    assert status == 1
+    assert "distinct@2 closed:2" in out
+    assert "bench-001 was not removed: the server is busy" in err
+    assert json.loads(file.read_text())["workloads"][0]["failed"] == 0
+    assert live.http.delete("/v1/adapters/bench-001").is_success
+    assert live.http.get("/v1/adapters/bench-000").status_code == 404
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_an_output_that_cannot_be_written_is_told_first(bench: Run, tmp_path: Path, option: str) -> None:
+    status, _, err = bench("--adapters", "base", option, tmp_path)
+    assert status == 2
+    assert f"{option}: {tmp_path} cannot be written" in err
+
+
+def test_one_file_for_two_outputs_is_refused(bench: Run, tmp_path: Path) -> None:
+    status, _, err = bench("--adapters", "base", "--json", tmp_path / "a", "--html", tmp_path / "a")
+    assert status == 2
+    assert "one file is named twice" in err

@@ -19,6 +19,7 @@ from bases.base import load_base
 from bases.errors import BaseRejected, ConfigError
 from bases.nf4 import Linear4bit, functional
 from bases.options import BaseOptions
+from manylora import main
 from tests.adapter_folders import write_adapter
 from tests.tiny import save_adapter, tiny_model, tiny_tokenizer
 from training.export import ExportDiverges, ExportReport, Format, export
@@ -280,3 +281,17 @@ def test_the_demo_model(root: Path, tmp_path: Path, format: Format) -> None:
     assert 0.1 < report.effect.mean_kl < 5
     assert report.divergence.mean_kl < 0.001
     assert report.divergence.greedy > 0.8 * report.divergence.greedy_of
+
+
+@pytest.mark.parametrize(
+    "said", ["[]", '{"base": {}}', '{"base": []}', '{"quantization": []}', '{"base": 1, "base": 2}', "{"]
+)
+def test_a_manifest_that_says_nothing_of_its_base_is_refused(
+    said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter" / "manylora.json").write_text(said)
+    assert main(["export", str(tmp_path / "adapter"), "--out", str(tmp_path / "out")]) != 0
+    assert "manylora.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
