@@ -79,7 +79,7 @@ class Decoder:
         misfit = _misfit(base.model, groups, kv, ways) if pool.kernels else "no AMX, or no C compiler"
         if misfit is None:
             return cls(base, groups, pool, kv, ways)
-        log.log(logging.WARNING if pool.kernels else logging.INFO, "Layers are computed one by one: %s", misfit)
+        log.info("Layers are computed one by one: %s", misfit)
         return None
 
     def _layer(self, index: int) -> Layer:

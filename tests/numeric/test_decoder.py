@@ -208,6 +208,7 @@ def test_a_step_that_finds_another_steps_plan_stops(tmp_path: Path) -> None:
 def test_layers_one_by_one_are_said_with_the_reason(
     change: dict[str, int], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     lab = Lab(CONFIGS["llama"] if change else GemmaConfig(**SHAPE), tmp_path, change)
     assert lab.runner.decoder is None
     assert any("one by one" in record.message and reason in record.message for record in caplog.records)
