@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from bases.errors import ConfigError, ManyloraError
-from bases.waiting import wait_briefly
+from bases.waiting import SERVING, TRAINING, wait_briefly
 
 USAGE = """\
 usage: manylora COMMAND [OPTIONS]
@@ -24,9 +24,9 @@ MANYLORA_PORT=8001, and the server that adapters talks to in MANYLORA_URL, with 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 for a failure, 2 for a bad option, 130 for Ctrl-C."""
-    wait_briefly()
     words = list(sys.argv[1:] if argv is None else argv)
     command, options = (words[0], words[1:]) if words else ("--help", [])
+    wait_briefly(TRAINING if command in {"train", "export"} else SERVING)
     try:
         match command:
             case "serve":
