@@ -10,9 +10,10 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 from safetensors.numpy import save
 
 from loadtests.workload import adapter_name
@@ -32,6 +33,20 @@ B_STD = 0.02
 root mean square of its layer's input."""
 
 
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class _Config(BaseModel):
+    """What is read of a ``config.json``."""
+
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Annotated[int, Field(ge=1, le=1000)]
+    num_attention_heads: Size
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """The linear layers of a Llama-shaped model. The defaults are SmolLM2-135M's, the demo model."""
@@ -45,19 +60,20 @@ class Geometry:
 
     @classmethod
     def read(cls, config: Path) -> Self:
-        """The geometry in a Hugging Face ``config.json``.
-
-        Raises OSError, ValueError for what is no JSON, and KeyError for a model of another kind.
-        """
-        values = json.loads(config.read_text())
-        heads = values["num_attention_heads"]
+        """The geometry in a Hugging Face ``config.json``. Raises OSError, and ValueError naming what is wrong."""
+        try:
+            values = _Config.model_validate_json(config.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}") from None
+        heads = values.num_attention_heads
         return cls(
-            hidden=values["hidden_size"],
-            intermediate=values["intermediate_size"],
-            layers=values["num_hidden_layers"],
+            hidden=values.hidden_size,
+            intermediate=values.intermediate_size,
+            layers=values.num_hidden_layers,
             heads=heads,
-            kv_heads=values.get("num_key_value_heads", heads),
-            head_dim=values.get("head_dim") or values["hidden_size"] // heads,
+            kv_heads=values.num_key_value_heads or heads,
+            head_dim=values.head_dim or max(values.hidden_size // heads, 1),
         )
 
     def linears(self, targets: Targets = "all-linear") -> Iterator[tuple[str, int, int]]:

@@ -1,10 +1,9 @@
 """A whole benchmark of one server: adapters in, every workload, adapters out."""
 
-import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,9 +11,10 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from loadtests import interrupts
 from loadtests.arrivals import Closed
 from loadtests.drive import Round, run_closed, run_open
-from loadtests.errors import BadOption, ServerUnusable
+from loadtests.errors import ServerUnusable
 from loadtests.figures import figures, measured
 from loadtests.machine import describe_machine, own_version
 from loadtests.peers import PeerName, Target
@@ -25,12 +25,9 @@ from loadtests.report import number
 from loadtests.settings import BenchSettings
 from loadtests.spawned import spawned
 from loadtests.thresholds import judge
-from loadtests.workload import Request, Workload, draw
+from loadtests.workload import Request, Workload, draw, draw_warm_up
 
 CONNECT_SECONDS = 10.0
-WARM_UP_TOKENS = 16
-MOST_WARMED = 64
-"""Adapters of one workload that are asked for once before it begins."""
 CLOCK = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -43,19 +40,22 @@ class Bench:
     display: Display
 
     def run(self) -> Record:
-        """Run all of it. Raises :class:`BenchError`; whatever happens, adapters that were registered are removed."""
+        """Run all of it.
+
+        Raises :class:`BenchError`, and KeyboardInterrupt for Ctrl-C and SIGTERM. Whatever happens, adapters that were
+        registered are removed; where that fails, it is told which are left.
+        """
         thresholds = self.settings.thresholds(self.works)
         settings = self.settings
-        if settings.spawn and settings.peer != "manylora":
-            raise BadOption("--spawn starts manylora; start another server yourself and give its --url")
         settings.supply(settings.adapter_folder)  # what is wrong with it is told before a server is started
         started = time.strftime(CLOCK, time.gmtime())
         with ExitStack() as stack:
-            url, folder = settings.url, settings.adapter_folder
+            stack.enter_context(interrupts.sigterm_as_ctrl_c())
+            url, folder = settings.address, settings.adapter_folder
             if settings.spawn:
                 folder = Path(stack.enter_context(TemporaryDirectory(prefix="loadtests-")))
-                url = stack.enter_context(spawned(settings.spawn, folder))
-            server, results = asyncio.run(self._measure(url, settings.supply(folder)))
+                url = URL(stack.enter_context(spawned(settings.spawn, folder)))
+            server, results = interrupts.run(self._measure(url, settings.supply(folder)))
         about = {
             "version": own_version(),
             "started": started,
@@ -64,15 +64,15 @@ class Bench:
             "server": server,
             "settings": settings.model_dump(mode="json", exclude={"url", "api_key"}),
         }
-        verdicts = judge(thresholds, [result.figures for result in results])
+        verdicts = judge(thresholds, [(result.work, result.figures) for result in results])
         return make_record(results, verdicts, self._conditions(), about)
 
     def _conditions(self) -> dict[str, Any]:
         chosen = ("endpoint", "seed", "repeats", "warm_up", "ranks", "targets", "adapter_seed")
         return self.settings.model_dump(mode="json", include=set(chosen))
 
-    async def _measure(self, url: str, supply: Supply) -> tuple[dict[str, Any], list[Result]]:
-        settings = self.settings
+    async def _measure(self, url: URL, supply: Supply) -> tuple[dict[str, Any], list[Result]]:
+        settings, shown = self.settings, str(url).rstrip("/")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=settings.timeout)
         # Every request has its connection at once: a queue in the client would be measured as the server's.
         # llama.cpp drops reused connections.
@@ -82,7 +82,6 @@ class Bench:
                 url, headers=settings.headers, timeout=timeout, connector=connector
             ) as http:
                 peer, has = await find_peer(http, settings.peer, settings.base)
-                shown = str(URL(url).with_user(None))
                 server = {
                     "peer": settings.peer,
                     "url": shown,
@@ -96,33 +95,30 @@ class Bench:
                     results = [await self._work(http, target, work) for work in self.works]
                 return {**server, "left_behind": left}, results
         except (aiohttp.ClientError, OSError) as error:
-            raise ServerUnusable(f"{URL(url).with_user(None)}: {str(error) or type(error).__name__}") from error
+            raise ServerUnusable(f"{shown}: {str(error) or type(error).__name__}") from error
 
     async def _work(self, http: aiohttp.ClientSession, target: Target, work: Workload) -> Result:
         seed, repeats = self.settings.seed, self.settings.repeats
-        warm_up = await self._warm_up(http, target, work)
+        brief = [] if self.settings.warm_up == 0 else draw_warm_up(work, seed, self.settings.warm_up)
+        warm_up = await self._warm_up(http, target, work, brief) if brief else None
         rounds = []
         for repeat in range(repeats):
             title = f"{work.name}, round {repeat + 1} of {repeats}"
             run = await self._round(http, target, work, draw(work, seed, str(repeat)), title)
             rounds.append(run)
             self.display.say(f"{title}: {_summary(run)}")
-        return Result(work, rounds, figures(work.name, rounds, work.rate, warm_up))
+        warmed = len({request.adapter for request in brief} - {None})
+        return Result(work, rounds, figures(work.name, rounds, work.rate, warm_up), warmed)
 
-    async def _warm_up(self, http: aiohttp.ClientSession, target: Target, work: Workload) -> Round | None:
-        """Short requests in a closed loop, for every adapter where there are not too many."""
-        clients = work.arrivals.clients if isinstance(work.arrivals, Closed) else MOST_WARMED // 4
-        count = self.settings.warm_up
-        if count is None:
-            count = max(clients, min(work.adapters, MOST_WARMED))
-        if not count:
-            return None
-        brief = replace(work, arrivals=Closed(min(clients, count)))
-        requests = [
-            replace(request, output_tokens=min(request.output_tokens, WARM_UP_TOKENS))
-            for request in draw(brief, self.settings.seed, "warm-up", count)
-        ]
-        return await self._round(http, target, brief, requests, f"{work.name}, warm-up")
+    async def _warm_up(
+        self, http: aiohttp.ClientSession, target: Target, work: Workload, requests: Sequence[Request]
+    ) -> Round:
+        title = f"{work.name}, warm-up"
+        with self.display.counting(title, len(requests)) as tick:
+            warm_up = await run_closed(http, target, requests, work.clients, tick)
+        if warm_up.failures:
+            self.display.say(f"{title}: {len(warm_up.failures)} FAILED")
+        return warm_up
 
     async def _round(
         self, http: aiohttp.ClientSession, target: Target, work: Workload, requests: Sequence[Request], title: str
@@ -135,13 +131,13 @@ class Bench:
 
 async def _version(http: aiohttp.ClientSession, peer: PeerName) -> str | None:
     """What the server says of itself; None where it does not."""
-    path, field = ("/props", "build_info") if peer == "llamacpp" else ("/version", "version")
+    path, field = ("props", "build_info") if peer == "llamacpp" else ("version", "version")
     async with http.get(path) as response:
         if not response.ok:
             return None
         try:
             answer = await response.json(content_type=None)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     return str(answer[field]) if isinstance(answer, dict) and field in answer else None
 

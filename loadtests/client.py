@@ -57,11 +57,12 @@ class Timing:
 
     @property
     def per_token(self) -> float | None:
-        """Seconds per token after the first text, by the server's own count; None for a single token.
+        """Seconds per token after the first text, by the server's own count; None where all text came at once.
 
         (last text - first text) / (tokens - 1): right however many tokens each event has.
         """
-        return (self.arrivals[-1] - self.arrivals[0]) / (self.output_tokens - 1) if self.output_tokens > 1 else None
+        streamed = self.arrivals[-1] - self.arrivals[0]
+        return streamed / (self.output_tokens - 1) if streamed and self.output_tokens > 1 else None
 
 
 @dataclass(slots=True)
@@ -107,8 +108,8 @@ async def complete(http: aiohttp.ClientSession, target: Target, request: Request
         return _timing(request, started, answer, ended)
     except TimeoutError:
         raise RequestFailed("no answer in time") from None
-    except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        # The last four: what comes is no completion's event.
+    except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        # From ValueError on: what comes is no completion's event.
         raise RequestFailed(f"{type(error).__name__}: {_shortened(str(error))}") from error
 
 
@@ -131,6 +132,8 @@ def _check(answer: _Answer, request: Request) -> None:
         raise RequestFailed(f"asked for `{expected}`, answered by `{wrong.pop()}`")
     if (tokens := answer.usage.get("completion_tokens")) != request.output_tokens:
         raise RequestFailed(f"asked for {request.output_tokens} tokens, got {tokens}")
+    if type(prompt := answer.usage.get("prompt_tokens")) is not int:
+        raise RequestFailed(f"the answer's prompt_tokens is {prompt!r}")
     if not answer.arrivals:
         raise RequestFailed("no text in the answer")
 

@@ -1,6 +1,7 @@
 """``manylora bench`` on the command line.
 
-Exit status 0; 1 where requests failed, a threshold was missed or the server could not be measured; 2 for a bad option.
+Exit status 0; 1 where requests failed, a threshold was missed or the server could not be measured; 2 for a bad option;
+130 after Ctrl-C or SIGTERM.
 """
 
 import os
@@ -34,13 +35,13 @@ def _bench(settings: BenchSettings) -> int:
     _check_writable(settings)
     display = Display(Console(stderr=True))
     record = Bench(settings, settings.workloads(), display).run()
-    print(f"\n{report.printed(report.table(record), settings.table)}\n({report.NOTE})")
     if settings.json_file:
         write_record(record, settings.json_file)
     if settings.html:
         from loadtests.page import run_page
 
         settings.html.write_text(run_page(record), encoding="utf-8")
+    _show(f"\n{report.printed(report.table(record), settings.table)}\n({report.NOTE})")
     for line in report.remarks(record):
         display.say(line)
     for verdict in record["thresholds"]:
@@ -53,7 +54,7 @@ def _compare(settings: CompareSettings) -> int:
     _check_writable(settings)
     comparison = compare(_labelled(settings), settings.force)
     for table in comparison.tables():
-        print(f"{report.printed(table, settings.table)}\n")
+        _show(f"{report.printed(table, settings.table)}\n")
     for line in comparison.remarks:
         print(line, file=sys.stderr)
     if settings.html:
@@ -61,6 +62,15 @@ def _compare(settings: CompareSettings) -> int:
 
         settings.html.write_text(compare_page(comparison), encoding="utf-8")
     return 0
+
+
+def _show(text: str) -> None:
+    """On stdout; a reader who has gone, such as ``head``, has seen enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would try once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _labelled(settings: CompareSettings) -> dict[str, Record]:

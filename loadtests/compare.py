@@ -7,12 +7,13 @@ from typing import Any
 from loadtests.errors import BadOption
 from loadtests.figures import MEASURES
 from loadtests.record import Record, WorkRecord
-from loadtests.report import number
+from loadtests.report import number, share
 
 SHOWN = (
     "requests_per_s", "output_tokens_per_s", "ttft_p50_ms", "ttft_p95_ms", "tpot_p50_ms", "tpot_p95_ms", "gap_p95_ms",
     "e2e_p50_ms", "e2e_p95_ms", "e2e_p99_ms", "fairness",
 )  # fmt: skip
+RUN_HEADER = ("run", "server", "its version", "base", "client's version", "started")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,19 +21,24 @@ class Comparison:
     """Several runs' results for the workloads that all of them have."""
 
     labels: Sequence[str]
+    runs: Mapping[str, Sequence[str]]
+    """Label of a run -> what was measured, and by what: the columns of :data:`RUN_HEADER`."""
     rows: Mapping[str, Mapping[str, WorkRecord]]
     """Workload -> label of a run -> its results."""
     remarks: Sequence[str]
     """What was left out and what was not alike."""
 
     def tables(self) -> list[list[Sequence[str]]]:
-        """One for each workload: a row for each figure, and for each run its value and its ratio to the first."""
+        """One of the runs, and one for each workload: a row for each figure, with every run's value, spread over its
+        rounds, and ratio to the first run's.
+        """
         first, *others = self.labels
-        header = [label for other in others for label in (other, "ratio")]
-        return [
-            [[name, first, *header], *(_row(figure, [row[label] for label in self.labels]) for figure in SHOWN)]
-            for name, row in self.rows.items()
-        ]
+        header = [first, "spread", *(word for label in others for word in (label, "spread", "ratio"))]
+        tables: list[list[Sequence[str]]] = [[RUN_HEADER, *([label, *run] for label, run in self.runs.items())]]
+        for name, row in self.rows.items():
+            works = [row[label] for label in self.labels]
+            tables.append([[name, *header], *(_row(figure, works) for figure in SHOWN)])
+        return tables
 
 
 def compare(records: Mapping[str, Record], force: bool) -> Comparison:
@@ -56,8 +62,14 @@ def compare(records: Mapping[str, Record], force: bool) -> Comparison:
     if different and not force:
         raise BadOption("the runs had different work (--force compares them all the same):\n" + "\n".join(different))
     rows = {name: {label: works[label][name] for label in labels} for name in common}
+    runs = {label: _run(record) for label, record in records.items()}
     remarks = [f"NOT THE SAME WORK: {line}" for line in different]
-    return Comparison(labels, rows, [*remarks, *_asides(records, works, common)])
+    return Comparison(labels, runs, rows, [*remarks, *_asides(records, works, common)])
+
+
+def _run(record: Record) -> list[str]:
+    server = record["server"]
+    return [server["peer"], server["version"] or "-", server["base"], record["version"], record["started"]]
 
 
 def _differences(where: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -78,15 +90,23 @@ def _asides(
         for name in common:
             if failed := works[label][name]["failed"]:
                 lines.append(f"{label}, {name}: {failed} of {works[label][name]['requests']} requests FAILED")
-    machines = {label: record["machine"] for label, record in records.items()}
-    first = next(iter(machines.values()))
-    lines += [f"{label}: ran on another machine" for label, machine in machines.items() if machine != first]
+    first, *others = records
+    for label in others:
+        one, other = records[first], records[label]
+        for key in ("peer", "version", "base"):
+            if one["server"][key] != other["server"][key]:
+                lines.append(f"{label}: the server's {key} is {other['server'][key]!r}, not {one['server'][key]!r}")
+        if one["version"] != other["version"]:
+            lines.append(f"{label}: measured by version {other['version']}, not {one['version']}")
+        if one["machine"] != other["machine"]:
+            lines.append(f"{label}: ran on another machine")
     return lines
 
 
 def _row(figure: str, works: Sequence[WorkRecord]) -> list[str]:
-    first, *others = [work["figures"][figure] for work in works]
-    cells = [MEASURES[figure].title, number(first)]
-    for value in others:
-        cells += [number(value), f"{value / first:.2f}x" if first and value is not None else "-"]
+    first, *others = [(work["figures"].get(figure), work["spread"].get(figure)) for work in works]
+    cells = [MEASURES[figure].title, number(first[0]), share(first[1])]
+    for value, spread in others:
+        ratio = f"{value / first[0]:.2f}x" if first[0] and value is not None else "-"
+        cells += [number(value), share(spread), ratio]
     return cells

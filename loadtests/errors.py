@@ -3,7 +3,7 @@
 ::
 
     BenchError
-    ├── BadOption        an option, a trace or a record that cannot be used
+    ├── BadOption        an option, a trace or a record that cannot be used, or a server of another kind
     └── ServerUnusable   the server does not start, does not answer, or does not take the adapters
 """
 
@@ -13,7 +13,7 @@ class BenchError(Exception):
 
 
 class BadOption(BenchError):
-    """What was asked for makes no sense; nothing was sent."""
+    """What was asked for makes no sense; no work was sent."""
 
 
 class ServerUnusable(BenchError):

@@ -1,6 +1,7 @@
 """Rounds -> figures.
 
 A figure of a workload is the median over its rounds of each round's figure; its spread is (most - least) / median.
+Failures are counted over all rounds and the warm-up: a median would hide them.
 """
 
 import math
@@ -41,11 +42,12 @@ MEASURES: Mapping[str, Measure] = {
     **_latency("e2e", "end to end"),
     "fairness": Measure("Jain's index over the adapters' mean speeds", 1),
     "worst_adapter_ratio": Measure("speed of the slowest adapter over the mean of all", 1),
-    "failed": Measure("failed requests", -1),
+    "failed": Measure("failed requests, of all rounds and the warm-up", -1),
     "asked_rate": Measure("requests asked for per second"),
     "sent_rate": Measure("requests sent per second"),
     "late_p99_ms": Measure("sent after it was due, p99, ms", -1),
-    "in_flight": Measure("requests at once, at most"),
+    "in_flight_mean": Measure("requests at once, mean over time"),
+    "in_flight_most": Measure("requests at once, at most"),
     "prompt_tokens": Measure("prompt tokens of a request, mean"),
     "output_tokens": Measure("output tokens of a request, mean"),
     "cached_tokens": Measure("prompt tokens from the server's prompt cache"),
@@ -62,11 +64,11 @@ class Figures:
 
     work: str
     values: Mapping[str, float]
-    """Name in :data:`MEASURES` -> median over the rounds."""
+    """Name in :data:`MEASURES` -> median over the rounds; of failures their number."""
     spread: Mapping[str, float]
     requests: int
     failures: Counter[str]
-    """Reason -> how often, over all rounds and the warm-up."""
+    """Reason -> how often, over all rounds and the warm-up, which is named."""
     adapters: Sequence[Treatment]
     """How each adapter fared, over all rounds."""
 
@@ -74,14 +76,17 @@ class Figures:
 def figures(work: str, rounds: Sequence[Round], asked_rate: float, warm_up: Round | None = None) -> Figures:
     """The figures of a workload's rounds; of a warm-up only the failures count."""
     each = [measured(run, asked_rate) for run in rounds]
-    spread = {name: _spread([values[name] for values in each]) for name in MEASURES}
-    all_rounds = [*rounds, *([warm_up] if warm_up else [])]
+    failures = Counter(failure.reason for run in rounds for failure in run.failures)
+    if warm_up:
+        failures.update(f"in the warm-up: {failure.reason}" for failure in warm_up.failures)
+    medians = {name: _median([values[name] for values in each]) for name in MEASURES}
+    spreads = {name: _spread([values[name] for values in each]) for name in MEASURES}
     return Figures(
         work=work,
-        values={name: _median([values[name] for values in each]) for name in MEASURES},
-        spread=spread,
-        requests=sum(run.requests for run in all_rounds),
-        failures=Counter(failure.reason for run in all_rounds for failure in run.failures),
+        values={**medians, "failed": float(failures.total())},
+        spread={**spreads, "failed": math.nan},
+        requests=sum(run.requests for run in [*rounds, *([warm_up] if warm_up else [])]),
+        failures=failures,
         adapters=treatments(rounds),
     )
 
@@ -102,7 +107,8 @@ def measured(run: Round, asked_rate: float) -> dict[str, float]:
         "asked_rate": asked_rate,
         "sent_rate": _sent_rate(run),
         "late_p99_ms": _percentile_ms(run.late, 99),
-        "in_flight": float(run.in_flight),
+        "in_flight_mean": _requests_seconds(run) / run.seconds,
+        "in_flight_most": float(run.in_flight),
         "prompt_tokens": prompt / len(timings) if timings else math.nan,
         "output_tokens": output / len(timings) if timings else math.nan,
         "cached_tokens": float(sum(timing.cached_tokens for timing in timings)),
@@ -131,6 +137,11 @@ def _sent_rate(run: Round) -> float:
     """Requests per second from the first that was sent to the last; NaN where all were sent at once."""
     sent = sorted([timing.started for timing in run.timings] + [failure.started for failure in run.failures])
     return (len(sent) - 1) / (sent[-1] - sent[0]) if sent and sent[-1] > sent[0] else math.nan
+
+
+def _requests_seconds(run: Round) -> float:
+    """The seconds all requests took, added up: over the round's length they are what was under way on average."""
+    return sum(timing.whole for timing in run.timings) + sum(one.ended - one.started for one in run.failures)
 
 
 def _percentile_ms(seconds: Sequence[float], percent: float) -> float:

@@ -4,6 +4,7 @@ import math
 import random
 from dataclasses import dataclass
 
+from loadtests.bounds import MOST_SIGMA, MOST_TOKENS, within
 from loadtests.errors import BadOption
 
 LONG_TAIL = 8
@@ -16,6 +17,10 @@ class Fixed:
     """Always the same."""
 
     tokens: int
+
+    @property
+    def median(self) -> float:
+        return self.tokens
 
     def draw(self, rng: random.Random) -> int:
         return self.tokens
@@ -44,7 +49,8 @@ def parse_lengths(text: str) -> Lengths:
     try:
         match kind, rest:
             case "lognormal", [median, sigma]:
-                lengths: Lengths = Lognormal(float(median), float(sigma), 1, math.ceil(LONG_TAIL * float(median)))
+                most = min(math.ceil(LONG_TAIL * float(median)), MOST_TOKENS)
+                lengths: Lengths = Lognormal(float(median), float(sigma), 1, most)
             case "lognormal", [median, sigma, least, most]:
                 lengths = Lognormal(float(median), float(sigma), int(least), int(most))
             case tokens, []:
@@ -60,8 +66,9 @@ def parse_lengths(text: str) -> Lengths:
 def _check(lengths: Lengths, text: str) -> None:
     match lengths:
         case Fixed(tokens):
-            good = tokens >= 1
+            within(f"{text!r}: a length", tokens, 1, MOST_TOKENS)
         case Lognormal(median, sigma, least, most):
-            good = math.isfinite(median) and math.isfinite(sigma) and sigma >= 0 and 1 <= least <= median <= most
-    if not good:
-        raise BadOption(f"{text!r}: a length is at least 1, sigma at least 0, and the median from LEAST to MOST")
+            within(f"{text!r}: a length's sigma", sigma, 0.0, MOST_SIGMA)
+            within(f"{text!r}: the greatest length", most, 1, MOST_TOKENS)
+            within(f"{text!r}: the least length", least, 1, most)
+            within(f"{text!r}: a length's median", median, least, most)

@@ -3,7 +3,9 @@
 import math
 import random
 from dataclasses import dataclass
+from itertools import cycle, islice
 
+from loadtests.bounds import MOST_ADAPTERS, within
 from loadtests.errors import BadOption
 
 HOT_SHARE = 0.9
@@ -26,9 +28,14 @@ class InTurn:
     def __str__(self) -> str:
         return f"{self.name}@{self.count}" if self.name == "distinct" else self.name
 
+    @property
+    def wanted(self) -> list[int | None]:
+        """The adapters that may be asked for, by number, the most wanted first."""
+        return [*range(self.count)] or [None]
+
     def draw(self, rng: random.Random, requests: int) -> list[int | None]:
         """The adapter's number for each request; None for the base."""
-        return [index % self.count if self.count else None for index in range(requests)]
+        return list(islice(cycle(self.wanted), requests))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,11 @@ class Weighted:
     @property
     def count(self) -> int:
         return len(self.weights)
+
+    @property
+    def wanted(self) -> list[int | None]:
+        """The adapters that may be asked for, by number, the most wanted first."""
+        return [number for number, weight in enumerate(self.weights) if weight]
 
     def draw(self, rng: random.Random, requests: int) -> list[int | None]:
         """The adapter's number for each request."""
@@ -68,7 +80,7 @@ def parse_mix(text: str, count: int) -> Mix:
     """
     spec, at, number = text.partition("@")
     try:
-        mix = _mix(spec.split(":"), _count(number) if at else count)
+        mix = _mix(spec.split(":"), within(f"{text!r}: adapters", int(number), 1, MOST_ADAPTERS) if at else count)
     except ValueError:
         mix = None
     if mix is None or (at and not isinstance(mix, Weighted) and spec != "distinct"):
@@ -116,9 +128,3 @@ def _hot(share: float, hot: int, count: int) -> Weighted:
         raise ValueError
     cold = (1 - share) / (count - hot)
     return Weighted(f"hot:{share:g}:{hot}", (share / hot,) * hot + (cold,) * (count - hot))
-
-
-def _count(text: str) -> int:
-    if (count := int(text)) < 1:
-        raise ValueError
-    return count

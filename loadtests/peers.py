@@ -68,7 +68,8 @@ class Target:
 
     @property
     def path(self) -> str:
-        return "/v1/chat/completions" if self.endpoint == "chat" else "/v1/completions"
+        """Below the server's address, which may have a path of its own."""
+        return "v1/chat/completions" if self.endpoint == "chat" else "v1/completions"
 
     def body(self, request: Request) -> dict[str, object]:
         """The JSON body of a streaming request: greedy, all of its tokens."""

@@ -17,35 +17,50 @@ BINS = 60
 MOST_ADAPTERS = 64
 """Bars in a plot: of more, the slowest and the quickest halves of so many."""
 
+LEGEND_COLUMNS = 4
+COLOURS = 10
+"""In the default cycle; of more curves each has a colour from a scale."""
+LINES = ("-", "--", "-.", ":")
+
 Curves = Mapping[str, WorkRecord]
 """Label -> a workload of some run."""
 
 
 def distributions(curves: Curves) -> str:
     """Cumulative distributions of three latencies over all requests, a curve for each workload."""
-    figure = _figure(11, 3.4)
+    figure = _figure(11, 3.0 + 0.2 * -(-len(curves) // LEGEND_COLUMNS))
     panels = {"ttft": "time to first text, ms", "tpot": "time per token, ms", "e2e": "end to end, ms"}
     for axes, (field, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for label, work in curves.items():
+        for (label, work), style in zip(curves.items(), styles(len(curves)), strict=True):
             values = np.sort(_values(work, field)) * 1000
-            axes.step(values, np.arange(1, len(values) + 1) / max(len(values), 1), where="post", label=label)
+            axes.step(values, np.arange(1, len(values) + 1) / max(len(values), 1), where="post", label=label, **style)
         axes.set_xlabel(title)
         axes.set_ylim(0, 1.02)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("share of requests")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    drawn = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*drawn, loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
     return _svg(figure)
+
+
+def styles(count: int) -> list[dict[str, Any]]:
+    """A colour and a kind of line for each of ``count`` curves, no two alike."""
+    from matplotlib import colormaps
+
+    few = [f"C{index}" for index in range(min(count, COLOURS))]
+    colours = few if count <= COLOURS else list(colormaps["turbo"](np.linspace(0, 1, count)))
+    return [{"color": colour, "linestyle": LINES[index % len(LINES)]} for index, colour in enumerate(colours)]
 
 
 def course(work: WorkRecord) -> str:
     """Of one workload: time to first text and throughput over time, and the adapters' speeds."""
     figure = _figure(11, 2.8)
     first, rate, adapters = figure.subplots(1, 3)
-    for index, run in enumerate(work["rounds"], 1):
+    for index, (run, style) in enumerate(zip(work["rounds"], styles(len(work["rounds"])), strict=True), 1):
         answered = [request for request in run["requests"] if "error" not in request]
         started = [request["started"] for request in answered]
-        first.plot(started, [request["ttft"] * 1000 for request in answered], ".", label=f"round {index}")
-        rate.plot(*throughput(answered, run["seconds"]), label=f"round {index}")
+        first.plot(started, [request["ttft"] * 1000 for request in answered], ".", color=style["color"])
+        rate.plot(*throughput(answered, run["seconds"]), label=f"round {index}", **style)
         for request in run["requests"]:
             if "error" in request:
                 first.axvline(request["started"], color="red", alpha=0.4)
@@ -53,6 +68,8 @@ def course(work: WorkRecord) -> str:
     rate.set_ylabel("output tokens/s")
     first.set_xlabel("sent at, s (red: failed)")
     rate.set_xlabel("s")
+    if 1 < len(work["rounds"]) <= COLOURS:
+        rate.legend(fontsize="x-small")
     for axes in (first, rate):
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)

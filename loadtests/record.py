@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, FiniteFloat, ValidationError
+
 from loadtests.client import Timing
 from loadtests.drive import Failure, Round
 from loadtests.errors import BadOption
@@ -29,6 +31,43 @@ WorkRecord = dict[str, Any]
 """One workload of a run."""
 
 
+class _RequestShape(BaseModel):
+    ttft: FiniteFloat | None = None
+    tpot: FiniteFloat | None = None
+    e2e: FiniteFloat
+
+
+class _RoundShape(BaseModel):
+    requests: list[_RequestShape]
+
+
+class _WorkShape(BaseModel):
+    name: str
+    asked: dict[str, Any]
+    requests: int
+    failed: int
+    figures: dict[str, FiniteFloat | None]
+    spread: dict[str, FiniteFloat | None]
+    rounds: list[_RoundShape]
+
+
+class _ServerShape(BaseModel):
+    peer: str
+    base: str
+    version: str | None
+
+
+class _RecordShape(BaseModel):
+    """What has to be in a record for runs to be compared."""
+
+    version: str
+    started: str
+    server: _ServerShape
+    machine: dict[str, Any]
+    conditions: dict[str, Any]
+    workloads: list[_WorkShape]
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """A workload, what was measured, and its figures."""
@@ -36,6 +75,8 @@ class Result:
     work: Workload
     rounds: Sequence[Round]
     figures: Figures
+    warmed: int = 0
+    """Adapters that were asked for before the first round."""
 
 
 def make_record(
@@ -55,8 +96,8 @@ def make_record(
 
 
 def write_record(record: Record, path: Path) -> None:
-    """As JSON."""
-    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    """As JSON, on one line: most of it is numbers of single requests."""
+    path.write_text(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def read_record(path: Path) -> Record:
@@ -65,10 +106,17 @@ def read_record(path: Path) -> Record:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BadOption(f"{path}: {error}") from None
+    except RecursionError:
+        raise BadOption(f"{path}: is nested too deeply") from None
     if not isinstance(record, dict) or record.get("kind") != KIND:
         raise BadOption(f"{path}: is not what `manylora bench --json` writes")
     if record.get("schema") != SCHEMA:
         raise BadOption(f"{path}: has schema {record.get('schema')}, this is for {SCHEMA}")
+    try:
+        _RecordShape.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadOption(f"{path}: `{'.'.join(map(str, first['loc']))}`: {first['msg']}") from None
     return record
 
 
@@ -77,6 +125,8 @@ def _work(result: Result) -> WorkRecord:
     return {
         "name": result.work.name,
         "asked": result.work.identity(),
+        "wanted": len(set(result.work.wanted) - {None}),
+        "warmed": result.warmed,
         "requests": figures.requests,
         "failed": figures.failures.total(),
         "failures": dict(figures.failures.most_common()),
@@ -102,6 +152,7 @@ def _request(item: Timing | Failure, began: float) -> dict[str, Any]:
         "ttft": round(item.first, DIGITS),
         "e2e": round(item.whole, DIGITS),
         "tpot": None if item.per_token is None else round(item.per_token, DIGITS),
+        "gaps": [round(gap, DIGITS) for gap in item.gaps],
         "prompt_tokens": item.prompt_tokens,
         "cached_tokens": item.cached_tokens,
         "output_tokens": item.output_tokens,

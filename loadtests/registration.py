@@ -1,17 +1,18 @@
 """The benchmark's adapters on the server: made, registered over HTTP, and removed again."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from loadtests.adapters import Recipe
 from loadtests.drive import Tick
-from loadtests.errors import ServerUnusable
+from loadtests.errors import BadOption, ServerUnusable
 from loadtests.peers import LlamaCpp, Manylora, Peer, PeerName, Vllm
 from loadtests.progress import Display
 from loadtests.workload import adapter_name
@@ -24,6 +25,28 @@ ABSENT = 404
 TAKEN = 412
 ANSWER_LENGTH = 500
 """Characters of a server's refusal that are told."""
+END_SECONDS = 30.0
+"""What registrations under way get after Ctrl-C, and removing adapters gets at least."""
+REMOVAL_SECONDS = 0.25
+"""More that each adapter's removal gets."""
+
+
+class _Card(BaseModel):
+    """What ``/v1/models`` tells of a model."""
+
+    id: str
+    parent: str | None = None
+
+
+class _Cards(BaseModel):
+    data: list[_Card]
+
+
+class _Loaded(BaseModel):
+    """What llama.cpp tells of an adapter."""
+
+    id: int
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +69,8 @@ class Registrar:
     supply: Supply
     registered: set[str] = field(default_factory=set)
     """Or may be: the answer has not come."""
+    unanswered: set[str] = field(default_factory=set)
+    """Of these: a server may still be about to register one after its client has gone."""
 
     async def register(self, number: int) -> None:
         """Make and register one adapter. Raises :class:`ServerUnusable`; nobody else's adapter is replaced."""
@@ -57,10 +82,12 @@ class Registrar:
             folder = await asyncio.to_thread(recipe.write, self.supply.folder, number)
             fields = ("lora_name", "lora_path") if self.peer == "vllm" else ("name", "path")
             content = {"json": dict(zip(fields, (name, str(folder.resolve())), strict=True))}
-        path = "/v1/load_lora_adapter" if self.peer == "vllm" else "/v1/adapters"
+        path = "v1/load_lora_adapter" if self.peer == "vllm" else "v1/adapters"
         self.registered.add(name)
+        self.unanswered.add(name)
         # The name may have been taken since the list was read, and removing it afterwards would be somebody's loss.
         async with self.http.post(path, headers={"If-Match": '"0"'}, **content) as response:
+            self.unanswered.discard(name)
             if not response.ok:
                 self.registered.discard(name)
             if response.status == TAKEN:
@@ -70,30 +97,36 @@ class Registrar:
     async def remove(self, name: str) -> None:
         """Remove one that was registered, or may have been. Raises :class:`ServerUnusable`."""
         if self.peer == "vllm":
-            answer = self.http.post("/v1/unload_lora_adapter", json={"lora_name": name})
+            answer = self.http.post("v1/unload_lora_adapter", json={"lora_name": name})
         else:
-            answer = self.http.delete(f"/v1/adapters/{name}")
+            answer = self.http.delete(f"v1/adapters/{name}")
         async with answer as response:
             if response.status != ABSENT:
                 await _accepted(response, f"removing {name}")
+            elif name in self.unanswered:
+                raise ServerUnusable("it was not there, but its registration had no answer and may still come")
         self.registered.discard(name)
 
 
 async def find_peer(http: aiohttp.ClientSession, name: PeerName, base: str | None) -> tuple[Peer, set[str]]:
-    """The server as a peer, and the adapters it has. Raises :class:`ServerUnusable`."""
-    cards = (await _get(http, "/v1/models"))["data"]
-    bases = [card["id"] for card in cards if card.get("parent") is None]
+    """The server as a peer, and the adapters it has.
+
+    Raises :class:`ServerUnusable`, and :class:`BadOption` where what answers is no such server.
+    """
+    cards = (await _get(http, "v1/models", _Cards, name)).data
+    bases = [card.id for card in cards if card.parent is None]
     if base is None and not bases:
         raise ServerUnusable("/v1/models lists no base; name it with --base")
     base = base or bases[0]
-    adapters = {card["id"] for card in cards} - {base}
+    adapters = {card.id for card in cards} - {base}
     match name:
         case "manylora":
             return Manylora(base), adapters
         case "vllm":
             return Vllm(base), adapters
         case "llamacpp":
-            numbers = {Path(card["path"]).stem: card["id"] for card in await _get(http, "/lora-adapters")}
+            loaded = await _get(http, "lora-adapters", list[_Loaded], name)
+            numbers = {Path(one.path).stem: one.id for one in loaded}
             return LlamaCpp(base, numbers), set(numbers)
 
 
@@ -115,49 +148,66 @@ async def supplied(registrar: Registrar, has: set[str], count: int, display: Dis
         raise ServerUnusable(_taken(taken[0]))
     try:
         with display.counting("registering adapters", count) as tick:
-            await _each(registrar.register, range(count), tick)
+            await _register_all(registrar, count, tick)
         yield left
     finally:
-        with display.counting("removing adapters", len(registrar.registered)) as tick:
-            left += await _finished(_remove_all(registrar, tick))
+        try:
+            with display.counting("removing adapters", len(registrar.registered)) as tick:
+                left += await _finished(asyncio.ensure_future(_remove_all(registrar, tick)))
+        except asyncio.CancelledError:
+            if registrar.registered:
+                display.say(f"LEFT ON THE SERVER: {', '.join(sorted(registrar.registered))}")
+            raise
         for line in left:
             display.say(line)
 
 
-async def _finished(work: Coroutine[None, None, T]) -> T:
-    """What ``work`` gives, come to its end in spite of a cancellation."""
-    task = asyncio.ensure_future(work)
+async def _finished(work: asyncio.Future[T]) -> T:
+    """What ``work`` gives, in spite of a first cancellation; whatever comes after that ends it."""
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(work)
     except asyncio.CancelledError:
-        await task
+        task = asyncio.current_task()
+        if task is not None and task.cancelling() > 1:
+            work.cancel()
+        with suppress(asyncio.CancelledError):
+            await work
         raise
 
 
 async def _remove_all(registrar: Registrar, tick: Tick) -> list[str]:
-    """One that cannot be removed does not keep the others. Returns a line for each."""
-    failures: list[str] = []
+    """One that cannot be removed does not keep the others, and all of them have some time. Returns a line for each that
+    is left.
+    """
+    names = sorted(registrar.registered)
+    seconds = END_SECONDS + REMOVAL_SECONDS * len(names)
+    reasons = dict.fromkeys(names, f"the server took more than {seconds:.0f} s")
+    free = asyncio.Semaphore(AT_ONCE)
 
     async def remove(name: str) -> None:
-        try:
-            await registrar.remove(name)
-        except (ServerUnusable, aiohttp.ClientError, OSError) as error:
-            failures.append(f"{name} was not removed: {str(error) or type(error).__name__}")
+        async with free:
+            try:
+                await registrar.remove(name)
+            except (ServerUnusable, aiohttp.ClientError, OSError) as error:
+                reasons[name] = str(error) or type(error).__name__
+        tick()
 
-    await _each(remove, sorted(registrar.registered), tick)
-    return failures
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asyncio.gather(*map(remove, names))
+    return [f"{name} was not removed: {reasons[name]}" for name in sorted(registrar.registered)]
 
 
-async def _each(do: Callable[[T], Awaitable[None]], things: Iterable[T], tick: Tick) -> None:
-    """Several at a time. After a failure or a cancellation none is begun, and those under way are waited for: a server
+async def _register_all(registrar: Registrar, count: int, tick: Tick) -> None:
+    """Several at a time. After a failure or a cancellation none is begun, and those under way get some time: a server
     may do what it was asked after the client has gone, so a removal could come too early.
     """
-    left, errors, ended = iter(things), list[Exception](), asyncio.Event()
+    left, errors, ended = iter(range(count)), list[Exception](), asyncio.Event()
 
     async def work() -> None:
-        for thing in left:
+        for number in left:
             try:
-                await do(thing)
+                await registrar.register(number)
             except Exception as error:  # raised below
                 errors.append(error)
                 ended.set()
@@ -170,7 +220,9 @@ async def _each(do: Callable[[T], Awaitable[None]], things: Iterable[T], tick: T
         await asyncio.shield(working)
     except asyncio.CancelledError:
         ended.set()
-        await working
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                await working
         raise
     if errors:
         raise errors[0]
@@ -184,13 +236,17 @@ def _form(name: str, files: Mapping[str, bytes]) -> aiohttp.FormData:
     return form
 
 
-async def _get(http: aiohttp.ClientSession, path: str) -> Any:
+async def _get(http: aiohttp.ClientSession, path: str, form: type[T], peer: PeerName) -> T:
+    """The answer in a form that only this kind of server gives it."""
     async with http.get(path) as response:
-        await _accepted(response, path)
-        try:
-            return await response.json(content_type=None)
-        except ValueError:
-            raise ServerUnusable(f"{path}: the answer is no JSON") from None
+        await _accepted(response, f"/{path}")
+        content = await response.read()
+    try:
+        return TypeAdapter(form).validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the answer"
+        raise BadOption(f"--url, --peer: this is no {peer} server: /{path}: {where}: {first['msg']}") from None
 
 
 async def _accepted(response: aiohttp.ClientResponse, what: str) -> None:

@@ -63,20 +63,21 @@ def judged(verdict: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """With about so many digits that mean something; `-` for what was not measured."""
+    """With about so many significant digits; `-` for what was not measured."""
     if value is None or math.isnan(value):
         return "-"
-    decimals = max(digits - 1 - _magnitude(value), 0)
-    return f"{value:,.{decimals}f}"
+    decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(decimals, 0)}f}"
+
+
+def share(value: float | None) -> str:
+    """As a percentage; `-` for what was not measured."""
+    return "-" if value is None else f"{value:.0%}"
 
 
 def percentiles(figures: Mapping[str, Any], name: str) -> str:
     """``"331 / 849 / 901"``."""
     return " / ".join(number(figures[f"{name}_p{percent}_ms"]) for percent in (50, 95, 99))
-
-
-def _magnitude(value: float) -> int:
-    return len(str(int(abs(value)))) - 1
 
 
 def _row(work: WorkRecord) -> list[str]:
@@ -85,7 +86,7 @@ def _row(work: WorkRecord) -> list[str]:
         work["name"],
         number(figures["requests_per_s"]),
         number(figures["output_tokens_per_s"]),
-        "-" if spread is None else f"{spread:.0%}",
+        share(spread),
         *(percentiles(figures, name) for name in ("ttft", "tpot", "gap", "e2e")),
         number(figures["fairness"]),
         f"{work['failed']} of {work['requests']}",
@@ -105,6 +106,10 @@ def _remarks(work: WorkRecord) -> list[str]:
         lines.append(f"requests were sent late, p99 {late:.0f} ms: the client could not keep up")
     if (asked := figures["asked_rate"]) and (sent := figures["sent_rate"]):
         lines.append(f"{asked:.3g} requests/s asked for, {sent:.3g} sent, {figures['requests_per_s']:.3g} answered")
+        mean, most = number(figures["in_flight_mean"]), number(figures["in_flight_most"])
+        lines.append(f"{mean} requests under way on average, {most} at most")
+    if cold := work["wanted"] - work["warmed"]:
+        lines.append(f"{cold} of {work['wanted']} adapters were not asked for before: their first requests were cold")
     if work["adapters"] and figures["fairness"] is not None:
         worst = work["adapters"][0]
         speed = number(worst["speed"])

@@ -1,12 +1,14 @@
 """The options of ``manylora bench``: one frozen object, and the workloads they amount to."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from aiohttp import encode_basic_auth
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliPositionalArg,
@@ -15,20 +17,37 @@ from pydantic_settings import (
     SettingsConfigDict,
     SettingsError,
 )
+from yarl import URL
 
 from loadtests import arrivals, mixes
 from loadtests.adapters import RANK, Geometry, Recipe, Targets
 from loadtests.arrivals import parse_arrivals
+from loadtests.bounds import (
+    MOST_ADAPTERS,
+    MOST_RANK,
+    MOST_REPEATS,
+    MOST_REQUESTS,
+    MOST_SEED,
+    MOST_TOKENS,
+    MOST_WORDS,
+    within,
+)
 from loadtests.errors import BadOption
 from loadtests.lengths import parse_lengths
 from loadtests.mixes import parse_mix
 from loadtests.peers import EndpointName, PeerName
 from loadtests.registration import Supply
-from loadtests.thresholds import Threshold, check_names, parse_threshold
+from loadtests.thresholds import Threshold, check_applied, parse_threshold
 from loadtests.trace import read_trace
 from loadtests.workload import Prefix, Workload
 
 HERE = "http://127.0.0.1:8000"
+MOST_TIMEOUT = 86_400.0
+SHOWN = 200
+"""Characters of a wrong value that are told."""
+SECRET = {"--url", "--api-key"}
+"""Options whose value is not told: an address may have a password in it."""
+OF_ADAPTERS_MADE = ("ranks", "targets", "adapter_seed", "config", "adapter_folder")
 
 
 class _Options(BaseSettings):
@@ -73,8 +92,7 @@ class BenchSettings(_Options):
 
     url: str = Field(
         default_factory=lambda: os.environ.get("MANYLORA_URL", HERE),
-        pattern="^https?://",
-        description="a running server (unset: MANYLORA_URL, or where manylora serve listens)",
+        description="a running server, without /v1 (unset: MANYLORA_URL, or where manylora serve listens)",
     )
     spawn: str | None = Field(
         None, min_length=1, description="start a manylora for the run, e.g. 'manylora serve --threads 2'"
@@ -90,10 +108,10 @@ class BenchSettings(_Options):
     adapters: tuple[str, ...] = Field(
         ("base", "single", "distinct", "zipf:1@64"), min_length=1, description=f"comma-separated: {mixes.FORMS}"
     )
-    count: int = Field(16, ge=1, description="adapters of a mix that does not say")
+    count: int = Field(16, ge=1, le=MOST_ADAPTERS, description="adapters of a mix that does not say")
     ranks: tuple[int, ...] = Field((RANK,), min_length=1, description="of the adapters made, given out in turn")
     targets: Targets = Field("all-linear", description="layers of the adapters made")
-    adapter_seed: int = Field(0, ge=0, description="of the adapters made")
+    adapter_seed: int = Field(0, ge=0, le=MOST_SEED, description="of the adapters made")
     config: Path | None = Field(None, description="config.json of the base (unset: the demo model's shape)")
     adapter_folder: Path | None = Field(
         None, description="write the adapters here and register them by path (unset: upload); vLLM has no other way"
@@ -110,15 +128,28 @@ class BenchSettings(_Options):
     )
     trace: Path | None = Field(None, description="JSONL of prompt_tokens, output_tokens, and arrival and adapter")
     requests: int | None = Field(
-        None, ge=1, description="in a round (unset: the trace; or 8 at least, 2 a client, 20 s of an open loop)"
+        None,
+        ge=1,
+        le=MOST_REQUESTS,
+        description="in a round (unset: the trace; or 8 at least, 2 a client, 20 s of an open loop)",
     )
-    requests_per_client: int = Field(2, ge=1, description="in a round of a closed loop without --requests")
+    requests_per_client: int = Field(
+        2, ge=1, le=MOST_REQUESTS, description="in a round of a closed loop without --requests"
+    )
     warm_up: int | None = Field(
-        None, ge=0, description="short requests before the first round (unset: one a client and adapter, 64 at most)"
+        None,
+        ge=0,
+        le=MOST_REQUESTS,
+        description="short requests before the first round, the adapters in turn (unset: one a client and adapter, but "
+        "of 64 adapters at most)",
     )
-    repeats: int = Field(3, ge=1, description="rounds; figures are their medians")
-    seed: int = Field(0, ge=0, description="of the work; a server that saw it may have its prompts cached")
-    timeout: float = Field(300.0, gt=0, description="seconds without a byte after which a request has failed")
+    repeats: int = Field(3, ge=1, le=MOST_REPEATS, description="rounds; figures are their medians")
+    seed: int = Field(
+        0, ge=0, le=MOST_SEED, description="of the work; a server that saw it may have its prompts cached"
+    )
+    timeout: float = Field(
+        300.0, gt=0, le=MOST_TIMEOUT, description="seconds without a byte after which a request has failed"
+    )
 
     json_file: Path | None = Field(None, alias="json", description="write everything here")
     html: Path | None = Field(None, description="write a page with plots here")
@@ -134,10 +165,54 @@ class BenchSettings(_Options):
             raise ValueError("has characters that no header can carry")
         return key
 
+    @field_validator("url")
+    @classmethod
+    def _reachable(cls, text: str) -> str:
+        try:
+            url = URL(text)
+            host, _ = url.host or "", url.port
+            host.encode("idna")
+        except ValueError as error:
+            raise ValueError(f"is no address: {error}") from None
+        if url.scheme not in ("http", "https") or not host or not host.isprintable() or " " in host:
+            raise ValueError("is not http://HOST or https://HOST, with :PORT and a /PATH where there are such")
+        if url.query_string or url.fragment:
+            raise ValueError("has something after its path, which would not be sent")
+        return text
+
+    @model_validator(mode="after")
+    def _heeded(self) -> Self:
+        """An option that would have no effect is refused by its name."""
+        given_at_start = self.peer == "llamacpp" or (self.peer == "vllm" and self.adapter_folder is None)
+        reasons: list[tuple[object, str, tuple[str, ...]]] = [
+            (self.spawn, "--spawn", ("url", "adapter_folder")),
+            (self.registered, "--registered", OF_ADAPTERS_MADE),
+            (given_at_start, f"--peer {self.peer}, which has its adapters already,", OF_ADAPTERS_MADE),
+            (self.trace, "--trace", ("prompt_tokens", "output_tokens", "requests_per_client")),
+            (self.requests, "--requests", ("requests_per_client",)),
+        ]
+        for given, reason, ignored in reasons:
+            if given and (names := [name for name in ignored if name in self.model_fields_set]):
+                raise ValueError(f"--{names[0].replace('_', '-')} means nothing with {reason}")
+        if self.spawn and self.peer != "manylora":
+            raise ValueError("--spawn starts manylora; start another server yourself and give its --url")
+        if self.api_key and URL(self.url).user is not None and not self.spawn:
+            raise ValueError("--url has a user in it, so --api-key cannot be sent as well")
+        return self
+
+    @property
+    def address(self) -> URL:
+        """Of the server, without user and password; what is asked for is below it."""
+        url = URL(self.url).with_user(None)
+        return url if url.path.endswith("/") else url / ""
+
     @property
     def headers(self) -> dict[str, str]:
         """Of every request."""
-        return {"Authorization": f"Bearer {self.api_key.get_secret_value()}"} if self.api_key else {}
+        if self.api_key:
+            return {"Authorization": f"Bearer {self.api_key.get_secret_value()}"}
+        url = URL(self.url)
+        return {"Authorization": encode_basic_auth(url.user or "", url.password or "")} if url.user is not None else {}
 
     def workloads(self) -> list[Workload]:
         """All of them, mix by mix. Reads the trace. Raises BadOption for what does not go together."""
@@ -167,13 +242,13 @@ class BenchSettings(_Options):
         """What must not hold. Raises BadOption."""
         with _naming("--fail-if"):
             thresholds = [parse_threshold(text) for text in self.fail_if]
-            check_names(thresholds, [work.name for work in works])
+            check_applied(thresholds, works)
         return thresholds
 
     def supply(self, folder: Path | None) -> Supply:
         """How adapters are made and come to the server. Raises BadOption."""
-        if any(rank < 1 for rank in self.ranks):
-            raise BadOption(f"--ranks: must be at least 1 (got {min(self.ranks)})")
+        for rank in self.ranks:
+            within("--ranks: a rank", rank, 1, MOST_RANK)
         return Supply(Recipe(self.geometry(), self.adapter_seed, self.ranks, self.targets), folder, self.registered)
 
     def geometry(self) -> Geometry:
@@ -183,9 +258,7 @@ class BenchSettings(_Options):
         try:
             return Geometry.read(self.config)
         except (OSError, ValueError) as error:
-            raise BadOption(f"--config: {error}") from None
-        except KeyError as error:
-            raise BadOption(f"--config: {self.config} has no {error}") from None
+            raise BadOption(f"--config: {self.config}: {error}") from None
 
 
 class CompareSettings(_Options):
@@ -213,12 +286,13 @@ def parse_prefix(text: str) -> Prefix:
         match text.split(":"):
             case [("global" | "adapter") as scope, tokens, *rest] if len(rest) < 2:
                 prefix = Prefix(scope, int(tokens), float(rest[0]) if rest else 1.0)
-                if prefix.tokens >= 1 and 0 < prefix.share <= 1:
+                if 1 <= prefix.tokens <= MOST_TOKENS and 0 < prefix.share <= 1:
                     return prefix
     except ValueError:
         pass
     raise BadOption(
-        f"--shared-prefix: {text!r} is not global:TOKENS[:SHARE] or adapter:TOKENS[:SHARE], SHARE above 0 up to 1"
+        f"--shared-prefix: {text!r} is not global:TOKENS[:SHARE] or adapter:TOKENS[:SHARE], TOKENS from 1 to "
+        f"{MOST_TOKENS:,}, SHARE above 0 up to 1"
     )
 
 
@@ -227,12 +301,19 @@ def _check(work: Workload) -> None:
     traced_mix, traced_times = isinstance(work.mix, mixes.Traced), isinstance(work.arrivals, arrivals.Traced)
     if (traced_mix or traced_times) and trace is None:
         raise BadOption(f"{work.name!r} needs --trace")
+    _check_size(work)
     if trace is None:
         return
     if traced_times and not trace.timed:
         raise BadOption("--arrivals trace: the trace has no `arrival`")
     if work.total > len(trace.rows):
         raise BadOption(f"--requests: the trace has {len(trace.rows)} rows (got {work.total})")
+
+
+def _check_size(work: Workload) -> None:
+    within(f"--arrivals: {work.name!r}: requests of a round (see --requests)", work.total, 1, MOST_REQUESTS)
+    tokens = sum(row.prompt_tokens for row in work.trace.rows) if work.trace else round(work.total * work.prompt.median)
+    within(f"--prompt-tokens: {work.name!r}: tokens of all prompts of a round", tokens, 1, MOST_WORDS)
 
 
 @contextmanager
@@ -247,11 +328,17 @@ def _flags(settings: type[_Options], words: Sequence[str], program: str) -> dict
     try:
         return dict(CliSettingsSource[Any](settings, cli_parse_args=list(words), cli_prog_name=program)())
     except SettingsError as error:
-        raise BadOption(str(error).removeprefix("error parsing CLI: ")) from None
+        message = str(error).removeprefix("error parsing CLI: ")
+        # What follows a mistyped option may be a key.
+        raise BadOption(re.sub(r"^(unrecognized arguments: .*?--[\w-]+)[ =].*", r"\1", message)) from None
 
 
 def _line(detail: dict[str, Any]) -> str:
     """One error of pydantic, as ``--count: Input should be greater than or equal to 1 (got '0')``."""
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if not detail["loc"]:
+        return message
     name = str(detail["loc"][0]).replace("_", "-")
     where = "FILES" if name == "files" else f"--{name}"
-    return f"{where}: {detail['msg']} (got {detail['input']!r})"
+    value = repr(detail["input"])
+    return f"{where}: {message}" if where in SECRET else f"{where}: {message} (got {value[:SHOWN]})"

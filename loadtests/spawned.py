@@ -5,7 +5,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -27,7 +27,8 @@ def spawned(command: str, adapter_root: Path) -> Iterator[str]:
     port = _free_port()
     arguments = [*shlex.split(command), "--port", str(port), "--adapter-root", str(adapter_root)]
     try:
-        process = subprocess.Popen(arguments, stdout=STDERR)
+        # In a group of its own: Ctrl-C on a terminal is ours, and the server is needed to give its adapters back.
+        process = subprocess.Popen(arguments, stdout=STDERR, process_group=0)
     except OSError as error:
         raise ServerUnusable(f"the server does not start: {error}") from error
     try:
@@ -64,9 +65,11 @@ def _ready(http: httpx.Client) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Also where a second Ctrl-C ends the waiting."""
     process.terminate()
     try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+    finally:
         process.kill()
         process.wait()

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loadtests.bounds import MOST_ADAPTERS, MOST_SECONDS, MOST_TOKENS, within
 from loadtests.errors import BadOption
 
+LATEST = 1e12
+"""Of arrivals, in seconds: beyond any clock, and where a float still tells milliseconds apart."""
 FIELDS = {"prompt_tokens", "output_tokens", "arrival", "adapter"}
 
 
@@ -50,7 +53,8 @@ def read_trace(path: Path) -> Trace:
     """Read all of it. Raises :class:`BadOption` with the line that is wrong."""
     try:
         content = path.read_bytes()
-        lines = content.decode().splitlines()
+        # Only this ends a line of JSON: `splitlines` would also split a name at U+2028.
+        lines = content.decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BadOption(f"{path}: {error}") from None
     numbers: dict[str, int] = {}
@@ -62,10 +66,13 @@ def read_trace(path: Path) -> Trace:
                 values = _values(line)
                 first = first if rows else values.get("arrival") or 0.0
                 rows.append(_row(values, first, numbers, rows))
+            except RecursionError:
+                raise BadOption(f"{path}:{number}: is nested too deeply") from None
             except (ValueError, BadOption) as error:
                 raise BadOption(f"{path}:{number}: {error}") from None
     if not rows:
         raise BadOption(f"{path}: has no rows")
+    within(f"{path}: adapters", len(numbers), 0, MOST_ADAPTERS)
     return Trace(tuple(rows), len(numbers), hashlib.sha256(content).hexdigest())
 
 
@@ -78,9 +85,10 @@ def _values(line: str) -> dict[str, Any]:
     for field in ("prompt_tokens", "output_tokens"):
         if type(values.get(field)) is not int or values[field] < 1:
             raise ValueError(f"`{field}` must be a whole number of at least 1 (got {values.get(field)!r})")
+        within(f"`{field}`", values[field], 1, MOST_TOKENS)
     arrival = values.get("arrival")
-    if arrival is not None and (type(arrival) not in (int, float) or not math.isfinite(arrival)):
-        raise ValueError(f"`arrival` must be a number of seconds (got {arrival!r})")
+    if arrival is not None and (type(arrival) not in (int, float) or not abs(arrival) < LATEST):
+        raise ValueError(f"`arrival` must be a number of seconds, below {LATEST:g} (got {arrival!r})")
     if not isinstance(values.get("adapter"), str | None):
         raise BadOption(f"`adapter` must be a name or null (got {values['adapter']!r})")
     return values
@@ -93,6 +101,8 @@ def _row(values: dict[str, Any], first: float, numbers: dict[str, int], before: 
         raise ValueError("`arrival` must be in every row or in none")
     if at is not None and before and at < (before[-1].at or 0.0):
         raise ValueError(f"`arrival` is {arrival}, before that of the row above")
+    if at is not None:
+        within("`arrival`, in seconds after the first,", at, 0, MOST_SECONDS)
     adapter = values.get("adapter")
     number = None if adapter is None else numbers.setdefault(adapter, len(numbers))
     return Row(values["prompt_tokens"], values["output_tokens"], at, number)

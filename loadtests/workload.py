@@ -6,7 +6,8 @@ Adapters of a benchmark are called ``bench-000``, ``bench-001``, ... on every se
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import Any, Literal
 
 from loadtests import arrivals, mixes
@@ -34,6 +35,12 @@ LEAST_REQUESTS = 8
 """Of one round: a lone client sends more than its share, else its figures would rest on two requests."""
 OPEN_SECONDS = 20.0
 """How long an open loop sends, unless told how many requests to send."""
+OPEN_CLIENTS = 16
+"""Which an open loop is warmed up by."""
+WARM_UP_TOKENS = 16
+"""At most, of an answer before measuring."""
+MOST_WARMED = 64
+"""Adapters of one workload that are asked for before it begins, unless told otherwise: a server holds only so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,19 @@ class Workload:
         if isinstance(self.mix, mixes.Traced):
             return self.trace.adapters if self.trace else 0
         return self.mix.count
+
+    @property
+    def clients(self) -> int:
+        """Requests at once in the warm-up, and in a closed loop in all of it."""
+        return self.arrivals.clients if isinstance(self.arrivals, Closed) else OPEN_CLIENTS
+
+    @property
+    def wanted(self) -> Sequence[int | None]:
+        """The adapters it may ask for, by number, the most wanted first; None is the base."""
+        if isinstance(self.mix, mixes.Traced):
+            assert self.trace is not None
+            return list(dict.fromkeys(row.adapter for row in self.trace.rows[: self.total]))
+        return self.mix.wanted
 
     @property
     def total(self) -> int:
@@ -131,9 +151,27 @@ def draw(work: Workload, seed: int, part: str, requests: int | None = None) -> l
 
     Shared prefixes are of the seed alone, so that they are the same in every part.
     """
-    count = work.total if requests is None else requests
     rng = random.Random(f"{seed}/{part}/{work.name}")
-    asked = zip(_numbers(work, rng, count), _lengths(work, rng, count), _times(work, rng, count), strict=True)
+    return _requests(work, rng, seed, _numbers(work, rng, work.total if requests is None else requests))
+
+
+def draw_warm_up(work: Workload, seed: int, count: int | None = None) -> list[Request]:
+    """Short requests that ask for the most wanted adapters in turn, without times.
+
+    The most wanted come last, so that they are what a server with little room still holds. ``count`` None is one for
+    each client and each of :data:`MOST_WARMED` adapters at most.
+    """
+    if count is None:
+        count = max(work.clients, min(len(work.wanted), MOST_WARMED))
+    numbers = list(islice(cycle(work.wanted[:count]), count))[::-1]
+    untimed = replace(work, arrivals=Closed(work.clients))
+    drawn = _requests(untimed, random.Random(f"{seed}/warm-up/{work.name}"), seed, numbers)
+    return [replace(one, output_tokens=min(one.output_tokens, WARM_UP_TOKENS)) for one in drawn]
+
+
+def _requests(work: Workload, rng: random.Random, seed: int, numbers: Sequence[int | None]) -> list[Request]:
+    """One for each adapter's number."""
+    asked = zip(numbers, _lengths(work, rng, len(numbers)), _times(work, rng, len(numbers)), strict=True)
     return [
         Request(_prompt(work.prefix, rng, seed, number, prompt_tokens), output_tokens, _name(number), at)
         for number, (prompt_tokens, output_tokens), at in asked

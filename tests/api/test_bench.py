@@ -16,7 +16,8 @@ from tests.api.live import Live, running, tiny_service
 
 Run = Callable[..., tuple[int, str, str]]
 """Words after ``manylora bench`` -> exit status, stdout, stderr."""
-BRIEF = ("--repeats", "1", "--requests", "8", "--prompt-tokens", "3", "--output-tokens", "6", "--ranks", "2,4")
+LENGTHS = ("--prompt-tokens", "3", "--output-tokens", "6")
+BRIEF = ("--repeats", "1", "--requests", "8")
 
 
 @pytest.fixture
@@ -33,8 +34,9 @@ def bench(live: Live, config: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
     def run(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        url = str(live.http.base_url)
-        status = main(["bench", "--url", url, "--config", str(config), *BRIEF, *map(str, words)])
+        made = () if "--registered" in words else ("--config", str(config), "--ranks", "2,4")
+        lengths = () if "--trace" in words else LENGTHS
+        status = main(["bench", "--url", str(live.http.base_url), *made, *lengths, *BRIEF, *map(str, words)])
         return status, *capsys.readouterr()
 
     return run
@@ -42,8 +44,9 @@ def bench(live: Live, config: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 def test_a_suite_with_every_report(bench: Run, live: Live, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, page = tmp_path / "run.json", tmp_path / "run.html"
+    thresholds = ("--fail-if", "failed>0", "--fail-if", "zipf/fairness<0.01", "--fail-if", "fairness<0.01")
     words = ("--adapters", "base,distinct@3,zipf:1@4", "--arrivals", "closed:3,gamma:40:0.5", "--html", page)
-    status, out, err = bench(*words, "--json", file, "--fail-if", "failed>0", "--fail-if", "zipf/fairness<0.01")
+    status, out, err = bench(*words, "--json", file, *thresholds)
     assert status == 0, err
     record = json.loads(file.read_text())
     assert [work["name"] for work in record["workloads"]] == [
@@ -55,6 +58,11 @@ def test_a_suite_with_every_report(bench: Run, live: Live, tmp_path: Path, capsy
         assert (work["failed"], figures["output_tokens"]) == (0, 6)
         assert figures["output_tokens_per_s"] * figures["seconds"] == pytest.approx(8 * 6)
         assert 0 < figures["ttft_p50_ms"] <= figures["e2e_p50_ms"]
+        (run,) = work["rounds"]
+        assert {len(one["gaps"]) for one in run["requests"]} <= set(range(6))
+        under_way = sum(one["e2e"] for one in run["requests"]) / run["seconds"]
+        assert figures["in_flight_mean"] == pytest.approx(under_way, rel=1e-3)
+        assert work["warmed"] == work["wanted"]
     assert {one["adapter"] for one in record["workloads"][2]["adapters"]} == {"bench-000", "bench-001", "bench-002"}
     assert "zipf:1@4 closed:3" in out
     assert "0 of" in out
@@ -102,6 +110,7 @@ def test_what_is_mistyped_is_told_before_anything_is_sent(bench: Run, live: Live
         ("--fail-if", "ttft_p95>5"): "no figure 'ttft_p95'",
         ("--json", tmp_path / "nowhere" / "x.json"): "--json: there is no folder",
         ("--adapters", "zipf:one"): "is no mix",
+        ("--fail-if", "late_p99_ms>5", "--arrivals", "closed:2"): "only open loops have that figure",
     }.items():
         status, _, err = bench(*words)
         assert (status, complaint in err) == (2, True), err
@@ -153,8 +162,8 @@ def test_a_server_that_has_the_adapters_keeps_them(
     folder = Recipe(Geometry.read(config), ranks=(2,)).write(tmp_path / "root", 0)
     stocked.http.post("/v1/adapters", json={"name": "bench-000", "path": str(folder)}).raise_for_status()
     url = str(stocked.http.base_url)
-    words = ["--url", url, *BRIEF, "--adapters", "single", "--arrivals", "closed:1", "--registered", "--peer", "vllm"]
-    assert main(["bench", *words]) == 0, capsys.readouterr().err
+    words = ["--url", url, *BRIEF, *LENGTHS, "--adapters", "single", "--arrivals", "closed:1", "--registered"]
+    assert main(["bench", *words, "--peer", "vllm"]) == 0, capsys.readouterr().err
     assert stocked.http.get("/v1/adapters/bench-000").status_code == 200
 
 

@@ -67,6 +67,27 @@ def test_peft_loads_the_adapter_and_the_output_moves(tmp_path: Path) -> None:
     assert 0.01 < change < 0.5
 
 
+SHAPE = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("[]", "object"),
+        ("{", "EOF"),
+        ('{"hidden_size": 8}', "`intermediate_size`: Field required"),
+        (json.dumps(SHAPE | {"num_hidden_layers": 10**9}), "`num_hidden_layers`: .*less than or equal to 1000"),
+        (json.dumps(SHAPE | {"num_attention_heads": 0}), "`num_attention_heads`: .*greater than or equal to 1"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_a_bad_config_is_named(config: str, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(config)
+    with pytest.raises(ValueError, match=reason):
+        Geometry.read(file)
+
+
 def test_adapters_differ_and_can_be_made_again() -> None:
     first, again = Recipe(TINY, ranks=(2, 4)), Recipe(TINY, ranks=(2, 4))
     contents = [first.files(number)["adapter_model.safetensors"] for number in range(3)]
@@ -128,7 +149,7 @@ def ask(target: Target, request: Request, events: list[str], status: int = 200) 
 
     async def send() -> Timing:
         app = web.Application()
-        app.router.add_post(target.path, answer)
+        app.router.add_post(f"/{target.path}", answer)
         async with TestServer(app) as server, aiohttp.ClientSession(server.make_url("/")) as http:
             return await complete(http, target, request)
 
@@ -159,6 +180,11 @@ def test_time_per_token_is_by_the_servers_count() -> None:
     assert timing.gaps == pytest.approx([0.5, 1.5])
     assert timing.whole == pytest.approx(3.1)
     assert Timing(None, 0.0, (1.0,), 1.0, 5, 0, 1).per_token is None
+
+
+@pytest.mark.parametrize("arrivals", [(11.0,), (11.0, 11.0)], ids=["one event", "two at once"])
+def test_text_that_came_all_at_once_has_no_time_per_token(arrivals: tuple[float, ...]) -> None:
+    assert Timing(None, 10.0, arrivals, 11.1, 5, 0, output_tokens=9).per_token is None
 
 
 def test_each_server_is_asked_for_an_adapter_in_its_own_way() -> None:
@@ -194,6 +220,8 @@ def test_a_conversation_is_read_by_its_deltas() -> None:
         (ADAPTED, GOOD, 200, "asked for `bench-001`, answered by `tiny`"),
         (PLAIN, [event("a"), event("b", model="other"), *GOOD[1:]], 200, "asked for `tiny`, answered by `other`"),
         (PLAIN, ["data: 7\n\n", DONE], 200, "TypeError"),
+        (PLAIN, [f"data: {'[' * 100_000}\n\n", DONE], 200, "RecursionError"),
+        (PLAIN, [event("a"), event("", usage={"completion_tokens": 4}), DONE], 200, "prompt_tokens is None"),
     ],
     ids=[
         "status",
@@ -206,6 +234,8 @@ def test_a_conversation_is_read_by_its_deltas() -> None:
         "base for adapter",
         "another half way",
         "no event",
+        "too deep",
+        "half a usage",
     ],
 )
 def test_anything_less_is_a_failure(request_: Request, events: list[str], status: int, reason: str) -> None:

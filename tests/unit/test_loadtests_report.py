@@ -3,12 +3,16 @@
 import copy
 import json
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.colors import to_hex
 
 from loadtests import report
 from loadtests.arrivals import Closed
@@ -21,7 +25,7 @@ from loadtests.figures import MEASURES, Figures, figures, measured
 from loadtests.lengths import Fixed
 from loadtests.mixes import parse_mix
 from loadtests.page import compare_page, run_page
-from loadtests.plots import throughput
+from loadtests.plots import styles, throughput
 from loadtests.record import Record, Result, make_record, read_record, write_record
 from loadtests.thresholds import judge, parse_threshold
 from loadtests.workload import Workload
@@ -64,7 +68,8 @@ def test_figures_of_a_round_are_arithmetic() -> None:
         "prompt_tokens": 10.0,
         "tokens_per_event": 9 / 6,
         "client_cpu": 0.125,
-        "in_flight": 2.0,
+        "in_flight_most": 2.0,
+        "in_flight_mean": (0.4 + 0.9 + 1.0) / 2,
     }
     assert {name: values[name] for name in expected} == pytest.approx(expected)
     assert values.keys() == MEASURES.keys()
@@ -79,13 +84,14 @@ def test_figures_are_medians_over_rounds_and_count_the_warm_ups_failures() -> No
     assert row.spread["output_tokens_per_s"] == pytest.approx((6 - 1) / 3)
     assert row.values["ttft_p50_ms"] == pytest.approx(300)
     assert row.requests == 7
-    assert row.failures == {"status 500": 2}
+    assert row.failures == {"status 500": 1, "in the warm-up: status 500": 1}
+    assert row.values["failed"] == 2, "of three rounds and the warm-up, not a median"
 
 
 def test_a_round_without_answers_leaves_no_latency() -> None:
     row = figures("base", [round_(1.0, FAILED), round_(1.0, timing(0.0, 0.1))], NAN)
     assert math.isnan(row.values["ttft_p50_ms"]), "the failed round was left out"
-    assert row.values["failed"] == 0.5
+    assert row.values["failed"] == 1
 
 
 # --- fairness
@@ -110,8 +116,12 @@ def test_a_starved_adapter_is_the_worst_and_lowers_fairness() -> None:
 # --- thresholds
 
 
-def row(work: str, **values: float) -> Figures:
-    return Figures(work, {**dict.fromkeys(MEASURES, NAN), **values}, {}, requests=1, failures=Counter(), adapters=[])
+def judged(text: str, mix: str, **values: float) -> list[bool]:
+    """Whether a threshold is met by a closed loop of 4 clients with these figures; nothing where it does not apply."""
+    work = Workload(parse_mix(mix, 2), Closed(4), Fixed(8), Fixed(3))
+    figures = {**dict.fromkeys(MEASURES, NAN), **values}
+    row = Figures(work.name, figures, {}, requests=1, failures=Counter(), adapters=[])
+    return [verdict.met for verdict in judge([parse_threshold(text)], [(work, row)])]
 
 
 @pytest.mark.parametrize(
@@ -121,15 +131,34 @@ def row(work: str, **values: float) -> Figures:
         ("ttft_p95_ms>=500", False),
         (" ttft_p95_ms > 499.5 ", False),
         ("ttft_p95_ms<1", True),
-        ("zipf/ttft_p95_ms>1", True),
         ("base/ttft_p95_ms>1", False),
         ("base closed:4/ttft_p95_ms>1", False),
         ("ttft_p50_ms>1", False),
     ],
 )
 def test_a_threshold_is_missed_where_it_holds_or_nothing_was_measured(text: str, met: bool) -> None:
-    verdicts = judge([parse_threshold(text)], [row("base closed:4", ttft_p95_ms=500.0)])
-    assert all(verdict.met for verdict in verdicts) is met
+    assert judged(text, "base", ttft_p95_ms=500.0) == [met]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("zipf", True),
+        ("zipf:1", True),
+        ("zipf:1@16", True),
+        ("zipf:1@16 closed:4", True),
+        ("zip", False),
+        ("zipf:1@1", False),
+        ("zipf:1@16 closed", False),
+    ],
+)
+def test_a_threshold_names_a_workload_by_whole_words(name: str, meant: bool) -> None:
+    assert judged(f"{name}/failed>0", "zipf:1@16", failed=1.0) == [False] * meant
+
+
+def test_a_threshold_passes_over_workloads_that_have_no_such_figure() -> None:
+    assert judged("fairness<0.9", "base") == judged("late_p99_ms>5", "base") == []
+    assert judged("fairness<0.9", "single") == [False], "it could have been measured"
 
 
 # --- records, tables, pages
@@ -158,7 +187,7 @@ def recorded(*results: Result, seed: int = 0) -> Record:
         "server": {"peer": "manylora", "url": "http://here", "base": "tiny", "version": None},
         "settings": {},
     }
-    verdicts = judge([parse_threshold("failed>0")], [one.figures for one in results])
+    verdicts = judge([parse_threshold("failed>0")], [(one.work, one.figures) for one in results])
     return make_record(results, verdicts, {"seed": seed}, about)
 
 
@@ -171,14 +200,35 @@ def test_a_record_is_json_that_can_be_read_again(tmp_path: Path) -> None:
     assert (work["failed"], work["requests"]) == (2, 6)
     assert work["failures"] == {"status 500: <b>&": 2}
     assert work["figures"]["asked_rate"] is None, "a closed loop asks for no rate"
-    assert work["rounds"][0]["requests"][0]["ttft"] == pytest.approx(0.1)
+    request = work["rounds"][0]["requests"][0]
+    assert (request["ttft"], request["gaps"]) == (pytest.approx(0.1), pytest.approx([0.1, 0.1]))
+    assert (work["wanted"], base["wanted"]) == (2, 0)
     assert base["asked"]["adapters"] == "base"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"kind": "manylora-bench", "schema": 99}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"kind": "manylora-bench", "schema": 99}',
+        '{"kind": "manylora-bench", "schema": 1}',
+        "[" * 100_000,
+    ],
+)
 def test_what_is_no_record_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(BadOption, match=r"x\.json"):
+        read_record(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("field", ["name", "asked", "figures", "spread", "rounds", "failed"])
+def test_what_a_record_lacks_is_named(field: str, tmp_path: Path) -> None:
+    record = json.loads(json.dumps(recorded(result())))
+    del record["workloads"][0][field]
+    (tmp_path / "x.json").write_text(json.dumps(record))
+    with pytest.raises(BadOption, match=rf"x\.json: `workloads\.0\.{field}`: Field required"):
         read_record(tmp_path / "x.json")
 
 
@@ -187,17 +237,21 @@ def test_tables_line_up_and_show_failures() -> None:
     assert len({len(line) for line in report.aligned(lines).splitlines()}) == 1
     assert "2 of 6" in report.aligned(lines)
     assert report.markdown(lines).splitlines()[1].startswith("| --- | ---:")
-    assert [report.number(value) for value in (None, NAN, 0.01234, 1.5, 31.69, 1234.5)] == [
-        "-", "-", "0.01", "1.50", "31.7", "1,234",
+    assert [report.number(value) for value in (None, NAN, 0.0, 0.0000123, 0.01234, 1.5, 31.69, 1234.5)] == [
+        "-", "-", "0", "0.0000123", "0.0123", "1.50", "31.7", "1,234",
     ]  # fmt: skip
 
 
 def test_remarks_name_what_spoils_figures() -> None:
     record = recorded(result())
     values = {"tokens_per_event": 2.0, "cached_tokens": 64.0, "client_cpu": 0.9, "late_p99_ms": 80.0}
+    values |= {"asked_rate": 4.0, "sent_rate": 4.0, "in_flight_mean": 1.25, "in_flight_most": 3.0}
     record["workloads"][0]["figures"] |= values
     told = "\n".join(report.remarks(record))
-    for expected in ("failed, 2 times: status 500", "2.00 tokens in a text", "64 prompt tokens", "90%", "late, p99 80"):
+    for expected in (
+        "failed, 2 times: status 500", "2.00 tokens in a text", "64 prompt tokens", "90%", "late, p99 80",
+        "1.25 requests under way on average, 3.00 at most", "2 of 2 adapters were not asked for before",
+    ):  # fmt: skip
         assert expected in told
 
 
@@ -208,6 +262,12 @@ def test_a_page_has_everything_in_it() -> None:
     assert "<b>" not in page
     assert "MISSED" in page
     assert not any(word in page for word in ("<script", "src=", "<link", "@import", "url(http"))
+
+
+@pytest.mark.parametrize("count", [1, 10, 11, 60])
+def test_no_two_curves_look_alike(count: int) -> None:
+    looks = {(to_hex(style["color"]), style["linestyle"]) for style in styles(count)}
+    assert len(looks) == count
 
 
 def test_throughput_over_time_keeps_all_tokens() -> None:
@@ -227,12 +287,40 @@ def pair(**changes: Any) -> Mapping[str, Record]:
 
 def test_runs_of_the_same_work_are_laid_side_by_side() -> None:
     comparison = compare(pair(), force=False)
-    ((header, *rows),) = comparison.tables()
-    assert header == ["distinct@2 closed:2", "one", "two", "ratio"]
+    (runs, (header, *rows)) = comparison.tables()
+    assert runs[1:] == [[label, "manylora", "-", "tiny", "0", "then"] for label in ("one", "two")]
+    assert header == ["distinct@2 closed:2", "one", "spread", "two", "spread", "ratio"]
     ttft = next(row for row in rows if row[0] == MEASURES["ttft_p50_ms"].title)
-    assert ttft[1:] == ["150", "75.0", "0.50x"]
+    assert ttft[1:] == ["150", "0%", "75.0", "0%", "0.50x"]
     assert any("FAILED" in line for line in comparison.remarks)
     assert compare_page(comparison).count("<svg") == 1
+
+
+def test_other_servers_are_compared_and_told() -> None:
+    records = copy.deepcopy(dict(pair()))
+    records["two"]["server"] |= {"peer": "vllm", "base": "big", "version": "0.32"}
+    records["two"]["version"] = "1"
+    del records["two"]["workloads"][0]["figures"]["fairness"]
+    comparison = compare(records, force=False)
+    assert comparison.tables()[0][2] == ["two", "vllm", "0.32", "big", "1", "then"]
+    assert comparison.tables()[1][-1][-3:] == ["-", "0%", "-"]
+    for line in (
+        "the server's peer is 'vllm', not 'manylora'", "the server's version is '0.32', not None",
+        "the server's base is 'big', not 'tiny'", "measured by version 1, not 0",
+    ):  # fmt: skip
+        assert f"two: {line}" in comparison.remarks
+
+
+def test_a_reader_who_goes_away_is_no_failure(tmp_path: Path) -> None:
+    files = [tmp_path / "one.json", tmp_path / "two.json"]
+    for file in files:
+        write_record(recorded(result()), file)
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "manylora", "bench", "compare", *map(str, files)]
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, "BrokenPipe" in done.stderr) == (0, False), done.stderr
 
 
 def test_other_work_is_refused_or_marked() -> None:

@@ -1,6 +1,8 @@
 """What a load test asks for: seeded, and of the distributions it says."""
 
+import json
 import random
+from base64 import b64encode
 from collections import Counter
 from itertools import pairwise
 from math import exp, log, sqrt
@@ -15,7 +17,7 @@ from loadtests.lengths import Fixed, Lognormal, parse_lengths
 from loadtests.mixes import parse_mix
 from loadtests.settings import BenchSettings, read_bench
 from loadtests.trace import read_trace
-from loadtests.workload import Request, Workload, draw
+from loadtests.workload import Request, Workload, draw, draw_warm_up
 
 MIXES = ("base", "single", "identical", "distinct", "uniform", "zipf:1", "hot")
 MANY = 20_000
@@ -39,7 +41,7 @@ def test_same_seed_same_work_other_seed_other_prompts(mix: str) -> None:
     work = Workload(parse_mix(mix, 16), Gamma(4, 0.5), Lognormal(64, 0.5, 16, 200), Fixed(4))
     drawn = draw(work, 0, "0")
     assert drawn == draw(work, 0, "0")
-    everything = [*drawn, *draw(work, 0, "1"), *draw(work, 0, "warm-up"), *draw(work, 1, "0")]
+    everything = [*drawn, *draw(work, 0, "1"), *draw_warm_up(work, 0), *draw(work, 1, "0")]
     beginnings = {" ".join(request.prompt.split()[:8]) for request in everything}
     assert len(beginnings) == len(everything), "two prompts begin alike, so a prompt cache would help"
 
@@ -87,11 +89,47 @@ def test_one_word_says_how_many() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "many", "zipf:x", "zipf:-1", "zipf:nan", "hot:1", "hot:0.9:16", "base@3", "single@2", "uniform@0"]
+    "text", ["", "many", "zipf:x", "zipf:-1", "zipf:nan", "hot:1", "hot:0.9:16", "base@3", "single@2"]
 )
 def test_a_mistyped_mix_is_refused(text: str) -> None:
     with pytest.raises(BadOption, match="is no mix"):
         parse_mix(text, 16)
+
+
+# --- warming up
+
+
+def warmed(mix: str, count: int | None = None, arrivals: str = "closed:2") -> list[str | None]:
+    work = Workload(parse_mix(mix, 16), parse_arrivals(arrivals), Fixed(8), Fixed(40))
+    requests = draw_warm_up(work, 0, count)
+    assert {(request.at, request.output_tokens) for request in requests} == {(None, 16)}
+    return [request.adapter for request in requests]
+
+
+@pytest.mark.parametrize("mix", ["distinct@20", "uniform@20", "zipf:1@20", "hot:0.9:2@20"])
+def test_every_adapter_is_asked_for_before_measuring_the_most_wanted_last(mix: str) -> None:
+    assert warmed(mix) == [f"bench-{number:03d}" for number in reversed(range(20))]
+
+
+def test_only_what_is_wanted_and_fits_is_warmed() -> None:
+    assert warmed("identical@20") == ["bench-000"] * 2
+    assert warmed("base") == [None] * 2
+    assert warmed("zipf:1@2000")[-1] == "bench-000"
+    assert set(warmed("zipf:1@2000")) == {f"bench-{number:03d}" for number in range(64)}
+    assert set(warmed("zipf:1@2000", 100)) == {f"bench-{number:03d}" for number in range(100)}
+    assert len(warmed("distinct@3", arrivals="poisson:2")) == 16
+
+
+def test_a_traces_adapters_are_warmed(tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    names = ("legal", None, "legal", "sales")
+    rows = [{"prompt_tokens": 3, "output_tokens": 2, "arrival": 1, "adapter": name} for name in names]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    words = ["--trace", str(file), "--adapters", "trace", "--arrivals", "trace,closed:1"]
+    for work in read_bench(words).workloads():
+        assert {one.adapter for one in draw_warm_up(work, 0)} == {"bench-000", None, "bench-001"}
+    (few, _) = read_bench([*words, "--requests", "2"]).workloads()
+    assert {one.adapter for one in draw_warm_up(few, 0)} == {"bench-000", None}
 
 
 # --- arrivals
@@ -103,11 +141,18 @@ def test_gaps_have_the_mean_and_the_variation_that_are_asked(text: str, variatio
     assert isinstance(process, Gamma)
     offsets = process.offsets(random.Random(1), MANY)
     gaps = [later - sooner for sooner, later in pairwise(offsets)]
-    # The mean's standard error is its variation / sqrt(n): within 5 of them; the deviation is looser where it is large.
-    assert fmean(gaps) == pytest.approx(0.2, rel=5 * variation / sqrt(MANY))
+    assert fmean(gaps) == pytest.approx(0.2)
     assert pstdev(gaps) / fmean(gaps) == pytest.approx(variation, rel=0.08)
     assert offsets[0] == 0
     assert offsets == process.offsets(random.Random(1), MANY) != process.offsets(random.Random(2), MANY)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("text", ["poisson:4", "gamma:4:0.25"])
+def test_a_short_round_has_the_rate_that_is_asked(text: str, seed: int) -> None:
+    requests = asked("base", 9, arrivals=text, seed=seed)
+    assert requests[-1].at == pytest.approx(8 / 4)
+    assert [one.at for one in asked("base", 1, arrivals=text, seed=seed)] == [0]
 
 
 def test_constant_arrivals_are_even_and_closed_loops_have_none() -> None:
@@ -115,9 +160,7 @@ def test_constant_arrivals_are_even_and_closed_loops_have_none() -> None:
     assert {request.at for request in asked("base", 4)} == {None}
 
 
-@pytest.mark.parametrize(
-    "text", ["", "closed:0", "closed:2.5", "poisson", "poisson:0", "poisson:inf", "gamma:1", "x:1"]
-)
+@pytest.mark.parametrize("text", ["", "closed:2.5", "poisson", "gamma:1", "x:1"])
 def test_mistyped_arrivals_are_refused(text: str) -> None:
     with pytest.raises(BadOption, match="is no arrivals"):
         parse_arrivals(text)
@@ -221,6 +264,10 @@ def test_a_trace_says_lengths_times_and_adapters(tmp_path: Path) -> None:
         ('{"prompt_tokens": 1, "output_tokens": 1, "at": 3}', "`at` is none of"),
         ('{"prompt_tokens": 1, "output_tokens": 1}', "`arrival` must be in every row"),
         ('{"prompt_tokens": 1, "output_tokens": 1, "arrival": 0.5}', "before that of the row above"),
+        (f'{{"prompt_tokens": 1, "output_tokens": 1, "arrival": 1{"0" * 400}}}', "`arrival` must be a number"),
+        ('{"prompt_tokens": 1, "output_tokens": 1, "arrival": 1e9}', "`arrival`, .*must be from 0 to 604,800.0"),
+        ('{"prompt_tokens": 1000000000, "output_tokens": 1}', "`prompt_tokens` must be from 1 to 1,000,000"),
+        ("[" * 100_000, "is nested too deeply"),
     ],
 )
 def test_a_bad_line_of_a_trace_is_named(line: str, reason: str, tmp_path: Path) -> None:
@@ -228,6 +275,12 @@ def test_a_bad_line_of_a_trace_is_named(line: str, reason: str, tmp_path: Path) 
     file.write_text(f'{{"prompt_tokens": 1, "output_tokens": 1, "arrival": 1}}\n{line}\n')
     with pytest.raises(BadOption, match=rf"trace\.jsonl:2: .*{reason}"):
         read_trace(file)
+
+
+def test_a_name_may_have_what_ends_a_line_elsewhere(tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    file.write_text('{"prompt_tokens": 1, "output_tokens": 1, "adapter": "a\u2028b"}\r\n', encoding="utf-8")
+    assert read_trace(file).adapters == 1
 
 
 # --- options
@@ -248,19 +301,62 @@ def test_every_mix_meets_every_kind_of_arrivals() -> None:
         (["--count", "0"], "--count: .*greater than or equal to 1"),
         (["--adapters", "many"], "--adapters: 'many' is no mix"),
         (["--arrivals", "trace"], "'base trace' needs --trace"),
-        (["--url", "here"], "--url: "),
+        (["--url", "here"], "--url: is not http://HOST"),
+        (["--url", "http://"], "--url: is not http://HOST"),
+        (["--url", "http://a b"], "--url: is not http://HOST"),
+        (["--url", "http://me:s3cret@host:port"], "--url: is no address"),
+        (["--url", "http://host:99999"], "--url: is no address: Port out of range"),
+        (["--url", "http://[::1"], "--url: is no address"),
+        (["--url", "http://a..b"], "--url: is no address"),
+        (["--url", "http://host/v1?key=s3cret"], "--url: has something after its path"),
+        (["--url", "http://me@host", "--api-key", "s3cret"], "--url has a user in it, so --api-key"),
+        (["--count", "1000000000"], "--count: .*less than or equal to 100000"),
+        (["--adapters", "uniform@1000000000"], "--adapters: 'uniform@1000000000': adapters must be from 1 to 100,000"),
+        (["--adapters", "uniform@0"], "--adapters: 'uniform@0': adapters must be from 1"),
+        (["--arrivals", "closed:0"], "--arrivals: 'closed:0': clients must be from 1"),
+        (["--arrivals", "closed:1000000000"], "--arrivals: 'closed:1000000000': clients must be from 1 to 10,000"),
+        (["--arrivals", "constant:1e-9"], "--arrivals: .*the rate, per second, must be from 0.001 to"),
+        (["--arrivals", "poisson:inf"], "--arrivals: .*the rate"),
+        (["--arrivals", "poisson:nan"], "--arrivals: .*the rate"),
+        (["--arrivals", "gamma:1:1e-300"], "--arrivals: .*the shape must be from 0.1"),
+        (["--arrivals", "poisson:9000"], "--arrivals: 'base poisson:9000': requests of a round .* to 100,000"),
+        (["--prompt-tokens", "1000000000"], "--prompt-tokens: '1000000000': a length must be from 1 to 1,000,000"),
+        (["--prompt-tokens", "99999", "--requests", "99999"], "--prompt-tokens: .*tokens of all prompts of a round"),
+        (["--output-tokens", "lognormal:10:1e308"], "--output-tokens: .*sigma must be from 0.0 to 10.0"),
+        (["--output-tokens", "lognormal:10:1:1:1000000000"], "--output-tokens: .*the greatest length must be"),
+        (["--shared-prefix", "global:1000000000"], "TOKENS from 1 to 1,000,000"),
+        (["--ranks", "1000000000"], "--ranks: a rank must be from 1 to 1,024"),
+        (["--timeout", "1e300"], "--timeout: .*less than or equal to 86400"),
+        (["--repeats", "1000000000"], "--repeats: "),
+        (["--seed", "9" * 4000], "--seed: .{1,400}$"),
+        (["--spawn", "x", "--url", "http://host"], "--url means nothing with --spawn"),
+        (["--spawn", "x", "--adapter-folder", "."], "--adapter-folder means nothing with --spawn"),
+        (["--registered", "--ranks", "8"], "--ranks means nothing with --registered"),
+        (["--registered", "--adapter-seed", "8"], "--adapter-seed means nothing with --registered"),
+        (["--peer", "llamacpp", "--targets", "qv"], "--targets means nothing with --peer llamacpp"),
+        (["--peer", "vllm", "--config", "x"], "--config means nothing with --peer vllm"),
+        (["--trace", "x", "--prompt-tokens", "8"], "--prompt-tokens means nothing with --trace"),
+        (["--requests", "8", "--requests-per-client", "8"], "--requests-per-client means nothing with --requests"),
         (["--nonsense"], "--nonsense"),
+        (["--api-kay", "s3cret"], "unrecognized arguments: --api-kay$"),
+        (["--api-kay=s3cret"], "unrecognized arguments: --api-kay$"),
         (["--shared-prefix", "some:9"], "--shared-prefix: 'some:9'"),
         (["--adapters", "base,base"], "asked for twice"),
         (["--fail-if", "ttft_p90_ms>5"], "no figure 'ttft_p90_ms'; there is ttft_p"),
         (["--fail-if", "ttft_p95_ms=5"], "is not .WORKLOAD/.FIGURE>LIMIT"),
         (["--fail-if", "ttft_p95_ms>soon"], "'soon' is no number"),
         (["--fail-if", "zipf/failed>0"], "no workload is called 'zipf'"),
+        (["--fail-if", "ttft_p95_ms>inf"], "'inf' is no number"),
+        (["--fail-if", "bas/failed>0"], "no workload is called 'bas'"),
+        (["--fail-if", "fairness<0.9"], "only workloads with adapters have that figure"),
+        (["--adapters", "base,zipf", "--fail-if", "base/fairness<0.9"], "only workloads with adapters have"),
+        (["--arrivals", "closed:1", "--fail-if", "late_p99_ms>9"], "only open loops have that figure"),
     ],
 )
 def test_bad_options_are_named(words: list[str], complaint: str) -> None:
-    with pytest.raises(BadOption, match=complaint):
+    with pytest.raises(BadOption, match=complaint) as caught:
         parse(words)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_a_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,11 +364,19 @@ def test_a_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = read_bench([])
     assert settings.headers == {"Authorization": "Bearer s3cret"}
     assert "s3cret" not in repr(settings)
-    with pytest.raises(BadOption, match=r"--api-key: .*no header can carry"):
+    with pytest.raises(BadOption, match=r"--api-key: .*no header can carry$"):
         read_bench(["--api-key", "two\nlines"])
+
+
+def test_the_address_keeps_its_path_and_loses_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MANYLORA_API_KEY", raising=False)
+    settings = read_bench(["--url", "http://me:s3cret@host:81/models/one"])
+    assert str(settings.address) == "http://host:81/models/one/"
+    assert settings.headers == {"Authorization": f"Basic {b64encode(b'me:s3cret').decode()}"}
 
 
 def parse(words: list[str]) -> BenchSettings:
     settings = read_bench(["--adapters", "base", *words] if "--adapters" not in words else words)
     settings.thresholds(settings.workloads())
+    settings.supply(None)
     return settings
