@@ -18,6 +18,9 @@ ORIGIN = "manylora.json"
 """Optional; says which base the adapter was trained on."""
 PICKLE = "adapter_model.bin"
 
+HASHED = {CONFIG: "adapter_config_sha256", WEIGHTS: "weights_sha256"}
+"""File -> the field of :data:`ORIGIN` that says, optionally, what its SHA-256 was when the adapter was judged."""
+
 FILES = (CONFIG, WEIGHTS, ORIGIN)
 """All an adapter's content, in the order in which it is hashed."""
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adapters.errors import AdapterRejected
-from adapters.files import CONFIG, ORIGIN, WEIGHTS, chunks, content_id, open_file, present, read_json, size_of
+from adapters.files import CONFIG, HASHED, ORIGIN, WEIGHTS, chunks, content_id, open_file, present, read_json, size_of
 from adapters.header import StoredTensor, read_header
 from adapters.keys import LoraKey, lora_key
 from adapters.peft_config import read_config
@@ -61,18 +61,20 @@ def _said(folder: Path, field: str) -> str | None:
 
 
 def _check_unchanged(folder: Path) -> None:
-    """The weights must be those that were judged, where it is said which those were."""
-    expected = _said(folder, "weights_sha256")
-    if expected is None:
-        return
+    """Config and weights must be those that were judged, where it is said which those were."""
+    for name, field in HASHED.items():
+        expected = _said(folder, field)
+        if expected is not None and (found := _sha256(folder, name)) != expected:
+            reason = f"was changed after training: its SHA-256 is {found}, not {expected[:80]} as {ORIGIN} says"
+            raise AdapterRejected(f"{reason} ({field})", file=name)
+
+
+def _sha256(folder: Path, name: str) -> str:
     digest = hashlib.sha256()
-    with open_file(folder, WEIGHTS) as file:
-        for chunk in chunks(file, WEIGHTS):
+    with open_file(folder, name) as file:
+        for chunk in chunks(file, name):
             digest.update(chunk)
-    if digest.hexdigest() != expected:
-        found = digest.hexdigest()
-        reason = f"was changed after training: its SHA-256 is {found}, not {expected[:80]} as {ORIGIN} says"
-        raise AdapterRejected(reason, file=WEIGHTS)
+    return digest.hexdigest()
 
 
 def _targets(

@@ -316,6 +316,11 @@ DEFECTS: dict[str, Defect] = {
         f"not {'0' * 64} as {ORIGIN} says",
         WEIGHTS,
     ),
+    "config_changed": Defect(
+        lambda folder: (folder / ORIGIN).write_text(json.dumps({"adapter_config_sha256": "0" * 64})),
+        f"not {'0' * 64} as {ORIGIN} says (adapter_config_sha256)",
+        CONFIG,
+    ),
     "weights_hash_number": Defect(
         lambda folder: (folder / ORIGIN).write_text('{"weights_sha256": 7}'), "weights_sha256 is not a string", ORIGIN
     ),

@@ -4,6 +4,7 @@ Exit status 0; 1 for a failure; 2 for a bad option or bad data; 3 where an adapt
 judgement failed, so it was not published.
 """
 
+import math
 import os
 import sys
 import tempfile
@@ -126,9 +127,15 @@ def _export(
         raise ConfigError("--merge: names the adapters itself; leave NAME_OR_DIR out")
     if adapter_only and merge is None:
         raise ConfigError("--adapter-only: goes with --merge; a single adapter is one already")
+    if rank is not None and merge is None:
+        raise ConfigError("--rank: goes with --merge")
+    if not math.isfinite(max_shard_gib):
+        raise ConfigError(f"--max-shard-gib: must be a finite number (got {max_shard_gib})")
     parts = [] if merge is None else [(find_adapter(name, data), weight) for name, weight in _weighted(merge)]
     folder = None if adapter is None else find_adapter(adapter, data)
     base = _base(folder or (parts[0][0] if parts else None), data, model, quantization)
+    if parts:
+        _check_merge(parts, out, method, rank, allow_base_mismatch)
     mismatch = {"allow_base_mismatch": allow_base_mismatch}
     with tempfile.TemporaryDirectory() as temporary:
         if parts:
@@ -160,6 +167,14 @@ def _base(
         quantization=quantization or stored.get("method", "nf4"),
         dtype="fp32" if float32 else "auto",
     )
+
+
+def _check_merge(parts: list[tuple[Path, float]], out: Path, method: str, rank: int | None, any_base: bool) -> None:
+    """Raises what stands in the way of the merge, before the base is opened, which takes long."""
+    from bases import nf4  # noqa: F401  (before PEFT, which would import bitsandbytes as it comes)
+    from training.merge import check_merge
+
+    check_merge(parts, out, method, rank, any_base=any_base)
 
 
 def _merge(parts: list[tuple[Path, float]], base: BaseOptions, out: Path, options: dict[str, Any]) -> None:

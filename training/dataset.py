@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bases.errors import ConfigError
 from training.conversation import Conversation, DataError
+from training.files import check_file
 from training.formats import AUTO, read_conversations
 from training.rendering import Example, Renderer
 from training.report import FileCount, Report, advise
@@ -62,9 +63,7 @@ def build(
     template = _read_template(settings.chat_template)
     renderer = Renderer(tokenizer, template)
     reader = _Reader(renderer, _max_length(settings.max_length, max_model_len), settings.too_long, say)
-    weights = dict(_split_weight(name) for name in settings.data)
-    if len(weights) < len(settings.data):
-        raise ConfigError("--data: a file is named twice; give it a weight instead")
+    weights = _weights(settings)
     pool = reader.unique(example for path in weights for example in reader.read(path, settings.format, weights[path]))
     train, evaluation = _hold_out(settings, reader, pool)
     if not train:
@@ -78,6 +77,14 @@ def build(
     return Dataset(
         train, evaluation, general, report, data_hash(train), reader.max_length, template, renderer.end_of_turn
     )
+
+
+def check_files(settings: TrainSettings) -> None:
+    """Whether the files can be read, before the base is opened, which takes longer. Raises ConfigError or DataError."""
+    _read_template(settings.chat_template)
+    for path in (*_weights(settings), settings.eval_file, settings.mix_general):
+        if path is not None:
+            check_file(path)
 
 
 def data_hash(examples: Iterable[Example]) -> str:
@@ -154,6 +161,14 @@ def _max_length(wanted: int | None, context: int) -> int:
     if wanted is not None and not 2 <= wanted <= context:
         raise ConfigError(f"--max-length: must be 2 to {context}, the context of this model (got {wanted})")
     return wanted or min(LONGEST, context)
+
+
+def _weights(settings: TrainSettings) -> dict[Path, float]:
+    """How often each file's rows are trained on."""
+    weights = dict(_split_weight(name) for name in settings.data)
+    if len(weights) < len(settings.data):
+        raise ConfigError("--data: a file is named twice; give it a weight instead")
+    return weights
 
 
 def _split_weight(name: str) -> tuple[Path, float]:

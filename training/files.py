@@ -18,9 +18,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
     Which kind of file it is, its ending says; a ``.json`` may hold one array or a line for each row. Raises DataError.
     """
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
-        raise DataError(f"a data file's name ends in one of {', '.join(_READERS)}", str(path))
+    read = _reader(path)
     try:
         with path.open("rb") as file:
             row = 0
@@ -30,6 +28,22 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise DataError(error.strerror or str(error), str(path)) from None
     if row == 0:
         raise DataError("there are no rows in it", str(path))
+
+
+def check_file(path: Path) -> None:
+    """Raises DataError where :func:`read_rows` could not begin."""
+    _reader(path)
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise DataError(error.strerror or str(error), str(path)) from None
+
+
+def _reader(path: Path) -> Callable[[Path, BinaryIO], Iterator[Row]]:
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
+        raise DataError(f"a data file's name ends in one of {', '.join(_READERS)}", str(path))
+    return read
 
 
 def _json_lines(path: Path, file: BinaryIO) -> Iterator[Row]:

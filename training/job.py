@@ -18,15 +18,15 @@ from bases.errors import ConfigError
 from training import report
 from training.base import open_base
 from training.card import comparison, curl, write_card
-from training.dataset import Dataset, build
+from training.dataset import Dataset, build, check_files
 from training.judge import Judgement, Sample, check_thresholds, judge
 from training.lora import check_findings, lint
 from training.manifest import manifest
 from training.memory import check_memory, estimate
-from training.publish import Server, check_server, publish
-from training.run import Trained, checked_plan, train
+from training.publish import Server, check_names, check_server, publish
+from training.run import Trained, check_beginning, checked_plan, train
 from training.settings import API_KEY, TrainSettings
-from training.workplace import requested, working
+from training.workplace import check_left, requested, working
 
 SHOWN = 160
 """Characters of an answer that is shown."""
@@ -45,6 +45,7 @@ class Job:
     def run(self) -> int:
         """The exit status: 0, or 3 where the adapter is kept but the judgement failed and it was not published."""
         settings = self._settings
+        self._check_beginning()
         kept = self._bases()
         base = open_base(settings, self._say)
         dataset = build(settings, base.tokenizer, base.max_model_len, self._say)
@@ -73,6 +74,21 @@ class Job:
         """The bases that are kept on disk, so that they need not be quantised again."""
         return {path for path in (self._settings.data_dir / "bases").glob("*") if path.is_dir()}
 
+    def _check_beginning(self) -> None:
+        """What needs no base, which may take minutes to open."""
+        settings = self._settings
+        check_beginning(settings)
+        check_left(settings.folder, resume=settings.resume)
+        check_files(settings)
+        if settings.alias is None:
+            return
+        try:
+            check_name(settings.alias)
+        except AdapterNameError as error:
+            raise ConfigError(f"--alias: {error}") from None
+        if fold(settings.alias) == fold(settings.name):
+            raise ConfigError(f"--alias: {settings.alias} is the adapter's own name")
+
     def _check(self, base: Base, dataset: Dataset) -> None:
         """All that can be told before training."""
         settings = self._settings
@@ -92,22 +108,13 @@ class Job:
         self._say(str(need))
         check_memory(need, base.device)
         if settings.publish is not None:
-            self._check_publishing(self._server(settings.publish), base)
+            server = self._server(settings.publish)
+            check_server(server, base.layout.fingerprint)
+            check_names(server, settings.name, settings.alias)
 
     def _server(self, url: str) -> Server:
         key = self._settings.api_key
         return Server(url, key.get_secret_value() or None if key else None)
-
-    def _check_publishing(self, server: Server, base: Base) -> None:
-        alias = self._settings.alias
-        if alias is not None:
-            try:
-                check_name(alias)
-            except AdapterNameError as error:
-                raise ConfigError(f"--alias: {error}") from None
-            if fold(alias) == fold(self._settings.name):
-                raise ConfigError(f"--alias: {alias} is the adapter's own name")
-        check_server(server, base.layout.fingerprint)
 
     def _judge(self, trained: Trained, dataset: Dataset) -> Judgement:
         """The judgement, which then lies with the adapter."""

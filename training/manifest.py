@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from adapters.files import ORIGIN, WEIGHTS
+from adapters.files import HASHED, ORIGIN
 from bases.base import Base
 from bases.nf4 import Linear4bit
 from bases.source import DEMO, on_hub
@@ -51,7 +51,7 @@ def manifest(
         "seed": settings.seed,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "evaluation": evaluation(judgement),
-        "weights_sha256": file_sha256(folder / WEIGHTS),
+        **file_hashes(folder),
     }
 
 
@@ -121,7 +121,11 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256, in hexadecimal, of the files that a server compares with those it gets."""
+    return {field: _file_sha256(folder / name) for name, field in HASHED.items()}
+
+
+def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,7 +24,7 @@ from adapters.verify import verify
 from adapters.weights import AdapterWeights, read_weights
 from bases.errors import ConfigError
 from training.card import CHAT_TEMPLATE
-from training.manifest import file_sha256, write_manifest
+from training.manifest import file_hashes, write_manifest
 
 Method = Literal["linear", "cat", "svd", "ties", "dare_ties"]
 """linear, cat: the weighted sum itself, at the sum of the ranks. svd: its best approximation at one adapter's rank.
@@ -63,12 +63,9 @@ def merge(
     that ties and dare_ties keep. A layer that only some adapters have is merged of those. Raises ConfigError and
     AdapterRejected; then ``out`` is not there.
     """
-    _check(adapters, out, method, rank, density)
+    check_merge(adapters, out, method, rank, density, any_base=allow_base_mismatch)
     folders = [folder for folder, _ in adapters]
-    template = _template(folders)
-    origins = [read_json(folder, ORIGIN) if (folder / ORIGIN).is_file() else {} for folder in folders]
-    if not allow_base_mismatch:
-        _check_one_base(folders, origins)
+    template, origins = _template(folders), _origins(folders)
     read = [(_read(folder, layout, allow_base_mismatch), weight) for folder, weight in adapters]
     wanted = rank or max(weights.spec.rank for weights, _ in read)
     layers = [layer for layer in layout.linears if any(layer in weights.tensors for weights, _ in read)]
@@ -86,14 +83,33 @@ def merge(
             (folder / CHAT_TEMPLATE).write_bytes(template)
         made_of = [{"content": weights.spec.id, "weight": weight} for weights, weight in read]
         origin = {"merge": {"method": method, "adapters": made_of}, **_agreed(origins)}
-        write_manifest(origin | {"weights_sha256": file_sha256(folder / WEIGHTS)}, folder)
+        write_manifest(origin | file_hashes(folder), folder)
         spec = verify(folder, layout, MAX_RANK, any_base=allow_base_mismatch)
         folder.rename(out)
     total = math.hypot(*(norm for _, norm in lost))
     return Merge(spec, math.hypot(*(missing for missing, _ in lost)) / total if total else 0.0)
 
 
-def _check(adapters: Sequence[tuple[Path, float]], out: Path, method: str, rank: int | None, density: float) -> None:
+def check_merge(
+    adapters: Sequence[tuple[Path, float]],
+    out: Path,
+    method: str,
+    rank: int | None,
+    density: float = 0.5,
+    *,
+    any_base: bool = False,
+) -> None:
+    """All of :func:`merge`'s refusals that need no base. Raises ConfigError, AdapterRejected."""
+    _check_options(adapters, out, method, rank, density)
+    folders = [folder for folder, _ in adapters]
+    _template(folders)
+    if not any_base:
+        _check_one_base(folders, _origins(folders))
+
+
+def _check_options(
+    adapters: Sequence[tuple[Path, float]], out: Path, method: str, rank: int | None, density: float
+) -> None:
     if method not in get_args(Method):
         raise ConfigError(f"--method: must be one of {', '.join(get_args(Method))} (got {method!r})")
     if len(adapters) < 2:
@@ -118,6 +134,11 @@ def _template(folders: Sequence[Path]) -> bytes | None:
     if len(templates) > 1:
         raise ConfigError("--merge: the adapters were trained with different chat templates, and a model has one")
     return templates.pop()
+
+
+def _origins(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """What each ``manylora.json`` says."""
+    return [read_json(folder, ORIGIN) if (folder / ORIGIN).is_file() else {} for folder in folders]
 
 
 def _read(folder: Path, layout: BaseLayout, any_base: bool) -> AdapterWeights:

@@ -65,6 +65,17 @@ def check_server(server: Server, fingerprint: str) -> None:
         )
 
 
+def check_names(server: Server, name: str, alias: str | None) -> None:
+    """Ask the server, before anything slow, whether its names leave room for an adapter and an alias.
+
+    Raises ConfigError. A server that has no such lists judges at the upload.
+    """
+    if _answers(server, f"/v1/aliases/{name}"):
+        raise ConfigError(f"--name: {name} is an alias on that server; an adapter needs a name of its own")
+    if alias is not None and _answers(server, f"/v1/adapters/{alias}"):
+        raise ConfigError(f"--alias: {alias} is an adapter on that server; an alias needs a name of its own")
+
+
 def publish(
     server: Server,
     folder: Path,
@@ -95,15 +106,27 @@ def publish(
     return Published(version, pushed.new, alias)
 
 
+def _answers(server: Server, path: str) -> bool:
+    """Whether there is something at ``path``."""
+    try:
+        with _http(server) as http:
+            return http.get(path).is_success
+    except httpx.HTTPError as error:
+        raise ConfigError(f"--publish: {path} gets no answer: {_reason(error)}") from error
+
+
+def _http(server: Server) -> httpx.Client:
+    headers = {} if server.api_key is None else {"Authorization": f"Bearer {server.api_key}"}
+    return httpx.Client(base_url=server.url, headers=headers, timeout=SECONDS)
+
+
 def _short_fingerprint(server: Server, shown: str) -> str | None:
     """The ``system_fingerprint`` of the server's answers."""
-    url = server.url.rstrip("/")
-    headers = {} if server.api_key is None else {"Authorization": f"Bearer {server.api_key}"}
     try:
-        with httpx.Client(headers=headers, timeout=SECONDS) as http:
-            models = http.get(f"{url}/v1/models", params={"limit": 1}).raise_for_status().json()
+        with _http(server) as http:
+            models = http.get("/v1/models", params={"limit": 1}).raise_for_status().json()
             asked = {"model": models["data"][0]["id"], "prompt": "a", "max_tokens": 1}
-            answer = http.post(f"{url}/v1/completions", json=asked).raise_for_status().json()
+            answer = http.post("/v1/completions", json=asked).raise_for_status().json()
     except httpx.HTTPError as error:
         raise ConfigError(f"--publish: {shown} gives no answer: {_reason(error)}") from error
     except (ValueError, LookupError, TypeError) as error:

@@ -122,11 +122,16 @@ def _history(state: TrainerState) -> list[dict[str, float]]:
 
 def checked_plan(settings: TrainSettings, base: Base, dataset: Dataset) -> Plan:
     """The plan of a run that can begin. Raises ConfigError; nothing is written."""
-    check_free(settings.folder)
-    _check_reporting(settings)
+    check_beginning(settings)
     if settings.packing:
         check_borders(base.model)
     return make_plan(settings, dataset)
+
+
+def check_beginning(settings: TrainSettings) -> None:
+    """What can be told of a run without its base and its data. Raises ConfigError; nothing is written."""
+    check_free(settings.folder)
+    _check_reporting(settings)
 
 
 def learning_rate(settings: TrainSettings, base: Base) -> float:
@@ -185,6 +190,7 @@ def _arguments(
         save_total_limit=KEPT,
         load_best_model_at_end=settings.early_stopping is not None,
         metric_for_best_model="eval_loss" if settings.early_stopping is not None else None,
+        restore_callback_states_from_checkpoint=True,  # early stopping goes on counting
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to="wandb" if settings.report_to == "wandb" else "none",
@@ -215,7 +221,7 @@ def _run(settings: TrainSettings, trainer: AdapterTrainer, place: Workplace, say
     if settings.resume:
         say(f"going on from {checkpoint.name}" if checkpoint else "there is no checkpoint yet: from the beginning")
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _go_on(trainer, checkpoint)
     except KeyboardInterrupt:
         kept = place.last_checkpoint()
         say(f"stopped; --resume goes on from {kept.name}" if kept else "stopped before the first checkpoint")
@@ -225,6 +231,20 @@ def _run(settings: TrainSettings, trainer: AdapterTrainer, place: Workplace, say
     for warning in warnings:
         say(f"warning: {warning}")
     return warnings
+
+
+def _go_on(trainer: AdapterTrainer, checkpoint: Path | None) -> None:
+    """Train from the checkpoint, or from the beginning. After the run's last step a Trainer would make one more."""
+    if checkpoint is None:
+        trainer.train()
+        return
+    state = TrainerState.load_from_json(str(checkpoint / STATE))
+    if not state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+        return
+    trainer.state = state
+    step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
+    trainer.load(checkpoint.with_name(f"checkpoint-{step}"))
 
 
 @contextmanager

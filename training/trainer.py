@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -89,6 +90,10 @@ class AdapterTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def load(self, checkpoint: Path) -> None:
+        """The adapter's weights of a checkpoint."""
+        self._load_from_checkpoint(str(checkpoint))
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: it would go through all parameters at each step."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,9 +25,13 @@ STATE = "trainer_state.json"
 _SHAPES = frozenset({
     "packing", "method", "r", "alpha", "dropout", "targets", "rslora", "dora", "learning_rate", "schedule",
     "warmup_steps", "epochs", "max_steps", "batch_size", "accumulation", "weight_decay", "max_grad_norm", "optimizer",
-    "early_stopping", "seed", "dtype",
+    "early_stopping", "seed", "quantization", "dtype", "eval_steps", "save_steps",
 })  # fmt: skip
-"""Settings that shape the weights, beside base and data."""
+"""Settings that shape the weights, beside base and data; and the steps that a Trainer takes from its checkpoint."""
+_CHOOSES = frozenset({
+    "data", "format", "eval_file", "eval_share", "mix_general", "mix_share", "too_long", "chat_template",
+})  # fmt: skip
+"""Settings that decide which rows there are. They may change where the rows do not: a file may have moved."""
 
 Request = dict[str, Any]
 """What a run was asked to do, as JSON."""
@@ -60,6 +65,16 @@ class Workplace:
     def adapter(self) -> Path:
         """The trained adapter, whole where it is there; the judgement lies down beside it."""
         return self.folder / "adapter"
+
+    @property
+    def note(self) -> Path:
+        """What the run was asked to do."""
+        return self.folder / "request.json"
+
+    @property
+    def left(self) -> bool:
+        """Whether there is a run to go on with."""
+        return self.note.is_file() and self.last_checkpoint() is not None
 
     def last_checkpoint(self) -> Path | None:
         """The newest that is whole."""
@@ -103,9 +118,19 @@ def _move(folder: Path, to: Path) -> None:
 
 
 def check_free(out: Path) -> None:
-    """Raises ConfigError where something is where the adapter is to be."""
+    """Raises ConfigError where something is where the adapter is to be, or it could not be put there."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out: {out} is there already; choose another --name or --out, or delete it")
+    parent = next(folder for folder in out.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out: {out} cannot be made: {parent} is no folder that can be written to")
+
+
+def check_left(out: Path, *, resume: bool) -> None:
+    """Raises ConfigError where a run was cut off that is not to be gone on with."""
+    place = Workplace(out)
+    if place.left and not resume:
+        raise ConfigError(f"--out: a run was cut off here; go on with --resume, or delete {place.folder}")
 
 
 @contextmanager
@@ -138,23 +163,24 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _open(place: Workplace, resume: bool, request: Request) -> None:
-    note = place.folder / "request.json"
-    if note.is_file() and place.last_checkpoint():
-        if not resume:
-            raise ConfigError(f"--out: a run was cut off here; go on with --resume, or delete {place.folder}")
-        _check_same(json.loads(note.read_text()), request)
+    check_left(place.out, resume=resume)
+    if place.left:
+        _check_same(json.loads(place.note.read_text()), request)
     else:
         for of_another_run in (place.runs, place.adapter):
             shutil.rmtree(of_another_run, ignore_errors=True)
     place.sweep()
-    note.write_text(json.dumps(request, indent=2))
+    place.note.write_text(json.dumps(request, indent=2))
 
 
 def requested(settings: TrainSettings, base: Base, dataset: Dataset) -> Request:
     """What must be the same for a run to go on as if it had not been cut off."""
     shaping = settings.model_dump(mode="json", include=set(_SHAPES))
-    rows = {"data": _in_order(dataset.train), "eval_file": _in_order(dataset.evaluation)}
-    return {"model": base.layout.fingerprint, **rows, "max_length": dataset.max_length, **shaping}
+    return {
+        "options": {**shaping, "max_length": dataset.max_length, "model": base.layout.fingerprint},
+        "choice": settings.model_dump(mode="json", include=set(_CHOOSES)),
+        "rows": [_in_order(dataset.train), _in_order(dataset.evaluation)],
+    }
 
 
 def _in_order(examples: Sequence[Example]) -> str:
@@ -163,8 +189,14 @@ def _in_order(examples: Sequence[Example]) -> str:
 
 
 def _check_same(before: Request, now: Request) -> None:
-    for name in now:
-        if before.get(name) != now[name]:
-            raise ConfigError(
-                f"--resume: {flag(name)} was {before.get(name)} when the run began, and is now {now[name]}"
-            )
+    """Options before rows: where the rows are others, an option is the likely reason."""
+    _check_options(before.get("options", {}), now["options"])
+    if before.get("rows") != now["rows"]:
+        _check_options(before.get("choice", {}), now["choice"])
+        raise ConfigError("--resume: a file was changed since the run began: its rows are others, or in another order")
+
+
+def _check_options(before: Request, now: Request) -> None:
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise ConfigError(f"--resume: {flag(name)} was {before.get(name)} when the run began, and is now {value}")

@@ -1,4 +1,4 @@
-"""``POST /tokenize``, as vLLM has it: the token ids that a prompt or messages are served as."""
+"""``POST /tokenize`` and ``/detokenize``, as vLLM has them: the token ids of a prompt or messages, and their text."""
 
 import asyncio
 from typing import Annotated, Any, Literal
@@ -9,7 +9,8 @@ from pydantic_core import PydanticCustomError
 
 from server.api.schemas import MAX_MESSAGES, Message, Name, Schema, Text
 from server.api.service import Served
-from server.errors import UnknownModel
+from server.errors import InvalidRequest, UnknownModel
+from server.text import Codec
 
 router = APIRouter()
 
@@ -29,25 +30,67 @@ class TokenizeRequest(Schema):
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(_few)] | None = None
     add_generation_prompt: Literal[True] = True
     """vLLM's field; a request ends where the assistant begins to speak."""
+    add_special_tokens: bool | None = None
+    """Whether a prompt gets those that the tokenizer adds; null is as for completions, which is yes."""
+    return_token_strs: bool | None = None
+    """Whether the tokens are told as the vocabulary writes them, too."""
 
     @model_validator(mode="after")
     def _one(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
             raise PydanticCustomError("unserved", "Give one of `prompt` and `messages`.", {"field": "messages"})
+        if self.messages is not None and self.add_special_tokens:
+            # A chat is never served with them: it would begin twice.
+            reason = "The chat template writes the special tokens of `messages`."
+            raise PydanticCustomError("unserved", reason, {"field": "add_special_tokens"})
         return self
+
+
+class DetokenizeRequest(Schema):
+    """Tokens, special ones included."""
+
+    model: Name | None = None
+    tokens: Annotated[list[int], Field(fail_fast=True)]
 
 
 @router.post("/tokenize")
 async def tokenize(request: TokenizeRequest, service: Served) -> dict[str, Any]:
     """Their ids, and how many they are of how many."""
-    if request.model not in (None, service.base.name) and not service.registry.knows(request.model):
-        raise UnknownModel(request.model)
-    tokens = await asyncio.to_thread(_tokens, request, service)
-    return {"count": len(tokens), "max_model_len": service.base.max_model_len, "tokens": tokens, "token_strs": None}
+    _check_model(request.model, service)
+    tokens = await asyncio.to_thread(_tokens, request, service.codec)
+    strings = await asyncio.to_thread(_strings, tokens, service.codec) if request.return_token_strs else None
+    return {"count": len(tokens), "max_model_len": service.base.max_model_len, "tokens": tokens, "token_strs": strings}
 
 
-def _tokens(request: TokenizeRequest, service: Served) -> list[int]:
+@router.post("/detokenize")
+async def detokenize(request: DetokenizeRequest, service: Served) -> dict[str, Any]:
+    """Their text, with that of special tokens."""
+    _check_model(request.model, service)
+    return {"prompt": await asyncio.to_thread(_text, request.tokens, service.codec)}
+
+
+def _check_model(model: str | None, service: Served) -> None:
+    if model not in (None, service.base.name) and not service.registry.knows(model):
+        raise UnknownModel(model)
+
+
+def _tokens(request: TokenizeRequest, codec: Codec) -> list[int]:
     if request.messages is not None:
-        return service.codec.encode_chat([message.turn() for message in request.messages])
+        return codec.encode_chat([message.turn() for message in request.messages])
     assert request.prompt is not None
-    return service.codec.encode_prompt(request.prompt)
+    served = codec.encode_prompt(request.prompt)
+    if request.add_special_tokens is not False:
+        return served
+    return list(codec.backend.encode_batch([request.prompt], add_special_tokens=False)[0].ids)
+
+
+def _strings(tokens: list[int], codec: Codec) -> list[str | None]:
+    return [codec.backend.id_to_token(token) for token in tokens]
+
+
+def _text(tokens: list[int], codec: Codec) -> str:
+    for token in tokens:
+        if not 0 <= token < codec.vocabulary:
+            raise InvalidRequest(f"Token ids are 0 to {codec.vocabulary - 1}; {token} is not.", param="tokens")
+    # Unlike decode, decode_batch lets other threads run meanwhile.
+    return str(codec.backend.decode_batch([tokens], skip_special_tokens=False)[0])

@@ -1,10 +1,16 @@
-"""``POST /tokenize``: the ids that a request runs with, and what is refused."""
+"""``POST /tokenize`` and ``/detokenize``: the ids that a request runs with, their text, and what is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
-from tests.api.live import Live
+from bases.base import make_base
+from server.api.service import open_service
+from server.config import Settings
+from tests.api.live import Live, running
+from tests.tiny import tiny_model, tiny_tokenizer
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hé?"}]
 
@@ -29,6 +35,9 @@ def test_its_ids_are_those_of_a_request(live: Live, asked: dict[str, Any]) -> No
         ({"prompt": ""}, 400, "prompt"),
         ({"prompt": "a", "add_generation_prompt": False}, 400, "add_generation_prompt"),
         ({"prompt": "a", "pieces": True}, 400, "pieces"),
+        ({"messages": CHAT, "add_special_tokens": True}, 400, "add_special_tokens"),
+        ({"prompt": "a", "add_special_tokens": "no"}, 400, "add_special_tokens"),
+        ({"prompt": "a", "return_token_strs": 1}, 400, "return_token_strs"),
         ({"prompt": "a", "model": "nobody"}, 404, "model"),
     ],
 )
@@ -40,3 +49,61 @@ def test_what_it_refuses(live: Live, body: dict[str, Any], status: int, param: s
 def test_an_adapter_is_a_model_too(live: Live) -> None:
     plain, adapted = (live.http.post("/tokenize", json={"prompt": "abc", "model": m}).json() for m in ("tiny", "red"))
     assert plain == adapted
+
+
+@pytest.mark.parametrize("flags", [{}, {"return_token_strs": False}, {"return_token_strs": None}])
+def test_the_tokens_themselves_are_told_where_they_are_asked_for(live: Live, flags: dict[str, Any]) -> None:
+    """As the vocabulary writes them: what vLLM tells, too."""
+    asked = {"messages": CHAT, "add_special_tokens": False}
+    plain = live.http.post("/tokenize", json={**asked, **flags}).json()
+    found = live.http.post("/tokenize", json={**asked, "return_token_strs": True}).json()
+    assert (plain["token_strs"], plain["tokens"]) == (None, found["tokens"])
+    assert found["token_strs"] == tiny_tokenizer().convert_ids_to_tokens(found["tokens"])
+    assert found["token_strs"][0] == "<|im_start|>"
+
+
+def test_special_tokens_are_added_to_a_prompt_unless_told_otherwise(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    begin = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", begin)]
+    )
+    settings = Settings(data=tmp_path, quantization="none", dtype="fp32", device="cpu", kv_memory_gib=0.01, threads=1)
+    with running(open_service(make_base(tiny_model(), tokenizer, "tiny"), settings)) as live:
+        tokens = [
+            live.http.post("/tokenize", json={"prompt": "abc", **flags}).json()["tokens"]
+            for flags in ({}, {"add_special_tokens": None}, {"add_special_tokens": True}, {"add_special_tokens": False})
+        ]
+    assert tokens[0] == tokens[1] == tokens[2] == [begin, *tokens[3]]
+
+
+@pytest.mark.parametrize("asked", [{"messages": CHAT}, {"prompt": "Hé? \n"}])
+def test_detokenizing_gives_the_text_with_special_tokens(live: Live, asked: dict[str, Any]) -> None:
+    tokens = live.http.post("/tokenize", json=asked).json()["tokens"]
+    answer = live.http.post("/detokenize", json={"model": "red", "tokens": tokens})
+    text = answer.json()["prompt"]
+    assert answer.json() == {"prompt": text}
+    assert text.startswith("<|im_start|>system\nBe brief.") if "messages" in asked else text == asked["prompt"]
+
+
+def test_ids_without_text_are_no_text(live: Live) -> None:
+    assert live.http.post("/detokenize", json={"tokens": []}).json() == {"prompt": ""}
+    assert live.http.post("/detokenize", json={"tokens": [live.service.codec.vocabulary - 1]}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({}, 400, "tokens"),
+        ({"tokens": "abc"}, 400, "tokens"),
+        ({"tokens": [-1]}, 400, "tokens"),
+        ({"tokens": [2**70]}, 400, "tokens"),
+        ({"tokens": [1, 10**6]}, 400, "tokens"),
+        ({"tokens": [1, True]}, 400, "tokens.1"),
+        ({"tokens": [1], "text": "a"}, 400, "text"),
+        ({"tokens": [1], "model": "nobody"}, 404, "model"),
+    ],
+)
+def test_what_detokenizing_refuses(live: Live, body: dict[str, Any], status: int, param: str) -> None:
+    answer = live.http.post("/detokenize", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)

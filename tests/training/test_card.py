@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import yaml
 
+from adapters.errors import AdapterRejected
 from adapters.files import content_id
 from adapters.verify import verify
 from bases.base import Base
+from tests.adapter_folders import set_config
 from tests.tiny import CHAT_TEMPLATE, save_adapter, tiny_model
 from tests.training.tiny_run import prepared, tiny_settings
 from training.card import card, comparison, curl, write_card
 from training.dataset import Dataset
 from training.judge import Judgement
-from training.manifest import learned_with, manifest
+from training.manifest import learned_with, manifest, write_manifest
 from training.scores import Scores
 from training.settings import TrainSettings
 
@@ -73,10 +75,29 @@ def test_the_manifest_says_what_the_server_checks(tmp_path: Path, ready: tuple[T
     assert found["evaluation"]["passed"] is True
 
 
-def test_the_weights_hash_is_of_the_weights(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
+@pytest.mark.parametrize(
+    ("field", "file"),
+    [("weights_sha256", "adapter_model.safetensors"), ("adapter_config_sha256", "adapter_config.json")],
+)
+def test_a_hash_is_of_the_files_bytes(
+    field: str, file: str, tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]
+) -> None:
     found = described(tmp_path / "a", ready)
-    weights = (tmp_path / "a" / "adapter_model.safetensors").read_bytes()
-    assert found["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert found[field] == hashlib.sha256((tmp_path / "a" / file).read_bytes()).hexdigest()
+
+
+def test_a_config_that_was_changed_after_training_is_refused(
+    tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]
+) -> None:
+    """Twice the scale is another adapter, which nobody judged."""
+    folder, layout = tmp_path / "a", ready[1].layout
+    found = described(folder, ready)
+    set_config(folder, lora_alpha=64)
+    with pytest.raises(AdapterRejected, match=r"adapter_config\.json: was changed.*adapter_config_sha256"):
+        verify(folder, layout, 64)
+    del found["adapter_config_sha256"]  # as older trainings have it, and whoever changes the config on purpose
+    write_manifest(found, folder)
+    assert verify(folder, layout, 64).base_fingerprint == layout.fingerprint
 
 
 def test_the_same_training_elsewhere_is_the_same_content(

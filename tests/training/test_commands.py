@@ -151,7 +151,7 @@ def test_ctrl_c_while_judging_is_gone_on_from(root: Path, train: Run, tmp_path: 
         Job(tiny_settings(root, **short), Console(file=console)).run()
     assert console.getvalue().endswith("stopped; --resume goes on with judging\n")
     assert not (tmp_path / "adapter").exists()
-    status, _, errors = train()
+    status, _, errors = train("--model", tmp_path / "no-base")  # told before one is opened
     assert (status, "go on with --resume" in errors) == (2, True)
     status, said, errors = train("--resume")
     assert status == 0, errors
@@ -170,6 +170,7 @@ def test_ctrl_c_while_training_exits_130_and_says_how_to_go_on(root: Path, tmp_p
         "--save-steps", 5, "--eval-share", 0,
     ]  # fmt: skip
     command = [sys.executable, "manylora.py", *map(str, words)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, so would a child
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         place = Workplace(tmp_path / "cut")
         try:
@@ -229,6 +230,28 @@ def test_a_bad_option_is_told_before_training(train: Run, tmp_path: Path, words:
     assert all(line.startswith("manylora: ") for line in errors.splitlines() if message in line)
     assert "step" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--eval-file", "nowhere.jsonl"], "nowhere.jsonl: No such file or directory"),
+        (["--mix-general", "pyproject.toml"], "pyproject.toml: a data file's name ends in one of"),
+        (["--chat-template", "nowhere.jinja"], "--chat-template: "),
+        (["--out", "training"], "--out: "),
+        (["--out", "pyproject.toml/adapter"], "pyproject.toml is no folder that can be written to"),
+        (["--publish", "http://127.0.0.1:9", "--alias", "Tiny"], "--alias: Tiny is the adapter's own name"),
+    ],
+)
+def test_what_needs_no_base_is_told_before_one_is_opened(
+    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[object], message: str
+) -> None:
+    """Quantising a large one takes minutes, which a misspelt name should not cost. Here it is not even there."""
+    monkeypatch.chdir(ROOT)
+    status, said, errors = train(*words, "--model", tmp_path / "no-base")
+    assert (status, said) == (2, "")
+    assert message in errors
+    assert "--model" not in errors
 
 
 BROKEN: dict[str, tuple[list[Any], str]] = {
@@ -293,12 +316,49 @@ def test_a_merge_of_two_is_an_adapter(
 
 
 @pytest.mark.parametrize(
+    ("merge", "message"),
+    [
+        ("a=nan,b=1", "--merge: the weight of a must be a number other than 0 (got nan)"),
+        ("a=1,b=-inf", "--merge: the weight of b must be a number other than 0 (got -inf)"),
+        ("a=0,b=1", "--merge: the weight of a must be a number other than 0"),
+        ("", "--merge: must be NAME=WEIGHT"),
+        ("a=1,", "--merge: must be NAME=WEIGHT"),
+        ("a=,b=1", "--merge: must be NAME=WEIGHT"),
+        ("a=1", "--merge: needs two adapters"),
+        ("a=1,b=1 --rank 8", "--rank: linear keeps the sum"),
+        ("a=1,b=1 --out .", "--out: . exists"),
+        ("a=1,c=1", "their changes have no sum"),
+        ("a=1,d=1", "different chat templates"),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_merge_that_cannot_be_is_told_before_a_base_is_opened(
+    whole: bool, export: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merge: str, message: str
+) -> None:
+    """There is none here."""
+    monkeypatch.chdir(tmp_path)
+    for name, base in (("a", "one"), ("b", "one"), ("c", "two"), ("d", "one")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+        (tmp_path / name / "manylora.json").write_text(json.dumps({"base_fingerprint": base}))
+    (tmp_path / "d" / "chat_template.jinja").write_text("{{ messages }}")
+    value, *more = merge.split(" ")
+    words = ["--merge", value, "--out", "x", "--model", tmp_path / "no-base", *([] if whole else ["--adapter-only"])]
+    status, said, errors = export(*words, *more)
+    assert (status, said) == (2, "")
+    assert message in errors
+    assert "--model" not in errors
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["nobody", "--out", "x"], "there is no adapter 'nobody'"),
         (["--merge", "a", "--out", "x"], "--merge: must be NAME=WEIGHT"),
         (["b", "--merge", "a=1", "--out", "x"], "--merge: names the adapters itself"),
         (["b", "--adapter-only", "--out", "x"], "--adapter-only: goes with --merge"),
+        (["b", "--rank", "8", "--out", "x"], "--rank: goes with --merge"),
+        (["b", "--max-shard-gib", "inf", "--out", "x"], "--max-shard-gib: must be a finite number (got inf)"),
         (["b", "--onto", "moon", "--out", "x"], "'moon' is not one of"),
         (["b"], "--out"),
     ],

@@ -201,9 +201,12 @@ def test_a_merge_says_of_the_base_what_its_parts_agree_on(layout: BaseLayout, tm
     parts = [(described(tmp_path / name, **agreed, chat_template_sha256=name, seed=1), 0.5) for name in ("a", "b")]
     merge(parts, layout, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "manylora.json").read_text())
-    weights = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    files = {"weights_sha256": "adapter_model.safetensors", "adapter_config_sha256": "adapter_config.json"}
+    hashes = {
+        field: hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() for field, name in files.items()
+    }
     del written["merge"]
-    assert written == {**agreed, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+    assert written == {**agreed, **hashes}
 
 
 def test_adapters_of_different_bases_have_no_sum(layout: BaseLayout, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.tiny import save_adapter, tiny_model
 from tests.training.tiny_run import tiny_settings
 from tests.training.tiny_server import address, serving
 from training.base import open_base
-from training.publish import PublishFailed, Server, check_server, publish
+from training.publish import PublishFailed, Server, check_names, check_server, publish
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,17 @@ def test_a_server_of_the_same_base_is_found_fit(live: Live, fingerprint: str) ->
 def test_a_server_of_another_base_is_told_before_training(live: Live, tmp_path: Path, fingerprint: str) -> None:
     with running(tiny_service(tmp_path)) as other, pytest.raises(ConfigError, match=r"serves another base \(fp_"):
         check_server(at(other), fingerprint)
+
+
+def test_names_that_are_taken_are_told_before_training(live: Live, tmp_path: Path, fingerprint: str) -> None:
+    folder = adapter(tmp_path / "a", 5, base_fingerprint=fingerprint)
+    publish(at(live), folder, "four", "quatre")
+    with pytest.raises(ConfigError, match=r"^--name: quatre is an alias on that server"):
+        check_names(at(live), "quatre", None)
+    with pytest.raises(ConfigError, match=r"^--alias: four is an adapter on that server"):
+        check_names(at(live), "new", "four")
+    check_names(at(live), "four", "quatre")
+    check_names(Server(f"{address(live)}/v1"), "quatre", "four")
 
 
 def test_nobody_answers(fingerprint: str) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +23,8 @@ from training.workplace import STATE, Workplace, requested, working
 
 
 def long(root: Path, **more: Any) -> TrainSettings:
-    return tiny_settings(root, max_steps=12, save_steps=3, eval_steps=5, accumulation=2, **more)
+    steps = {"max_steps": 12, "save_steps": 3, "eval_steps": 5, "accumulation": 2}
+    return tiny_settings(root, **{**steps, **more})
 
 
 RUN = """
@@ -78,12 +80,34 @@ def test_another_runs_checkpoints_are_not_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--resume: -r was 4 when the run began, and is now 8$"):
         trained(long(tmp_path, resume=True, r=8))
     write_rows(tmp_path / "rows.jsonl", map(question, range(30)))
-    with pytest.raises(ConfigError, match=r"^--resume: DATA was "):
+    with pytest.raises(ConfigError, match=r"^--resume: a file was changed since the run began"):
         trained(long(tmp_path, resume=True))
     write_rows(tmp_path / "rows.jsonl", map(question, reversed(range(24))))
-    with pytest.raises(ConfigError, match=r"^--resume: DATA was "):
+    with pytest.raises(ConfigError, match=r"^--resume: a file was changed since the run began"):
         trained(long(tmp_path, resume=True))
     assert place.last_checkpoint().name == "checkpoint-3"
+
+
+def test_the_option_that_differs_is_named_and_not_what_follows_from_it(tmp_path: Path) -> None:
+    """The seed and the share choose other rows, the quantisation makes another base of the same model."""
+    place = cut_off(tmp_path)
+    for option, before, now in (
+        ("seed", "0", 1),
+        ("eval_share", "0.1", 0.2),
+        ("max_length", "256", 200),
+        ("quantization", "nf4", "none"),
+        ("save_steps", "3", 2),
+    ):
+        name = f"--{option.replace('_', '-')}"
+        with pytest.raises(ConfigError, match=rf"^--resume: {name} was {before} when the run began, and is now {now}$"):
+            trained(long(tmp_path, resume=True, **{option: now}))
+    assert place.last_checkpoint().name == "checkpoint-3"
+
+
+def test_files_may_move_while_a_run_is_cut_off(tmp_path: Path) -> None:
+    cut_off(tmp_path)
+    moved = (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
+    assert trained(long(tmp_path, resume=True, data=(str(moved),))).steps == 12
 
 
 def test_the_curves_of_an_abandoned_run_are_not_the_next_ones(tmp_path: Path) -> None:
@@ -136,6 +160,40 @@ def test_what_is_trained_is_not_trained_again(tmp_path: Path, stopping: dict[str
     assert said == ["it is trained already"]
     assert (again.history, again.steps) == (run.history, run.steps)
     assert not place.unfinished.exists()
+
+
+@pytest.mark.parametrize("stopping", [{}, {"early_stopping": 1, "eval_steps": 3, "learning_rate": 5e-2}])
+def test_a_run_cut_off_before_its_adapter_is_written_makes_no_step_more(
+    tmp_path: Path, stopping: dict[str, Any]
+) -> None:
+    settings = tiny_settings(tmp_path, **{"max_steps": 12, "save_steps": 3, "eval_share": 0.3, **stopping})
+    base, dataset = prepared(settings)
+    request = requested(settings, base, dataset)
+    with working(settings.folder, request, resume=False) as place:
+        run = train(settings, base, dataset, place)
+        before = weights(run.folder)
+    shutil.rmtree(place.adapter)
+    with working(settings.folder, request, resume=True) as place:
+        again = train(settings, base, dataset, place)
+        assert same(weights(again.folder), before)
+    assert (again.history, again.steps) == (run.history, run.steps)
+
+
+def test_early_stopping_goes_on_counting(tmp_path: Path) -> None:
+    """Of two evaluations without improvement one came before the run was cut off."""
+    stopping = {"eval_steps": 1, "save_steps": 1, "eval_share": 0.3, "early_stopping": 2, "learning_rate": 1e-1}
+    whole = trained(long(tmp_path, out=tmp_path / "whole", **stopping))
+    assert whole.steps < 12
+
+    def interrupt(line: str) -> None:
+        if line.startswith(f"step {whole.steps}/12"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(long(tmp_path, **stopping), interrupt)
+    resumed = trained(long(tmp_path, resume=True, **stopping))
+    assert (resumed.history, resumed.steps) == (whole.history, whole.steps)
+    assert same(weights(resumed.folder), weights(whole.folder))
 
 
 def test_an_adapter_that_another_run_left_is_not_taken(tmp_path: Path) -> None:
