@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from server import cuda, native
+from server.native.memory import HugePages
 from server.sequence import Batch, Chunk
 
 if TYPE_CHECKING:
@@ -94,19 +95,23 @@ class KvCache:
         by_shape: dict[tuple[int, int], list[int]] = {}
         for layer, shape in shapes.items():
             by_shape.setdefault(shape, []).append(layer)
-        self._storage = [
-            torch.zeros(len(layers), 2, blocks, size, *shape, device=device, dtype=dtype)
-            for shape, layers in by_shape.items()
-        ]
+        fits = size % 16 == 0 and all(width % 32 == 0 and width <= 256 for _, width in by_shape)
+        self.kernels = native.load() if fits and device.type == "cpu" and dtype == torch.bfloat16 else None
+        self.triton = cuda.available(device)
+        self._storage = [self._zeros(len(layers), blocks, *shape, device, dtype) for shape, layers in by_shape.items()]
         self.layers: dict[int, tuple[Tensor, Tensor]] = {
             layer: (storage[i, 0], storage[i, 1])
             for storage, layers in zip(self._storage, by_shape.values(), strict=True)
             for i, layer in enumerate(layers)
         }
-        """Layer -> keys and values, each [blocks, size, KVH, D]."""
-        fits = size % 16 == 0 and all(width % 32 == 0 and width <= 256 for _, width in by_shape)
-        self.kernels = native.load() if fits and device.type == "cpu" and dtype == torch.bfloat16 else None
-        self.triton = cuda.available(device)
+        """Layer -> keys and values, each [blocks, size, KVH, D]; for the kernels in memory [blocks, KVH, size, D]."""
+
+    def _zeros(
+        self, layers: int, blocks: int, heads: int, width: int, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        if self.kernels:  # a head's keys of a block in one piece: read a third faster
+            return HugePages().zeros(layers, 2, blocks, heads, self.size, width, dtype=dtype).transpose(3, 4)
+        return torch.zeros(layers, 2, blocks, self.size, heads, width, device=device, dtype=dtype)
 
     @staticmethod
     def block_bytes(shapes: dict[int, tuple[int, int]], size: int, dtype: torch.dtype) -> int:
@@ -115,8 +120,9 @@ class KvCache:
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero ``blocks`` in all layers."""
+        numbers = cuda.send(blocks, self._storage[0].device)
         for storage in self._storage:
-            storage.index_fill_(2, torch.tensor(blocks, device=storage.device), 0)
+            storage.index_fill_(2, numbers, 0)
 
 
 @dataclass(eq=False)
@@ -159,7 +165,7 @@ class PagedBatch:
         """[T] place of each row's token in the cache, in tokens."""
         size = self.cache.size
         places = [c.sequence.blocks[p // size] * size + p % size for c in self.chunks for p in range(c.start, c.end)]
-        return torch.tensor(places, device=self.device)
+        return cuda.send(places, self.device)
 
     @cached_property
     def paged_runs(self) -> native.PagedRuns:
@@ -196,13 +202,13 @@ class PagedBatch:
         ]
         everything = rows == list(range(len(rows)))
         return Singles(
-            slice(0, len(rows)) if everything else torch.tensor(rows, device=self.device),
-            torch.tensor(table, device=self.device),
-            torch.tensor([chunk.start for chunk in chunks], device=self.device),
+            slice(0, len(rows)) if everything else cuda.send(rows, self.device),
+            cuda.send(table, self.device),
+            cuda.send([chunk.start for chunk in chunks], self.device),
         )
 
     def _run(self, row: int, chunk: Chunk) -> Run:
-        blocks = torch.tensor(self._blocks(chunk), device=self.device)
+        blocks = cuda.send(self._blocks(chunk), self.device)
         return Run(slice(row, row + chunk.length), blocks, chunk.start)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
@@ -210,8 +216,8 @@ class PagedBatch:
         keys, values = self.cache.layers[layer]
         if self.cache.triton:
             return self._attend_tiles(q, k, v, (keys, values), how)
-        keys.view(-1, *keys.shape[2:]).index_copy_(0, self.where, k)
-        values.view(-1, *values.shape[2:]).index_copy_(0, self.where, v)
+        place = (self.where // self.cache.size, self.where % self.cache.size)
+        keys[place], values[place] = k, v
         if self.cache.kernels:
             return self.cache.kernels.attend(q, keys, values, self.paged_runs, how.window, how.scale, how.softcap)
         out = torch.empty(q.shape, device=q.device, dtype=q.dtype)

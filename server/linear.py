@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bases.nf4 import Linear4bit, functional
 from server import native
+from server.native.memory import huge_pages
 from server.native.structures import Nf4, address
 
 Compute = Callable[[Tensor], list[Tensor]]
@@ -58,8 +59,8 @@ class FusedNf4:
         ]
         self.outs = [weight.shape[0] for weight, _ in packed]
         self.shape = [sum(self.outs), packed[0][1].shape[1]]
-        self.weight = torch.cat([weight for weight, _ in packed])
-        self.absmax = torch.cat([state.absmax for _, state in packed], dim=1).contiguous()
+        self.weight = huge_pages().copy(torch.cat([weight for weight, _ in packed]))
+        self.absmax = huge_pages().copy(torch.cat([state.absmax for _, state in packed], dim=1))
         self.code = packed[0][1].code
         self.blocksize = packed[0][1].blocksize
         biases = [layer.bias for layer in layers]

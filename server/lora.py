@@ -27,6 +27,7 @@ from adapters.spec import BaseLayout
 from adapters.weights import AdapterWeights
 from server import cuda, native
 from server.linear import fuse
+from server.native.memory import huge_pages
 from server.native.structures import Lora
 from server.plan import Plan, Span
 from server.sequence import Adaptation
@@ -197,6 +198,8 @@ class LoraPool:
 
     def empty(self, *shape: int) -> Tensor:
         """Zeros of [pages, *shape]: a page is finite from the start."""
+        if self.kernels:
+            return huge_pages().zeros(self.pages, *shape, dtype=self.dtype)
         return torch.zeros(self.pages, *shape, device=self.device, dtype=self.dtype)
 
     def install(self, model: nn.Module, layout: BaseLayout) -> None:

@@ -79,10 +79,13 @@ class Kernels:
     ) -> Tensor:
         """Causal attention of q [T, H, D] over keys and values [blocks, size, KVH, D] -> [T, H, D], all bf16.
 
+        Keys and values lie in memory as [blocks, KVH, size, D].
         window: positions a query sees, itself included, None for all; softcap as in :class:`server.attention.How`.
         """
         _, heads, width = q.shape
         _, size, kv_heads, _ = keys.shape
+        assert keys.transpose(1, 2).is_contiguous()
+        assert values.transpose(1, 2).is_contiguous()
         q = q.contiguous()
         out = torch.empty_like(q)
         threads = torch.get_num_threads()

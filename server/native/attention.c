@@ -1,6 +1,6 @@
 // Causal attention over paged keys and values, read in place, on Intel AMX.
 //
-// Keys and values: [blocks, size, kv_heads, width] bf16, size a multiple of 16. A tile has 16 columns: queries of one
+// Keys and values: [blocks, kv_heads, size, width] bf16, size a multiple of 16. A tile has 16 columns: queries of one
 // sequence that share a KV head (the heads of its group, for one or more rows). Scores are computed transposed, keys by
 // columns, so that keys load straight from the cache, and the weights are summed as one more component of the values,
 // which is 1. Keys are taken in steps aligned to their positions and a masked key adds an exact zero: a column's result
@@ -18,6 +18,8 @@
 #define COLUMNS 16
 #define STEP 32  // keys in a step of the product with the values
 #define MAX_WIDTH 256
+#define AHEAD 64  // keys
+
 
 static inline __m512 cap(__m512 x, float softcap) {
     const __m512 limit = _mm512_set1_ps(softcap), one = _mm512_set1_ps(1.0f);
@@ -35,22 +37,33 @@ static inline __m512i bf16_pair(__m512 even, __m512 odd) {
 
 static inline const uint16_t *token(const Attention *job, const Run *run, const uint16_t *data, int64_t kv, int64_t position) {
     const int64_t block = job->tables[run->table + position / job->size];
-    return data + ((block * job->size + position % job->size) * job->kv_heads + kv) * job->width;
+    return data + ((block * job->kv_heads + kv) * job->size + position % job->size) * job->width;
+}
+
+// Has 16 keys or values brought near.
+static inline void prefetch(const Attention *job, const Run *run, const uint16_t *data, int64_t kv, int64_t position) {
+    const char *at = (const char *)token(job, run, data, kv, position);
+    for (int64_t byte = 0; byte < 16 * job->width * 2; byte += 64) _mm_prefetch(at + byte, _MM_HINT_T0);
 }
 
 // Scores of the keys from `first` to `end`, a multiple of 16 apart: [keys, columns], columns 16 or 4.
 static void score(const Attention *job, const Run *run, int64_t kv, const uint32_t *queries, int64_t columns,
                   int64_t first, int64_t end, float *scores) {
-    const int64_t stride = job->kv_heads * job->width * 2;
+    const int64_t stride = job->width * 2;
+    const int alone = run->rows == 1;  // the rows of a chunk find their keys in the cache
     TileConfig config = {0};
     for (int tile = 0; tile < 2; tile++) shape_tile(&config, tile, 16, columns * 4);
     for (int tile = 2; tile < 4; tile++) shape_tile(&config, tile, 16, 64);
     shape_tile(&config, 4, 16, columns * 4);
-    _tile_loadconfig(&config);
+    load_shapes(&config);
     for (int64_t key = first; key < end; key += 32, scores += 32 * columns) {
         const int two = key + 16 < end;
         const uint16_t *k = token(job, run, job->keys, kv, key);
         const uint16_t *more = two ? token(job, run, job->keys, kv, key + 16) : k;
+        for (int64_t then = key; alone && then < key + 32 && then < end; then += 16) {
+            if (then + AHEAD < end) prefetch(job, run, job->keys, kv, then + AHEAD);
+            prefetch(job, run, job->values, kv, then);
+        }
         _tile_zero(0);
         _tile_zero(1);
         for (int64_t d = 0; d < job->width / 32; d++) {
@@ -149,7 +162,7 @@ static void softmax_narrow(const Attention *job, const int32_t *positions, int64
 // first tile has 0 to 3 of every 8, the second 4 to 7.
 static inline void pair_values(const Attention *job, const Run *run, int64_t kv, int64_t component, int64_t key,
                                int64_t end, uint32_t *pairs) {
-    const int64_t stride = job->kv_heads * job->width;
+    const int64_t stride = job->width;
     for (int half = 0; half < 2; half++, pairs += 128) {
         // Past the end the weights are 0, and any finite value will do.
         const int64_t at = key + 16 * half < end ? key + 16 * half : key;
@@ -223,7 +236,7 @@ static void attend_tile(const Attention *job, const Run *run, int64_t kv, int64_
     TileConfig config = {0};
     for (int tile = 0; tile < 4; tile++) shape_tile(&config, tile, room, 64);
     for (int tile = 4; tile < 7; tile++) shape_tile(&config, tile, 16, 64);
-    _tile_loadconfig(&config);
+    load_shapes(&config);
     _tile_loadd(6, ones, 64);
     for (int64_t component = 0; component < job->width; component += 32) {
         mix(job, run, kv, component, first, end, tiles, result, sum);

@@ -19,7 +19,7 @@ typedef struct {
     const uint16_t *input_norm, *post_norm;
     const uint16_t *q_norm, *k_norm;  // NULL, or over each head (Qwen 3)
     Linear qkv, o, gate_up, down;
-    uint16_t *keys, *values;  // [blocks, size, kv_heads, width]
+    uint16_t *keys, *values;  // [blocks, kv_heads, size, width]
     int64_t window;
     float scale;
 } Layer;
@@ -111,14 +111,15 @@ static void place_share(const Model *model, const Layer *layer, const Step *step
     for (int64_t row = 0; row < step->rows; row++) {
         uint16_t *from = work->wide + row * all * width;
         const uint16_t *cosine = step->cosine + row * width, *sine = step->sine + row * width;
-        const int64_t at = step->where[row] * kv * width;
+        const int64_t block = step->where[row] / model->size, offset = step->where[row] % model->size;
+        const int64_t at = (block * kv * model->size + offset) * width, head = model->size * width;
         for (int64_t i = 0; i < heads + kv; i++, from += width) {
             const uint16_t *norm = i < heads ? layer->q_norm : layer->k_norm;
             if (norm) rms_norm(from, norm, width, model->eps, from);
             rotate(from, cosine, sine, width,
-                   i < heads ? work->q + (row * heads + i) * width : layer->keys + at + (i - heads) * width);
+                   i < heads ? work->q + (row * heads + i) * width : layer->keys + at + (i - heads) * head);
         }
-        memcpy(layer->values + at, from, kv * width * 2);
+        for (int64_t i = 0; i < kv; i++) memcpy(layer->values + at + i * head, from + i * width, width * 2);
     }
 }
 

@@ -17,6 +17,7 @@
 #define ROWS 16
 #define CHUNK 192  // outputs in a unit of work: a multiple of 64
 #define MAX_IN 16384
+#define AHEAD 4096  // bytes
 
 // Rows of x that follow each other as they are; others side by side in `gathered`. Returns where.
 static const uint16_t *gather(const LoraGroup *group, const int32_t *row, int64_t in, const uint16_t *x,
@@ -27,12 +28,18 @@ static const uint16_t *gather(const LoraGroup *group, const int32_t *row, int64_
     return gathered;
 }
 
+// Has what follows brought near, as much as is read at once: 1 KiB.
+static inline void prefetch(const uint16_t *at) {
+    for (int line = 0; line < 16; line++) _mm_prefetch((const char *)at + AHEAD + line * 64, _MM_HINT_T0);
+}
+
 // h [16, 8] bf16 = weight * x [rows, in] times a [in / 2, 8, 2]. Even and odd steps have a sum of their own.
 static void shrink(const uint16_t *x, const uint16_t *a, int64_t in, int64_t rows, float weight, uint16_t *h) {
     float even[ROWS * PAGE] __attribute__((aligned(64))), odd[ROWS * PAGE] __attribute__((aligned(64)));
     _tile_zero(0);
     _tile_zero(1);
     for (int64_t k = 0; k < in; k += 64) {
+        prefetch(a + k * PAGE);
         _tile_loadd(2, x + k, in * 2);
         _tile_loadd(4, a + k * PAGE, 32);
         _tile_dpbf16ps(0, 2, 4);
@@ -65,7 +72,7 @@ void lora_shrink_share(const Lora *lora, const LoraBatch *batch, int active, int
             for (int tile = 0; tile < 2; tile++) shape_tile(&config, tile, shaped, 32);
             for (int tile = 2; tile < 4; tile++) shape_tile(&config, tile, shaped, 64);
             for (int tile = 4; tile < 6; tile++) shape_tile(&config, tile, ROWS, 32);
-            _tile_loadconfig(&config);
+            load_shapes(&config);
         }
         shrink(gather(group, batch->row, in, x, gathered), lora->a + (batch->page[page] * members + member) * in * PAGE,
                in, shaped, batch->weight[page], h + unit * ROWS * PAGE);
@@ -82,6 +89,7 @@ static inline void expand(const LoraBatch *batch, const LoraGroup *group, const 
     _tile_zero(3);
     for (int64_t page = group->page; page < group->page + group->pages; page++) {
         const uint16_t *from = b + (batch->page[page] * out + first) * PAGE;
+        prefetch(from);
         _tile_loadd(4, h + page * h_stride, PAGE * 2);
         _tile_loadd(5, from, 64);
         _tile_dpbf16ps(0, 4, 5);
@@ -137,7 +145,7 @@ void lora_expand_share(const Lora *lora, const LoraBatch *batch, int active, con
             for (int tile = 0; tile < 4; tile++) shape_tile(&config, tile, shaped, 64);
             shape_tile(&config, 4, shaped, PAGE * 2);
             for (int tile = 5; tile < 8; tile++) shape_tile(&config, tile, PAGE / 2, 64);
-            _tile_loadconfig(&config);
+            load_shapes(&config);
         }
         const int64_t first = (part - chunks[j]) * CHUNK, end = first + CHUNK < lora->out[j] ? first + CHUNK : lora->out[j];
         expand_chunk(batch, group, h + j * ROWS * PAGE, lora->members * ROWS * PAGE, lora->b[j], lora->out[j], first, end,

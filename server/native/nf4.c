@@ -138,7 +138,7 @@ void nf4_share(const Nf4 *layer, int64_t rows, const uint16_t *x, uint16_t *out,
     float total[GROUP * BLOCK_N] __attribute__((aligned(64)));
     TileConfig config = {0};
     for (int tile = 0; tile < 8; tile++) shape_tile(&config, tile, tile < 6 && rows < ROWS ? rows : ROWS, 64);
-    _tile_loadconfig(&config);
+    load_shapes(&config);
 #pragma omp for schedule(static) nowait
     for (int64_t first = 0; first < layer->out; first += BLOCK_N) {
         const uint8_t *packed = layer->weight + first * (k / 2);

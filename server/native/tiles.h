@@ -17,11 +17,17 @@ static inline void shape_tile(TileConfig *config, int tile, int64_t rows, int64_
     config->bytes_per_row[tile] = (uint16_t)bytes_per_row;
 }
 
+// gcc's intrinsic tells it of the first 8 bytes alone, and it may leave out what was to be written to the others.
+static inline void load_shapes(const TileConfig *config) {
+    __asm__ volatile("" : : "r"(config) : "memory");
+    _tile_loadconfig(config);
+}
+
 // All eight tiles 16 rows of 64 bytes.
 static inline void whole_tiles(void) {
     TileConfig config = {0};
     for (int tile = 0; tile < 8; tile++) shape_tile(&config, tile, 16, 64);
-    _tile_loadconfig(&config);
+    load_shapes(&config);
 }
 
 static inline __m512 load_bf16(const uint16_t *p) {
