@@ -4,7 +4,8 @@
 
 builds a random model of the shapes of Llama 3.1 8B in NF4 on the device and prints time per step beside the floor (all
 that a step must read, at the bandwidth measured here), PEFT's mixed batch (``adapter_names``) at the same rows, and
-what others' steps take while adapters are brought to the device. ``--tiny --device cpu`` shows whether it runs.
+what others' steps take while adapters are brought to the device; and which of the goals for one H100 are met.
+``--tiny --device cpu`` shows whether it runs.
 
 Unlike the other load tests this one imports the server: it measures the runner alone.
 """
@@ -16,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -123,13 +124,18 @@ class Bench:
         return found
 
     def prefills(self) -> list[Row]:
-        """A prompt in one step."""
-        base = self.steps(self.batch(1, 0, self.prefill, self.prefill))
-        one = self.steps(self.batch(1, 1, self.prefill, self.prefill))
-        return [
-            _row("prefill", self.prefill, adapters, seconds, self.prefill, base, None)
-            for adapters, seconds in ((0, base), (1, one))
-        ]
+        """Prompts in one step: one, or as many as adapters, which share its tokens."""
+        found: list[Row] = []
+        for prompts in (n for n in ADAPTERS if 0 < 2 * n <= self.prefill):
+            length = self.prefill // prompts
+            base, tokens = self.steps(self.batch(prompts, 0, length, length)), prompts * length
+            adapted = self.steps(self.batch(prompts, prompts, length, length))
+            found += [
+                _row("prefill", tokens, adapters, seconds, tokens, base, None)
+                for adapters, seconds in ((0, base), (prompts, adapted))
+                if adapters or prompts == 1
+            ]
+        return found
 
     def disturbance(self) -> dict[str, float]:
         """Milliseconds of a step of 16 rows and adapters, when none and when one is brought before each step."""
@@ -150,6 +156,35 @@ class Bench:
             **{"loading_p50_ms": _percentile(busy, 50), "loading_p95_ms": _percentile(busy, 95)},
             "slower_by": _percentile(busy, 50) / _percentile(quiet, 50) - 1,
         }
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Something to be shown on one H100."""
+
+    name: str
+    found: float
+    least: float | None = None
+    below: float | None = None
+
+    @property
+    def met(self) -> bool:
+        return (self.least is None or self.found >= self.least) and (self.below is None or self.found < self.below)
+
+
+def goals(rows: Sequence[Row], disturbance: Mapping[str, float]) -> list[Goal]:
+    """Those that were measured."""
+    at = {(row.work, row.rows, row.adapters): row for row in rows}
+    most, one = at["decode", 64, 64], at["decode", 1, 0]
+    found = [
+        Goal("decode of 64 rows with 64 adapters, of the base's throughput", most.of_base or 0.0, least=0.85),
+        Goal("decode of 1 row, of the memory's bandwidth", one.of_floor or 0.0, least=0.6),
+        Goal("time between others' tokens while adapters come, longer by", disturbance["slower_by"], below=0.1),
+    ]
+    if ("peft decode", 64, 64) in at:
+        times = most.tokens_per_second / at["peft decode", 64, 64].tokens_per_second
+        found.append(Goal("decode of 64 rows with 64 adapters, times PEFT's mixed batch", times, least=10))
+    return found
 
 
 def random_adapter(linears: dict[str, tuple[int, int]]) -> AdapterWeights:
@@ -264,6 +299,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         "settings": vars(options) | {"json": None},
         **{"bandwidth": rate, "bytes": asdict(floor), "rows": [asdict(row) for row in rows]},
         "disturbance": disturbed,
+        "goals": [asdict(goal) | {"met": goal.met} for goal in goals(rows, disturbed)],
     }
 
 
@@ -285,6 +321,8 @@ def main(words: Sequence[str] | None = None) -> int:
     result = measure(options)
     print(printed([Row(**row) for row in cast("list[dict[str, Any]]", result["rows"])]))
     print(f"\nbandwidth {cast('float', result['bandwidth']) / 1e9:,.0f} GB/s; disturbance {result['disturbance']}")
+    for goal in cast("list[dict[str, Any]]", result["goals"]):
+        print(f"{'met' if goal['met'] else 'NOT met'}: {goal['name']} {goal['found']:.2f}")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
     return 0

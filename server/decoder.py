@@ -21,6 +21,7 @@ from server import native
 from server.attention import How, KvCache, PagedBatch
 from server.linear import FusedNf4
 from server.lora import LoraGroup, LoraPool
+from server.native.memory import huge_pages
 from server.native.structures import Layer, Linear, Model, Step, Work, address
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -52,6 +53,7 @@ class Decoder:
         self.kernels, self.pool, self.kv = pool.kernels, pool, kv
         model: Any = base.model
         self.model = model.model
+        model.lm_head.weight.data = huge_pages().copy(model.lm_head.weight.data)
         self.groups = [[groups[name] for name, _ in _named_groups(i)] for i in range(len(self.model.layers))]
         self.ways = ways
         self.seconds: Tensor | None = None
@@ -172,9 +174,14 @@ def _named_groups(layer: int) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield names[0], names
 
 
+def is_llama_shaped(model: Any) -> bool:
+    """Whether a model's layers are those of CLASSES, the activation included."""
+    return type(model).__name__ in CLASSES and model.config.hidden_act == "silu"
+
+
 def _misfit(model: Any, groups: Mapping[str, LoraGroup], kv: KvCache, ways: Ways) -> str | None:
     """Why the kernels cannot compute this model's layers; None if they can."""
-    if type(model).__name__ not in CLASSES or model.config.hidden_act != "silu":
+    if not is_llama_shaped(model):
         return f"not the layers of {type(model).__name__}"
     if model.config.rope_parameters["rope_type"] not in STATIC or any(how.softcap for how in ways.values()):
         return "its positions or its attention are of an unusual kind"

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from adapters.spec import AdapterId
-from server import native
+from server import cuda, native
 from server.native.batches import TILE_ROWS
 from server.sequence import Adaptation, Batch
 
@@ -133,7 +132,7 @@ def _spans(adaptations: Sequence[Adaptation], placed: Placed, like: Tensor) -> t
         if all(weight == 1.0 for column in columns for weight in column):
             spans.append(Span(start, stop, None, None))
         else:
-            weight = torch.tensor(columns, dtype=like.dtype).T.contiguous().to(like.device)
+            weight = cuda.send(columns, like.device, like.dtype).T.contiguous()
             spans.append(Span(start, stop, weight, weight == 0))
     return tuple(spans)
 

@@ -24,6 +24,7 @@ from server.slots import pages_for
 
 if TYPE_CHECKING:
     from server.cuda.decode import Capture, PaddedDecode
+    from server.cuda.decoder import TritonDecoder
 
 
 class Runner:
@@ -37,7 +38,10 @@ class Runner:
         self.pool.install(base.model, base.layout)
         register()
         base.model.set_attn_implementation(IMPLEMENTATION)
+        self.triton: TritonDecoder | None = None
+        """Takes the place of the model's forward on CUDA where it can."""
         probe = self._probe()
+        self._ways = probe.ways
         shapes = probe.shapes
         self.blocks = _block_count(shapes, base, settings)
         self.kv = KvCache(shapes, self.blocks, settings.block_size, base.device, base.dtype)
@@ -81,11 +85,14 @@ class Runner:
         return forward(tokens, positions, _last_rows(batch), PagedBatch(batch, self.kv, self.device, self.base.dtype))
 
     def _forward(self, tokens: list[int], positions: list[int], keep: list[int], paged: PagedBatch | Probe) -> Tensor:
-        ids, places, rows = (torch.tensor(numbers, device=self.device) for numbers in ([tokens], [positions], keep))
-        return self._model(ids, places, paged, rows.long())
+        sent = cuda.send([*tokens, *positions, *keep], self.device, torch.long)
+        ids, places, rows = sent.split([len(tokens), len(positions), len(keep)])
+        return self._model(ids.unsqueeze(0), places.unsqueeze(0), paged, rows)
 
     def _model(self, ids: Tensor, positions: Tensor, paged: Attend, keep: Tensor | int = 0) -> Tensor:
         """Token ids [1, rows], positions [1, rows] -> logits float32 of the rows to keep, 0 for all."""
+        if self.triton:
+            return self.triton(ids, positions, paged, keep)
         logits: Tensor = self.base.model(
             input_ids=ids, position_ids=positions, logits_to_keep=keep, use_cache=False, paged=paged
         ).logits[0]
@@ -94,8 +101,10 @@ class Runner:
     def pad(self, settings: Settings, capture: "Capture") -> None:
         """From now on run decode steps at padded sizes on Triton's kernels, captured by ``capture``."""
         from server.cuda.decode import PaddedDecode  # needs Triton
+        from server.cuda.decoder import TritonDecoder
 
         self.pool.triton = self.kv.triton = True
+        self.triton = TritonDecoder.of(self.base.model, self._ways)
         longest, largest = self.base.max_model_len, settings.max_batch_sequences
         self.padded = PaddedDecode(self._model, self.pool, self.kv, longest, largest, capture)
 

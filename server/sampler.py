@@ -3,15 +3,21 @@
 The order is the usual one: penalties and bias on the logits, temperature, then top-k, top-p and min-p. A token is drawn
 by inverting the distribution at one uniform number from the request's own generator, so a draw depends on nothing but
 the request: not on the batch, the device's random state or a preemption.
+
+On CUDA nothing here waits for the device but the end: numbers go there in two copies at most, and all that the host
+wants to know comes back in one.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from server import cuda
 from server.sequence import SamplingParams, Sequence
 
 CANDIDATES = 256
@@ -33,83 +39,152 @@ def sample(
 ) -> list[int | None]:
     """One token id per row of ``logits`` [rows, vocabulary] float32, or None where a row is not finite.
 
-    Changes ``logits`` in place. peaks: as :func:`row_peaks`.
+    Changes ``logits`` in place. peaks: as :func:`row_peaks`. The device is read once, and a second time where
+    CANDIDATES tokens are not all that a row's cuts keep. Which rows are finite is only known then: the others are drawn
+    like any, and their generators move on, which nobody sees, since their requests end.
     """
     if not sequences:
         return []
     peak, greedy = peaks(logits)
-    finite = peak.isfinite().tolist()
-    adjusted = [row for row, s in enumerate(sequences) if finite[row] and adjust(logits[row], s)]
-    if adjusted:
+    adjusted = adjust(logits, sequences)
+    if adjusted is not None:
         greedy[adjusted] = logits[adjusted].argmax(-1)
-    tokens: list[int | None] = [token if ok else None for token, ok in zip(greedy.tolist(), finite, strict=True)]
-    drawn = [row for row, s in enumerate(sequences) if finite[row] and s.sampling.temperature >= GREEDY]
-    if drawn:
-        params = [sequences[row].sampling for row in drawn]
-        picks = draw(logits[drawn], params, [sequences[row].rng.random() for row in drawn])
-        for row, token in zip(drawn, picks, strict=True):
-            tokens[row] = token
-    return tokens
+    rows = [row for row, s in enumerate(sequences) if s.sampling.temperature >= GREEDY]
+    draws = _draws(logits, sequences, rows) if rows else None
+    count = len(sequences)
+    found = torch.cat([peak.isfinite(), greedy, *(draws.first() if draws else ())]).tolist()
+    finite, tokens = found[:count], found[count : 2 * count]
+    for row, token in draws.settled(found[2 * count :], finite).items() if draws else ():
+        tokens[row] = token
+    return [token if ok else None for token, ok in zip(tokens, finite, strict=True)]
 
 
-def adjust(logits: Tensor, sequence: Sequence) -> bool:
-    """Apply penalties and bias to one row [vocabulary] in place; False if the request has none."""
+def adjust(logits: Tensor, sequences: Seq[Sequence]) -> Tensor | None:
+    """Apply penalties and bias to ``logits`` in place. Gives the rows [any] that have some; None where none has."""
+    vocabulary = logits.shape[-1]
+    rows = [row for row, s in enumerate(sequences) if _is_adjusted(s)]
+    if not rows:
+        return None
+    changes = [_changes(sequences[row], row * vocabulary) for row in rows]
+    kinds = [np.concatenate(kind, axis=1) for kind in zip(*changes, strict=True)]
+    everything = np.concatenate([*kinds, np.array([rows, rows])], axis=1)
+    places, numbers = cuda.send(everything, logits.device).unbind()
+    lengths = [*(kind.shape[1] for kind in kinds), len(rows)]
+    parts: list[Tensor] = places.long().split(lengths)
+    repeated, used, biased, adjusted = parts
+    penalties, amounts, bias, _ = numbers.float().split(lengths)
+    flat = logits.view(-1)
+    if len(repeated):
+        values = flat[repeated]
+        flat[repeated] = torch.where(values > 0, values / penalties, values * penalties)
+    if len(used):
+        flat[used] -= amounts
+    if len(biased):
+        flat[biased] += bias
+    return adjusted
+
+
+def _is_adjusted(sequence: Sequence) -> bool:
     p = sequence.sampling
-    changed = False
-    if p.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(sequence.tokens)), device=logits.device)
-        values = logits[seen]
-        logits[seen] = torch.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
-        changed = True
-    if (p.presence_penalty or p.frequency_penalty) and sequence.output_length:
-        counts = Counter(sequence.output)
-        ids = torch.tensor(list(counts), device=logits.device)
-        times = torch.tensor(list(counts.values()), device=logits.device, dtype=logits.dtype)
-        logits[ids] -= p.presence_penalty + p.frequency_penalty * times
-        changed = True
-    if p.logit_bias:
-        biased, bias = zip(*p.logit_bias, strict=True)
-        logits[list(biased)] += torch.tensor(bias, device=logits.device, dtype=logits.dtype)
-        changed = True
-    return changed
+    used = bool(p.presence_penalty or p.frequency_penalty) and sequence.output_length > 0
+    return p.repetition_penalty != 1.0 or used or bool(p.logit_bias)
 
 
-def draw(logits: Tensor, params: Seq[SamplingParams], uniforms: Seq[float]) -> list[int]:
-    """Draw one token per row of ``logits`` [rows, vocabulary], all with a temperature above 0."""
-    u = torch.tensor(uniforms, device=logits.device, dtype=torch.float64)
-    probs = torch.softmax(logits / _column(logits, [p.temperature for p in params]), dim=-1)
-    plain = [row for row, p in enumerate(params) if p.top_p >= 1 and not p.top_k and not p.min_p]
-    cut = [row for row in range(len(params)) if row not in set(plain)]
-    tokens = [0] * len(params)
-    if plain:
-        for row, token in zip(plain, _invert(probs[plain], u[plain]).tolist(), strict=True):
-            tokens[row] = token
-    width = CANDIDATES
-    while cut:
-        width = min(width, probs.shape[-1])
-        picked, covered = _draw_cut(probs[cut], [params[row] for row in cut], u[cut], width)
-        for row, token in zip(cut, picked, strict=True):
-            tokens[row] = token
-        cut = [row for row, enough in zip(cut, covered, strict=True) if not enough and width < probs.shape[-1]]
-        width = probs.shape[-1]
-    return tokens
+def _changes(sequence: Sequence, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens that are penalised as repeated, penalised as used, and biased, each [2, any] float64.
+
+    Above their places, from ``start`` on; below what to divide by, to subtract and to add.
+    """
+    p = sequence.sampling
+    seen = dict.fromkeys(sequence.tokens if p.repetition_penalty != 1.0 else (), p.repetition_penalty)
+    counts = Counter(sequence.output if p.presence_penalty or p.frequency_penalty else ())
+    repeated, used, biased = (_columns(numbers, start) for numbers in (seen, counts, dict(p.logit_bias)))
+    # in float32, as logits are: a double would round otherwise
+    used[1] = np.float32(p.presence_penalty) + np.float32(p.frequency_penalty) * used[1].astype(np.float32)
+    return repeated, used, biased
 
 
-def _draw_cut(probs: Tensor, params: Seq[SamplingParams], u: Tensor, width: int) -> tuple[list[int], list[bool]]:
-    """Draw among the ``width`` likeliest tokens of each row, and say whether those hold all that the cuts keep."""
+def _columns(numbers: Mapping[int, float], start: int) -> np.ndarray:
+    return np.array([[start + token for token in numbers], list(numbers.values())], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Draws for some rows of a batch, on the device."""
+
+    rows: list[int]
+    """Those without cuts first."""
+    plain: int
+    """How many have none."""
+    probs: Tensor
+    """[rows, vocabulary] float32."""
+    u: Tensor
+    """[rows] float64: where each distribution is inverted."""
+    cuts: Tensor
+    """[3, rows] float64: top-k, top-p, min-p."""
+
+    def first(self) -> list[Tensor]:
+        """A token for each row, and for rows with cuts whether it was drawn among all that they keep."""
+        plain, cut = slice(None, self.plain), slice(self.plain, None)
+        found = [_invert(self.probs[plain], self.u[plain])] if self.plain else []
+        if self.plain < len(self.rows):
+            found += _draw_cut(self.probs[cut], self.cuts[:, cut], self.u[cut], self._width)
+        return found
+
+    def settled(self, found: Seq[int], finite: Seq[int]) -> dict[int, int]:
+        """The token of each row of the batch, given what :meth:`first` gave, on the host."""
+        tokens = dict(zip(self.rows, found, strict=False))
+        cut, covered = self.rows[self.plain :], found[len(self.rows) :]
+        short = [at for at, (row, enough) in enumerate(zip(cut, covered, strict=True)) if finite[row] and not enough]
+        if short and self._width < self.probs.shape[1]:
+            at = cuda.send(short, self.probs.device) + self.plain
+            again, _ = _draw_cut(self.probs[at], self.cuts[:, at], self.u[at], self.probs.shape[1])
+            tokens |= zip((cut[i] for i in short), again.tolist(), strict=True)
+        return tokens
+
+    @property
+    def _width(self) -> int:
+        return min(CANDIDATES, self.probs.shape[1])
+
+
+def _draws(logits: Tensor, sequences: Seq[Sequence], rows: list[int]) -> _Draws:
+    """For ``rows``, all with a temperature above 0. Takes a number from the generator of each."""
+    everything = logits.shape[-1]
+    rows = sorted(rows, key=lambda row: _is_cut(sequences[row].sampling))
+    params = [sequences[row].sampling for row in rows]
+    numbers = [
+        [*rows],
+        [p.temperature for p in params],
+        [sequences[row].rng.random() for row in rows],
+        [min(p.top_k or everything, everything) for p in params],
+        [p.top_p for p in params],
+        [p.min_p for p in params],
+    ]
+    sent = cuda.send(numbers, logits.device, torch.float64)
+    probs = torch.softmax(logits[sent[0].long()] / sent[1].float().unsqueeze(-1), dim=-1)
+    return _Draws(rows, sum(not _is_cut(p) for p in params), probs, sent[2], sent[3:])
+
+
+def _is_cut(p: SamplingParams) -> bool:
+    return p.top_p < 1 or bool(p.top_k) or bool(p.min_p)
+
+
+def _draw_cut(probs: Tensor, cuts: Tensor, u: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Draw among the ``width`` likeliest tokens of each row: [rows], and whether those are all that it keeps: [rows].
+
+    ``cuts`` as in :class:`_Draws`.
+    """
     p, ids = probs.topk(width, dim=-1)
     everything = probs.shape[-1]
-    top_k = _column(p, [min(q.top_k or everything, everything) for q in params])
-    top_p = _column(p, [q.top_p for q in params])
-    min_p = _column(p, [q.min_p for q in params])
+    top_k, top_p, min_p = cuts.to(p.dtype).unsqueeze(-1)
     p = p.masked_fill(torch.arange(width, device=p.device) >= top_k, 0)
     below = p.cumsum(-1)
-    mass = torch.where(top_k <= width, below[:, -1:], 1.0)
+    mass = below[:, -1:].masked_fill(top_k > width, 1.0)
     enough = (below[:, -1:] >= top_p) & (top_p < 1) | (p[:, -1:] < min_p * p[:, :1])
     covered = (top_k <= width) | (top_k == everything) & enough
     kept = p.masked_fill((below - p >= top_p * mass) & (top_p < 1) | (p < min_p * p[:, :1]), 0)
     picked = ids.gather(-1, _invert(kept, u).unsqueeze(-1)).squeeze(-1)
-    return picked.tolist(), covered.squeeze(-1).tolist()
+    return picked, covered.squeeze(-1)
 
 
 def _invert(weights: Tensor, u: Tensor) -> Tensor:
@@ -118,7 +193,3 @@ def _invert(weights: Tensor, u: Tensor) -> Tensor:
     index = torch.searchsorted(cumulative, (u * cumulative[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
     last = (weights > 0).double().cumsum(-1).argmax(-1)
     return torch.minimum(index, last)
-
-
-def _column(like: Tensor, values: Seq[float]) -> Tensor:
-    return torch.tensor(values, device=like.device, dtype=like.dtype).unsqueeze(-1)

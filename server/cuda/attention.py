@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from server import cuda
 from server.cuda.dots import dot_type
 
 FIELDS = 4
@@ -73,7 +74,7 @@ def attention_tiles(parts: Iterable[Part], group: int, device: torch.device) -> 
             (singles if rows == 1 else chunks).append(tile)
         blocks += theirs
     table = np.array([*singles, *chunks], dtype=np.int32).ravel()
-    flat = torch.from_numpy(np.concatenate([table, np.array(blocks, dtype=np.int32)])).to(device)
+    flat = cuda.send(np.concatenate([table, np.array(blocks, dtype=np.int32)]), device)
     lengths = [len(singles) * FIELDS, len(chunks) * FIELDS, len(blocks)]
     a, b, c = (flat[end - n : end] for n, end in zip(lengths, accumulate(lengths), strict=True))
     return AttentionTiles(a.view(-1, FIELDS), b.view(-1, FIELDS), c, height)

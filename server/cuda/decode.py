@@ -117,17 +117,21 @@ class PaddedDecode:
         self._forward = forward
         self._pool = pool
         self._cache = cache
-        self._capture: Capture | None = capture
+        self._capture = capture
         blocks = -(-longest // cache.size)
         self._feeds = {size: Feed(size, blocks, pool.device) for size in _sizes(largest)}
         self._runs: dict[int, dict[frozenset[str], Run]] = {size: {} for size in self._feeds}
+        self._limit = max(self._feeds) + 1
+        """Sizes from here on are not captured; those that were, stay."""
 
     def serves(self, batch: Batch, placed: Placed) -> bool:
-        """Whether a batch is single rows that fit into a buffer, each of which samples."""
-        if self._capture is None or not all(chunk.length == 1 and chunk.samples for chunk in batch.chunks):
-            return False
+        """Whether a batch is single rows that fit into a buffer, each of which samples, and can be captured or is."""
         size = self._size(batch)
-        return size is not None and sum(map(len, _pages(batch, placed))) <= self._feeds[size].room
+        if size is None or not all(chunk.length == 1 and chunk.samples for chunk in batch.chunks):
+            return False
+        if size >= self._limit and self._targets(batch) not in self._runs[size]:
+            return False
+        return sum(map(len, _pages(batch, placed))) <= self._feeds[size].room
 
     def logits(self, batch: Batch, placed: Placed) -> Tensor:
         """Logits [rows, vocabulary] of a batch it serves; they change with the next call."""
@@ -135,8 +139,7 @@ class PaddedDecode:
         assert size is not None, "serves() was not asked"
         feed = self._feeds[size]
         feed.fill(batch, placed)
-        adapted = any(chunk.sequence.adaptation for chunk in batch.chunks)
-        targets = self._pool.targets if adapted else frozenset()
+        targets = self._targets(batch)
         self._pool.plan = Plan(size, targets=targets, given=feed.tiles)
         run = self._runs[size].get(targets)
         if run is None:
@@ -144,7 +147,10 @@ class PaddedDecode:
         return run()[: len(batch.chunks)]
 
     def _captured(self, size: int, feed: Feed, targets: frozenset[str]) -> Run:
-        """A new run; those for fewer layers go, since layers with memory for adapters only ever become more."""
+        """A new run; those for fewer layers go, since layers with memory for adapters only ever become more.
+
+        Where it cannot be captured, it is given as it is, for this step.
+        """
         paged = FeedAttention(feed, self._cache)
 
         def run() -> Tensor:
@@ -152,14 +158,32 @@ class PaddedDecode:
 
         kept = {key: run for key, run in self._runs[size].items() if not key or not targets}
         self._runs[size] = kept
-        if self._capture is not None:
-            try:
-                kept[targets] = self._capture(run)
-            except RuntimeError:
-                log.exception("Decode steps cannot be captured as CUDA graphs and run without them from now on, slower")
-                self._capture = None
-                self._runs = {size: {} for size in self._feeds}
-        return kept.get(targets, run)
+        try:
+            kept[targets] = self._capture(run)
+        except RuntimeError as error:
+            self._refuse(size, error)
+        else:
+            return kept[targets]
+        torch.cuda.empty_cache()  # now that the error is gone, whose frames hold what the attempt has computed
+        return run
+
+    def _refuse(self, size: int, error: RuntimeError) -> None:
+        if "out of memory" in str(error):
+            self._limit = size
+            kept = [n for n, runs in self._runs.items() if runs]
+            log.warning(
+                "No memory to capture decode steps of %d rows as a CUDA graph; of this and larger sizes those that are "
+                "not captured yet run without, slower. Captured so far: %s. %s",
+                *(size, kept or "none", error),
+            )
+        else:
+            self._limit = 0
+            log.error("Decode steps that are not captured yet run without CUDA graphs, slower", exc_info=error)
+
+    def _targets(self, batch: Batch) -> frozenset[str]:
+        """Layers that a batch's run adds adapters to."""
+        adapted = any(chunk.sequence.adaptation for chunk in batch.chunks)
+        return self._pool.targets if adapted else frozenset()
 
     def _size(self, batch: Batch) -> int | None:
         return next((size for size in self._feeds if size >= len(batch.chunks)), None)
@@ -185,9 +209,12 @@ class CudaGraphs:
             run()
         main.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may pin memory meanwhile (the loader does): only this one's calls count.
-        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-            out = run()
+        try:
+            # Other threads may pin memory meanwhile (the loader does): only this one's calls count.
+            with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+                out = run()
+        finally:
+            torch.cuda.set_stream(main)  # a capture that cannot be ended leaves its own
 
         def replay() -> Tensor:
             graph.replay()

@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from server import cuda
 from server.cuda.dots import dot_type
 from server.slots import PAGE
 
@@ -77,7 +78,7 @@ def lora_tiles(parts: Iterable[Part], device: torch.device) -> LoraTiles:
     table = np.array([*singles, *chunks], dtype=np.int32)
     numbers = np.array([page for page, _ in pages], dtype=np.int32)
     weights = np.array([weight for _, weight in pages], dtype=np.float32)
-    flat = torch.from_numpy(np.concatenate([table.ravel(), numbers, weights.view(np.int32)])).to(device)
+    flat = cuda.send(np.concatenate([table.ravel(), numbers, weights.view(np.int32)]), device)
     lengths = [len(singles) * FIELDS, len(chunks) * FIELDS, len(pages), len(pages)]
     a, b, c, d = (flat[end - n : end] for n, end in zip(lengths, accumulate(lengths), strict=True))
     return LoraTiles(a.view(-1, FIELDS), b.view(-1, FIELDS), c, d.view(torch.float32), uses)

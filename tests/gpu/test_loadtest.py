@@ -24,5 +24,7 @@ def test_tiny(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert ("decode", 64, 64) in decoded
     assert ("peft decode", 64, 64) in decoded
     assert ("prefill", 40, 1) in decoded
+    assert ("prefill", 32, 16) in decoded
+    assert len(result["goals"]) == 4
     assert result["disturbance"].keys() >= {"quiet_p95_ms", "loading_p95_ms"}
     assert "| decode | 64 | 64 |" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -22,8 +23,8 @@ from transformers import (
 )
 
 from server import native
-from server.sampler import row_peaks
-from server.sequence import SamplingParams
+from server.sampler import CANDIDATES, row_peaks, sample
+from server.sequence import SamplingParams, Sequence
 from tests.numeric.drive import Drive
 from tests.numeric.lab import Lab
 from tests.numeric.oracle import Mix
@@ -186,6 +187,59 @@ def test_a_banned_token_never_comes(llama: Lab, tmp_path: Path) -> None:
     ids = [drive.submit(ALL, PROMPT, replace(params, seed=seed)) for seed in range(20)]
     drive.run()
     assert all(answer not in drive.tokens[id_] for id_ in ids)
+
+
+READING = {"tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"}
+
+
+class Crossings(TorchFunctionMode):
+    """Counts where the host would wait for a device: what it reads, and what numbers of its own it sends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = self.sent = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        self.read += name in READING
+        self.sent += name in ("tensor", "as_tensor")
+        if name in ("__getitem__", "__setitem__"):
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            self.sent += any(isinstance(one, list) for one in index)
+            self.read += any(isinstance(one, Tensor) and one.dtype == torch.bool for one in index)
+        return func(*args, **kwargs or {})
+
+
+def a_row_of_each_kind() -> list[Sequence]:
+    kinds = [
+        GREEDY,
+        SamplingParams(temperature=0, repetition_penalty=1.2, presence_penalty=0.5, logit_bias=((3, 1.0),)),
+        SamplingParams(temperature=0.8),
+        SamplingParams(temperature=0.8, top_p=0.9),
+        SamplingParams(temperature=0.8, frequency_penalty=0.1, top_k=CANDIDATES - 1),
+        SamplingParams(temperature=0.8, top_p=0.9),
+    ]
+    sequences = [Sequence(str(i), list(PROMPT), replace(params, seed=i)) for i, params in enumerate(kinds)]
+    for sequence in sequences:
+        sequence.tokens.append(7)
+    return sequences
+
+
+def test_a_device_is_read_once_and_sent_numbers_twice() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(6, 4 * CANDIDATES) * 4
+    logits[5, 3] = torch.nan  # nor are its cuts looked at again
+    with Crossings() as crossings:
+        tokens = sample(logits, a_row_of_each_kind())
+    assert [token is None for token in tokens] == [False] * 5 + [True]
+    assert (crossings.read, crossings.sent) == (1, 2)
+
+
+def test_cuts_that_keep_more_than_the_candidates_are_read_once_more() -> None:
+    with Crossings() as crossings:
+        tokens = sample(torch.zeros(6, 4 * CANDIDATES), a_row_of_each_kind())
+    assert None not in tokens
+    assert (crossings.read, crossings.sent) == (2, 3)
 
 
 @pytest.mark.parametrize("vocabulary", [64, 100, 1000])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-KERNELS = {"_shrink_rows", "_shrink_tiles", "_expand_rows", "_expand_tiles", "_write", "_attend", "_combine"}
+LORA = {"_shrink_rows", "_shrink_tiles", "_expand_rows", "_expand_tiles"}
+KERNELS = LORA | {"_write", "_attend", "_combine", "_norm", "_rotate", "_gate"}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

@@ -20,7 +20,11 @@ need_triton()
 
 from server.cuda.decode import CudaGraphs, Run  # noqa: E402 (not where Triton is missing)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # numpy's, under the interpreter: rows of padding hold what was in their memory before
+    pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning"),
+]
 
 MIXES: list[Mix] = [(), (("all", 0.7), ("odd", 0.3)), (("rslora", 1.0),), (("patterns", 1.0),)]
 USUAL = ("llama", "gemma2")
@@ -89,5 +93,5 @@ def test_a_step_that_cannot_be_captured_runs_uncaptured_and_says_so(
     drive.engine.runner.pad(drive.config, refuse)
     drive.serve(draw_requests(lab.oracle, MIXES[:3], rng, longest=8, answer=4), rng)
     assert [record.message for record in caplog.records] == [
-        "Decode steps cannot be captured as CUDA graphs and run without them from now on, slower"
+        "Decode steps that are not captured yet run without CUDA graphs, slower"
     ]

@@ -1,16 +1,19 @@
-"""What a padded step reads: rows of padding leave no trace, whatever the step before had in their place."""
+"""Padded steps: rows of padding leave no trace, whatever the step before had in their place; and what is captured."""
 
+import pytest
 import torch
+from torch import Tensor
 
 from adapters.spec import AdapterId
-from server.attention import How
+from server.attention import Attend, How, KvCache
+from server.lora import LoraPool
 from server.plan import Placed
 from server.sequence import Adapted, Batch, Chunk, SamplingParams, Sequence
 from tests.numeric.interpreter import DEVICE, need_triton
 
 need_triton()
 
-from server.cuda.decode import Feed  # noqa: E402 (not where Triton is missing)
+from server.cuda.decode import Capture, Feed, PaddedDecode, Run  # noqa: E402 (not where Triton is missing)
 from server.cuda.lora import add_lora  # noqa: E402
 
 PLACED: Placed = {AdapterId("a"): ((0, 2), frozenset({"q"}))}
@@ -49,3 +52,50 @@ def test_padding_after_a_full_step() -> None:
     expected = 0.5 * sum((x[:2] @ a[page, 0].T) @ b[page] for page in (0, 2))
     torch.testing.assert_close(y[:2] - before[:2], expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(y[2:], before[2:])
+
+
+def padded(capture: Capture) -> PaddedDecode:
+    """Steps of up to 16 rows, of a model whose logits are the token it was given."""
+
+    def forward(ids: Tensor, positions: Tensor, paged: Attend) -> Tensor:
+        return ids[0].unsqueeze(1).float()
+
+    cache = KvCache({0: (1, 16)}, 8, BLOCK, DEVICE, torch.float32)
+    return PaddedDecode(forward, LoraPool(4, DEVICE, torch.float32), cache, 2 * BLOCK, 16, capture)
+
+
+def served(decode: PaddedDecode, rows: int) -> bool:
+    """Whether a batch of so many rows is, and then rightly."""
+    if not decode.serves(batch(rows), PLACED):
+        return False
+    return decode.logits(batch(rows), PLACED).tolist() == [[5.0 + i] for i in range(rows)]
+
+
+def test_where_memory_lacks_what_was_captured_stays(caplog: pytest.LogCaptureFixture) -> None:
+    attempts = []
+
+    def short(run: Run) -> Run:
+        attempts.append(run().shape[0])
+        if attempts[-1] == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return run
+
+    decode = padded(short)
+    assert all(served(decode, rows) for rows in (8, 2, 4))
+    assert [rows for rows in range(1, 17) if served(decode, rows)] == [1, 2, 5, 6, 7, 8]
+    assert attempts == [8, 2, 4, 1], "smaller ones may find memory; those that cannot are not tried again"
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert "decode steps of 4 rows" in record.message
+    assert "Captured so far: [2, 8]" in record.message
+    assert record.message.endswith("Tried to allocate 2.00 GiB.")
+
+
+def test_a_model_that_cannot_be_captured_is_tried_once(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(run: Run) -> Run:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    decode = padded(refuse)
+    assert served(decode, 8), "by the step as it is"
+    assert not any(served(decode, rows) for rows in range(1, 17))
+    assert [record.levelname for record in caplog.records] == ["ERROR"]

@@ -1,0 +1,85 @@
+"""The layers of a Llama-shaped model with fewer launches: the model's own matrix products, and Triton kernels between.
+
+transformers' model stays what it is and is the reference: :class:`TritonDecoder` reads the same modules and weights.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from server.attention import Attend, How
+from server.cuda.rows import gated_silu, rms_norm, rotate
+from server.decoder import is_llama_shaped
+
+log = logging.getLogger(__name__)
+
+
+class TritonDecoder:
+    """A model's forward for a packed batch."""
+
+    def __init__(self, model: Any, ways: Mapping[int, How]) -> None:
+        """The caller has checked that it fits (:meth:`of`)."""
+        self._model = model
+        self._ways = ways
+
+    @classmethod
+    def of(cls, model: Any, ways: Mapping[int, How]) -> Self | None:
+        """The model's decoder, or None where its layers are not what the kernels compute; the log says so.
+
+        ways: how each layer attends, as its module said when it was called.
+        """
+        misfit = _misfit(model)
+        if misfit is None:
+            return cls(model, ways)
+        log.info("Norms, rotary positions and activations are the model's own, which is slower: %s", misfit)
+        return None
+
+    def __call__(self, ids: Tensor, positions: Tensor, paged: Attend, keep: Tensor | int = 0) -> Tensor:
+        """Token ids [1, rows], positions [1, rows] -> logits float32 of the rows to keep, 0 for all."""
+        model = self._model.model
+        x: Tensor = model.embed_tokens(ids)[0]
+        cosine, sine = (angles[0] for angles in model.rotary_emb(x, positions))
+        delta: Tensor | None = None
+        for index, layer in enumerate(model.layers):
+            delta = self._attend(index, _norm(layer.input_layernorm, x, delta), (cosine, sine), paged)
+            mlp, inputs = layer.mlp, _norm(layer.post_attention_layernorm, x, delta)
+            delta = mlp.down_proj(gated_silu(mlp.gate_proj(inputs), mlp.up_proj(inputs)))
+        if isinstance(keep, Tensor):
+            x, delta = x[keep], delta if delta is None else delta[keep]
+        logits: Tensor = self._model.lm_head(_norm(model.norm, x, delta))
+        return logits.float()
+
+    def _attend(self, index: int, x: Tensor, angles: tuple[Tensor, Tensor], paged: Attend) -> Tensor:
+        """What attention adds to the residual [rows, hidden]."""
+        module = self._model.model.layers[index].self_attn
+        q, k, v = (project(x) for project in (module.q_proj, module.k_proj, module.v_proj))
+        if hasattr(module, "q_norm"):
+            norms = (module.q_norm.weight, module.k_norm.weight)
+            rotate(q, k, angles, norms, module.q_norm.variance_epsilon)
+        else:
+            rotate(q, k, angles)
+        q, k, v = (t.view(len(x), -1, module.head_dim) for t in (q, k, v))
+        out: Tensor = module.o_proj(paged.attend(index, q, k, v, self._ways[index]).flatten(1))
+        return out
+
+
+def _norm(module: Any, x: Tensor, delta: Tensor | None) -> Tensor:
+    """Adds ``delta`` to ``x`` in place and gives the norm of that."""
+    return rms_norm(x, module.weight, module.variance_epsilon, delta)
+
+
+def _misfit(model: Any) -> str | None:
+    """Why the kernels cannot compute this model's layers; None if they can."""
+    if not is_llama_shaped(model):
+        return f"not the layers of {type(model).__name__}"
+    dtype: torch.dtype = model.model.embed_tokens.weight.dtype
+    if any(weight.dtype != dtype for weight in _norm_weights(model.model)):
+        return f"its norms are not in {dtype}"
+    return None
+
+
+def _norm_weights(model: Any) -> Iterator[Tensor]:
+    return (parameter for name, parameter in model.named_parameters() if name.endswith("norm.weight"))
