@@ -18,7 +18,7 @@ from server.cuda.copies import Copies, Copy
 from server.decoder import Decoder
 from server.lora import LoraPool, PackedAdapter
 from server.plan import make_plan
-from server.sampler import row_peaks, sample
+from server.sampler import RowWork, TorchRows, sample
 from server.sequence import Batch
 from server.slots import pages_for
 
@@ -55,20 +55,20 @@ class Runner:
             self.pad(settings, CudaGraphs())
         self._copies = Copies(self.device) if self.device.type == "cuda" else None
         self._under_way: dict[AdapterId, Copy] = {}
-        self._peaks = kernels.row_peaks if kernels else row_peaks
+        self._rows: RowWork = kernels or TorchRows()
         self._like = torch.empty(0, device=base.device, dtype=base.dtype)
         self._placed: dict[AdapterId, tuple[tuple[int, ...], frozenset[str]]] = {}
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[int | None]:
         """One step: a token for each of ``batch.sampled``, None where the logits were not finite."""
-        return sample(self.logits(batch), batch.sampled, self._peaks)
+        return sample(self.logits(batch), batch.sampled, self._rows)
 
     @torch.inference_mode()
     def run_probe(self, batch: Batch) -> tuple[list[int | None], bytes]:
         """A probe's step: as :meth:`run`, and the logits, float32 in native byte order."""
         logits = self.logits(batch)
-        return sample(logits, batch.sampled, self._peaks), logits.cpu().numpy().tobytes()
+        return sample(logits, batch.sampled, self._rows), logits.cpu().numpy().tobytes()
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:

@@ -9,9 +9,10 @@ wants to know comes back in one.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,29 +29,52 @@ GREEDY = 1e-5
 """Temperatures below this one are taken for 0: divided by them, logits overflow."""
 
 
-def row_peaks(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's largest logit, NaN if it has one, and a token that has it."""
-    peak, token = logits.max(dim=-1)
-    return peak, token
+class RowWork(Protocol):
+    """What takes time in proportion to the vocabulary."""
+
+    def row_peaks(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row's largest logit, NaN if it has one, and a token that has it."""
+
+    def draw_rows(self, logits: Tensor, temperatures: Tensor, u: Tensor) -> Tensor:
+        """Tokens [rows]: softmax(logits / temperatures [rows], float32) inverted at u [rows] float64."""
+
+    def top_rows(self, logits: Tensor, temperatures: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """The likeliest tokens of each row in that distribution: probabilities [rows, width] float32, and tokens."""
 
 
-def sample(
-    logits: Tensor, sequences: Seq[Sequence], peaks: Callable[[Tensor], tuple[Tensor, Tensor]] = row_peaks
-) -> list[int | None]:
+class TorchRows:
+    """By torch: on any device, and the reference for the kernels."""
+
+    def row_peaks(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """[rows] float32, [rows] int64."""
+        peak, token = logits.max(dim=-1)
+        return peak, token
+
+    def draw_rows(self, logits: Tensor, temperatures: Tensor, u: Tensor) -> Tensor:
+        """[rows] int64."""
+        return _invert(torch.softmax(logits / temperatures.unsqueeze(-1), dim=-1), u)
+
+    def top_rows(self, logits: Tensor, temperatures: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """[rows, width] float32, descending; [rows, width] int64."""
+        probs, tokens = torch.softmax(logits / temperatures.unsqueeze(-1), dim=-1).topk(width, dim=-1)
+        return probs, tokens
+
+
+def sample(logits: Tensor, sequences: Seq[Sequence], work: RowWork) -> list[int | None]:
     """One token id per row of ``logits`` [rows, vocabulary] float32, or None where a row is not finite.
 
-    Changes ``logits`` in place. peaks: as :func:`row_peaks`. The device is read once, and a second time where
+    Changes ``logits`` in place. The device is read once, and a second time where
     CANDIDATES tokens are not all that a row's cuts keep. Which rows are finite is only known then: the others are drawn
     like any, and their generators move on, which nobody sees, since their requests end.
     """
     if not sequences:
         return []
-    peak, greedy = peaks(logits)
+    peak, greedy = work.row_peaks(logits)
     adjusted = adjust(logits, sequences)
     if adjusted is not None:
         greedy[adjusted] = logits[adjusted].argmax(-1)
     rows = [row for row, s in enumerate(sequences) if s.sampling.temperature >= GREEDY]
-    draws = _draws(logits, sequences, rows) if rows else None
+    draws = _draws(logits, sequences, rows, work) if rows else None
     count = len(sequences)
     found = torch.cat([peak.isfinite(), greedy, *(draws.first() if draws else ())]).tolist()
     finite, tokens = found[:count], found[count : 2 * count]
@@ -116,38 +140,52 @@ class _Draws:
     """Those without cuts first."""
     plain: int
     """How many have none."""
-    probs: Tensor
+    logits: Tensor
     """[rows, vocabulary] float32."""
+    temperatures: Tensor
+    """[rows] float32."""
     u: Tensor
     """[rows] float64: where each distribution is inverted."""
     cuts: Tensor
     """[3, rows] float64: top-k, top-p, min-p."""
+    work: RowWork
 
     def first(self) -> list[Tensor]:
         """A token for each row, and for rows with cuts whether it was drawn among all that they keep."""
-        plain, cut = slice(None, self.plain), slice(self.plain, None)
-        found = [_invert(self.probs[plain], self.u[plain])] if self.plain else []
-        if self.plain < len(self.rows):
-            found += _draw_cut(self.probs[cut], self.cuts[:, cut], self.u[cut], self._width)
-        return found
+        plain = slice(None, self.plain)
+        drawn = self.work.draw_rows(self.logits[plain], self.temperatures[plain], self.u[plain]) if self.plain else None
+        cut = self._draw_cut(slice(self.plain, None), self._width) if self.plain < len(self.rows) else ()
+        return [*cut] if drawn is None else [drawn, *cut]
 
     def settled(self, found: Seq[int], finite: Seq[int]) -> dict[int, int]:
         """The token of each row of the batch, given what :meth:`first` gave, on the host."""
         tokens = dict(zip(self.rows, found, strict=False))
         cut, covered = self.rows[self.plain :], found[len(self.rows) :]
         short = [at for at, (row, enough) in enumerate(zip(cut, covered, strict=True)) if finite[row] and not enough]
-        if short and self._width < self.probs.shape[1]:
-            at = cuda.send(short, self.probs.device) + self.plain
-            again, _ = _draw_cut(self.probs[at], self.cuts[:, at], self.u[at], self.probs.shape[1])
+        if short and self._width < self.logits.shape[1]:
+            again, _ = self._draw_cut(cuda.send(short, self.logits.device) + self.plain, self.logits.shape[1])
             tokens |= zip((cut[i] for i in short), again.tolist(), strict=True)
         return tokens
 
     @property
     def _width(self) -> int:
-        return min(CANDIDATES, self.probs.shape[1])
+        return min(CANDIDATES, self.logits.shape[1])
+
+    def _draw_cut(self, at: slice | Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Draw among the ``width`` likeliest of some rows: tokens, and whether those are all that it keeps."""
+        top_k, top_p, min_p = self.cuts[:, at].float().unsqueeze(-1)
+        p, ids = self.work.top_rows(self.logits[at], self.temperatures[at], width)
+        p = p.masked_fill(torch.arange(width, device=p.device) >= top_k, 0)
+        below = p.cumsum(-1)
+        mass = below[:, -1:].masked_fill(top_k > width, 1.0)
+        enough = (below[:, -1:] >= top_p) & (top_p < 1) | (p[:, -1:] < min_p * p[:, :1])
+        covered = (top_k <= width) | (top_k == self.logits.shape[1]) & enough
+        kept = p.masked_fill((below - p >= top_p * mass) & (top_p < 1) | (p < min_p * p[:, :1]), 0)
+        picked = ids.gather(-1, _invert(kept, self.u[at]).unsqueeze(-1)).squeeze(-1)
+        return picked, covered.squeeze(-1)
 
 
-def _draws(logits: Tensor, sequences: Seq[Sequence], rows: list[int]) -> _Draws:
+def _draws(logits: Tensor, sequences: Seq[Sequence], rows: list[int], work: RowWork) -> _Draws:
     """For ``rows``, all with a temperature above 0. Takes a number from the generator of each."""
     everything = logits.shape[-1]
     rows = sorted(rows, key=lambda row: _is_cut(sequences[row].sampling))
@@ -161,30 +199,12 @@ def _draws(logits: Tensor, sequences: Seq[Sequence], rows: list[int]) -> _Draws:
         [p.min_p for p in params],
     ]
     sent = cuda.send(numbers, logits.device, torch.float64)
-    probs = torch.softmax(logits[sent[0].long()] / sent[1].float().unsqueeze(-1), dim=-1)
-    return _Draws(rows, sum(not _is_cut(p) for p in params), probs, sent[2], sent[3:])
+    chosen = logits if rows == [*range(len(logits))] else logits[sent[0].long()]
+    return _Draws(rows, sum(not _is_cut(p) for p in params), chosen, sent[1].float(), sent[2], sent[3:], work)
 
 
 def _is_cut(p: SamplingParams) -> bool:
     return p.top_p < 1 or bool(p.top_k) or bool(p.min_p)
-
-
-def _draw_cut(probs: Tensor, cuts: Tensor, u: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Draw among the ``width`` likeliest tokens of each row: [rows], and whether those are all that it keeps: [rows].
-
-    ``cuts`` as in :class:`_Draws`.
-    """
-    p, ids = probs.topk(width, dim=-1)
-    everything = probs.shape[-1]
-    top_k, top_p, min_p = cuts.to(p.dtype).unsqueeze(-1)
-    p = p.masked_fill(torch.arange(width, device=p.device) >= top_k, 0)
-    below = p.cumsum(-1)
-    mass = below[:, -1:].masked_fill(top_k > width, 1.0)
-    enough = (below[:, -1:] >= top_p) & (top_p < 1) | (p[:, -1:] < min_p * p[:, :1])
-    covered = (top_k <= width) | (top_k == everything) & enough
-    kept = p.masked_fill((below - p >= top_p * mass) & (top_p < 1) | (p < min_p * p[:, :1]), 0)
-    picked = ids.gather(-1, _invert(kept, u).unsqueeze(-1)).squeeze(-1)
-    return picked, covered.squeeze(-1)
 
 
 def _invert(weights: Tensor, u: Tensor) -> Tensor:

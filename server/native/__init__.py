@@ -35,7 +35,10 @@ class Kernels:
         lib.attend.argtypes = [c_void_p, c_int64, *[c_void_p] * 2, c_int64, c_int]
         lib.decode_step.argtypes = [*[c_void_p] * 3, c_int]
         lib.row_peaks.argtypes = [c_int64, c_int64, *[c_void_p] * 3, c_int]
-        for function in (lib.nf4_matmul, lib.lora_rows, lib.attend, lib.decode_step, lib.row_peaks):
+        lib.draw_rows.argtypes = [c_int64, c_int64, *[c_void_p] * 4, c_int]
+        lib.top_rows.argtypes = [c_int64, c_int64, *[c_void_p] * 2, c_int64, *[c_void_p] * 3, c_int]
+        kernels = (lib.nf4_matmul, lib.lora_rows, lib.attend, lib.decode_step)
+        for function in (*kernels, lib.row_peaks, lib.draw_rows, lib.top_rows):
             function.restype = None
         self._lib = lib
         self.amx: bool = lib.amx_init() == 0
@@ -111,6 +114,23 @@ class Kernels:
         outputs = (logits.data_ptr(), peaks.data_ptr(), tokens.data_ptr())
         self._lib.row_peaks(*logits.shape, *outputs, torch.get_num_threads())
         return peaks, tokens
+
+    def draw_rows(self, logits: Tensor, temperatures: Tensor, u: Tensor) -> Tensor:
+        """As :meth:`server.sampler.TorchRows.draw_rows`, in two readings of each row."""
+        tokens = torch.empty(len(logits), dtype=torch.int64)
+        inputs = (logits.data_ptr(), temperatures.data_ptr(), u.data_ptr())
+        self._lib.draw_rows(*logits.shape, *inputs, tokens.data_ptr(), torch.get_num_threads())
+        return tokens
+
+    def top_rows(self, logits: Tensor, temperatures: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """As :meth:`server.sampler.TorchRows.top_rows`; of equally likely tokens the earlier ones come first."""
+        rows, vocabulary = logits.shape
+        threads = torch.get_num_threads()
+        probs, tokens = torch.empty(rows, width), torch.empty(rows, width, dtype=torch.int64)
+        scratch = torch.empty(threads, vocabulary, dtype=torch.int64)
+        outputs = (probs.data_ptr(), tokens.data_ptr(), scratch.data_ptr())
+        self._lib.top_rows(rows, vocabulary, logits.data_ptr(), temperatures.data_ptr(), width, *outputs, threads)
+        return probs, tokens
 
 
 def pad_rows(rows: int) -> int:

@@ -5,7 +5,6 @@
 #include "tiles.h"
 
 #include <immintrin.h>
-#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -72,28 +71,4 @@ void head_share(int64_t rows, int64_t vocabulary, int64_t in, const uint16_t *x,
         }
     }
     _tile_release();
-}
-
-// A row's largest logit, NaN if it has one, and the first token that has it.
-static float row_peak(const float *x, int64_t vocabulary, int64_t *token) {
-    const int64_t whole = vocabulary / 16 * 16;
-    const __mmask16 left = (__mmask16)((1 << (vocabulary - whole)) - 1);
-    const __m512 least = _mm512_set1_ps(-INFINITY), rest = _mm512_mask_loadu_ps(least, left, x + whole);
-    __m512 most = rest;
-    __mmask16 nan = _mm512_cmp_ps_mask(rest, rest, _CMP_UNORD_Q);
-    for (int64_t i = 0; i < whole; i += 16) {
-        const __m512 v = _mm512_loadu_ps(x + i);
-        most = _mm512_max_ps(most, v);
-        nan |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    }
-    const float peak = _mm512_reduce_max_ps(most);
-    *token = 0;
-    while (!nan && *token < vocabulary - 1 && x[*token] != peak) ++*token;
-    return nan ? NAN : peak;
-}
-
-// Of logits [rows, vocabulary]: peaks [rows], tokens [rows].
-void row_peaks(int64_t rows, int64_t vocabulary, const float *logits, float *peaks, int64_t *tokens, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; row++) peaks[row] = row_peak(logits + row * vocabulary, vocabulary, tokens + row);
 }

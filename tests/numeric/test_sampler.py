@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from server import native
-from server.sampler import CANDIDATES, row_peaks, sample
+from server.sampler import CANDIDATES, TorchRows, sample
 from server.sequence import SamplingParams, Sequence
 from tests.numeric.drive import Drive
 from tests.numeric.lab import Lab
@@ -230,32 +230,82 @@ def test_a_device_is_read_once_and_sent_numbers_twice() -> None:
     logits = torch.randn(6, 4 * CANDIDATES) * 4
     logits[5, 3] = torch.nan  # nor are its cuts looked at again
     with Crossings() as crossings:
-        tokens = sample(logits, a_row_of_each_kind())
+        tokens = sample(logits, a_row_of_each_kind(), TorchRows())
     assert [token is None for token in tokens] == [False] * 5 + [True]
     assert (crossings.read, crossings.sent) == (1, 2)
 
 
 def test_cuts_that_keep_more_than_the_candidates_are_read_once_more() -> None:
     with Crossings() as crossings:
-        tokens = sample(torch.zeros(6, 4 * CANDIDATES), a_row_of_each_kind())
+        tokens = sample(torch.zeros(6, 4 * CANDIDATES), a_row_of_each_kind(), TorchRows())
     assert None not in tokens
     assert (crossings.read, crossings.sent) == (2, 3)
 
 
-@pytest.mark.parametrize("vocabulary", [64, 100, 1000])
-def test_peaks_by_the_kernel_are_torchs(vocabulary: int) -> None:
-    kernels = native.load()
-    if kernels is None:
+@pytest.fixture
+def kernels() -> native.Kernels:
+    found = native.load()
+    if found is None:
         pytest.skip("no AMX, or no compiler")
+    return found
+
+
+@pytest.mark.parametrize("vocabulary", [64, 100, 1000])
+def test_peaks_by_the_kernel_are_torchs(vocabulary: int, kernels: native.Kernels) -> None:
     torch.manual_seed(0)
     logits = torch.randn(9, vocabulary)
     logits[1] = logits[1].round()  # ties: the first counts
     logits[2, -1], logits[3, 0], logits[4, 7] = 100, 100, torch.inf
     logits[5, 50], logits[6, -1], logits[7], logits[8, :40] = torch.nan, torch.nan, -torch.inf, -torch.inf
     peaks, tokens = kernels.row_peaks(logits)
-    expected, _ = row_peaks(logits)
+    expected, _ = TorchRows().row_peaks(logits)
     finite = ~expected.isnan()
     assert torch.equal(peaks[finite], expected[finite])
     assert peaks.isnan().tolist() == expected.isnan().tolist()
     first = [int((row == row.max()).nonzero()[0]) for row in logits[finite]]
     assert tokens[finite].tolist() == first
+
+
+def rows_of_many_kinds(vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Logits [rows, vocabulary] from flat to peaked, with ties, and impossible tokens; and temperatures."""
+    torch.manual_seed(0)
+    logits = torch.randn(8, vocabulary) * torch.tensor([0.0, 0.1, 1, 3, 10, 3, 3, 3]).unsqueeze(-1)
+    logits[5, : vocabulary // 2] = -torch.inf
+    logits[6] = logits[6].round()
+    logits[7, :-1] = -torch.inf
+    return logits, torch.tensor([1.0, 0.3, 1.0, 0.7, 1.5, 2e-5, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("vocabulary", [1, 64, 300, 5003])
+def test_draws_by_the_kernel_are_torchs(vocabulary: int, kernels: native.Kernels) -> None:
+    logits, temperatures = rows_of_many_kinds(vocabulary)
+    probs = torch.softmax(logits.double() / temperatures.double().unsqueeze(-1), dim=-1)
+    after = probs.cumsum(-1)
+    for u in (0.0, 1e-9, 0.1, 0.37, 0.5, 0.9, 0.999, 1 - 2**-53):
+        at = torch.full((8,), u, dtype=torch.float64)
+        for tokens in (work.draw_rows(logits, temperatures, at) for work in (kernels, TorchRows())):
+            assert (probs.gather(-1, tokens.unsqueeze(-1)) > 0).all()
+            end = after.gather(-1, tokens.unsqueeze(-1))[:, 0]
+            begin = end - probs.gather(-1, tokens.unsqueeze(-1))[:, 0]
+            assert ((begin - 1e-6 <= u) & (u <= end + 1e-6)).all()
+
+
+@pytest.mark.parametrize(("vocabulary", "width"), [(1, 1), (64, 64), (300, 7), (5003, 16), (40_000, CANDIDATES)])
+def test_the_likeliest_by_the_kernel_are_torchs(vocabulary: int, width: int, kernels: native.Kernels) -> None:
+    logits, temperatures = rows_of_many_kinds(vocabulary)
+    probs, tokens = kernels.top_rows(logits, temperatures, width)
+    expected, _ = TorchRows().top_rows(logits, temperatures, width)
+    torch.testing.assert_close(probs, expected, rtol=1e-5, atol=1e-12)
+    assert all(len(set(row)) == width for row in tokens.tolist())
+    torch.testing.assert_close(logits.gather(-1, tokens), logits.sort(descending=True).values[:, :width])
+    assert tokens[0].tolist() == list(range(width))  # equally likely: the earlier ones
+
+
+def test_rows_that_are_not_finite_do_no_harm(kernels: native.Kernels) -> None:
+    logits = torch.randn(3, 1000)
+    logits[0, 5], logits[1], logits[2] = torch.nan, -torch.inf, torch.nan
+    ones = torch.ones(3)
+    drawn = kernels.draw_rows(logits, ones, ones.double() / 2)
+    _, likely = kernels.top_rows(logits, ones, 9)
+    for tokens in (drawn, likely):
+        assert ((tokens >= 0) & (tokens < 1000)).all()
