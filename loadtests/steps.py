@@ -2,7 +2,7 @@
 
 The demo model in NF4, random adapters of rank 16 on all its layers, 160 tokens of context. Each phase's figure is its
 least over the repeats, so that a busy machine shows in none of them. Steps of the model's own modules, the reference,
-stand beside those of the native decoder.
+stand beside those of the native decoder, and sampling by torch beside sampling by the kernels.
 
 Unlike the other load tests this one imports the server: it measures the runner alone.
 """
@@ -22,6 +22,7 @@ from bases.waiting import wait_briefly
 wait_briefly()
 
 import torch  # noqa: E402 - OpenMP reads what was just set
+from torch import Tensor  # noqa: E402
 
 from adapters.spec import AdapterId, AdapterSpec, BaseLayout, LoraTarget  # noqa: E402
 from adapters.weights import AdapterWeights  # noqa: E402
@@ -30,12 +31,20 @@ from server.config import Settings  # noqa: E402
 from server.decoder import Decoder  # noqa: E402
 from server.native.structures import PHASES  # noqa: E402
 from server.runner import Runner  # noqa: E402
+from server.sampler import RowWork, TorchRows, sample  # noqa: E402
 from server.sequence import Adapted, Batch, Chunk, SamplingParams, Sequence  # noqa: E402
 
 CONTEXT = 160
 RANK = 16
 CASES = (("decode", 1, 0), ("decode", 1, 1), ("decode", 16, 0), ("decode", 16, 1), ("decode", 16, 16))
 PROMPTS = (("prefill", 256, 0), ("prefill", 256, 1))
+SAMPLING = {
+    "greedy": SamplingParams(temperature=0),
+    "temperature": SamplingParams(temperature=0.7, seed=0),
+    "top-k 40": SamplingParams(temperature=0.7, top_k=40, seed=0),
+    "top-p 0.95": SamplingParams(temperature=0.7, top_p=0.95, seed=0),
+    "min-p 0.05": SamplingParams(temperature=0.7, min_p=0.05, seed=0),
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,15 @@ class Line:
         return self.step / floor if floor else None
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Picking the tokens of 16 rows, in milliseconds."""
+
+    how: str
+    kernels: float
+    torch: float
+
+
 def main() -> int:
     """Measure and print; exit status 1 where there is no native decoder to take apart."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.steps", description="Where the time of a step goes.")
@@ -78,8 +96,10 @@ def main() -> int:
     for work, rows, adapters in (*CASES, *PROMPTS):
         lines.append(_measure(runner, runner.decoder, _batch(work, rows, adapters), work, adapters, args.repeats))
         _print(lines[-1])
+    draws = list(_draws(runner.decoder, args.repeats))
     if args.json:
-        figures = {"threads": args.threads, "lines": [asdict(line) | {"of_floor": line.of_floor} for line in lines]}
+        table = [asdict(line) | {"of_floor": line.of_floor} for line in lines]
+        figures = {"threads": args.threads, "lines": table, "sampling": [asdict(draw) for draw in draws]}
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0
 
@@ -136,6 +156,25 @@ def _measure(runner: Runner, decoder: Decoder, batch: Batch, work: str, adapters
     runner.decoder = decoder
     least = dict(zip((*PHASES, "Python and sampling"), map(min, zip(*phases, strict=True)), strict=True))
     return Line(work, batch.tokens, adapters, least, step, modules)
+
+
+def _draws(decoder: Decoder, repeats: int) -> Iterator[Draw]:
+    """Of logits in which some 30 tokens stand out, as those of a model do."""
+    logits = 2 * torch.randn(16, decoder.vocabulary, generator=torch.Generator().manual_seed(0))
+    logits[:, :30] += torch.linspace(16, 8, 30)
+    for how, params in SAMPLING.items():
+        times = [min(_draw(logits, params, work) for _ in range(repeats)) for work in (decoder.kernels, TorchRows())]
+        yield Draw(how, *times)
+        print(f"sampling, 16 rows, {how}: {times[0]:.2f} ms (torch {times[1]:.2f})", flush=True)
+
+
+def _draw(logits: Tensor, params: SamplingParams, work: RowWork) -> float:
+    """Milliseconds."""
+    sequences = [Sequence(str(row), [1], params, ()) for row in range(len(logits))]
+    copy = logits.clone()  # sample() changes it
+    start = time.perf_counter()
+    sample(copy, sequences, work)
+    return (time.perf_counter() - start) * 1e3
 
 
 def _time(runner: Runner, batch: Batch) -> float:

@@ -20,6 +20,11 @@
 #define MAX_WIDTH 256
 #define AHEAD 64  // keys
 
+// What a thread brings to its second-level cache while it computes: the context of the run it will most likely take next.
+typedef struct {
+    const Run *run;
+    int64_t next, pairs;  // pair: keys and values of one head in one block
+} Ahead;
 
 static inline __m512 cap(__m512 x, float softcap) {
     const __m512 limit = _mm512_set1_ps(softcap), one = _mm512_set1_ps(1.0f);
@@ -46,11 +51,37 @@ static inline void prefetch(const Attention *job, const Run *run, const uint16_t
     for (int64_t byte = 0; byte < 16 * job->width * 2; byte += 64) _mm_prefetch(at + byte, _MM_HINT_T0);
 }
 
-// Scores of the keys from `first` to `end`, a multiple of 16 apart: [keys, columns], columns 16 or 4.
+// The first position of whole steps that a query sees.
+static inline int64_t first_seen(const Attention *job, int64_t position) {
+    const int64_t earliest = position - job->window + 1;
+    return job->window && earliest > 0 ? earliest / STEP * STEP : 0;
+}
+
+// The rows of a chunk find their keys in the cache: only a row by itself is looked ahead to.
+static inline Ahead look_ahead(const Attention *job, const Run *run) {
+    if (run->rows > 1) return (Ahead){run, 0, 0};
+    const int64_t block = first_seen(job, run->start) / job->size;
+    return (Ahead){run, block * job->kv_heads, (run->start / job->size + 1) * job->kv_heads};
+}
+
+// A pair for every 32 keys scored or multiplied: a context as long as this one is there in time.
+static inline void bring(const Attention *job, Ahead *ahead) {
+    if (ahead->next == ahead->pairs) return;
+    const int64_t kv = ahead->next % job->kv_heads, position = ahead->next / job->kv_heads * job->size;
+    const char *keys = (const char *)token(job, ahead->run, job->keys, kv, position);
+    const char *values = (const char *)token(job, ahead->run, job->values, kv, position);
+    for (int64_t byte = 0; byte < job->size * job->width * 2; byte += 64) {
+        _mm_prefetch(keys + byte, _MM_HINT_T1);
+        _mm_prefetch(values + byte, _MM_HINT_T1);
+    }
+    ahead->next++;
+}
+
+// Scores of the keys from `first` to `end`, a multiple of 16 apart: [keys, columns], columns 16 or 4. far: they were not
+// brought.
 static void score(const Attention *job, const Run *run, int64_t kv, const uint32_t *queries, int64_t columns,
-                  int64_t first, int64_t end, float *scores) {
+                  int64_t first, int64_t end, int far, Ahead *ahead, float *scores) {
     const int64_t stride = job->width * 2;
-    const int alone = run->rows == 1;  // the rows of a chunk find their keys in the cache
     TileConfig config = {0};
     for (int tile = 0; tile < 2; tile++) shape_tile(&config, tile, 16, columns * 4);
     for (int tile = 2; tile < 4; tile++) shape_tile(&config, tile, 16, 64);
@@ -60,7 +91,8 @@ static void score(const Attention *job, const Run *run, int64_t kv, const uint32
         const int two = key + 16 < end;
         const uint16_t *k = token(job, run, job->keys, kv, key);
         const uint16_t *more = two ? token(job, run, job->keys, kv, key + 16) : k;
-        for (int64_t then = key; alone && then < key + 32 && then < end; then += 16) {
+        bring(job, ahead);
+        for (int64_t then = key; far && then < key + 32 && then < end; then += 16) {
             if (then + AHEAD < end) prefetch(job, run, job->keys, kv, then + AHEAD);
             prefetch(job, run, job->values, kv, then);
         }
@@ -177,7 +209,7 @@ static inline void pair_values(const Attention *job, const Run *run, int64_t kv,
 
 // Result [2, columns, 16], sum [columns, 16] = the tiles times 32 components of the values, and times ones.
 static void mix(const Attention *job, const Run *run, int64_t kv, int64_t component, int64_t first, int64_t end,
-                const uint32_t *tiles, float *result, float *sum) {
+                const uint32_t *tiles, Ahead *ahead, float *result, float *sum) {
     uint32_t pairs[2][512] __attribute__((aligned(64)));
     _tile_zero(0);
     _tile_zero(1);
@@ -185,6 +217,7 @@ static void mix(const Attention *job, const Run *run, int64_t kv, int64_t compon
     pair_values(job, run, kv, component, first, end, pairs[0]);
     for (int64_t key = first; key < end; key += STEP, tiles += 256) {
         const int64_t step = (key - first) / STEP;
+        bring(job, ahead);
         // A tile that was just written loads slowly: the next ones are written first.
         if (key + STEP < end) pair_values(job, run, kv, component, key + STEP, end, pairs[~step & 1]);
         _tile_loadd(3, tiles, 64);
@@ -209,8 +242,8 @@ static inline void put(const float *low, const float *high, __m512 scale, uint16
 }
 
 // Up to 16 columns of a run from `first_column`: column c is head c % group of row c / group.
-static void attend_tile(const Attention *job, const Run *run, int64_t kv, int64_t first_column, float *scores,
-                        uint32_t *tiles) {
+static void attend_tile(const Attention *job, const Run *run, int64_t kv, int64_t first_column, int far, Ahead *ahead,
+                        float *scores, uint32_t *tiles) {
     const int64_t group = job->heads / job->kv_heads, words = job->width / 2;
     const int64_t left = run->rows * group - first_column, columns = left < COLUMNS ? left : COLUMNS;
     const int64_t room = columns <= 4 ? 4 : COLUMNS;
@@ -224,10 +257,9 @@ static void attend_tile(const Attention *job, const Run *run, int64_t kv, int64_
         const uint16_t *query = job->q + heads[c];
         for (int64_t w = 0; w < words; w++) memcpy(queries + w * room + c, query + 2 * w, 4);
     }
-    const int64_t earliest = positions[0] - job->window + 1;
-    const int64_t first = job->window && earliest > 0 ? earliest / STEP * STEP : 0;
+    const int64_t first = first_seen(job, positions[0]);
     const int64_t end = (positions[columns - 1] / 16 + 1) * 16;
-    score(job, run, kv, queries, room, first, end, scores);
+    score(job, run, kv, queries, room, first, end, far, ahead, scores);
     (room == 4 ? softmax_narrow : softmax)(job, positions, first, end, scores, tiles);
 
     float result[512] __attribute__((aligned(64))), sum[256] __attribute__((aligned(64)));
@@ -239,7 +271,7 @@ static void attend_tile(const Attention *job, const Run *run, int64_t kv, int64_
     load_shapes(&config);
     _tile_loadd(6, ones, 64);
     for (int64_t component = 0; component < job->width; component += 32) {
-        mix(job, run, kv, component, first, end, tiles, result, sum);
+        mix(job, run, kv, component, first, end, tiles, ahead, result, sum);
         for (int64_t c = 0; c < columns; c++) {
             put(result + c * 16, result + 256 + c * 16, _mm512_set1_ps(1.0f / sum[c * 16]),
                 job->out + heads[c] + component);
@@ -257,14 +289,24 @@ void attention_units(const Attention *job, int64_t runs, const Run *run, int64_t
 
 void attention_share(const Attention *job, int64_t runs, const Run *run, const int64_t *units, float *scratch,
                      int64_t context) {
+    const int64_t kv = job->kv_heads, threads = omp_get_num_threads();
+    const int64_t together = runs >= 4 * threads ? kv : 1;  // a thread that takes all heads reads whole blocks
     float *scores = scratch + omp_get_thread_num() * context * 24;
     uint32_t *tiles = (uint32_t *)(scores + context * COLUMNS);
+    Ahead ahead = {0};
+    const Run *current = NULL;
     int64_t i = 0;
-#pragma omp for schedule(dynamic, 1) nowait
+    int far = 1;
+#pragma omp for schedule(dynamic, together) nowait
     for (int64_t unit = 0; unit < units[runs]; unit++) {
         while (unit >= units[i + 1]) i++;
         const int64_t part = unit - units[i];
-        attend_tile(job, run + i, part % job->kv_heads, part / job->kv_heads * COLUMNS, scores, tiles);
+        if (current != run + i) {
+            current = run + i;
+            far = current->rows == 1 && (ahead.run != current || ahead.next < ahead.pairs);
+            ahead = together > 1 && i + threads < runs ? look_ahead(job, current + threads) : (Ahead){0};
+        }
+        attend_tile(job, current, part % kv, part / kv * COLUMNS, far, &ahead, scores, tiles);
     }
     _tile_release();
 }

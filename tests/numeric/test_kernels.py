@@ -238,6 +238,29 @@ def test_paged_attention_equals_attention_over_the_whole_context(
         torch.testing.assert_close(mine.float(), expected, rtol=tolerance, atol=tolerance)
 
 
+def test_the_attention_kernel_gives_a_row_the_same_bits_alone_as_among_many() -> None:
+    """Few rows are shared out by heads, many by sequences; neither may show."""
+    cache = KvCache({0: (3, 64)}, 200, 16, torch.device("cpu"), BF16)
+    if cache.kernels is None:
+        pytest.skip("no AMX, or no compiler")
+    torch.manual_seed(0)
+    blocks = torch.randperm(200).tolist()
+    chunks = []
+    for number in range(24):
+        sequence = Sequence(str(number), [1] * (5 * number + 1), SamplingParams())
+        sequence.blocks = [blocks.pop() for _ in range(5 * number // 16 + 1)]
+        chunks.append(Chunk(sequence, 5 * number, 1))
+    for stored in cache.layers[0]:
+        stored.normal_()
+    q, k, v = (torch.randn(24, heads, 64, dtype=BF16) for heads in (9, 3, 3))
+    for how in (How(0.125), How(0.125, window=40)):
+        together = PagedBatch(Batch(tuple(chunks)), cache, torch.device("cpu"), BF16).attend(0, q, k, v, how)
+        for row, chunk in enumerate(chunks):
+            mine = (tensor[row : row + 1] for tensor in (q, k, v))
+            alone = PagedBatch(Batch((chunk,)), cache, torch.device("cpu"), BF16).attend(0, *mine, how)
+            assert torch.equal(alone[0], together[row])
+
+
 def whole_context(q: Tensor, k: Tensor, v: Tensor, start: int, how: How) -> Tensor:
     """Row by row, head by head: q [T, H, D] at positions ``start``.. over k, v [L, KVH, D]."""
     group = q.shape[1] // k.shape[1]
