@@ -220,5 +220,5 @@ def _prompt(prefix: Prefix | None, rng: random.Random, seed: int, number: int | 
         return words(rng, tokens)
     shared = min(prefix.tokens, tokens - 1)
     owner = "all" if prefix.scope == "global" else number
-    beginning = words(random.Random(f"{seed}/prefix/{owner}"), prefix.tokens).split()[:shared]
+    beginning = words(random.Random(f"{seed}/prefix/{owner}"), shared).split()
     return " " + " ".join([*beginning, words(rng, tokens - shared).strip()])

@@ -110,7 +110,8 @@ class KvCache:
         self, layers: int, blocks: int, heads: int, width: int, device: torch.device, dtype: torch.dtype
     ) -> Tensor:
         if self.kernels:  # a head's keys of a block in one piece: read a third faster
-            return HugePages().zeros(layers, 2, blocks, heads, self.size, width, dtype=dtype).transpose(3, 4)
+            storage = HugePages().zeros(layers, 2, blocks, heads, self.size, width, dtype=dtype)
+            return storage.zero_().transpose(3, 4)  # taken now: a machine without room for it should say so at start
         return torch.zeros(layers, 2, blocks, self.size, heads, width, device=device, dtype=dtype)
 
     @staticmethod

@@ -16,9 +16,10 @@ row in the same way whatever is beside it; on CUDA Triton's kernels do (:mod:`se
 :func:`delta_reference` is the plain loop both are tested against.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -135,12 +136,12 @@ class LoraGroup:
                 self.b[i] = self.pool.empty(*b.shape[1:])
         self.native.fill(self.a, self.b, self.outs)
 
-    def write(self, pages: Sequence[int], packed: tuple[Tensor, tuple[Tensor | None, ...]] | None) -> None:
-        """Overwrite ``pages`` with an adapter's columns, or zeros where it has none, in memory that is reserved."""
-        a, bs = packed or (None, (None,) * len(self.names))
+    def tensors(self, packed: PackedAdapter) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """A and every B that has memory, each with what an adapter has for it."""
+        a, bs = packed.groups.get(self.names[0]) or (None, (None,) * len(self.names))
         for mine, theirs in zip((self.a, *self.b), (a, *bs), strict=True):
             if mine is not None:
-                _write_pages(mine, pages, theirs)
+                yield mine, theirs
 
     def tiled_a(self, a: Tensor) -> Tensor:
         """A [pages, members, PAGE, in] in the layout of what serves this group."""
@@ -217,10 +218,24 @@ class LoraPool:
                 group.reserve(packed.groups[group.names[0]])
 
     def write(self, pages: Sequence[int], packed: PackedAdapter) -> None:
-        """Put an adapter into ``pages``; whatever they held is overwritten in every group."""
+        """Put an adapter into ``pages``, zeros where it has nothing: what they held is overwritten in every group."""
         self.reserve(packed)
-        for group in self.groups:
-            group.write(pages, packed.groups.get(group.names[0]))
+        tensors = [pair for group in self.groups for pair in group.tensors(packed)]
+        if self.kernels:
+            self._write_pieces(self.kernels, pages, tensors)
+        else:
+            for mine, theirs in tensors:
+                _write_pages(mine, pages, theirs)
+
+    def _write_pieces(
+        self, kernels: native.Kernels, pages: Sequence[int], tensors: Sequence[tuple[Tensor, Tensor | None]]
+    ) -> None:
+        """All copies in one call: as many by torch take longer to ask for than to do."""
+        to = np.array([mine.data_ptr() for mine, _ in tensors])
+        source = np.array([0 if theirs is None else theirs.data_ptr() for _, theirs in tensors])
+        page = np.array([mine.nbytes // self.pages for mine, _ in tensors])
+        for first, offset, count in _page_runs(pages):
+            kernels.write_pieces(to + first * page, np.where(source, source + offset * page, 0), count * page)
 
     def pack(self, weights: AdapterWeights) -> PackedAdapter:
         """Bring an adapter into the pool's layout and dtype, on the host. Safe on any thread."""
@@ -255,15 +270,21 @@ class LoraPool:
 
 def _write_pages(mine: Tensor, pages: Sequence[int], theirs: Tensor | None) -> None:
     """Copy page by page, in as few copies as possible: from pinned memory they run beside what computes."""
-    start = 0
+    for first, offset, count in _page_runs(pages):
+        run = mine[first : first + count]
+        if theirs is None:
+            run.zero_()
+        else:
+            run.copy_(theirs[offset : offset + count], non_blocking=True)
+
+
+def _page_runs(pages: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Pages that follow each other in the pool: the first, its place in ``pages``, and how many."""
+    offset = 0
     for end in range(1, len(pages) + 1):
         if end == len(pages) or pages[end] != pages[end - 1] + 1:
-            run = mine[pages[start] : pages[end - 1] + 1]
-            if theirs is None:
-                run.zero_()
-            else:
-                run.copy_(theirs[start:end], non_blocking=True)
-            start = end
+            yield pages[offset], offset, end - offset
+            offset = end
 
 
 def sibling_groups(layout: BaseLayout) -> list[tuple[str, ...]]:

@@ -13,7 +13,9 @@ from ctypes import byref, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from server.native.batches import TILE_ROWS, LoraRows, PagedRuns
@@ -24,6 +26,8 @@ __all__ = ["TILE_ROWS", "Kernels", "LoraRows", "PagedRuns", "load", "pad_rows"]
 
 log = logging.getLogger(__name__)
 
+Addresses = NDArray[np.int64]
+
 
 class Kernels:
     """The compiled library. This processor runs its kernels if ``amx``."""
@@ -32,12 +36,13 @@ class Kernels:
         lib = ctypes.CDLL(str(path))
         lib.nf4_matmul.argtypes = [c_void_p, c_int64, *[c_void_p] * 3, c_int]
         lib.lora_rows.argtypes = [*[c_void_p] * 2, c_int, c_int64, *[c_void_p] * 4, c_int]
+        lib.write_pieces.argtypes = [c_int64, *[c_void_p] * 3, c_int]
         lib.attend.argtypes = [c_void_p, c_int64, *[c_void_p] * 2, c_int64, c_int]
         lib.decode_step.argtypes = [*[c_void_p] * 3, c_int]
         lib.row_peaks.argtypes = [c_int64, c_int64, *[c_void_p] * 3, c_int]
         lib.draw_rows.argtypes = [c_int64, c_int64, *[c_void_p] * 4, c_int]
         lib.top_rows.argtypes = [c_int64, c_int64, *[c_void_p] * 2, c_int64, *[c_void_p] * 3, c_int]
-        kernels = (lib.nf4_matmul, lib.lora_rows, lib.attend, lib.decode_step)
+        kernels = (lib.nf4_matmul, lib.lora_rows, lib.write_pieces, lib.attend, lib.decode_step)
         for function in (*kernels, lib.row_peaks, lib.draw_rows, lib.top_rows):
             function.restype = None
         self._lib = lib
@@ -69,6 +74,12 @@ class Kernels:
             (c_int64 * members)(*(y.stride(0) for y in outputs)),
             *(h.data_ptr(), torch.get_num_threads()),
         )
+
+    def write_pieces(self, to: Addresses, sources: Addresses, counts: Addresses) -> None:
+        """Copy ``counts`` bytes each from ``sources`` (0: write zeros) ``to`` elsewhere; all [pieces] int64."""
+        to, sources, counts = (np.ascontiguousarray(array, np.int64) for array in (to, sources, counts))
+        addresses = (array.ctypes.data for array in (to, sources, counts))
+        self._lib.write_pieces(len(to), *addresses, torch.get_num_threads())
 
     def attend(
         self,
@@ -110,6 +121,7 @@ class Kernels:
 
         torch's ``max`` over a dimension keeps an index for every comparison, and takes ten times as long.
         """
+        assert logits.is_contiguous()
         peaks, tokens = torch.empty(len(logits)), torch.empty(len(logits), dtype=torch.int64)
         outputs = (logits.data_ptr(), peaks.data_ptr(), tokens.data_ptr())
         self._lib.row_peaks(*logits.shape, *outputs, torch.get_num_threads())
@@ -117,6 +129,7 @@ class Kernels:
 
     def draw_rows(self, logits: Tensor, temperatures: Tensor, u: Tensor) -> Tensor:
         """As :meth:`server.sampler.TorchRows.draw_rows`, in two readings of each row."""
+        assert logits.is_contiguous()
         tokens = torch.empty(len(logits), dtype=torch.int64)
         inputs = (logits.data_ptr(), temperatures.data_ptr(), u.data_ptr())
         self._lib.draw_rows(*logits.shape, *inputs, tokens.data_ptr(), torch.get_num_threads())
@@ -124,6 +137,7 @@ class Kernels:
 
     def top_rows(self, logits: Tensor, temperatures: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """As :meth:`server.sampler.TorchRows.top_rows`; of equally likely tokens the earlier ones come first."""
+        assert logits.is_contiguous()
         rows, vocabulary = logits.shape
         threads = torch.get_num_threads()
         probs, tokens = torch.empty(rows, width), torch.empty(rows, width, dtype=torch.int64)

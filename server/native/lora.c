@@ -154,6 +154,27 @@ void lora_expand_share(const Lora *lora, const LoraBatch *batch, int active, con
     if (shaped) _tile_release();
 }
 
+// Past the caches, for what is placed is read a step later and in whole; what is not in lines of 64 bytes, as usual.
+static void copy_lines(char *to, const char *from, int64_t bytes) {
+    if (((uintptr_t)to | (uintptr_t)bytes) & 63) {
+        from ? (void)memcpy(to, from, bytes) : (void)memset(to, 0, bytes);
+        return;
+    }
+    for (int64_t at = 0; at < bytes; at += 64) {
+        _mm512_stream_si512((void *)(to + at), from ? _mm512_loadu_si512(from + at) : _mm512_setzero_si512());
+    }
+}
+
+// `count` pieces of memory from one place to another; from NULL: zeros.
+void write_pieces(int64_t count, char *const *to, const char *const *from, const int64_t *bytes, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(dynamic, 8) nowait
+        for (int64_t i = 0; i < count; i++) copy_lines(to[i], from[i], bytes[i]);
+        _mm_sfence();
+    }
+}
+
 // Adds to y [rows, out] of each active member what the groups' adapters make of x [rows, in]. in a multiple of 32, at most
 // MAX_IN, every out of 16. h: 128 values for each page of the batch and member.
 void lora_rows(const Lora *lora, const LoraBatch *batch, int active, int64_t in, const uint16_t *x, uint16_t *const *y,

@@ -19,7 +19,10 @@ CHUNK = 64 * 2**20
 
 
 class HugePages:
-    """Tensors side by side in huge pages. What it has handed out is kept as long as one tensor of a chunk lives."""
+    """Tensors side by side in huge pages. What it has handed out is kept as long as one tensor of a chunk lives.
+
+    For one thread at a time: models are loaded, and adapters placed, by one.
+    """
 
     def __init__(self) -> None:
         self._left = torch.empty(0, dtype=torch.uint8)

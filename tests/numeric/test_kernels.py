@@ -13,7 +13,7 @@ from bases.nf4 import Linear4bit, functional
 from server import native
 from server.attention import How, KvCache, PagedBatch, attend, attend_reference
 from server.linear import FusedNf4, fuse
-from server.lora import LoraGroup, LoraPool, delta_reference
+from server.lora import LoraGroup, LoraPool, _write_pages, delta_reference
 from server.plan import Placed, make_plan
 from server.sequence import Adaptation, Adapted, Batch, Chunk, SamplingParams, Sequence
 from server.slots import pages_for
@@ -195,6 +195,22 @@ def test_pages_that_change_hands_hold_nothing_of_the_last_owner() -> None:
         torch.testing.assert_close(output, lab.expected(x, adaptations, member), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("inputs", [64, 36], ids=["lines", "less"])
+@pytest.mark.parametrize(("adapter", "pages"), [("5", (3, 4, 9)), ("3", (40,)), ("2", tuple(range(63, 55, -1)))])
+def test_the_kernel_places_what_torch_places(adapter: str, pages: tuple[int, ...], inputs: int) -> None:
+    lab = Lab(BF16, inputs)
+    if lab.pool.kernels is None:
+        pytest.skip("no kernel on this machine")
+    packed = lab.pool.pack(lab.weights[AdapterId(adapter)])
+    expected = []
+    for mine, theirs in lab.group.tensors(packed):
+        expected.append(mine.clone())
+        _write_pages(expected[-1], pages, theirs)
+    lab.pool.write(pages, packed)
+    for (mine, _), copy in zip(lab.group.tensors(packed), expected, strict=True):
+        assert torch.equal(mine, copy)
+
+
 # Attention
 
 
@@ -256,8 +272,8 @@ def test_the_attention_kernel_gives_a_row_the_same_bits_alone_as_among_many() ->
     for how in (How(0.125), How(0.125, window=40)):
         together = PagedBatch(Batch(tuple(chunks)), cache, torch.device("cpu"), BF16).attend(0, q, k, v, how)
         for row, chunk in enumerate(chunks):
-            mine = (tensor[row : row + 1] for tensor in (q, k, v))
-            alone = PagedBatch(Batch((chunk,)), cache, torch.device("cpu"), BF16).attend(0, *mine, how)
+            mine = [tensor[row : row + 1] for tensor in (q, k, v)]
+            alone = PagedBatch(Batch((chunk,)), cache, torch.device("cpu"), BF16).attend(0, mine[0], mine[1], mine[2], how)
             assert torch.equal(alone[0], together[row])
 
 
