@@ -272,8 +272,9 @@ def test_the_attention_kernel_gives_a_row_the_same_bits_alone_as_among_many() ->
     for how in (How(0.125), How(0.125, window=40)):
         together = PagedBatch(Batch(tuple(chunks)), cache, torch.device("cpu"), BF16).attend(0, q, k, v, how)
         for row, chunk in enumerate(chunks):
-            mine = [tensor[row : row + 1] for tensor in (q, k, v)]
-            alone = PagedBatch(Batch((chunk,)), cache, torch.device("cpu"), BF16).attend(0, mine[0], mine[1], mine[2], how)
+            mine = slice(row, row + 1)
+            batch = PagedBatch(Batch((chunk,)), cache, torch.device("cpu"), BF16)
+            alone = batch.attend(0, q[mine], k[mine], v[mine], how)
             assert torch.equal(alone[0], together[row])
 
 
