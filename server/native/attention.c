@@ -297,7 +297,7 @@ void attention_share(const Attention *job, int64_t runs, const Run *run, const i
     const Run *current = NULL;
     int64_t i = 0;
     int far = 1;
-#pragma omp for schedule(dynamic, together) nowait
+#pragma omp for schedule(monotonic : dynamic, together) nowait  // i only goes forward
     for (int64_t unit = 0; unit < units[runs]; unit++) {
         while (unit >= units[i + 1]) i++;
         const int64_t part = unit - units[i];

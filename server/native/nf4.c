@@ -8,6 +8,7 @@
 #include "kernels.h"
 #include "tiles.h"
 
+#include <cpuid.h>
 #include <immintrin.h>
 #include <omp.h>
 #include <stdint.h>
@@ -28,7 +29,10 @@ static const float NF4[16] = {
 
 // Asks the kernel for the tile registers; 0 if this process may use them.
 int amx_init(void) {
-    if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("amx-bf16")) return 1;
+    unsigned a, b, c, features = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &features)) return 1;
+    const unsigned needed = 1u << 22 | 1u << 24;  // AMX-BF16, AMX-TILE: clang 14 does not know them by name
+    if (!__builtin_cpu_supports("avx512bf16") || (features & needed) != needed) return 1;
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) ? 2 : 0;
 }
 
