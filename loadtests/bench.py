@@ -42,15 +42,15 @@ class Bench:
     def run(self) -> Record:
         """Run all of it.
 
-        Raises :class:`BenchError`, and KeyboardInterrupt for Ctrl-C and SIGTERM. Whatever happens, adapters that were
-        registered are removed; where that fails, it is told which are left.
+        Raises :class:`BenchError`, and KeyboardInterrupt for Ctrl-C, SIGTERM and SIGHUP. Whatever happens, adapters
+        that were registered are removed; where that fails, it is told which are left.
         """
         thresholds = self.settings.thresholds(self.works)
         settings = self.settings
         settings.supply(settings.adapter_folder)  # what is wrong with it is told before a server is started
         started = time.strftime(CLOCK, time.gmtime())
         with ExitStack() as stack:
-            stack.enter_context(interrupts.sigterm_as_ctrl_c())
+            stack.enter_context(interrupts.ends_as_ctrl_c())
             url, folder = settings.address, settings.adapter_folder
             if settings.spawn:
                 folder = Path(stack.enter_context(TemporaryDirectory(prefix="loadtests-")))

@@ -1,7 +1,7 @@
 """``manylora bench`` on the command line.
 
 Exit status 0; 1 where requests failed, a threshold was missed or the server could not be measured; 2 for a bad option;
-130 after Ctrl-C or SIGTERM.
+130 after Ctrl-C, SIGTERM or SIGHUP.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Ctrl-C, and SIGTERM as if it were one: what was put on the server is taken away before the end."""
+"""Ctrl-C, and SIGTERM and SIGHUP as if they were one: what was put on the server is taken away before the end."""
 
 import asyncio
 import signal
@@ -9,21 +9,26 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ENDS = (signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, *ENDS)
 
 
 @contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """While it lasts; in the main thread."""
+def ends_as_ctrl_c() -> Iterator[None]:
+    """While it lasts; in the main thread. What is ignored, as SIGHUP under nohup, stays so."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {each: signal.getsignal(each) for each in ENDS}
+    for each, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(each, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def run(main: Coroutine[None, None, T]) -> T:

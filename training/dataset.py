@@ -167,7 +167,7 @@ def _weights(settings: TrainSettings) -> dict[Path, float]:
     """How often each file's rows are trained on."""
     weights = dict(_split_weight(name) for name in settings.data)
     if len(weights) < len(settings.data):
-        raise ConfigError("--data: a file is named twice; give it a weight instead")
+        raise ConfigError("DATA: a file is named twice; give it a weight instead")
     return weights
 
 

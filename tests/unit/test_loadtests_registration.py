@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -74,6 +74,17 @@ async def served(
         yield server
 
 
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """A shell's background jobs ignore SIGINT, and children of nohup SIGHUP; so would the children here."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def reporting(answer: Answer) -> tuple[asyncio.Event, Answer]:
     """Set as soon as it is asked."""
     asked = asyncio.Event()
@@ -101,7 +112,7 @@ async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
     return process.returncode, err.decode()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_has_every_adapter_removed(number: signal.Signals, tmp_path: Path) -> None:
     async def scenario() -> None:
         removed = set[str]()
@@ -123,7 +134,7 @@ def test_a_signal_has_every_adapter_removed(number: signal.Signals, tmp_path: Pa
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_second_signal_gives_up_and_tells_what_is_left(number: signal.Signals, tmp_path: Path) -> None:
     async def scenario() -> None:
         asked, complete = reporting(never)
@@ -242,7 +253,7 @@ def test_a_server_of_another_kind_is_told(peer: PeerName, answer: str, reason: s
         asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_server_that_was_started(number: signal.Signals, tmp_path: Path) -> None:
     started = tmp_path / "pid"
     server = f"sh -c 'echo $$ > {started}.new; mv {started}.new {started}; exec sleep {PATIENCE:.0f}'"
