@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+# The first two now, not by httpx's first request: a Ctrl-C within the classes they make ends Python by the signal.
+import h11  # noqa: F401
+import httpcore  # noqa: F401
 import httpx
 
 from loadtests.errors import ServerUnusable

@@ -70,7 +70,7 @@ def build(
         raise DataError(f"no row is left to train on; left out: {_reasons(reader.counts) or 'none'}")
     train = _repeat(train, weights, settings.seed)
     if not train:
-        raise ConfigError("--data: the files' weights leave no row to train on")
+        raise ConfigError("DATA: the files' weights leave no row to train on")
     general, mixed = _general(settings, reader, train, evaluation)
     train += mixed
     report = _report(settings, reader, train, evaluation, general, mixed)
@@ -181,7 +181,7 @@ def _split_weight(name: str) -> tuple[Path, float]:
     except ValueError:
         weight = math.nan
     if not (weight > 0 and math.isfinite(weight)):
-        raise ConfigError(f"--data: the weight in {name!r} must be a number above 0")
+        raise ConfigError(f"DATA: the weight in {name!r} must be a number above 0")
     return Path(stem), weight
 
 

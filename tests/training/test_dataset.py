@@ -108,13 +108,13 @@ def test_weights_repeat_rows_of_training_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "much"])
 def test_a_weight_that_is_none(tmp_path: Path, weight: str) -> None:
-    with pytest.raises(ConfigError, match=r"--data: the weight in .* must be a number above 0"):
+    with pytest.raises(ConfigError, match=r"DATA: the weight in .* must be a number above 0"):
         built(f"{questions(tmp_path / 'rows.jsonl', 10)}={weight}")
 
 
 def test_weights_that_leave_nothing(tmp_path: Path) -> None:
     path = questions(tmp_path / "rows.jsonl", 20)
-    with pytest.raises(ConfigError, match=r"^--data: the files' weights leave no row to train on$"):
+    with pytest.raises(ConfigError, match=r"^DATA: the files' weights leave no row to train on$"):
         built(f"{path}=0.01")
 
 
