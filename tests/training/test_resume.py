@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from bases.errors import ConfigError
 from tests.training.rows import question, write_rows
 from tests.training.tiny_run import losses, prepared, same, tiny_settings, trained, weights
-from training.run import train
+from training.run import Say, Trained, train
 from training.settings import TrainSettings
 from training.workplace import STATE, Workplace, requested, working
 
@@ -142,40 +143,47 @@ def cut_off(root: Path) -> Workplace:
     return Workplace(settings.folder)
 
 
-@pytest.mark.parametrize("stopping", [{}, {"early_stopping": 1, "eval_steps": 3, "learning_rate": 5e-2}])
+STOPPING = pytest.mark.parametrize("stopping", [{}, {"early_stopping": 1, "eval_steps": 3, "learning_rate": 5e-2}])
+
+
+def short(root: Path, stopping: dict[str, Any]) -> TrainSettings:
+    return tiny_settings(root, **{"max_steps": 12, "save_steps": 3, "eval_share": 0.3, **stopping})
+
+
+def unpublished(
+    settings: TrainSettings, say: Say = lambda _: None, *, resume: bool = False
+) -> tuple[Trained, dict[str, Tensor], Workplace]:
+    """A run to its last step, its weights and where it was: cut off before it is published."""
+    base, dataset = prepared(settings)
+    with working(settings.folder, requested(settings, base, dataset), resume=resume) as place:
+        run = train(settings, base, dataset, place, say)
+        return run, weights(run.folder), place
+
+
+@STOPPING
 def test_what_is_trained_is_not_trained_again(tmp_path: Path, stopping: dict[str, Any]) -> None:
     """A run cut off after its last step goes on with what it has, whatever ended it."""
-    settings = tiny_settings(tmp_path, **{"max_steps": 12, "save_steps": 3, "eval_share": 0.3, **stopping})
-    base, dataset = prepared(settings)
-    request = requested(settings, base, dataset)
-    with working(settings.folder, request, resume=False) as place:
-        run = train(settings, base, dataset, place)
-        before = weights(run.folder)
+    settings = short(tmp_path, stopping)
+    run, before, place = unpublished(settings)
     assert not settings.folder.exists()
     place.unfinished.mkdir()
     said: list[str] = []
-    with working(settings.folder, request, resume=True) as place:
-        again = train(settings, base, dataset, place, said.append)
-        assert same(weights(again.folder), before)
+    again, after, place = unpublished(settings, said.append, resume=True)
+    assert same(after, before)
     assert said == ["it is trained already"]
     assert (again.history, again.steps) == (run.history, run.steps)
     assert not place.unfinished.exists()
 
 
-@pytest.mark.parametrize("stopping", [{}, {"early_stopping": 1, "eval_steps": 3, "learning_rate": 5e-2}])
+@STOPPING
 def test_a_run_cut_off_before_its_adapter_is_written_makes_no_step_more(
     tmp_path: Path, stopping: dict[str, Any]
 ) -> None:
-    settings = tiny_settings(tmp_path, **{"max_steps": 12, "save_steps": 3, "eval_share": 0.3, **stopping})
-    base, dataset = prepared(settings)
-    request = requested(settings, base, dataset)
-    with working(settings.folder, request, resume=False) as place:
-        run = train(settings, base, dataset, place)
-        before = weights(run.folder)
+    settings = short(tmp_path, stopping)
+    run, before, place = unpublished(settings)
     shutil.rmtree(place.adapter)
-    with working(settings.folder, request, resume=True) as place:
-        again = train(settings, base, dataset, place)
-        assert same(weights(again.folder), before)
+    again, after, _ = unpublished(settings, resume=True)
+    assert same(after, before)
     assert (again.history, again.steps) == (run.history, run.steps)
 
 
