@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from bases.nf4 import Linear4bit, functional
 from server import native
 from server.attention import How, KvCache, PagedBatch, attend, attend_reference
 from server.linear import FusedNf4, fuse
-from server.lora import LoraGroup, LoraPool, _write_pages, delta_reference
+from server.lora import LoraGroup, LoraPool, PackedAdapter, _write_pages, delta_reference
 from server.plan import Placed, make_plan
 from server.sequence import Adaptation, Adapted, Batch, Chunk, SamplingParams, Sequence
 from server.slots import pages_for
@@ -195,15 +196,19 @@ def test_pages_that_change_hands_hold_nothing_of_the_last_owner() -> None:
         torch.testing.assert_close(output, lab.expected(x, adaptations, member), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("inputs", [64, 36], ids=["lines", "less"])
-@pytest.mark.parametrize(("adapter", "pages"), [("5", (3, 4, 9)), ("3", (40,)), ("2", tuple(range(63, 55, -1)))])
-def test_the_kernel_places_what_torch_places(adapter: str, pages: tuple[int, ...], inputs: int) -> None:
+@pytest.mark.parametrize("inputs", [64, 34], ids=["lines", "less"])
+@pytest.mark.parametrize(
+    ("adapter", "pages"), [("5", (3, 4, 9)), ("3", (40,)), ("2", tuple(range(63, 55, -1))), (None, (7, 8))]
+)
+def test_the_kernel_places_what_torch_places(adapter: str | None, pages: tuple[int, ...], inputs: int) -> None:
     lab = Lab(BF16, inputs)
     if lab.pool.kernels is None:
         pytest.skip("no kernel on this machine")
-    packed = lab.pool.pack(lab.weights[AdapterId(adapter)])
+    nothing = PackedAdapter(16, {}, frozenset(), 0)
+    packed = lab.pool.pack(lab.weights[AdapterId(adapter)]) if adapter else nothing
     expected = []
     for mine, theirs in lab.group.tensors(packed):
+        mine[list(pages)] = 1
         expected.append(mine.clone())
         _write_pages(expected[-1], pages, theirs)
     lab.pool.write(pages, packed)
@@ -252,6 +257,15 @@ def test_paged_attention_equals_attention_over_the_whole_context(
         mine, out = out[: chunk.length], out[chunk.length :]
         expected = whole_context(rows.float(), k.float(), v.float(), chunk.start, how)
         torch.testing.assert_close(mine.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_memory_for_keys_and_values_is_taken_at_start() -> None:
+    """A machine without room for it must fail then, not hours later under load."""
+    before = psutil.Process().memory_info().rss
+    cache = KvCache({0: (4, 64)}, 8192, 16, torch.device("cpu"), BF16)
+    taken = psutil.Process().memory_info().rss - before
+    assert taken > 0.9 * 8192 * KvCache.block_bytes({0: (4, 64)}, 16, BF16)
+    assert not cache.layers[0][0][-1].any()
 
 
 def test_the_attention_kernel_gives_a_row_the_same_bits_alone_as_among_many() -> None:
