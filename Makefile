@@ -8,11 +8,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve doctor test test-slow bench format clean
+.PHONY: help serve doctor lint test test-slow bench format clean
 
 help:
 	@echo "make serve       install what is needed and serve the demo model on 127.0.0.1:8000"
 	@echo "make test        the same, then style, types and tests"
+	@echo "make lint        style and types alone"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make bench       measure a server of its own over HTTP"
 	@echo "make doctor      what this machine can do, and what would go wrong"
@@ -39,10 +40,12 @@ serve: .venv/serve.stamp
 doctor: .venv/serve.stamp
 	@$(BIN)/manylora doctor $(ARGS)
 
-test: .venv/test.stamp
+lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test: lint
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-slow: .venv/test.stamp
