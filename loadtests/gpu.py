@@ -31,8 +31,8 @@ from adapters.weights import AdapterWeights
 from bases.base import Base
 from loadtests.machine import describe_machine
 from loadtests.random_base import EIGHT_BILLION, TINY, random_base, step_bytes
+from server.compute.pool import PackedAdapter
 from server.config import Settings
-from server.lora import PackedAdapter
 from server.runner import Runner
 from server.sequence import Adapted, Batch, Chunk, SamplingParams
 from server.sequence import Sequence as EngineSequence

@@ -27,11 +27,15 @@ from torch import Tensor  # noqa: E402
 from adapters.spec import AdapterId, AdapterSpec, BaseLayout, LoraTarget  # noqa: E402
 from adapters.weights import AdapterWeights  # noqa: E402
 from bases.base import load_base  # noqa: E402
+from server.compute.backend import SamplingOps  # noqa: E402
+from server.compute.cpu.decoder import Decoder  # noqa: E402
+from server.compute.cpu.structures import PHASES  # noqa: E402
+from server.compute.inputs import call_modules  # noqa: E402
+from server.compute.reference.backend import ModuleForward  # noqa: E402
+from server.compute.reference.sampling import TorchSampling  # noqa: E402
 from server.config import Settings  # noqa: E402
-from server.decoder import Decoder  # noqa: E402
-from server.native.structures import PHASES  # noqa: E402
 from server.runner import Runner  # noqa: E402
-from server.sampler import RowWork, TorchRows, sample  # noqa: E402
+from server.sampler import sample  # noqa: E402
 from server.sequence import Adapted, Batch, Chunk, SamplingParams, Sequence  # noqa: E402
 
 CONTEXT = 160
@@ -89,14 +93,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(data=args.data or Path(folder), device="cpu", max_model_len=2048, kv_memory_gib=0.5)
         runner = _runner(settings)
-    if runner.decoder is None:
+    decoder = runner.forward
+    if not isinstance(decoder, Decoder):
         print("no native decoder on this machine (manylora doctor says why)", file=sys.stderr)
         return 1
     lines = []
     for work, rows, adapters in (*CASES, *PROMPTS):
-        lines.append(_measure(runner, runner.decoder, _batch(work, rows, adapters), work, adapters, args.repeats))
+        lines.append(_measure(runner, decoder, _batch(work, rows, adapters), work, adapters, args.repeats))
         _print(lines[-1])
-    draws = list(_draws(runner.decoder, args.repeats))
+    draws = list(_draws(decoder, args.repeats))
     if args.json:
         table = [asdict(line) | {"of_floor": line.of_floor} for line in lines]
         figures = {"threads": args.threads, "lines": table, "sampling": [asdict(draw) for draw in draws]}
@@ -151,9 +156,9 @@ def _measure(runner: Runner, decoder: Decoder, batch: Batch, work: str, adapters
         phases.append([*native, whole - sum(native)])
     decoder.seconds = None
     step = min(_time(runner, batch) for _ in range(repeats))
-    runner.decoder = None
+    runner.forward = ModuleForward(runner.model, call_modules(runner.base.model))
     modules = min(_time(runner, batch) for _ in range(repeats))
-    runner.decoder = decoder
+    runner.forward = decoder
     least = dict(zip((*PHASES, "Python and sampling"), map(min, zip(*phases, strict=True)), strict=True))
     return Line(work, batch.tokens, adapters, least, step, modules)
 
@@ -163,17 +168,18 @@ def _draws(decoder: Decoder, repeats: int) -> Iterator[Draw]:
     logits = 2 * torch.randn(16, decoder.vocabulary, generator=torch.Generator().manual_seed(0))
     logits[:, :30] += torch.linspace(16, 8, 30)
     for how, params in SAMPLING.items():
-        times = [min(_draw(logits, params, work) for _ in range(repeats)) for work in (decoder.kernels, TorchRows())]
+        both = (decoder.kernels, TorchSampling())
+        times = [min(_draw(logits, params, ops) for _ in range(repeats)) for ops in both]
         yield Draw(how, *times)
         print(f"sampling, 16 rows, {how}: {times[0]:.2f} ms (torch {times[1]:.2f})", flush=True)
 
 
-def _draw(logits: Tensor, params: SamplingParams, work: RowWork) -> float:
+def _draw(logits: Tensor, params: SamplingParams, ops: SamplingOps) -> float:
     """Milliseconds."""
     sequences = [Sequence(str(row), [1], params, ()) for row in range(len(logits))]
     copy = logits.clone()  # sample() changes it
     start = time.perf_counter()
-    sample(copy, sequences, work)
+    sample(copy, sequences, ops)
     return (time.perf_counter() - start) * 1e3
 
 

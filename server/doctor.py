@@ -17,7 +17,7 @@ from rich.table import Table
 from bases.errors import ConfigError
 from bases.nf4 import functional
 from bases.source import DEMO, find_source, on_hub
-from server import native
+from server.compute.cpu import kernels as cpu_kernels
 from server.config import Settings
 
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "safetensors", "tokenizers", "fastapi", "uvicorn")
@@ -96,7 +96,7 @@ def _processor() -> str:
 
 
 def _kernels() -> str:
-    kernels = native.load()
+    kernels = cpu_kernels.load()
     if kernels is None:
         return "bitsandbytes' and torch's (no AMX, or no C compiler)"
     return "our own, on AMX: NF4 products, attention, LoRA; all of a Llama, Mistral, Qwen 2 or Qwen 3 in one call"
@@ -164,7 +164,7 @@ def _memory_problem(settings: Settings) -> str | None:
 
 
 def _block_problem(settings: Settings) -> str | None:
-    if settings.device == "cuda" or settings.block_size % 16 == 0 or native.load() is None:
+    if settings.device == "cuda" or settings.block_size % 16 == 0 or cpu_kernels.load() is None:
         return None
     return f"--block-size: {settings.block_size} is no multiple of 16, which the kernels for this CPU need: slower"
 

@@ -16,7 +16,6 @@ import torch
 from adapters.errors import AdapterError, RegistryUnavailable, StoreFull
 from adapters.spec import AdapterId
 from adapters.weights import AdapterWeights
-from bases.base import Base
 from server.blocks import BlockPool
 from server.config import Settings
 from server.errors import EngineError, InvalidRequest, QueueFull
@@ -107,12 +106,12 @@ class Engine:
 
     def __init__(
         self,
-        base: Base,
+        runner: Runner,
         settings: Settings,
         read: Callable[[AdapterId], AdapterWeights],
         deliver: Callable[[list[Event]], None],
     ) -> None:
-        self.runner = Runner(base, settings)
+        self.runner = runner
         self.slots = SlotTable(settings.max_device_adapters, self.runner.pool.pages)
         self.scheduler = Scheduler(
             BlockPool(self.runner.blocks, settings.block_size),

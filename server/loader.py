@@ -12,7 +12,7 @@ from queue import SimpleQueue
 import torch
 
 from adapters.spec import AdapterId
-from server.lora import PackedAdapter
+from server.compute.pool import PackedAdapter
 
 WORKERS = 2
 

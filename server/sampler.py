@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from server import cuda
+from server.compute.backend import SamplingOps
+from server.compute.reference.sampling import invert
+from server.compute.transfer import send
 from server.sequence import SamplingParams, Sequence
 
 CANDIDATES = 256
@@ -29,38 +30,7 @@ GREEDY = 1e-5
 """Temperatures below this one are taken for 0: divided by them, logits overflow."""
 
 
-class RowWork(Protocol):
-    """What takes time in proportion to the vocabulary."""
-
-    def row_peaks(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Each row's largest logit, NaN if it has one, and a token that has it."""
-
-    def draw_rows(self, logits: Tensor, temperatures: Tensor, u: Tensor) -> Tensor:
-        """Tokens [rows]: softmax(logits / temperatures [rows], float32) inverted at u [rows] float64."""
-
-    def top_rows(self, logits: Tensor, temperatures: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """The likeliest tokens of each row in that distribution: probabilities [rows, width] float32, and tokens."""
-
-
-class TorchRows:
-    """By torch: on any device, and the reference for the kernels."""
-
-    def row_peaks(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """[rows] float32, [rows] int64."""
-        peak, token = logits.max(dim=-1)
-        return peak, token
-
-    def draw_rows(self, logits: Tensor, temperatures: Tensor, u: Tensor) -> Tensor:
-        """[rows] int64."""
-        return _invert(torch.softmax(logits / temperatures.unsqueeze(-1), dim=-1), u)
-
-    def top_rows(self, logits: Tensor, temperatures: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """[rows, width] float32, descending; [rows, width] int64."""
-        probs, tokens = torch.softmax(logits / temperatures.unsqueeze(-1), dim=-1).topk(width, dim=-1)
-        return probs, tokens
-
-
-def sample(logits: Tensor, sequences: Seq[Sequence], work: RowWork) -> list[int | None]:
+def sample(logits: Tensor, sequences: Seq[Sequence], ops: SamplingOps) -> list[int | None]:
     """One token id per row of ``logits`` [rows, vocabulary] float32, or None where a row is not finite.
 
     Changes ``logits`` in place. The device is read once, and a second time where
@@ -69,12 +39,12 @@ def sample(logits: Tensor, sequences: Seq[Sequence], work: RowWork) -> list[int 
     """
     if not sequences:
         return []
-    peak, greedy = work.row_peaks(logits)
+    peak, greedy = ops.row_peaks(logits)
     adjusted = adjust(logits, sequences)
     if adjusted is not None:
         greedy[adjusted] = logits[adjusted].argmax(-1)
     rows = [row for row, s in enumerate(sequences) if s.sampling.temperature >= GREEDY]
-    draws = _draws(logits, sequences, rows, work) if rows else None
+    draws = _draws(logits, sequences, rows, ops) if rows else None
     count = len(sequences)
     found = torch.cat([peak.isfinite(), greedy, *(draws.first() if draws else ())]).tolist()
     finite, tokens = found[:count], found[count : 2 * count]
@@ -92,7 +62,7 @@ def adjust(logits: Tensor, sequences: Seq[Sequence]) -> Tensor | None:
     changes = [_changes(sequences[row], row * vocabulary) for row in rows]
     kinds = [np.concatenate(kind, axis=1) for kind in zip(*changes, strict=True)]
     everything = np.concatenate([*kinds, np.array([rows, rows])], axis=1)
-    places, numbers = cuda.send(everything, logits.device).unbind()
+    places, numbers = send(everything, logits.device).unbind()
     lengths = [*(kind.shape[1] for kind in kinds), len(rows)]
     parts: list[Tensor] = places.long().split(lengths)
     repeated, used, biased, adjusted = parts
@@ -148,12 +118,12 @@ class _Draws:
     """[rows] float64: where each distribution is inverted."""
     cuts: Tensor
     """[3, rows] float64: top-k, top-p, min-p."""
-    work: RowWork
+    ops: SamplingOps
 
     def first(self) -> list[Tensor]:
         """A token for each row, and for rows with cuts whether it was drawn among all that they keep."""
         plain = slice(None, self.plain)
-        drawn = self.work.draw_rows(self.logits[plain], self.temperatures[plain], self.u[plain]) if self.plain else None
+        drawn = self.ops.draw_rows(self.logits[plain], self.temperatures[plain], self.u[plain]) if self.plain else None
         cut = self._draw_cut(slice(self.plain, None), self._width) if self.plain < len(self.rows) else ()
         return [*cut] if drawn is None else [drawn, *cut]
 
@@ -163,7 +133,7 @@ class _Draws:
         cut, covered = self.rows[self.plain :], found[len(self.rows) :]
         short = [at for at, (row, enough) in enumerate(zip(cut, covered, strict=True)) if finite[row] and not enough]
         if short and self._width < self.logits.shape[1]:
-            again, _ = self._draw_cut(cuda.send(short, self.logits.device) + self.plain, self.logits.shape[1])
+            again, _ = self._draw_cut(send(short, self.logits.device) + self.plain, self.logits.shape[1])
             tokens |= zip((cut[i] for i in short), again.tolist(), strict=True)
         return tokens
 
@@ -174,18 +144,18 @@ class _Draws:
     def _draw_cut(self, at: slice | Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Draw among the ``width`` likeliest of some rows: tokens, and whether those are all that it keeps."""
         top_k, top_p, min_p = self.cuts[:, at].float().unsqueeze(-1)
-        p, ids = self.work.top_rows(self.logits[at], self.temperatures[at], width)
+        p, ids = self.ops.top_rows(self.logits[at], self.temperatures[at], width)
         p = p.masked_fill(torch.arange(width, device=p.device) >= top_k, 0)
         below = p.cumsum(-1)
         mass = below[:, -1:].masked_fill(top_k > width, 1.0)
         enough = (below[:, -1:] >= top_p) & (top_p < 1) | (p[:, -1:] < min_p * p[:, :1])
         covered = (top_k <= width) | (top_k == self.logits.shape[1]) & enough
         kept = p.masked_fill((below - p >= top_p * mass) & (top_p < 1) | (p < min_p * p[:, :1]), 0)
-        picked = ids.gather(-1, _invert(kept, self.u[at]).unsqueeze(-1)).squeeze(-1)
+        picked = ids.gather(-1, invert(kept, self.u[at]).unsqueeze(-1)).squeeze(-1)
         return picked, covered.squeeze(-1)
 
 
-def _draws(logits: Tensor, sequences: Seq[Sequence], rows: list[int], work: RowWork) -> _Draws:
+def _draws(logits: Tensor, sequences: Seq[Sequence], rows: list[int], ops: SamplingOps) -> _Draws:
     """For ``rows``, all with a temperature above 0. Takes a number from the generator of each."""
     everything = logits.shape[-1]
     rows = sorted(rows, key=lambda row: _is_cut(sequences[row].sampling))
@@ -198,18 +168,10 @@ def _draws(logits: Tensor, sequences: Seq[Sequence], rows: list[int], work: RowW
         [p.top_p for p in params],
         [p.min_p for p in params],
     ]
-    sent = cuda.send(numbers, logits.device, torch.float64)
+    sent = send(numbers, logits.device, torch.float64)
     chosen = logits if rows == [*range(len(logits))] else logits[sent[0].long()]
-    return _Draws(rows, sum(not _is_cut(p) for p in params), chosen, sent[1].float(), sent[2], sent[3:], work)
+    return _Draws(rows, sum(not _is_cut(p) for p in params), chosen, sent[1].float(), sent[2], sent[3:], ops)
 
 
 def _is_cut(p: SamplingParams) -> bool:
     return p.top_p < 1 or bool(p.top_k) or bool(p.min_p)
-
-
-def _invert(weights: Tensor, u: Tensor) -> Tensor:
-    """The index at which each row's cumulative weight passes ``u`` [rows] of its total: [rows]. Never a zero weight."""
-    cumulative = weights.double().cumsum(-1)
-    index = torch.searchsorted(cumulative, (u * cumulative[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
-    last = (weights > 0).double().cumsum(-1).argmax(-1)
-    return torch.minimum(index, last)

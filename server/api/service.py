@@ -32,6 +32,7 @@ from server.engine import Engine
 from server.errors import InvalidRequest, ServerError
 from server.metrics import Metrics
 from server.probe import Probe
+from server.runner import Runner
 from server.sequence import Adapted
 from server.text import Codec
 
@@ -86,7 +87,7 @@ def open_service(base: Base, settings: Settings, say: Callable[[str], None] = la
         closing.callback(database.close)
         codec = Codec(base.tokenizer, base.model.config.get_text_config().vocab_size, base.max_model_len)
         switchboard = Switchboard()
-        engine = Engine(base, settings, store.read, switchboard.deliver)
+        engine = Engine(Runner(base, settings), settings, store.read, switchboard.deliver)
         ties = _ties(base, settings, engine, Probe(base, codec, engine, switchboard))
         registry = Registry(database, store, ties, _bytes(settings.store_quota_gib))
         engine.start()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bases.nf4 import Linear4bit, functional
-from server.attention import How, attend_reference
+from server.compute.attention import AttentionParams
+from server.compute.reference.attention import attend_reference
 
 pytestmark = pytest.mark.gpu
 
@@ -40,7 +41,7 @@ def test_nf4_products_at_every_size(rows: int) -> None:
 @pytest.mark.parametrize("rows", [1, 64])
 @torch.inference_mode()
 def test_nf4_products_can_be_captured(rows: int) -> None:
-    from server.cuda.decode import CudaGraphs
+    from server.compute.cuda.decode import CudaGraphs
 
     layer, _ = nf4(FEATURES, 1024)
     x = torch.randn(rows, FEATURES, dtype=BF16, device="cuda")
@@ -52,8 +53,8 @@ def test_nf4_products_can_be_captured(rows: int) -> None:
 
 @torch.inference_mode()
 def test_lora_of_64_adapters_captured_once_and_changed_under_the_graph() -> None:
-    from server.cuda.decode import CudaGraphs
-    from server.cuda.lora import add_lora, lora_tiles
+    from server.compute.cuda.decode import CudaGraphs
+    from server.compute.cuda.lora import add_lora, lora_tiles
 
     torch.manual_seed(0)
     pages = ROWS * RANK_PAGES
@@ -104,7 +105,7 @@ def reference(x: Tensor, a: Tensor, bs: list[Tensor], base: list[Tensor], order:
 @pytest.mark.parametrize("new", [1, 256])
 @torch.inference_mode()
 def test_attention_at_the_shapes_of_an_8b_model(context: int, new: int) -> None:
-    from server.cuda.attention import attend, attention_tiles
+    from server.compute.cuda.attention import attend, attention_tiles
 
     if new > context:
         pytest.skip("no chunk is longer than its context")
@@ -125,5 +126,5 @@ def test_attention_at_the_shapes_of_an_8b_model(context: int, new: int) -> None:
         seen = torch.arange(context, device="cuda") <= rows
         mask = torch.zeros(seen.shape, device="cuda").masked_fill_(~seen, -torch.inf)
         wide = [t.repeat_interleave(4, 1).transpose(0, 1)[None].float() for t in whole]
-        expected = attend_reference(q[mine].float().transpose(0, 1)[None], *wide, mask, How(128**-0.5))[0]
+        expected = attend_reference(q[mine].float().transpose(0, 1)[None], *wide, mask, AttentionParams(128**-0.5))[0]
         assert (out[mine].float() - expected.transpose(0, 1)).abs().max() < 0.02 * expected.abs().max()

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 
-from server.cuda import attention, lora, rows
+from server.compute.cuda import attention, lora, rows
 
 POINTERS = {
     "tokens": (

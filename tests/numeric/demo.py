@@ -18,6 +18,7 @@ from bases.base import load_base
 from bases.nf4 import Linear4bit, functional
 from server.config import Settings
 from server.engine import Engine
+from server.runner import Runner
 from server.sequence import Adapted, Failed, SamplingParams, Sequence
 from tests.adapter_folders import add
 from tests.numeric.drive import recorded_logits
@@ -57,7 +58,7 @@ def serve_demo(root: Path, device: str) -> Mapping[Mix, Answers]:
     oracle, peft = Oracle(plain, folders), Oracle(base.model, folders)
     store = AdapterStore(root / "store", base.layout, settings.max_rank)
     specs = {name: add(store, folder) for name, folder in folders.items()}
-    engine = Engine(base, settings, store.read, lambda events: None)
+    engine = Engine(Runner(base, settings), settings, store.read, lambda events: None)
     prompts = [_encode(base.tokenizer, text) for text in PROMPTS]
     with recorded_logits(engine) as recorded:
         sequences = {}

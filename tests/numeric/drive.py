@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 from adapters.spec import AdapterId, AdapterSpec
 from adapters.store import AdapterStore
 from bases.base import make_base
+from server.compute.backend import Backend
 from server.config import Settings
 from server.engine import Engine
+from server.runner import Runner
 from server.sequence import Adaptation, Adapted, Batch, Event, Failed, SamplingParams
 from server.sequence import Sequence as EngineSequence
 from tests.adapter_folders import add
@@ -43,12 +45,13 @@ class Drive:
         folders: Mapping[str, Path],
         config: Settings,
         deliver: Callable[[list[Event]], None] = lambda events: None,
+        backend: Backend | None = None,
     ) -> None:
         base = make_base(model, tiny_tokenizer(), "tiny", config.device, max_model_len=LONGEST)
         self.config = config
         self.store = AdapterStore(config.data / "adapters", base.layout, config.max_rank)
         self.specs: dict[str, AdapterSpec] = {name: add(self.store, folder) for name, folder in folders.items()}
-        self.engine = Engine(base, config, self.store.read, deliver)
+        self.engine = Engine(Runner(base, config, backend), config, self.store.read, deliver)
         self.tokens: dict[str, list[int]] = {}
         self.finish: dict[str, str] = {}
         self.failed: dict[str, str] = {}

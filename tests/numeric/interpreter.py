@@ -9,9 +9,16 @@ import torch
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def triton_misfit() -> str | None:
+    """Why the kernels cannot run here; None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if DEVICE.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "no CUDA device, and TRITON_INTERPRET=1 is not set"
+    return None
+
+
 def need_triton() -> None:
     """Skip the calling module where the kernels cannot run."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed", allow_module_level=True)
-    if DEVICE.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("no CUDA device, and TRITON_INTERPRET=1 is not set", allow_module_level=True)
+    if misfit := triton_misfit():
+        pytest.skip(misfit, allow_module_level=True)

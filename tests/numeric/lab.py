@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.compute.backend import Backend
 from tests.numeric.drive import Drive, settings
 from tests.numeric.oracle import Oracle
 from tests.tiny import save_variants, tiny_model
@@ -18,10 +19,10 @@ class Lab:
     oracle: Oracle
     device: str
 
-    def drive(self, root: Path, **changes: object) -> Drive:
+    def drive(self, root: Path, backend: Backend | None = None, **changes: object) -> Drive:
         """A fresh model and engine; ``changes`` are fields of Settings."""
         model = tiny_model(self.architecture).to(self.device)
-        return Drive(model, self.folders, settings(root, device=self.device, **changes))
+        return Drive(model, self.folders, settings(root, device=self.device, **changes), backend=backend)
 
 
 def make_lab(architecture: str, root: Path, device: str = "cpu") -> Lab:

@@ -12,6 +12,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from adapters.weights import AdapterWeights
+from server.sequence import Adaptation
+
 Mix = tuple[tuple[str, float], ...]
 """(adapter name, weight) pairs; empty for the base."""
 
@@ -108,3 +111,14 @@ def kl(logits: Tensor, reference: Tensor) -> float:
     """Mean over rows of KL(reference || logits), in nats."""
     wanted = reference.log_softmax(-1)
     return (wanted.exp() * (wanted - logits.log_softmax(-1))).sum(-1).mean().item()
+
+
+def delta_reference(x: Tensor, adaptation: Adaptation, name: str, weights: Mapping[str, AdapterWeights]) -> Tensor:
+    """What ``adaptation`` adds to layer ``name`` for rows ``x`` [rows, in], in float32: the definition, in a loop."""
+    parts = [
+        adapted.weight * weights[adapted.id].spec.targets[name].scaling * (x.float() @ a.float().T @ b.float().T)
+        for adapted in adaptation
+        if name in weights[adapted.id].tensors
+        for a, b in [weights[adapted.id].tensors[name]]
+    ]
+    return torch.stack(parts).sum(0) if parts else torch.zeros(())

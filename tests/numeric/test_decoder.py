@@ -23,7 +23,11 @@ from adapters.spec import AdapterId, AdapterSpec, LoraTarget
 from adapters.weights import AdapterWeights
 from bases.base import Base, make_base
 from bases.nf4 import Linear4bit, functional
-from server import native
+from server.compute.backend import Forward
+from server.compute.cpu import kernels
+from server.compute.cpu.decoder import Decoder
+from server.compute.inputs import call_modules
+from server.compute.reference.backend import ModuleForward
 from server.config import Settings
 from server.runner import Runner
 from server.sequence import Adaptation, Adapted, Batch, Chunk, SamplingParams, Sequence
@@ -53,7 +57,7 @@ LENGTHS = (1, 1, 1, 1, 40, 3, 17, 2)
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
-    if native.load() is None:
+    if kernels.load() is None:
         pytest.skip("no AMX, or no compiler")
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -109,6 +113,8 @@ class Lab:
         self.base: Base = make_base(quantised(self.config), tiny_tokenizer(), "tiny", "cpu", max_model_len=128)
         settings = Settings(data=self.data, device="cpu", kv_memory_gib=0.01, max_model_len=128, **self.changes)
         self.runner = Runner(self.base, settings)
+        self.decoder: Forward = self.runner.forward
+        self.modules: Forward = ModuleForward(self.runner.model, call_modules(self.base.model))
 
     def place(self, adapter: str, rank: int, pages: tuple[int, ...], *leaves: str) -> None:
         generator = torch.Generator().manual_seed(rank)
@@ -140,13 +146,12 @@ def test_the_decoder_is_the_models_modules(name: str, tmp_path: Path) -> None:
     lab = Lab(CONFIGS[name], tmp_path)
     lab.place("b", 5, (4,), "q_proj", "v_proj", "up_proj")
     lab.place("a", 16, (3, 9), "proj")  # the first that needs memory in some layers
-    decoder = lab.runner.decoder
-    assert decoder
+    assert isinstance(lab.decoder, Decoder)
     plain: list[Tensor] = []
     for adaptations in ([()], ADAPTERS):
-        lab.runner.decoder = decoder
+        lab.runner.forward = lab.decoder
         mine, my_keys = lab.logits(adaptations)
-        lab.runner.decoder = None
+        lab.runner.forward = lab.modules
         theirs, their_keys = lab.logits(adaptations)
         assert (my_keys != their_keys).float().mean() < 0.005, "the first layer differs by a last bit here and there"
         assert error(mine, theirs) < 0.02
@@ -158,9 +163,9 @@ def test_the_decoder_is_the_models_modules(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_decoder_is_as_near_to_float32_as_the_modules_are(name: str, tmp_path: Path) -> None:
     lab = Lab(CONFIGS[name], tmp_path)
-    assert lab.runner.decoder
+    assert isinstance(lab.decoder, Decoder)
     mine, _ = lab.logits([()])
-    lab.runner.decoder = None
+    lab.runner.forward = lab.modules
     theirs, _ = lab.logits([()])
     truth = in_float32(quantised(CONFIGS[name]))
     with torch.inference_mode():
@@ -195,13 +200,14 @@ def test_a_row_that_is_not_finite_stays_so_and_alone(tmp_path: Path) -> None:
     assert not logits[1].isfinite().any()
 
 
-def test_a_step_that_finds_another_steps_plan_stops(tmp_path: Path) -> None:
+def test_a_step_that_finds_another_steps_mapping_stops(tmp_path: Path) -> None:
     """The kernels would write outside of their outputs."""
     lab = Lab(CONFIGS["llama"], tmp_path)
     lab.place("a", 16, (3, 9), "proj")
+    lab.runner.forward = lab.modules
     lab.logits(ADAPTERS[:2])
     with pytest.raises(AssertionError, match="another step's"):
-        lab.runner._probe()
+        lab.runner._record_layers()
 
 
 @pytest.mark.parametrize(("change", "reason"), [({"block_size": 8}, "block-size"), ({}, "GemmaForCausalLM")])
@@ -210,7 +216,7 @@ def test_layers_one_by_one_are_said_with_the_reason(
 ) -> None:
     caplog.set_level("INFO")
     lab = Lab(CONFIGS["llama"] if change else GemmaConfig(**SHAPE), tmp_path, change)
-    assert lab.runner.decoder is None
+    assert isinstance(lab.decoder, ModuleForward)
     assert any("one by one" in record.message and reason in record.message for record in caplog.records)
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from adapters.spec import AdapterId, AdapterSpec, BaseLayout, LoraTarget
 from adapters.weights import AdapterWeights
 from bases.base import load_base
-from server import native
+from server.compute.cpu import kernels
 from server.config import Settings
 from server.engine import Engine
+from server.runner import Runner
 from server.sequence import Adaptation, Adapted, Failed, SamplingParams, Sequence
 from tests.numeric.drive import recorded_logits
 
@@ -60,7 +61,7 @@ def requests(rng: random.Random) -> Asked:
 def engine(root: Path, **changes: object) -> Engine:
     base = load_base(Settings(data=root, max_model_len=256).base)
     config = Settings(data=root, **changes)
-    return Engine(base, config, lambda adapter: weights(adapter, base.layout), lambda events: None)
+    return Engine(Runner(base, config), config, lambda adapter: weights(adapter, base.layout), lambda events: None)
 
 
 def answer(served: Engine, asked: Asked, rng: random.Random | None) -> list[list[Tensor]]:
@@ -88,7 +89,7 @@ def _run(served: Engine, sequences: list[Sequence], rng: random.Random | None) -
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if native.load() is None:
+    if kernels.load() is None:
         pytest.skip("no AMX, or no compiler")
     return tmp_path_factory.mktemp("exact")
 

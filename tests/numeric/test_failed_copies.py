@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from server.cuda.copies import Copy
+from server.compute.cuda.copies import StreamCopy
 from server.sequence import SamplingParams
 from tests.numeric.lab import Lab
 from tests.numeric.oracle import draw_requests
@@ -28,12 +28,12 @@ class HostCopies:
         self.failing = False
         self.broken: list[Future[Any]] = []
 
-    def start(self, write: Callable[[], None]) -> Arrived | Copy:
+    def start(self, write: Callable[[], None]) -> Arrived | StreamCopy:
         if not self.failing:
             write()
             return Arrived()
         self.broken.append(Future())
-        return Copy(self.broken[-1])
+        return StreamCopy(self.broken[-1])
 
 
 def test_a_copy_that_fails_fails_alone_and_leaves_no_adapter_behind(llama: Lab, tmp_path: Path) -> None:

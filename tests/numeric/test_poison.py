@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from server.compute.reference.lora import SpanLora
 from server.sequence import Batch, SamplingParams
 from tests.numeric.drive import Drive, settings
 from tests.numeric.lab import Lab
@@ -89,11 +90,11 @@ def test_no_memory_for_an_adapter_fails_it_alone(llama: Lab, tmp_path: Path, mon
     running = drive.submit((), (5, 6, 7), GREEDY)
     drive.step()
 
-    def full(*shape: int) -> None:
+    def full(_: object, *shape: int) -> None:
         raise MemoryError(f"no room for {shape}")
 
     with monkeypatch.context() as patched:
-        patched.setattr(drive.engine.runner.pool, "empty", full)
+        patched.setattr(SpanLora, "_zeros", full)
         refused = drive.submit((("all", 1.0),), (1, 2, 3), GREEDY)
         drive.run()
     assert drive.failed.keys() == {refused}

@@ -22,8 +22,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from server import native
-from server.sampler import CANDIDATES, TorchRows, sample
+from server.compute.cpu.kernels import Kernels, load
+from server.compute.reference.sampling import TorchSampling
+from server.sampler import CANDIDATES, sample
 from server.sequence import SamplingParams, Sequence
 from tests.numeric.drive import Drive
 from tests.numeric.lab import Lab
@@ -230,35 +231,35 @@ def test_a_device_is_read_once_and_sent_numbers_twice() -> None:
     logits = torch.randn(6, 4 * CANDIDATES) * 4
     logits[5, 3] = torch.nan  # nor are its cuts looked at again
     with Crossings() as crossings:
-        tokens = sample(logits, a_row_of_each_kind(), TorchRows())
+        tokens = sample(logits, a_row_of_each_kind(), TorchSampling())
     assert [token is None for token in tokens] == [False] * 5 + [True]
     assert (crossings.read, crossings.sent) == (1, 2)
 
 
 def test_cuts_that_keep_more_than_the_candidates_are_read_once_more() -> None:
     with Crossings() as crossings:
-        tokens = sample(torch.zeros(6, 4 * CANDIDATES), a_row_of_each_kind(), TorchRows())
+        tokens = sample(torch.zeros(6, 4 * CANDIDATES), a_row_of_each_kind(), TorchSampling())
     assert None not in tokens
     assert (crossings.read, crossings.sent) == (2, 3)
 
 
 @pytest.fixture
-def kernels() -> native.Kernels:
-    found = native.load()
+def kernels() -> Kernels:
+    found = load()
     if found is None:
         pytest.skip("no AMX, or no compiler")
     return found
 
 
 @pytest.mark.parametrize("vocabulary", [64, 100, 1000])
-def test_peaks_by_the_kernel_are_torchs(vocabulary: int, kernels: native.Kernels) -> None:
+def test_peaks_by_the_kernel_are_torchs(vocabulary: int, kernels: Kernels) -> None:
     torch.manual_seed(0)
     logits = torch.randn(9, vocabulary)
     logits[1] = logits[1].round()  # ties: the first counts
     logits[2, -1], logits[3, 0], logits[4, 7] = 100, 100, torch.inf
     logits[5, 50], logits[6, -1], logits[7], logits[8, :40] = torch.nan, torch.nan, -torch.inf, -torch.inf
     peaks, tokens = kernels.row_peaks(logits)
-    expected, _ = TorchRows().row_peaks(logits)
+    expected, _ = TorchSampling().row_peaks(logits)
     finite = ~expected.isnan()
     assert torch.equal(peaks[finite], expected[finite])
     assert peaks.isnan().tolist() == expected.isnan().tolist()
@@ -277,13 +278,13 @@ def rows_of_many_kinds(vocabulary: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("vocabulary", [1, 64, 300, 5003])
-def test_draws_by_the_kernel_are_torchs(vocabulary: int, kernels: native.Kernels) -> None:
+def test_draws_by_the_kernel_are_torchs(vocabulary: int, kernels: Kernels) -> None:
     logits, temperatures = rows_of_many_kinds(vocabulary)
     probs = torch.softmax(logits.double() / temperatures.double().unsqueeze(-1), dim=-1)
     after = probs.cumsum(-1)
     for u in (0.0, 1e-9, 0.1, 0.37, 0.5, 0.9, 0.999, 1 - 2**-53):
         at = torch.full((8,), u, dtype=torch.float64)
-        for tokens in (work.draw_rows(logits, temperatures, at) for work in (kernels, TorchRows())):
+        for tokens in (work.draw_rows(logits, temperatures, at) for work in (kernels, TorchSampling())):
             assert (probs.gather(-1, tokens.unsqueeze(-1)) > 0).all()
             end = after.gather(-1, tokens.unsqueeze(-1))[:, 0]
             begin = end - probs.gather(-1, tokens.unsqueeze(-1))[:, 0]
@@ -291,17 +292,17 @@ def test_draws_by_the_kernel_are_torchs(vocabulary: int, kernels: native.Kernels
 
 
 @pytest.mark.parametrize(("vocabulary", "width"), [(1, 1), (64, 64), (300, 7), (5003, 16), (40_000, CANDIDATES)])
-def test_the_likeliest_by_the_kernel_are_torchs(vocabulary: int, width: int, kernels: native.Kernels) -> None:
+def test_the_likeliest_by_the_kernel_are_torchs(vocabulary: int, width: int, kernels: Kernels) -> None:
     logits, temperatures = rows_of_many_kinds(vocabulary)
     probs, tokens = kernels.top_rows(logits, temperatures, width)
-    expected, _ = TorchRows().top_rows(logits, temperatures, width)
+    expected, _ = TorchSampling().top_rows(logits, temperatures, width)
     torch.testing.assert_close(probs, expected, rtol=1e-5, atol=1e-12)
     assert all(len(set(row)) == width for row in tokens.tolist())
     torch.testing.assert_close(logits.gather(-1, tokens), logits.sort(descending=True).values[:, :width])
     assert tokens[0].tolist() == list(range(width))  # equally likely: the earlier ones
 
 
-def test_rows_that_are_not_finite_do_no_harm(kernels: native.Kernels) -> None:
+def test_rows_that_are_not_finite_do_no_harm(kernels: Kernels) -> None:
     logits = torch.randn(3, 1000)
     logits[0, 5], logits[1], logits[2] = torch.nan, -torch.inf, torch.nan
     ones = torch.ones(3)

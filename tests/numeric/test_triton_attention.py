@@ -8,17 +8,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.attention import How, attend_reference
+from server.compute.attention import AttentionParams
+from server.compute.reference.attention import attend_reference
 from tests.numeric.interpreter import DEVICE, need_triton
 
 need_triton()
 
-from server.cuda.attention import KEYS, SPLITS, attend, attention_tiles  # noqa: E402 (not where Triton is missing)
+from server.compute.cuda.attention import KEYS, SPLITS, attend, attention_tiles  # noqa: E402 (not where Triton is missing)
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-PLAIN = How(scale=0.2)
-HOWS = {"plain": PLAIN, "window": How(0.2, window=12), "capped": How(0.5, softcap=2.0), "both": How(0.5, 70, 2.0)}
+PLAIN = AttentionParams(scale=0.2)
+KINDS = {
+    "plain": PLAIN,
+    "window": AttentionParams(0.2, window=12),
+    "capped": AttentionParams(0.5, softcap=2.0),
+    "both": AttentionParams(0.5, 70, 2.0),
+}
 
 
 @dataclass
@@ -54,7 +60,7 @@ class Cache:
     def draw(self, rows: int, heads: int) -> Tensor:
         return torch.randn(rows, heads, self.width).to(self.dtype)
 
-    def ends(self, lengths: list[int], how: How) -> tuple[Tensor, Tensor]:
+    def ends(self, lengths: list[int], params: AttentionParams) -> tuple[Tensor, Tensor]:
         """The last rows of each sequence, so many: what the kernels give, and the definition's answer."""
         queries = [self.draw(n, self.heads) for n in lengths]
         parts, new, expected = [], [], []
@@ -62,24 +68,26 @@ class Cache:
         for row, length, q, blocks, (k, v) in zip(starts, lengths, queries, self.blocks, self.contexts, strict=False):
             parts.append((row, length, len(k) - length, blocks))
             new.append((k[len(k) - length :], v[len(k) - length :]))
-            expected.append(self.reference(q, k, v, how))
+            expected.append(self.reference(q, k, v, params))
             for position in range(len(k) - length, len(k)):
                 for whole in self.store:
                     whole[blocks[position // self.size], position % self.size] = torch.nan  # for attend() to write
         k, v = (torch.cat(t).to(DEVICE) for t in zip(*new, strict=True))
         q = torch.cat(queries).to(DEVICE).transpose(0, 1).contiguous().transpose(0, 1)  # as transformers gives it
         tiles = attention_tiles(parts, self.heads // self.kv_heads, DEVICE)
-        return attend(q, k, v, self.store, tiles, how.scale, how.window, how.softcap).cpu(), torch.cat(expected)
+        return attend(q, k, v, self.store, tiles, params.scale, params.window, params.softcap).cpu(), torch.cat(
+            expected
+        )
 
-    def reference(self, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
         """The last len(q) rows over a context [L, KVH, D], by the definition."""
         rows = torch.arange(len(k) - len(q), len(k)).unsqueeze(1)
         seen = torch.arange(len(k)) <= rows
-        if how.window is not None:
-            seen &= torch.arange(len(k)) > rows - how.window
+        if params.window is not None:
+            seen &= torch.arange(len(k)) > rows - params.window
         mask = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
         wide_k, wide_v = (t.repeat_interleave(self.heads // self.kv_heads, 1).transpose(0, 1)[None] for t in (k, v))
-        out = attend_reference(q.float().transpose(0, 1)[None], wide_k, wide_v, mask, how)
+        out = attend_reference(q.float().transpose(0, 1)[None], wide_k, wide_v, mask, params)
         return out[0].transpose(0, 1)
 
 
@@ -87,12 +95,12 @@ def check(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert (found.float() - expected).abs().max() < TOLERANCE[dtype] * expected.abs().max()
 
 
-@pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
+@pytest.mark.parametrize("params", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_decode_and_prefill(dtype: torch.dtype, how: How) -> None:
+def test_decode_and_prefill(dtype: torch.dtype, params: AttentionParams) -> None:
     torch.manual_seed(0)
     cache = Cache(dtype=dtype).fill([1, 3, 77, KEYS + 9, 30, 96])
-    check(*cache.ends([1, 1, 1, 1, 30, 40], how), dtype)
+    check(*cache.ends([1, 1, 1, 1, 30, 40], params), dtype)
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 16, 4), (6, 1, 16, 3), (5, 1, 80, 16), (70, 1, 8, 4)], ids=str)
@@ -106,7 +114,7 @@ def test_heads_and_blocks_of_any_size(shape: tuple[int, int, int, int]) -> None:
 def test_a_lone_row_with_more_keys_than_its_splits_take_at_once(window: int | None) -> None:
     torch.manual_seed(0)
     cache = Cache(2, 1, 16).fill([(SPLITS + 2) * KEYS + 5])
-    check(*cache.ends([1], How(0.2, window)), torch.float32)
+    check(*cache.ends([1], AttentionParams(0.2, window)), torch.float32)
 
 
 @pytest.mark.parametrize("lengths", [[1, 1, 1], [20, 30, 5]], ids=["decode", "prefill"])

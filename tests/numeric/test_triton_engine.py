@@ -18,7 +18,8 @@ from tests.tiny import ARCHITECTURES
 
 need_triton()
 
-from server.cuda.decode import CudaGraphs, Run  # noqa: E402 (not where Triton is missing)
+from server.compute.cuda.backend import CudaBackend  # noqa: E402 (not where Triton is missing)
+from server.compute.cuda.decode import Capture, CudaGraphs, Run  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -50,6 +51,11 @@ class Captures:
         return counted
 
 
+def triton(capture: Capture) -> CudaBackend:
+    """float32, on the interpreter where there is no GPU."""
+    return CudaBackend(DEVICE, torch.float32, capture)
+
+
 @pytest.fixture(
     scope="module",
     params=[name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES],
@@ -64,8 +70,8 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_mixed_batches(lab: Lab, tmp_path: Path) -> None:
     rng = random.Random(1)
-    drive, captures = lab.drive(tmp_path, max_batch_sequences=4), Captures()
-    drive.engine.runner.pad(drive.config, captures)
+    captures = Captures()
+    drive = lab.drive(tmp_path, triton(captures), max_batch_sequences=4)
     drive.serve(draw_requests(lab.oracle, MIXES, rng, longest=20, answer=5), rng)
     assert 1 <= captures.made <= 6
     assert captures.replays > captures.made
@@ -74,8 +80,8 @@ def test_mixed_batches(lab: Lab, tmp_path: Path) -> None:
 def test_chunks_and_evictions(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     lab, rng, captures = make_lab("llama", tmp_path_factory.mktemp("llama"), DEVICE.type), random.Random(2), Captures()
     tight = lab.drive(tmp_path / "measured").memory_for(26)
-    drive = lab.drive(tmp_path, max_device_adapters=2, max_batch_tokens=9, max_batch_sequences=4, kv_memory_gib=tight)
-    drive.engine.runner.pad(drive.config, captures)
+    few = {"max_device_adapters": 2, "max_batch_tokens": 9, "max_batch_sequences": 4, "kv_memory_gib": tight}
+    drive = lab.drive(tmp_path, triton(captures), **few)
     drive.serve(draw_requests(lab.oracle, MIXES, rng, longest=30, answer=6), rng)
     stats = drive.engine.stats()
     assert stats.adapter_evictions > 0
@@ -89,8 +95,7 @@ def test_a_step_that_cannot_be_captured_runs_uncaptured_and_says_so(
         raise RuntimeError("operation not permitted when stream is capturing")
 
     lab, rng = make_lab("llama", tmp_path_factory.mktemp("llama"), DEVICE.type), random.Random(3)
-    drive = lab.drive(tmp_path)
-    drive.engine.runner.pad(drive.config, refuse)
+    drive = lab.drive(tmp_path, triton(refuse))
     drive.serve(draw_requests(lab.oracle, MIXES[:3], rng, longest=8, answer=4), rng)
     assert [record.message for record in caplog.records] == [
         "Decode steps that are not captured yet run without CUDA graphs, slower"

@@ -11,7 +11,7 @@ from tests.numeric.interpreter import DEVICE, need_triton
 
 need_triton()
 
-from server.cuda.lora import SPLIT, TILE, Part, add_lora, lora_tiles  # noqa: E402 (not where Triton is missing)
+from server.compute.cuda.lora import SPLIT, TILE, Part, add_lora, lora_tiles  # noqa: E402 (not where Triton is missing)
 from server.slots import PAGE  # noqa: E402
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from server.attention import IMPLEMENTATION, How, register
+from server.compute.attention import IMPLEMENTATION, AttentionParams, register
 from tests.numeric.interpreter import DEVICE, need_triton
 from tests.tiny import tiny_model
 
 need_triton()
 
-from server.cuda.decoder import TritonDecoder  # noqa: E402 (not where Triton is missing)
-from server.cuda.rows import WIDTH, gated_silu, rms_norm, rotate  # noqa: E402
+from server.compute.cuda.decoder import TritonDecoder  # noqa: E402 (not where Triton is missing)
+from server.compute.cuda.rows import WIDTH, gated_silu, rms_norm, rotate  # noqa: E402
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 2e-2}
@@ -128,12 +128,12 @@ class Whole:
     """All rows as one sequence, attended by torch."""
 
     def __init__(self) -> None:
-        self.ways: dict[int, How] = {}
+        self.params: dict[int, AttentionParams] = {}
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
-        self.ways[layer] = how
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
+        self.params[layer] = params
         q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=how.scale, enable_gqa=True)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=params.scale, enable_gqa=True)
         return out[0].transpose(0, 1)
 
 
@@ -147,7 +147,7 @@ def test_a_models_forward(architecture: str) -> None:
     ids, positions = torch.randint(0, 200, (1, ROWS), device=DEVICE), torch.arange(3, 3 + ROWS, device=DEVICE)[None]
     keep, paged = torch.tensor([1, 4], device=DEVICE), Whole()
     expected = model(input_ids=ids, position_ids=positions, use_cache=False, paged=paged).logits[0]
-    decoder = TritonDecoder.of(model, paged.ways)
+    decoder = TritonDecoder.of(model, paged.params)
     assert decoder is not None
     torch.testing.assert_close(decoder(ids, positions, paged), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(decoder(ids, positions, paged, keep), expected[keep], rtol=1e-4, atol=1e-4)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from adapters.spec import AdapterId
+from server.compute.pool import PackedAdapter
 from server.loader import Loader
-from server.lora import PackedAdapter
 
 A, B, C = (AdapterId(name) for name in "abc")
 

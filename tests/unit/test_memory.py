@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.native.memory import CHUNK, HUGE, LINE, HugePages
+from server.compute.cpu.memory import CHUNK, HUGE, LINE, HugePages
 
 
 def test_tensors_share_a_chunk_and_not_a_byte() -> None:

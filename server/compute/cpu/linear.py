@@ -1,48 +1,20 @@
-"""The base's linear layers as they are computed: several over one input at once where a kernel allows it."""
+"""4-bit linear layers over one input as one matrix, for fused kernels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bases.nf4 import Linear4bit, functional
-from server import native
-from server.native.memory import huge_pages
-from server.native.structures import Nf4, address
-
-Compute = Callable[[Tensor], list[Tensor]]
+from bases.nf4 import functional
+from server.compute.cpu.kernels import Kernels
+from server.compute.cpu.memory import huge_pages
+from server.compute.cpu.structures import Nf4, address
 
 KERNEL_OUTS = 32
-"""The CPU kernels work on this many outputs at a time."""
+"""The kernels work on this many outputs at a time."""
 KERNEL_BLOCK = 64
 """Inputs that share a scale, for our own kernel."""
-
-
-def fuse(layers: Sequence[nn.Module]) -> Compute:
-    """A function from ``x`` [rows, in] to each layer's output [rows, out].
-
-    On a CPU with AVX512-BF16, 4-bit layers are joined into one matrix for a fused kernel and lose their own weights;
-    elsewhere each layer computes for itself. On CUDA a 4-bit layer is bitsandbytes' ``gemm_4bit``: its fused kernel for
-    few rows, dequantise and multiply for many, by a table of its own over rows, shapes and architectures (0.50; for an
-    8B model on an H100 the border is 5 rows, 32 for gate and up). We have measured neither.
-    """
-    if all(isinstance(layer, Linear4bit) for layer in layers) and layers[0].weight.device.type == "cpu":
-        if functional.has_avx512bf16() and all(_fits_kernel(layer) for layer in layers):
-            return FusedNf4(layers)
-        for layer in layers:
-            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # its repacking asserts on this shape
-    return lambda x: [layer(x) for layer in layers]
-
-
-def _fits_kernel(layer: Any) -> bool:
-    state = layer.weight.quant_state
-    return (
-        state.quant_type == "nf4"
-        and state.shape[0] % KERNEL_OUTS == 0
-        and state.shape[1] % state.blocksize == 0
-        and not getattr(state, "packing_format_for_cpu", False)
-    )
 
 
 class FusedNf4:
@@ -53,7 +25,8 @@ class FusedNf4:
     processors with AMX our own kernel reads the same layout; :meth:`reference` is bitsandbytes'.
     """
 
-    def __init__(self, layers: Sequence[Any]) -> None:
+    def __init__(self, layers: Sequence[Any], kernels: Kernels | None) -> None:
+        """``layers`` have to be of a kind it :meth:`takes`. ``kernels``: ours, where the machine runs them."""
         packed = [
             functional._convert_weight_packed_for_cpu(layer.weight.data, layer.weight.quant_state) for layer in layers
         ]
@@ -76,9 +49,20 @@ class FusedNf4:
         )
         addresses = (address(tensor) for tensor in (self.weight, self.absmax, self.bias))
         self.native = Nf4(self.shape[0], self.shape[1], *addresses)
-        self.kernels = native.load() if self.blocksize == KERNEL_BLOCK else None
+        self.kernels = kernels if self.blocksize == KERNEL_BLOCK else None
         for layer in layers:
             layer.weight = None
+
+    @staticmethod
+    def takes(layer: Any) -> bool:
+        """Whether the kernels compute a 4-bit layer of this shape."""
+        state = layer.weight.quant_state
+        return (
+            state.quant_type == "nf4"
+            and state.shape[0] % KERNEL_OUTS == 0
+            and state.shape[1] % state.blocksize == 0
+            and not getattr(state, "packing_format_for_cpu", False)
+        )
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """[rows, in] -> [rows, out] per layer, views of one tensor."""

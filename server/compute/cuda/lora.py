@@ -1,9 +1,9 @@
 """LoRA for the rows of a batch as Triton kernels: every row has its own adapters, of any rank, in any pages.
 
 As in punica's SGMV (Chen et al. 2023) a shrink (``h = x @ A.T``) and an expand (``y += h @ B``), each over segments of
-rows with the same adapters. A segment names pages of :class:`server.lora.LoraPool`, so an adapter costs its own rank
-and not the largest. Two pairs of kernels: rows of one token are a segment each and read A and B as vectors; longer
-chunks are cut into tiles of rows for tensor cores.
+rows with the same adapters. A segment names pages of :class:`server.compute.pool.AdapterPool`, so an adapter costs its
+own rank and not the largest. Two pairs of kernels: rows of one token are a segment each and read A and B as vectors;
+longer chunks are cut into tiles of rows for tensor cores.
 
 Sums are float32. ``in`` is cut at fixed places (:data:`SPLIT`) and its parts and a row's pages are summed in a fixed
 order, so within a pair a row's result does not depend on the rest of the batch. The two pairs differ in the last bits.
@@ -25,8 +25,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from server import cuda
-from server.cuda.dots import dot_type
+from server.compute.backend import PackedGroup
+from server.compute.cuda.dots import dot_type
+from server.compute.mapping import LoraMapping
+from server.compute.reference.lora import SpanLora
+from server.compute.transfer import send
 from server.slots import PAGE
 
 FIELDS = 5
@@ -78,16 +81,36 @@ def lora_tiles(parts: Iterable[Part], device: torch.device) -> LoraTiles:
     table = np.array([*singles, *chunks], dtype=np.int32)
     numbers = np.array([page for page, _ in pages], dtype=np.int32)
     weights = np.array([weight for _, weight in pages], dtype=np.float32)
-    flat = cuda.send(np.concatenate([table.ravel(), numbers, weights.view(np.int32)]), device)
+    flat = send(np.concatenate([table.ravel(), numbers, weights.view(np.int32)]), device)
     lengths = [len(singles) * FIELDS, len(chunks) * FIELDS, len(pages), len(pages)]
     a, b, c, d = (flat[end - n : end] for n, end in zip(lengths, accumulate(lengths), strict=True))
     return LoraTiles(a.view(-1, FIELDS), b.view(-1, FIELDS), c, d.view(torch.float32), uses)
 
 
+class TritonLora(SpanLora):
+    """See :class:`server.compute.backend.GroupLora`; the memory is the reference's."""
+
+    def pack(self, a: Tensor, bs: Sequence[Tensor | None]) -> PackedGroup:
+        """Pinned, so that copies to the device run beside what computes."""
+        a, packed = super().pack(a, bs)
+        if self.device.type != "cuda":
+            return a, packed
+        return a.pin_memory(), tuple(None if b is None else b.pin_memory() for b in packed)
+
+    def add(self, x: Tensor, outputs: Sequence[Tensor], active: Sequence[int], mapping: LoraMapping) -> None:
+        """All rows in two or four launches."""
+        assert self.a is not None
+        tiles = mapping.once(LoraTiles, self._tiles)
+        add_lora(x, self.a, [b if i in active else None for i, b in enumerate(self.b)], outputs, tiles)
+
+    def _tiles(self, mapping: LoraMapping) -> LoraTiles:
+        return lora_tiles([part for segment in mapping.segments for part in segment.parts()], self.device)
+
+
 def add_lora(x: Tensor, a: Tensor, bs: Sequence[Tensor | None], outputs: Sequence[Tensor], tiles: LoraTiles) -> None:
     """Add to each of ``outputs`` [rows, out] what its rows' adapters make of ``x`` [rows, in].
 
-    ``a`` [pages, members, PAGE, in] and ``bs`` [pages, PAGE, out] as in :class:`server.lora.LoraGroup`, at most three
+    ``a`` [pages, members, PAGE, in] and ``bs`` [pages, PAGE, out] as in :class:`TritonLora`, at most three
     members; where b is None its output stays as it is. All of one dtype.
     """
     sides = [(i, b, y) for i, (b, y) in enumerate(zip(bs, outputs, strict=True)) if b is not None]

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.attention import Attend, How, KvCache
-from server.cuda import attention, lora
-from server.lora import LoraPool
-from server.plan import Placed, Plan
+from server.compute.attention import AttentionParams
+from server.compute.backend import KvCache
+from server.compute.cuda import attention, lora
+from server.compute.inputs import CallModel
+from server.compute.mapping import LoraMapping, Placed
+from server.compute.pool import AdapterPool
 from server.sequence import Batch
 
 log = logging.getLogger(__name__)
@@ -30,14 +32,12 @@ SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 USES = 16
 """Pages of adapters for each row there is room for: rank 128. A batch with more runs uncaptured."""
 
-Forward = Callable[[Tensor, Tensor, Attend], Tensor]
-"""Token ids [1, rows], positions [1, rows], what attends -> logits [rows, vocabulary]."""
 Run = Callable[[], Tensor]
 Capture = Callable[[Run], Run]
 """Makes a function that does the same again, faster. The first may be called any number of times on the way."""
 
 
-class Feed:
+class DecodeBuffers:
     """What steps of ``size`` rows read, on the host and on the device: int32 all, in one buffer."""
 
     def __init__(self, size: int, blocks: int, device: torch.device) -> None:
@@ -82,11 +82,11 @@ class Feed:
                 at += 1
         self._device.copy_(self._host, non_blocking=True)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], how: How) -> Tensor:
-        """As :func:`server.cuda.attention.attend`, for the rows in the buffer."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], params: AttentionParams) -> Tensor:
+        """As :func:`server.compute.cuda.attention.attend`, for the rows in the buffer."""
         height = attention.tile_height(q.shape[1] // k.shape[1])
         tiles = attention.AttentionTiles(self._rows, self._rows[:0], self._table, height)
-        return attention.attend(q, k, v, cache, tiles, how.scale, how.window, how.softcap)
+        return attention.attend(q, k, v, cache, tiles, params.scale, params.window, params.softcap)
 
 
 def _pages(batch: Batch, placed: Placed) -> Iterable[list[tuple[int, float]]]:
@@ -95,33 +95,33 @@ def _pages(batch: Batch, placed: Placed) -> Iterable[list[tuple[int, float]]]:
         yield [(page, adapted.weight) for adapted in chunk.sequence.adaptation for page in placed[adapted.id][0]]
 
 
-class FeedAttention:
-    """A feed's rows over a cache, as what travels as ``paged``."""
+class BufferedAttention:
+    """The rows in buffers over a cache. See :class:`server.compute.attention.PagedAttention`."""
 
-    def __init__(self, feed: Feed, cache: KvCache) -> None:
-        self.feed = feed
+    def __init__(self, buffers: DecodeBuffers, cache: KvCache) -> None:
+        self.buffers = buffers
         self.cache = cache
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
         """Queries [T, H, D], keys and values [T, KVH, D] -> [T, H, D]."""
-        return self.feed.attend(q, k, v, self.cache.layers[layer], how)
+        return self.buffers.attend(q, k, v, self.cache.layers[layer], params)
 
 
 class PaddedDecode:
     """Decode steps of a model, captured at each size when it first occurs."""
 
     def __init__(
-        self, forward: Forward, pool: LoraPool, cache: KvCache, longest: int, largest: int, capture: Capture
+        self, call: CallModel, pool: AdapterPool, cache: KvCache, longest: int, largest: int, capture: Capture
     ) -> None:
         """``longest``: tokens of a sequence; ``largest``: rows of a batch."""
-        self._forward = forward
+        self._call = call
         self._pool = pool
         self._cache = cache
         self._capture = capture
         blocks = -(-longest // cache.size)
-        self._feeds = {size: Feed(size, blocks, pool.device) for size in _sizes(largest)}
-        self._runs: dict[int, dict[frozenset[str], Run]] = {size: {} for size in self._feeds}
-        self._limit = max(self._feeds) + 1
+        self._buffers = {size: DecodeBuffers(size, blocks, pool.backend.device) for size in _sizes(largest)}
+        self._runs: dict[int, dict[frozenset[str], Run]] = {size: {} for size in self._buffers}
+        self._limit = max(self._buffers) + 1
         """Sizes from here on are not captured; those that were, stay."""
 
     def serves(self, batch: Batch, placed: Placed) -> bool:
@@ -131,30 +131,30 @@ class PaddedDecode:
             return False
         if size >= self._limit and self._targets(batch) not in self._runs[size]:
             return False
-        return sum(map(len, _pages(batch, placed))) <= self._feeds[size].room
+        return sum(map(len, _pages(batch, placed))) <= self._buffers[size].room
 
     def logits(self, batch: Batch, placed: Placed) -> Tensor:
         """Logits [rows, vocabulary] of a batch it serves; they change with the next call."""
         size = self._size(batch)
         assert size is not None, "serves() was not asked"
-        feed = self._feeds[size]
-        feed.fill(batch, placed)
+        buffers = self._buffers[size]
+        buffers.fill(batch, placed)
         targets = self._targets(batch)
-        self._pool.plan = Plan(size, targets=targets, given=feed.tiles)
+        self._pool.mapping = LoraMapping(size, targets=targets, derived={lora.LoraTiles: buffers.tiles})
         run = self._runs[size].get(targets)
         if run is None:
-            run = self._captured(size, feed, targets)
+            run = self._captured(size, buffers, targets)
         return run()[: len(batch.chunks)]
 
-    def _captured(self, size: int, feed: Feed, targets: frozenset[str]) -> Run:
+    def _captured(self, size: int, buffers: DecodeBuffers, targets: frozenset[str]) -> Run:
         """A new run; those for fewer layers go, since layers with memory for adapters only ever become more.
 
         Where it cannot be captured, it is given as it is, for this step.
         """
-        paged = FeedAttention(feed, self._cache)
+        paged = BufferedAttention(buffers, self._cache)
 
         def run() -> Tensor:
-            return self._forward(feed.tokens, feed.positions, paged)
+            return self._call(buffers.tokens, buffers.positions, paged, 0)
 
         kept = {key: run for key, run in self._runs[size].items() if not key or not targets}
         self._runs[size] = kept
@@ -186,7 +186,7 @@ class PaddedDecode:
         return self._pool.targets if adapted else frozenset()
 
     def _size(self, batch: Batch) -> int | None:
-        return next((size for size in self._feeds if size >= len(batch.chunks)), None)
+        return next((size for size in self._buffers if size >= len(batch.chunks)), None)
 
 
 def _sizes(largest: int) -> Sequence[int]:

@@ -7,7 +7,7 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from server.native.structures import LoraBatch
+from server.compute.cpu.structures import LoraBatch
 
 TILE_ROWS = 16
 KEY_STEP = 32

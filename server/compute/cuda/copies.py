@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 
-class Copy:
+class StreamCopy:
     """One adapter under way."""
 
     def __init__(self, written: "Future[torch.cuda.Event]") -> None:
@@ -32,7 +32,7 @@ class Copy:
         torch.cuda.current_stream().wait_event(self._written.result())
 
 
-class Copies:
+class CopyStream:
     """A stream and a thread for copies to ``device``, done in the order they are started."""
 
     def __init__(self, device: torch.device) -> None:
@@ -40,10 +40,10 @@ class Copies:
         self._stream = torch.cuda.Stream(device)
         self._thread = ThreadPoolExecutor(1, "adapter-copies", torch.set_num_threads, (1,))
 
-    def start(self, write: Callable[[], None]) -> Copy:
+    def start(self, write: Callable[[], None]) -> StreamCopy:
         """Run ``write`` on the stream, after all that the caller's stream has been given."""
         before = torch.cuda.current_stream(self._device).record_event()
-        return Copy(self._thread.submit(self._write, write, before))
+        return StreamCopy(self._thread.submit(self._write, write, before))
 
     def _write(self, write: Callable[[], None], before: torch.cuda.Event) -> torch.cuda.Event:
         with torch.inference_mode(), torch.cuda.device(self._device), torch.cuda.stream(self._stream):

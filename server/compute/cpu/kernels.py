@@ -1,9 +1,4 @@
-"""C kernels for CPUs with AMX, compiled by the machine's own compiler when the server first needs them.
-
-They are optional: each has a plain path beside it (bitsandbytes' kernel, torch, transformers' layers) that serves where
-the processor or a compiler is missing, and a numeric test between the two. Called through ctypes, which lets go of the
-interpreter lock.
-"""
+"""The C kernels as Python calls them."""
 
 import ctypes
 import logging
@@ -18,11 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.native.batches import TILE_ROWS, LoraRows, PagedRuns
-from server.native.build import NoCompiler, library
-from server.native.structures import Attention, Lora, Model, Nf4, Step, Work
-
-__all__ = ["TILE_ROWS", "Kernels", "LoraRows", "PagedRuns", "load", "pad_rows"]
+from server.compute.cpu.batches import TILE_ROWS, LoraRows, PagedRuns
+from server.compute.cpu.build import NoCompiler, library
+from server.compute.cpu.structures import Attention, Lora, Model, Nf4, Step, Work
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +87,7 @@ class Kernels:
         """Causal attention of q [T, H, D] over keys and values [blocks, size, KVH, D] -> [T, H, D], all bf16.
 
         Keys and values lie in memory as [blocks, KVH, size, D].
-        window: positions a query sees, itself included, None for all; softcap as in :class:`server.attention.How`.
+        window: positions a query sees, itself included, None for all; softcap as in AttentionParams.
         """
         _, heads, width = q.shape
         _, size, kv_heads, _ = keys.shape
@@ -113,7 +106,7 @@ class Kernels:
         return out
 
     def decode_step(self, model: Model, step: Step, work: Work, threads: int) -> None:
-        """All layers of a model, embeddings to logits (:mod:`server.decoder`). ``work`` has room for ``threads``."""
+        """All layers of a model, embeddings to logits, as the decoder asks for. ``work`` has room for ``threads``."""
         self._lib.decode_step(byref(model), byref(step), byref(work), threads)
 
     def row_peaks(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +121,7 @@ class Kernels:
         return peaks, tokens
 
     def draw_rows(self, logits: Tensor, temperatures: Tensor, u: Tensor) -> Tensor:
-        """As :meth:`server.sampler.TorchRows.draw_rows`, in two readings of each row."""
+        """As :meth:`server.compute.backend.SamplingOps.draw_rows`, in two readings of each row."""
         assert logits.is_contiguous()
         tokens = torch.empty(len(logits), dtype=torch.int64)
         inputs = (logits.data_ptr(), temperatures.data_ptr(), u.data_ptr())
@@ -136,7 +129,7 @@ class Kernels:
         return tokens
 
     def top_rows(self, logits: Tensor, temperatures: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """As :meth:`server.sampler.TorchRows.top_rows`; of equally likely tokens the earlier ones come first."""
+        """As :meth:`server.compute.backend.SamplingOps.top_rows`; of equally likely tokens the earlier come first."""
         assert logits.is_contiguous()
         rows, vocabulary = logits.shape
         threads = torch.get_num_threads()

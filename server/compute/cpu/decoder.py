@@ -2,13 +2,13 @@
 
 transformers' model stays what it is and is the reference: :meth:`Decoder.of` takes a model only if every part is one
 that ``decoder.c`` computes, and the same tensors serve both (their addresses are taken once: no parameter may be
-replaced afterwards). A step through the model's own modules is some 2,000 calls
-from Python; at a few rows they take longer than the arithmetic.
+replaced afterwards). A step through the model's own modules is some 2,000 calls from Python; at a few rows they take
+longer than the arithmetic.
 """
 
 import ctypes
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Self
 
@@ -16,16 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bases.base import Base
-from server import native
-from server.attention import How, KvCache, PagedBatch
-from server.linear import FusedNf4
-from server.lora import LoraGroup, LoraPool
-from server.native.memory import huge_pages
-from server.native.structures import Layer, Linear, Model, Step, Work, address
+from server.compute.backend import ServedModel
+from server.compute.cpu.attention import KernelAttention, KernelKvCache
+from server.compute.cpu.batches import TILE_ROWS
+from server.compute.cpu.kernels import Kernels, pad_rows
+from server.compute.cpu.linear import FusedNf4
+from server.compute.cpu.lora import KernelLora, lora_rows
+from server.compute.cpu.memory import huge_pages
+from server.compute.cpu.structures import Layer, Linear, Lora, Model, Nf4, Step, Work, address
+from server.compute.inputs import packed_rows
+from server.compute.layers import LinearGroup
+from server.compute.llama import is_llama_shaped
+from server.compute.mapping import make_mapping
+from server.sequence import Batch
 
-CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-"""Models of transformers whose layers are those of ``decoder.c``: norm before, rotary positions, a gated SiLU."""
 STATIC = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose angles depend on nothing but the position."""
 HEAD_BLOCK = 64
@@ -37,50 +41,43 @@ GROUPS = (
     ("down", ("mlp.down_proj",)),
 )
 
-Ways = Mapping[int, How]
-"""How each layer attends."""
-
-
 log = logging.getLogger(__name__)
 
 
 class Decoder:
     """A model's layers as ``decoder.c`` takes them."""
 
-    def __init__(self, base: Base, groups: Mapping[str, LoraGroup], pool: LoraPool, kv: KvCache, ways: Ways) -> None:
-        """``groups``: by the name of their first layer. The caller has checked that all of it fits (:meth:`of`)."""
-        assert pool.kernels is not None
-        self.kernels, self.pool, self.kv = pool.kernels, pool, kv
-        model: Any = base.model
-        self.model = model.model
-        model.lm_head.weight.data = huge_pages().copy(model.lm_head.weight.data)
+    def __init__(self, model: ServedModel, kernels: Kernels) -> None:
+        """The caller has checked that all of it fits (:meth:`of`)."""
+        assert isinstance(model.kv, KernelKvCache)
+        causal: Any = model.base.model
+        self.kernels, self.pool, self.kv, self.params = kernels, model.pool, model.kv, model.attention
+        self.model = causal.model
+        causal.lm_head.weight.data = huge_pages().copy(causal.lm_head.weight.data)
+        groups = _groups(model)
         self.groups = [[groups[name] for name, _ in _named_groups(i)] for i in range(len(self.model.layers))]
-        self.ways = ways
         self.seconds: Tensor | None = None
         """[len(PHASES)] float64, where set: steps add what their phases took."""
         self.layers = (Layer * len(self.groups))(*(self._layer(i) for i in range(len(self.groups))))
-        config, attention = model.config, self.model.layers[0].self_attn
+        self._generation = self.pool.generation
+        config, attention = causal.config, self.model.layers[0].self_attn
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.hidden, self.intermediate, self.width = config.hidden_size, config.intermediate_size, attention.head_dim
-        self.vocabulary = model.lm_head.weight.shape[0]
+        self.vocabulary = causal.lm_head.weight.shape[0]
         self.native = Model(
-            *(len(self.groups), self.hidden, self.intermediate, self.heads, self.kv_heads, self.width, kv.size),
+            *(len(self.groups), self.hidden, self.intermediate, self.heads, self.kv_heads, self.width, self.kv.size),
             *(self.vocabulary, config.rms_norm_eps),
-            *(ctypes.addressof(self.layers), address(self.model.norm.weight), address(model.lm_head.weight)),
+            *(ctypes.addressof(self.layers), address(self.model.norm.weight), address(causal.lm_head.weight)),
         )
-        self.cosine, self.sine = self._angles(base.max_model_len)
+        self.cosine, self.sine = self._angles(model.base.max_model_len)
         self.active = lru_cache(maxsize=64)(self._active)
 
     @classmethod
-    def of(cls, base: Base, pool: LoraPool, kv: KvCache, ways: Ways) -> Self | None:
-        """The model's decoder, or None where its layers, their shapes or this machine are not what the kernels take.
-
-        ways: how each layer attends, as its module said when it was called.
-        """
-        groups = {group.names[0]: group for group in pool.groups}
-        misfit = _misfit(base.model, groups, kv, ways) if pool.kernels else "no AMX, or no C compiler"
-        if misfit is None:
-            return cls(base, groups, pool, kv, ways)
+    def of(cls, model: ServedModel, kernels: Kernels | None) -> Self | None:
+        """The model's decoder, or None where its layers, their shapes or this machine are not what the kernels take."""
+        misfit = _misfit(model) if kernels else "no AMX, or no C compiler"
+        if kernels and misfit is None:
+            return cls(model, kernels)
         log.info("Layers are computed one by one: %s", misfit)
         return None
 
@@ -88,11 +85,11 @@ class Decoder:
         module = self.model.layers[index]
         attention = module.self_attn
         keys, values = self.kv.layers[index]
-        how = self.ways[index]
-        linears = {}
-        for (name, _), group in zip(GROUPS, self.groups[index], strict=True):
-            assert isinstance(group.base, FusedNf4)
-            linears[name] = Linear(group.base.native, group.native)
+        params = self.params[index]
+        linears = {
+            name: Linear(_base(group), _lora(group))
+            for (name, _), group in zip(GROUPS, self.groups[index], strict=True)
+        }
         return Layer(
             input_norm=address(module.input_layernorm.weight),
             post_norm=address(module.post_attention_layernorm.weight),
@@ -100,8 +97,8 @@ class Decoder:
             k_norm=address(_weight(attention, "k_norm")),
             keys=address(keys),
             values=address(values),
-            window=how.window or 0,
-            scale=how.scale,
+            window=params.window or 0,
+            scale=params.scale,
             **linears,
         )
 
@@ -111,33 +108,41 @@ class Decoder:
         cosine, sine = self.model.rotary_emb(like, torch.arange(positions).unsqueeze(0))
         return cosine[0].contiguous(), sine[0].contiguous()
 
-    def refresh(self) -> None:
-        """Take over where the pool's tensors are, after an adapter was placed."""
+    def _refresh(self) -> None:
+        """Take over where the pool's tensors are."""
+        self._generation = self.pool.generation
         for layer, groups in zip(self.layers, self.groups, strict=True):
             for (name, _), group in zip(GROUPS, groups, strict=True):
-                getattr(layer, name).lora = group.native
+                getattr(layer, name).lora = _lora(group)
 
-    def logits(self, tokens: Sequence[int], positions: Sequence[int], keep: Sequence[int], paged: PagedBatch) -> Tensor:
-        """Logits [len(keep), vocabulary] float32 after writing the keys and values of all rows."""
+    def __call__(self, batch: Batch) -> Tensor:
+        """Logits [len(batch.sampled), vocabulary] float32 after writing the keys and values of all rows."""
+        if self._generation != self.pool.generation:
+            self._refresh()
+        tokens, positions, keep = packed_rows(batch)
         x = self.model.embed_tokens(torch.tensor(tokens))
         where = torch.tensor(positions)
         cosine, sine = self.cosine[where], self.sine[where]
         logits = torch.empty(len(keep), self.vocabulary)
-        plan, runs, kept = self.pool.plan, paged.paged_runs, torch.tensor(keep)
-        lora = plan.lora_rows if plan.segments else None
+        mapping, paged, kept = (
+            make_mapping(batch, self.pool.placed),
+            KernelAttention(batch, self.kv),
+            torch.tensor(keep),
+        )
+        lora = lora_rows(mapping) if mapping.segments else None
         step = Step(
-            *(len(tokens), len(runs.table), len(keep), runs.context),
-            *(address(t) for t in (runs.table, runs.blocks, paged.where, cosine, sine)),
+            *(len(tokens), len(paged.runs.table), len(keep), paged.runs.context),
+            *(address(t) for t in (paged.runs.table, paged.runs.blocks, paged.where, cosine, sine)),
             *(
                 lora.address if lora else None,
-                self.active(plan.targets).ctypes.data,
+                self.active(mapping.targets).ctypes.data,
                 address(kept),
                 address(logits),
                 address(self.seconds),
             ),
         )
         threads = torch.get_num_threads()
-        work, room = self._work(x, 0 if lora is None else lora.pages, runs.context, threads)
+        work, room = self._work(x, 0 if lora is None else lora.pages, paged.runs.context, threads)
         self.kernels.decode_step(self.native, step, work, threads)
         del room  # until here the kernels wrote to it
         return logits
@@ -154,13 +159,13 @@ class Decoder:
 
     def _work(self, x: Tensor, pages: int, context: int, threads: int) -> tuple[Work, list[Tensor]]:
         """Room for a step, and what must stay alive for it: ``x`` [rows, hidden], padded, comes first."""
-        padded = native.pad_rows(len(x))
+        padded = pad_rows(len(x))
         queries = self.heads * self.width
         wide = max(queries + 2 * self.kv_heads * self.width, 2 * self.intermediate)
         widths = (self.hidden, self.hidden, wide, queries, queries, self.intermediate, self.hidden)
         room = [torch.empty(padded, width, dtype=torch.bfloat16) for width in widths]
         room[0][: len(x)] = x
-        room.append(torch.empty(pages * 3 * native.TILE_ROWS * 8, dtype=torch.bfloat16))
+        room.append(torch.empty(pages * 3 * TILE_ROWS * 8, dtype=torch.bfloat16))
         room.append(torch.empty(padded, self.hidden, dtype=torch.bfloat16))
         room.append(torch.empty(threads * max(self.hidden, self.intermediate, queries) * 16))
         room.append(torch.empty(threads * context * 24))
@@ -174,22 +179,25 @@ def _named_groups(layer: int) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield names[0], names
 
 
-def is_llama_shaped(model: Any) -> bool:
-    """Whether a model's layers are those of CLASSES, the activation included."""
-    return type(model).__name__ in CLASSES and model.config.hidden_act == "silu"
+def _groups(model: ServedModel) -> dict[str, LinearGroup]:
+    """Groups by the name of their first layer."""
+    return {group.names[0]: group for group in model.pool.groups}
 
 
-def _misfit(model: Any, groups: Mapping[str, LoraGroup], kv: KvCache, ways: Ways) -> str | None:
+def _misfit(model: ServedModel) -> str | None:
     """Why the kernels cannot compute this model's layers; None if they can."""
-    if not is_llama_shaped(model):
-        return f"not the layers of {type(model).__name__}"
-    if model.config.rope_parameters["rope_type"] not in STATIC or any(how.softcap for how in ways.values()):
+    causal: Any = model.base.model
+    if not is_llama_shaped(causal):
+        return f"not the layers of {type(causal).__name__}"
+    softcaps = any(params.softcap for params in model.attention.values())
+    if causal.config.rope_parameters["rope_type"] not in STATIC or softcaps:
         return "its positions or its attention are of an unusual kind"
-    if kv.kernels is None:
+    if not isinstance(model.kv, KernelKvCache):
         return "its attention takes --block-size a multiple of 16, heads a multiple of 32 wide, and bf16"
-    if not _plain(model.lm_head) or any(weight.dtype != torch.bfloat16 for weight in _norms(model.model)):
+    if not _plain(causal.lm_head) or any(weight.dtype != torch.bfloat16 for weight in _norms(causal.model)):
         return "its output layer or its norms are not plain bf16"
-    wanted = (names for i in range(len(model.model.layers)) for names in _named_groups(i))
+    groups = _groups(model)
+    wanted = (names for i in range(len(causal.model.layers)) for names in _named_groups(i))
     if not all(first in groups and groups[first].names == names and _fused(groups[first]) for first, names in wanted):
         return "its linear layers are not NF4 in blocks of 64, or of a shape that the kernels do not take"
     return None
@@ -209,9 +217,20 @@ def _norms(model: Any) -> Iterator[Tensor]:
         yield from (weight for weight in found if weight is not None)
 
 
-def _fused(group: LoraGroup) -> bool:
+def _fused(group: LinearGroup) -> bool:
     base: object = group.base
-    return group.kernels is not None and isinstance(base, FusedNf4) and base.kernels is not None
+    return isinstance(group.lora, KernelLora) and isinstance(base, FusedNf4) and base.kernels is not None
+
+
+def _base(group: LinearGroup) -> Nf4:
+    base: object = group.base
+    assert isinstance(base, FusedNf4)
+    return base.native
+
+
+def _lora(group: LinearGroup) -> Lora:
+    assert isinstance(group.lora, KernelLora)
+    return group.lora.native
 
 
 def _bias(layer: nn.Linear) -> Tensor | None:

@@ -10,9 +10,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from server.attention import Attend, How
-from server.cuda.rows import gated_silu, rms_norm, rotate
-from server.decoder import is_llama_shaped
+from server.compute.attention import AttentionParams, PagedAttention
+from server.compute.cuda.rows import gated_silu, rms_norm, rotate
+from server.compute.llama import is_llama_shaped
 
 log = logging.getLogger(__name__)
 
@@ -20,24 +20,24 @@ log = logging.getLogger(__name__)
 class TritonDecoder:
     """A model's forward for a packed batch."""
 
-    def __init__(self, model: Any, ways: Mapping[int, How]) -> None:
+    def __init__(self, model: Any, attention: Mapping[int, AttentionParams]) -> None:
         """The caller has checked that it fits (:meth:`of`)."""
         self._model = model
-        self._ways = ways
+        self._attention = attention
 
     @classmethod
-    def of(cls, model: Any, ways: Mapping[int, How]) -> Self | None:
+    def of(cls, model: Any, attention: Mapping[int, AttentionParams]) -> Self | None:
         """The model's decoder, or None where its layers are not what the kernels compute; the log says so.
 
-        ways: how each layer attends, as its module said when it was called.
+        attention: how each layer attends, as its module said when it was called.
         """
         misfit = _misfit(model)
         if misfit is None:
-            return cls(model, ways)
+            return cls(model, attention)
         log.info("Norms, rotary positions and activations are the model's own, which is slower: %s", misfit)
         return None
 
-    def __call__(self, ids: Tensor, positions: Tensor, paged: Attend, keep: Tensor | int = 0) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, paged: PagedAttention, keep: Tensor | int = 0) -> Tensor:
         """Token ids [1, rows], positions [1, rows] -> logits float32 of the rows to keep, 0 for all."""
         model = self._model.model
         x: Tensor = model.embed_tokens(ids)[0]
@@ -52,7 +52,7 @@ class TritonDecoder:
         logits: Tensor = self._model.lm_head(_norm(model.norm, x, delta))
         return logits.float()
 
-    def _attend(self, index: int, x: Tensor, angles: tuple[Tensor, Tensor], paged: Attend) -> Tensor:
+    def _attend(self, index: int, x: Tensor, angles: tuple[Tensor, Tensor], paged: PagedAttention) -> Tensor:
         """What attention adds to the residual [rows, hidden]."""
         module = self._model.model.layers[index].self_attn
         q, k, v = (project(x) for project in (module.q_proj, module.k_proj, module.v_proj))
@@ -62,7 +62,7 @@ class TritonDecoder:
         else:
             rotate(q, k, angles)
         q, k, v = (t.view(len(x), -1, module.head_dim) for t in (q, k, v))
-        out: Tensor = module.o_proj(paged.attend(index, q, k, v, self._ways[index]).flatten(1))
+        out: Tensor = module.o_proj(paged.attend(index, q, k, v, self._attention[index]).flatten(1))
         return out
 
 

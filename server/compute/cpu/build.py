@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).parent
+SOURCES = Path(__file__).parent / "csrc"
 FLAGS = (
     *("-O3", "-shared", "-fPIC", "-fopenmp"),
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
@@ -25,8 +25,8 @@ def library() -> Path:
     if not compiler or shutil.which(compiler[0]) is None:
         raise NoCompiler(f"no C compiler: {' '.join(compiler) or 'CC is empty'}")
     version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True).stdout
-    sources = sorted(HERE.glob("*.c"))
-    texts = (path.read_bytes() for path in (*sources, *sorted(HERE.glob("*.h"))))
+    sources = sorted(SOURCES.glob("*.c"))
+    texts = (path.read_bytes() for path in (*sources, *sorted(SOURCES.glob("*.h"))))
     parts = [version.encode(), *texts, *(word.encode() for word in (*compiler, *FLAGS))]
     found = _cache() / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
     if not found.exists():

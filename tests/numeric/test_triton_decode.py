@@ -5,16 +5,17 @@ import torch
 from torch import Tensor
 
 from adapters.spec import AdapterId
-from server.attention import Attend, How, KvCache
-from server.lora import LoraPool
-from server.plan import Placed
+from server.compute.attention import AttentionParams, PagedAttention
+from server.compute.mapping import Placed
+from server.compute.pool import AdapterPool
 from server.sequence import Adapted, Batch, Chunk, SamplingParams, Sequence
 from tests.numeric.interpreter import DEVICE, need_triton
 
 need_triton()
 
-from server.cuda.decode import Capture, Feed, PaddedDecode, Run  # noqa: E402 (not where Triton is missing)
-from server.cuda.lora import add_lora  # noqa: E402
+from server.compute.cuda.backend import CudaBackend  # noqa: E402 (not where Triton is missing)
+from server.compute.cuda.decode import Capture, DecodeBuffers, PaddedDecode, Run  # noqa: E402
+from server.compute.cuda.lora import add_lora  # noqa: E402
 
 PLACED: Placed = {AdapterId("a"): ((0, 2), frozenset({"q"}))}
 BLOCK = 4
@@ -34,21 +35,21 @@ def adapted() -> tuple[Adapted, ...]:
 
 def test_padding_after_a_full_step() -> None:
     torch.manual_seed(0)
-    feed = Feed(4, 2, DEVICE)
-    feed.fill(batch(4), PLACED)
-    assert feed.tokens.tolist() == [[5, 6, 7, 8]]
-    feed.fill(batch(2), PLACED)
-    assert feed.tokens.tolist() == [[5, 6, 0, 0]]
-    assert feed.positions.tolist() == [[5, 5, 0, 0]]
+    buffers = DecodeBuffers(4, 2, DEVICE)
+    buffers.fill(batch(4), PLACED)
+    assert buffers.tokens.tolist() == [[5, 6, 7, 8]]
+    buffers.fill(batch(2), PLACED)
+    assert buffers.tokens.tolist() == [[5, 6, 0, 0]]
+    assert buffers.positions.tolist() == [[5, 5, 0, 0]]
     cache = torch.zeros(2, 8, BLOCK, 1, 16, device=DEVICE)
     q, k, v = torch.randn(3, 4, 1, 16, device=DEVICE)
-    feed.attend(q, k, v, (cache[0], cache[1]), How(0.25))
+    buffers.attend(q, k, v, (cache[0], cache[1]), AttentionParams(0.25))
     written = cache.ne(0).any(dim=(0, 3, 4)).nonzero().tolist()
     assert written == [[1, 1], [3, 1]], "only the new tokens of the two rows"
     x, y = torch.randn(2, 4, 16, device=DEVICE)
     before = y.clone()
     a, b = torch.randn(3, 1, 8, 16, device=DEVICE), torch.randn(3, 8, 16, device=DEVICE)
-    add_lora(x, a, [b], [y], feed.tiles)
+    add_lora(x, a, [b], [y], buffers.tiles)
     expected = 0.5 * sum((x[:2] @ a[page, 0].T) @ b[page] for page in (0, 2))
     torch.testing.assert_close(y[:2] - before[:2], expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(y[2:], before[2:])
@@ -57,11 +58,11 @@ def test_padding_after_a_full_step() -> None:
 def padded(capture: Capture) -> PaddedDecode:
     """Steps of up to 16 rows, of a model whose logits are the token it was given."""
 
-    def forward(ids: Tensor, positions: Tensor, paged: Attend) -> Tensor:
+    def call(ids: Tensor, positions: Tensor, paged: PagedAttention, keep: Tensor | int) -> Tensor:
         return ids[0].unsqueeze(1).float()
 
-    cache = KvCache({0: (1, 16)}, 8, BLOCK, DEVICE, torch.float32)
-    return PaddedDecode(forward, LoraPool(4, DEVICE, torch.float32), cache, 2 * BLOCK, 16, capture)
+    backend = CudaBackend(DEVICE, torch.float32, capture)
+    return PaddedDecode(call, AdapterPool(4, backend), backend.kv_cache({0: (1, 16)}, 8, BLOCK), 2 * BLOCK, 16, capture)
 
 
 def served(decode: PaddedDecode, rows: int) -> bool:

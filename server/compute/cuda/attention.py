@@ -26,8 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from server import cuda
-from server.cuda.dots import dot_type
+from server.compute.cuda.dots import dot_type
+from server.compute.transfer import send
 
 FIELDS = 4
 """Of a tile: first row of the batch, rows, position of the first, offset of its sequence's blocks."""
@@ -74,7 +74,7 @@ def attention_tiles(parts: Iterable[Part], group: int, device: torch.device) -> 
             (singles if rows == 1 else chunks).append(tile)
         blocks += theirs
     table = np.array([*singles, *chunks], dtype=np.int32).ravel()
-    flat = cuda.send(np.concatenate([table, np.array(blocks, dtype=np.int32)]), device)
+    flat = send(np.concatenate([table, np.array(blocks, dtype=np.int32)]), device)
     lengths = [len(singles) * FIELDS, len(chunks) * FIELDS, len(blocks)]
     a, b, c = (flat[end - n : end] for n, end in zip(lengths, accumulate(lengths), strict=True))
     return AttentionTiles(a.view(-1, FIELDS), b.view(-1, FIELDS), c, height)
@@ -93,23 +93,23 @@ def attend(
     """Write new keys and values [T, KVH, D] to their blocks, then attend: q [T, H, D] -> [T, H, D].
 
     ``cache`` is keys and values, each [blocks, size, KVH, D]. Scale, window and softcap as in
-    :class:`server.attention.How`. Rows in no tile are left undefined.
+    :class:`server.compute.attention.AttentionParams`. Rows in no tile are left undefined.
     """
     q, k, v = (t if t.stride(2) == 1 else t.contiguous() for t in (q, k, v))
     _write_new(k, v, cache, tiles)
     _, size, kv_heads, width = cache[0].shape
-    how = {
+    kind = {
         **{"group": q.shape[1] // kv_heads, "window": window or 0, "softcap": softcap or 0.0, "dot": dot_type(q.dtype)},
         **{"size": size, "kv_heads": kv_heads, "width": width, "wide": _padded(width)},
     }
     out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
     if len(tiles.singles):
-        _attend_singles(q, cache, out, tiles, scale, how)
+        _attend_singles(q, cache, out, tiles, scale, kind)
     if len(tiles.chunks):
-        columns = _padded(tiles.height * how["group"])
+        columns = _padded(tiles.height * kind["group"])
         _attend[(len(tiles.chunks), kv_heads, 1)](
             *(q, *cache, out, out, tiles.chunks, tiles.blocks, q.stride(0), q.stride(1), scale / math.log(2)),
-            **{"height": tiles.height, "columns": columns, "splits": 1, **how},
+            **{"height": tiles.height, "columns": columns, "splits": 1, **kind},
         )
     return out
 
@@ -131,18 +131,18 @@ def _write_new(k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], tiles: Attent
 
 
 def _attend_singles(
-    q: Tensor, cache: tuple[Tensor, Tensor], out: Tensor, tiles: AttentionTiles, scale: float, how: dict[str, Any]
+    q: Tensor, cache: tuple[Tensor, Tensor], out: Tensor, tiles: AttentionTiles, scale: float, kind: dict[str, Any]
 ) -> None:
     rows, (_, heads, width) = len(tiles.singles), q.shape
     parts = torch.empty(rows, heads, SPLITS, width, device=q.device, dtype=torch.float32)
     peaks = torch.empty(rows, heads, SPLITS, 2, device=q.device, dtype=torch.float32)
-    _attend[(rows, how["kv_heads"], SPLITS)](
+    _attend[(rows, kind["kv_heads"], SPLITS)](
         *(q, *cache, parts, peaks, tiles.singles, tiles.blocks, q.stride(0), q.stride(1), scale / math.log(2)),
-        **{"height": 1, "columns": _padded(how["group"]), "splits": SPLITS, **how},
+        **{"height": 1, "columns": _padded(kind["group"]), "splits": SPLITS, **kind},
     )
     _combine[(rows, heads)](
         *(parts, peaks, out, tiles.singles),
-        **{"heads": heads, "splits": SPLITS, **{name: how[name] for name in ("width", "wide", "window")}},
+        **{"heads": heads, "splits": SPLITS, **{name: kind[name] for name in ("width", "wide", "window")}},
     )
 
 

@@ -1,0 +1,29 @@
+"""Ways of computing a step, one folder each: the reference in plain torch, C kernels for CPUs, Triton kernels for CUDA.
+
+:mod:`server.compute.backend` says what a way of computing offers. Nothing above it asks which one is at work.
+"""
+
+import logging
+from types import ModuleType
+
+import torch
+
+from server.compute import cpu, cuda, reference
+from server.compute.backend import Backend
+
+log = logging.getLogger(__name__)
+
+BACKENDS: tuple[ModuleType, ...] = (cuda, cpu, reference)
+"""The folders, the fastest first. Each has ``misfit(device)``, why it cannot compute there (None: it can), and
+``make(device, dtype)``, its :class:`~server.compute.backend.Backend`. The last can compute anywhere."""
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> Backend:
+    """The first of BACKENDS that can compute on ``device``, for activations, keys and values of ``dtype``."""
+    for module in BACKENDS:
+        misfit = module.misfit(device)
+        if misfit is None:
+            backend: Backend = module.make(device, dtype)
+            return backend
+        log.debug("%s does not compute on %s: %s", module.__name__, device, misfit)
+    raise AssertionError("the reference computes anywhere")

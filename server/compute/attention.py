@@ -1,0 +1,97 @@
+"""Paged attention behind transformers' AttentionInterface.
+
+:data:`IMPLEMENTATION` is registered as an attention function. Models call it with the new tokens' queries, keys and
+values; what it does with them is up to the object that travels as the keyword argument ``paged``:
+:class:`LayerRecorder` only records how each layer attends, a backend's :class:`PagedAttention` writes keys and values
+into their blocks and attends over each sequence's own.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from server.sequence import Batch
+
+IMPLEMENTATION = "manylora_paged"
+
+BlockRun = tuple[int, int, int, list[int]]
+"""(First row of the batch, rows, position of the first, blocks up to the last): rows of one sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionParams:
+    """What of a layer's attention its queries, keys and values do not say."""
+
+    scale: float
+    window: int | None = None
+    """Positions a query sees, itself included; None sees all before it."""
+    softcap: float | None = None
+    """``cap * tanh(score / cap)`` on the scores (Gemma 2)."""
+
+
+class PagedAttention(Protocol):
+    """The attention of one step."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
+        """Write this step's keys and values, then attend: q [T, H, D], k and v [T, KVH, D] -> [T, H, D]."""
+
+
+def paged_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """The attention function for transformers: query [1, H, T, D], key and value [1, KVH, T, D] -> [1, T, H, D].
+
+    That these are all the arguments that matter is checked when a base is loaded (:mod:`bases.architecture`).
+    """
+    paged: PagedAttention = kwargs["paged"]
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    params = AttentionParams(scale, kwargs.get("sliding_window"), kwargs.get("softcap"))
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    out = paged.attend(cast("int", module.layer_idx), q, k, v, params)
+    return out.unsqueeze(0), None
+
+
+def register() -> None:
+    """Make :data:`IMPLEMENTATION` known to transformers. No mask function: masks are made here."""
+    AttentionInterface.register(IMPLEMENTATION, paged_attention)
+
+
+@dataclass(eq=False)
+class LayerRecorder:
+    """Records what each layer caches and how it attends. Attends to nothing but the token itself."""
+
+    shapes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Layer -> (KV heads, head size)."""
+    params: dict[int, AttentionParams] = field(default_factory=dict)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
+        """Values, repeated over the query heads of their group."""
+        self.shapes[layer] = (k.shape[1], k.shape[2])
+        self.params[layer] = params
+        return v.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+
+
+def block_bytes(shapes: Mapping[int, tuple[int, int]], size: int, dtype: torch.dtype) -> int:
+    """Bytes of one block of ``size`` tokens over all layers. ``shapes``: layer -> (KV heads, head size)."""
+    return sum(2 * size * heads * width * dtype.itemsize for heads, width in shapes.values())
+
+
+def token_places(batch: Batch, size: int) -> list[int]:
+    """Where in the cache each row's token goes, in tokens: block times ``size`` plus its place in the block."""
+    return [
+        chunk.sequence.blocks[position // size] * size + position % size
+        for chunk in batch.chunks
+        for position in range(chunk.start, chunk.end)
+    ]
+
+
+def block_runs(batch: Batch, size: int) -> Iterator[BlockRun]:
+    """Each chunk's rows, and the blocks of ``size`` tokens that they see."""
+    starts = accumulate((chunk.length for chunk in batch.chunks), initial=0)
+    for row, chunk in zip(starts, batch.chunks, strict=False):
+        yield row, chunk.length, chunk.start, chunk.sequence.blocks[: (chunk.end - 1) // size + 1]

@@ -1,0 +1,63 @@
+"""Computing on a CPU: the kernels where they fit, the reference for the rest."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bases.nf4 import Linear4bit, functional
+from server.compute.backend import Forward, GroupLora, GroupShape, KvCache, Linears, ServedModel
+from server.compute.cpu import kernels
+from server.compute.cpu.attention import KernelKvCache
+from server.compute.cpu.decoder import Decoder
+from server.compute.cpu.linear import FusedNf4
+from server.compute.cpu.lora import KernelLora
+from server.compute.pool import page_runs
+from server.compute.reference.backend import ReferenceBackend
+
+
+class CpuBackend(ReferenceBackend):
+    """See :class:`server.compute.backend.Backend`."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(device, dtype)
+        self.kernels = kernels.load()
+        """None where this machine does not run them."""
+        if self.kernels:
+            self.sampling = self.kernels
+
+    def linears(self, layers: Sequence[nn.Module]) -> Linears:
+        """4-bit layers as one matrix for a fused kernel, on CPUs with AVX512-BF16; they lose their own weights."""
+        if functional.has_avx512bf16() and all(
+            isinstance(layer, Linear4bit) and FusedNf4.takes(layer) for layer in layers
+        ):
+            return FusedNf4(layers, self.kernels)
+        return super().linears(layers)
+
+    def lora(self, shape: GroupShape, pages: int) -> GroupLora:
+        """A kernel that reads only the pages that rows use, and gives a row the same bits whatever is beside it."""
+        if self.kernels and KernelLora.takes(shape, self.dtype):
+            return KernelLora(shape, pages, self.kernels)
+        return super().lora(shape, pages)
+
+    def write_pages(self, pages: Sequence[int], tensors: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+        """All copies in one call: as many by torch take longer to ask for than to do."""
+        if self.kernels is None:
+            super().write_pages(pages, tensors)
+            return
+        to = np.array([mine.data_ptr() for mine, _ in tensors])
+        source = np.array([0 if theirs is None else theirs.data_ptr() for _, theirs in tensors])
+        page = np.array([mine.nbytes // len(mine) for mine, _ in tensors])
+        for first, offset, count in page_runs(pages):
+            self.kernels.write_pieces(to + first * page, np.where(source, source + offset * page, 0), count * page)
+
+    def kv_cache(self, shapes: Mapping[int, tuple[int, int]], blocks: int, size: int) -> KvCache:
+        """One kernel takes all rows and gives each the same bits whatever is beside it."""
+        if self.kernels and KernelKvCache.takes(shapes, size, self.dtype):
+            return KernelKvCache(shapes, blocks, size, self.kernels)
+        return super().kv_cache(shapes, blocks, size)
+
+    def forward(self, model: ServedModel) -> Forward:
+        """All layers in one native call, for the models whose layers the kernels compute."""
+        return Decoder.of(model, self.kernels) or super().forward(model)

@@ -1,0 +1,82 @@
+"""LoRA for the rows of a batch by ``lora.c``: page by page, every row in the same way whatever is beside it."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from server.compute.backend import GroupShape, PackedGroup
+from server.compute.cpu.batches import TILE_ROWS, LoraRows
+from server.compute.cpu.kernels import Kernels
+from server.compute.cpu.memory import huge_pages
+from server.compute.cpu.structures import Lora
+from server.compute.mapping import LoraMapping, Use
+from server.compute.reference.lora import SpanLora
+from server.sequence import Adaptation
+
+MAX_IN = 16384
+"""Inputs of a layer that the kernel can take."""
+
+
+class KernelLora(SpanLora):
+    """A group's memory in the kernel's layout, so that it reads every tile in one piece.
+
+    A is [pages, layers, in / 2, PAGE, 2] and each B [pages, out / 16, PAGE / 2, 16, 2], bf16.
+    """
+
+    def __init__(self, shape: GroupShape, pages: int, kernels: Kernels) -> None:
+        super().__init__(shape, pages, torch.device("cpu"), torch.bfloat16)
+        self.kernels = kernels
+        self.native = Lora()
+        self.native.fill(None, self.b, shape.outs)
+
+    @staticmethod
+    def takes(shape: GroupShape, dtype: torch.dtype) -> bool:
+        """Whether the kernel computes layers of this shape."""
+        fits = shape.inputs % 32 == 0 and shape.inputs <= MAX_IN and all(out % 16 == 0 for out in shape.outs)
+        return fits and dtype == torch.bfloat16
+
+    def pack(self, a: Tensor, bs: Sequence[Tensor | None]) -> PackedGroup:
+        """Into the kernel's layout."""
+        pages, layers, columns, inputs = a.shape
+        tiled = a.reshape(pages, layers, columns, inputs // 2, 2).transpose(2, 3).contiguous()
+        return tiled, tuple(None if b is None else _tiled_b(b) for b in bs)
+
+    def reserve(self, packed: PackedGroup) -> bool:
+        """In huge pages."""
+        taken = super().reserve(packed)
+        self.native.fill(self.a, self.b, self.shape.outs)
+        return taken
+
+    def add(self, x: Tensor, outputs: Sequence[Tensor], active: Sequence[int], mapping: LoraMapping) -> None:
+        """All rows in one call."""
+        self.kernels.lora_rows(x, self.native, lora_rows(mapping), active, outputs)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return huge_pages().zeros(*shape, dtype=self.dtype)
+
+
+def lora_rows(mapping: LoraMapping) -> LoraRows:
+    """All rows' pages as the kernel takes them."""
+    return mapping.once(LoraRows, lambda mapping: LoraRows(list(_groups(mapping))))
+
+
+def _groups(mapping: LoraMapping) -> Iterable[tuple[list[int], list[Use]]]:
+    """Up to TILE_ROWS rows with one adaptation, and its pages."""
+    for segment in mapping.segments:
+        taking: dict[Adaptation, list[int]] = {}
+        if len(segment.adaptations) == 1:
+            taking[segment.adaptations[0]] = list(range(segment.start, segment.stop))
+        else:
+            for row, adaptation in enumerate(segment.adaptations, segment.start):
+                taking.setdefault(adaptation, []).append(row)
+        for adaptation, rows in taking.items():
+            uses = segment.uses(adaptation)
+            for first in range(0, len(rows) if uses else 0, TILE_ROWS):
+                yield rows[first : first + TILE_ROWS], uses
+
+
+def _tiled_b(b: Tensor) -> Tensor:
+    """B [pages, PAGE, out] in the kernel's layout."""
+    pages, columns, outs = b.shape
+    return b.reshape(pages, columns // 2, 2, outs // 16, 16).permute(0, 3, 1, 4, 2).contiguous()

@@ -1,0 +1,83 @@
+"""What stands in for a base's linear layers: the same layers, and the adapters that each row takes."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from adapters.spec import BaseLayout
+from server.compute.backend import GroupShape
+
+if TYPE_CHECKING:
+    from server.compute.pool import AdapterPool
+
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one module that are fed the same tensor. Checked by identity at every call, so a wrong guess costs time
+only."""
+
+
+class LinearGroup:
+    """Layers that share an input, and the adapters on the device for them.
+
+    The first member called with an input computes all members; the others hand out what is there.
+    """
+
+    def __init__(
+        self, names: Sequence[str], layers: Sequence[nn.Module], layout: BaseLayout, pool: "AdapterPool"
+    ) -> None:
+        self.names = tuple(names)
+        self.pool = pool
+        self.shape = GroupShape(layout.linears[names[0]][0], tuple(layout.linears[name][1] for name in names))
+        self.base = pool.backend.linears(layers)
+        self.lora = pool.backend.lora(self.shape, pool.pages)
+        self._input: Tensor | None = None
+        self._outputs: dict[int, Tensor] = {}
+
+    def __call__(self, x: Tensor, member: int) -> Tensor:
+        """The member's output for ``x`` [..., in]: base plus adapters."""
+        if x is not self._input or member not in self._outputs:
+            outputs = self._compute(x.reshape(-1, self.shape.inputs))
+            self._outputs = {i: y.view(*x.shape[:-1], y.shape[-1]) for i, y in enumerate(outputs)}
+            self._input = x
+        out = self._outputs.pop(member)
+        if not self._outputs:
+            self._input = None
+        return out
+
+    def _compute(self, x: Tensor) -> list[Tensor]:
+        outputs = self.base(x)
+        mapping = self.pool.mapping
+        assert not mapping.targets or x.shape[0] == mapping.rows, "the mapping is another step's"
+        active = [i for i, name in enumerate(self.names) if name in mapping.targets]
+        if active:
+            self.lora.add(x, outputs, active, mapping)
+        return outputs
+
+
+class LoraLinear(nn.Module):
+    """Stands in for a linear layer of the base; adds what the current mapping says."""
+
+    def __init__(self, group: LinearGroup, member: int) -> None:
+        super().__init__()
+        self.group = group
+        self.member = member
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out], in the dtype of ``x``."""
+        return self.group(x, self.member)
+
+
+def sibling_groups(layout: BaseLayout) -> list[tuple[str, ...]]:
+    """The layers of ``layout`` in groups that share an input; most are alone."""
+    groups: list[tuple[str, ...]] = []
+    seen: set[str] = set()
+    for name, (features, _) in layout.linears.items():
+        if name in seen:
+            continue
+        parent, _, leaf = name.rpartition(".")
+        siblings = next((s for s in SIBLINGS if leaf in s), (leaf,))
+        family = [f"{parent}.{sibling}" if parent else sibling for sibling in siblings]
+        group = tuple(n for n in family if layout.linears.get(n, (None,))[0] == features)
+        seen.update(group)
+        groups.append(group)
+    return groups

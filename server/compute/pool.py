@@ -1,0 +1,115 @@
+"""Adapters on the device: a pool of rank columns in pages, which every adapter owns some of."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from adapters.spec import AdapterId, BaseLayout
+from adapters.weights import AdapterWeights
+from server.compute.backend import Backend, PackedGroup
+from server.compute.layers import LinearGroup, LoraLinear, sibling_groups
+from server.compute.mapping import LoraMapping, Placed
+from server.slots import PAGE, pages_for
+
+
+@dataclass(frozen=True, slots=True)
+class PackedAdapter:
+    """An adapter in the backend's layout and dtype, ready to be copied page by page."""
+
+    rank: int
+    groups: Mapping[str, PackedGroup]
+    """By the name of the group's first layer."""
+    targets: frozenset[str]
+    nbytes: int
+
+
+class AdapterPool:
+    """Device memory for adapters: ``pages`` pages of PAGE rank columns in every group of layers.
+
+    Memory is taken when the first adapter that needs it arrives: layers no adapter touches cost nothing.
+    """
+
+    def __init__(self, pages: int, backend: Backend) -> None:
+        self.pages = pages
+        self.backend = backend
+        self.groups: list[LinearGroup] = []
+        self.mapping = LoraMapping()
+        """Of the current step."""
+        self.generation = 0
+        """Grows when memory is taken: what knows addresses in the pool has to look again."""
+        self._placed: dict[AdapterId, tuple[tuple[int, ...], frozenset[str]]] = {}
+
+    @property
+    def placed(self) -> Placed:
+        """Adapters on the device."""
+        return self._placed
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """Layers with memory for adapters. Only ever more."""
+        return frozenset(group.names[i] for group in self.groups for i in group.lora.reserved)
+
+    def install(self, model: nn.Module, layout: BaseLayout) -> None:
+        """Replace every layer of ``layout.linears`` in ``model`` by a LoraLinear over it."""
+        for names in sibling_groups(layout):
+            group = LinearGroup(names, [model.get_submodule(name) for name in names], layout, self)
+            self.groups.append(group)
+            for member, name in enumerate(names):
+                model.set_submodule(name, LoraLinear(group, member))
+
+    def reserve(self, packed: PackedAdapter) -> None:
+        """Take memory for layers that no adapter has touched before."""
+        for group in self.groups:
+            if group.names[0] in packed.groups and group.lora.reserve(packed.groups[group.names[0]]):
+                self.generation += 1
+
+    def write(self, pages: Sequence[int], packed: PackedAdapter) -> None:
+        """Put an adapter into ``pages``, zeros where it has nothing: what they held is overwritten in every group."""
+        pairs = [pair for group in self.groups for pair in group.lora.tensors(packed.groups.get(group.names[0]))]
+        self.backend.write_pages(pages, pairs)
+
+    def place(self, adapter: AdapterId, pages: tuple[int, ...], packed: PackedAdapter) -> None:
+        """From now on ``adapter`` is in ``pages``, or on its way there."""
+        self._placed[adapter] = (pages, packed.targets)
+
+    def evict(self, adapter: AdapterId) -> None:
+        """Its pages belong to somebody else from now on; whoever gets them overwrites them."""
+        del self._placed[adapter]
+
+    def pack(self, weights: AdapterWeights) -> PackedAdapter:
+        """Bring an adapter into the backend's layout and dtype, on the host. Safe on any thread."""
+        pages = pages_for(weights.spec.rank)
+        groups = {
+            group.names[0]: self._pack_group(group, weights, pages)
+            for group in self.groups
+            if any(name in weights.tensors for name in group.names)
+        }
+        nbytes = sum(t.nbytes for a, bs in groups.values() for t in (a, *bs) if t is not None)
+        return PackedAdapter(weights.spec.rank, groups, frozenset(weights.tensors), nbytes)
+
+    def _pack_group(self, group: LinearGroup, weights: AdapterWeights, pages: int) -> PackedGroup:
+        dtype = self.backend.dtype
+        a = torch.zeros(pages, PAGE, len(group.names), group.shape.inputs, dtype=dtype)
+        bs: list[torch.Tensor | None] = []
+        for i, name in enumerate(group.names):
+            if name not in weights.tensors:
+                bs.append(None)
+                continue
+            down, up = weights.tensors[name]
+            rank = down.shape[0]
+            a.view(pages * PAGE, len(group.names), -1)[:rank, i] = down.to(dtype)
+            b = torch.zeros(pages * PAGE, group.shape.outs[i], dtype=dtype)
+            b[:rank] = (up.float() * weights.spec.targets[name].scaling).T
+            bs.append(b.view(pages, PAGE, -1))
+        return group.lora.pack(a.transpose(1, 2), bs)
+
+
+def page_runs(pages: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Pages that follow each other in the pool: the first, its place in ``pages``, and how many."""
+    offset = 0
+    for end in range(1, len(pages) + 1):
+        if end == len(pages) or pages[end] != pages[end - 1] + 1:
+            yield pages[offset], offset, end - offset
+            offset = end

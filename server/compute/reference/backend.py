@@ -1,0 +1,104 @@
+"""The reference: every part in plain torch. Other backends replace the parts they have something faster for."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bases.nf4 import Linear4bit
+from server.compute.backend import (
+    Copies,
+    Copy,
+    Forward,
+    GroupLora,
+    GroupShape,
+    KvCache,
+    Linears,
+    SamplingOps,
+    ServedModel,
+)
+from server.compute.inputs import CallModel, call_modules, call_packed, packed_rows
+from server.compute.mapping import make_mapping
+from server.compute.pool import page_runs
+from server.compute.reference.attention import PaddedKvCache
+from server.compute.reference.lora import SpanLora
+from server.compute.reference.sampling import TorchSampling
+from server.sequence import Batch
+
+
+class ReferenceBackend:
+    """See :class:`server.compute.backend.Backend`."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.sampling: SamplingOps = TorchSampling()
+
+    def linears(self, layers: Sequence[nn.Module]) -> Linears:
+        """Each layer computes for itself."""
+        for layer in layers:
+            if isinstance(layer, Linear4bit):
+                layer.support_avx512bf16_for_cpu = False  # its kernel repacks weights in place, and asserts on shapes
+        return lambda x: [layer(x) for layer in layers]
+
+    def lora(self, shape: GroupShape, pages: int) -> GroupLora:
+        """Products over spans of pages."""
+        return SpanLora(shape, pages, self.device, self.dtype)
+
+    def write_pages(self, pages: Sequence[int], tensors: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+        """In as few copies as the pages allow; from pinned memory they run beside what computes."""
+        for mine, theirs in tensors:
+            for first, offset, count in page_runs(pages):
+                run = mine[first : first + count]
+                if theirs is None:
+                    run.zero_()
+                else:
+                    run.copy_(theirs[offset : offset + count], non_blocking=True)
+
+    def copies(self) -> Copies:
+        """At once."""
+        return ImmediateCopies()
+
+    def kv_cache(self, shapes: Mapping[int, tuple[int, int]], blocks: int, size: int) -> KvCache:
+        """Attended by padded products."""
+        return PaddedKvCache(shapes, blocks, size, self.device, self.dtype)
+
+    def forward(self, model: ServedModel) -> Forward:
+        """The model's own modules."""
+        return ModuleForward(model, call_modules(model.base.model))
+
+
+class ModuleForward:
+    """A step as one call of a model for a packed sequence."""
+
+    def __init__(self, model: ServedModel, call: CallModel) -> None:
+        self.model = model
+        self.call = call
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Logits [len(batch.sampled), vocabulary] float32."""
+        pool, kv = self.model.pool, self.model.kv
+        pool.mapping = make_mapping(batch, pool.placed)
+        return call_packed(self.call, packed_rows(batch), kv.attention(batch), self.model.base.device)
+
+
+class ImmediateCopies:
+    """Copies that the caller waits for."""
+
+    def start(self, write: Callable[[], None]) -> Copy:
+        """Run ``write`` now."""
+        write()
+        return Copied()
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+
+class Copied:
+    """A copy that has arrived."""
+
+    arrived = True
+    error: BaseException | None = None
+
+    def wait(self) -> None:
+        """Nothing to wait for."""

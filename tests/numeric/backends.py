@@ -1,0 +1,40 @@
+"""Backends as the tests make them: each on the device that runs it here, Triton's under its interpreter if need be."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bases.nf4 import Linear4bit, functional
+from server.compute import cuda
+from server.compute.backend import Backend
+from tests.numeric.interpreter import DEVICE, triton_misfit
+
+BF16 = torch.bfloat16
+CPU = torch.device("cpu")
+
+
+def on_test_device(module: Any, dtype: torch.dtype) -> Backend:
+    """The backend of a folder of ``server/compute``; skips the test where it cannot run."""
+    if module is cuda:
+        if misfit := triton_misfit():
+            pytest.skip(misfit)
+        from server.compute.cuda.backend import CudaBackend
+
+        return CudaBackend(DEVICE, dtype, lambda run: run)
+    misfit = module.misfit(CPU)
+    if misfit:
+        pytest.skip(misfit)
+    backend: Backend = module.make(CPU, dtype)
+    return backend
+
+
+def nf4_layer(inputs: int, outputs: int, *, bias: bool = False) -> tuple[Linear4bit, Tensor]:
+    """A quantised layer and its weights as they are after quantisation, float32."""
+    layer = Linear4bit(inputs, outputs, bias=bias, compute_dtype=BF16, quant_type="nf4")
+    layer.weight.data = torch.randn(outputs, inputs, dtype=BF16) * 0.05
+    if bias:
+        layer.bias = nn.Parameter(torch.randn(outputs, dtype=BF16))
+    layer = layer.to("cpu").eval().requires_grad_(requires_grad=False)
+    return layer, functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
