@@ -124,6 +124,7 @@ class AdapterClient:
         pinned: bool | None = None,
         preload: bool = False,
         allow_base_mismatch: bool = False,
+        allow_unknown_fields: bool = False,
         progress: Progress | None = None,
     ) -> Pushed:
         """Upload the adapter in ``folder`` as the next version of ``name``, file by file as they are read.
@@ -132,7 +133,14 @@ class AdapterClient:
         sent, for a folder that holds no adapter.
         """
         check_name(name)
-        flags = {"activate": activate, "pinned": pinned, "preload": preload, "allow_base_mismatch": allow_base_mismatch}
+        flags = {
+            "activate": activate,
+            "pinned": pinned,
+            "preload": preload,
+            "allow_base_mismatch": allow_base_mismatch,
+            # Left out where it is not wanted: a server of an older release does not know it.
+            "allow_unknown_fields": allow_unknown_fields or None,
+        }
         fields = {"name": name} | {key: str(value).lower() for key, value in flags.items() if value is not None}
         timeout = httpx.Timeout(self._timeout, read=max(self._timeout, ADMISSION_SECONDS))
         with ExitStack() as stack:

@@ -168,6 +168,10 @@ def push(
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Take it even where it was trained on another base.")
     ] = False,
+    allow_unknown_fields: Annotated[
+        bool,
+        typer.Option("--allow-unknown-fields", help="Take it even where its config has fields that are not known."),
+    ] = False,
     to: Annotated[
         str | None, typer.Option("--alias", help="An alias that is to mean this version, and no other.")
     ] = None,
@@ -184,6 +188,7 @@ def push(
             pinned=pin or None,
             preload=preload,
             allow_base_mismatch=allow_base_mismatch,
+            allow_unknown_fields=allow_unknown_fields,
             progress=progress,
         )
     typer.echo(_registered(name, pushed))

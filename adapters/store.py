@@ -70,12 +70,12 @@ class AdapterStore:
         for name in present(folder):
             _copy(folder, staging, name, self.limit if name == WEIGHTS else MAX_JSON_BYTES)
 
-    def seal(self, staging: Path, *, any_base: bool = False) -> AdapterSpec:
+    def seal(self, staging: Path, *, any_base: bool = False, any_fields: bool = False) -> AdapterSpec:
         """Verify what was brought in and put it on stable storage. Raises :class:`AdapterRejected`."""
         for name in present(staging):
             sync(staging / name)
         sync(staging)
-        return verify(staging, self._layout, self._max_rank, any_base=any_base)
+        return verify(staging, self._layout, self._max_rank, any_base=any_base, any_fields=any_fields)
 
     def publish(self, staging: Path, adapter_id: AdapterId) -> None:
         """Give sealed content its name. Content that is here already stays as it is.
@@ -113,7 +113,8 @@ class AdapterStore:
     def inspect(self, adapter_id: AdapterId) -> AdapterSpec:
         """Verify an entry once more, for the base at hand. Raises :class:`AdapterError`, as :meth:`read` does."""
         with self._present(adapter_id) as path:
-            return verify(path, self._layout, self._max_rank)
+            # Whoever had it stored has allowed its fields, and they do not depend on the base.
+            return verify(path, self._layout, self._max_rank, any_fields=True)
 
     def detach(self, adapter_id: AdapterId) -> Path | None:
         """Take an entry out of ``root`` in one atomic step; its bytes stay in the returned directory."""

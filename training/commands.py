@@ -111,6 +111,9 @@ def _export(
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="take an adapter that names another base")
     ] = False,
+    allow_unknown_fields: Annotated[
+        bool, typer.Option("--allow-unknown-fields", help="take an adapter whose config has fields that are not known")
+    ] = False,
     keep_failed: Annotated[bool, typer.Option("--keep-failed", help="keep an export that diverges")] = False,
     model: Annotated[
         str | None, typer.Option(help="the base, as for serve (unset: what the adapter was trained on, or demo)")
@@ -136,13 +139,13 @@ def _export(
     base = _base(folder or (parts[0][0] if parts else None), data, model, quantization)
     if parts:
         _check_merge(parts, out, method, rank, allow_base_mismatch)
-    mismatch = {"allow_base_mismatch": allow_base_mismatch}
+    allowed = {"allow_base_mismatch": allow_base_mismatch, "allow_unknown_fields": allow_unknown_fields}
     with tempfile.TemporaryDirectory() as temporary:
         if parts:
             folder = out if adapter_only else Path(temporary, "merged")
-            _merge(parts, base, folder, {"method": method, "rank": rank, **mismatch})
+            _merge(parts, base, folder, {"method": method, "rank": rank, **allowed})
         if not adapter_only:
-            options = {"onto": onto, "dtype": dtype, "format": format, "keep_failed": keep_failed, **mismatch}
+            options = {"onto": onto, "dtype": dtype, "format": format, "keep_failed": keep_failed, **allowed}
             _write(folder, base, out, {"max_shard_bytes": int(max_shard_gib * 2**30), **options})
 
 

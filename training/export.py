@@ -108,6 +108,7 @@ class _Wanted:
     format: Format
     max_shard_bytes: int
     any_base: bool
+    any_fields: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,7 @@ def export(
     format: Format = "safetensors",
     max_shard_bytes: int = 5 << 30,
     allow_base_mismatch: bool = False,
+    allow_unknown_fields: bool = False,
     keep_failed: bool = False,
     say: Say = lambda _: None,
 ) -> ExportReport:
@@ -146,7 +148,7 @@ def export(
     the reloaded result is not what went in: then nothing is left, or, with ``keep_failed``, ``<out>.failed``.
     """
     base = dataclasses.replace(base, device="cpu")
-    wanted = _Wanted(adapter, base, onto, dtype, format, max_shard_bytes, allow_base_mismatch)
+    wanted = _Wanted(adapter, base, onto, dtype, format, max_shard_bytes, allow_base_mismatch, allow_unknown_fields)
     _check_wanted(wanted, out)
     started = time.monotonic()
     say(f"opening the base {base.model}")
@@ -235,7 +237,7 @@ def _open(wanted: _Wanted, options: BaseOptions, trained: _Opened | None = None)
 def _verified(wanted: _Wanted, base: Base, any_base: bool) -> AdapterSpec | None:
     if wanted.adapter is None:
         return None
-    return verify(wanted.adapter, base.layout, MAX_RANK, any_base=any_base)
+    return verify(wanted.adapter, base.layout, MAX_RANK, any_base=any_base, any_fields=wanted.any_fields)
 
 
 def _use_template(tokenizer: PreTrainedTokenizerBase, adapter: Path | None) -> None:

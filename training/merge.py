@@ -56,6 +56,7 @@ def merge(
     density: float = 0.5,
     seed: int = 0,
     allow_base_mismatch: bool = False,
+    allow_unknown_fields: bool = False,
 ) -> Merge:
     """Write the PEFT folder ``out``: (PEFT folder, weight) each of ``adapters``, merged by ``method``.
 
@@ -66,7 +67,9 @@ def merge(
     check_merge(adapters, out, method, rank, density, any_base=allow_base_mismatch)
     folders = [folder for folder, _ in adapters]
     template, origins = _template(folders), _origins(folders)
-    read = [(_read(folder, layout, allow_base_mismatch), weight) for folder, weight in adapters]
+    allowed = {"any_base": allow_base_mismatch, "any_fields": allow_unknown_fields}
+    specs = [(folder, verify(folder, layout, MAX_RANK, **allowed), weight) for folder, weight in adapters]
+    read = [(read_weights(folder, spec), weight) for folder, spec, weight in specs]
     wanted = rank or max(weights.spec.rank for weights, _ in read)
     layers = [layer for layer in layout.linears if any(layer in weights.tensors for weights, _ in read)]
     merged, lost = {}, []
@@ -139,10 +142,6 @@ def _template(folders: Sequence[Path]) -> bytes | None:
 def _origins(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """What each ``manylora.json`` says."""
     return [read_json(folder, ORIGIN) if (folder / ORIGIN).is_file() else {} for folder in folders]
-
-
-def _read(folder: Path, layout: BaseLayout, any_base: bool) -> AdapterWeights:
-    return read_weights(folder, verify(folder, layout, MAX_RANK, any_base=any_base))
 
 
 @dataclass(frozen=True, slots=True)

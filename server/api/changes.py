@@ -19,6 +19,7 @@ class Registration(Schema):
     pinned: bool | None = None
     preload: bool = False
     allow_base_mismatch: bool = False
+    allow_unknown_fields: bool = False
 
     def options(self, expected: int | None) -> Options:
         """For the registry; ``expected`` is the revision that the caller has seen."""
@@ -26,6 +27,7 @@ class Registration(Schema):
             activate=self.activate,
             pinned=self.pinned,
             allow_base_mismatch=self.allow_base_mismatch,
+            allow_unknown_fields=self.allow_unknown_fields,
             expected=expected,
             preload=self.preload,
         )
@@ -75,6 +77,7 @@ class AdapterUpload(Registration):
     pinned: Flag | None = None
     preload: Flag = False
     allow_base_mismatch: Flag = False
+    allow_unknown_fields: Flag = False
 
 
 class ActivateRequest(Schema):

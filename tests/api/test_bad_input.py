@@ -121,7 +121,7 @@ def refused(live: Live, response: httpx.Response, status: int, param: str | None
     body = response.json()
     assert set(body) == {"error"}
     error: dict[str, Any] = body["error"]
-    place = {"file", "tensor"} if error["code"] in ("adapter_rejected", "base_mismatch") else set()
+    place = {"file", "tensor"} if error["code"] in ("adapter_rejected", "base_mismatch", "unknown_fields") else set()
     assert set(error) == {"message", "type", "param", "code"} | place
     assert error["param"] == (param or None), error
     assert len(error["message"]) > 10

@@ -261,3 +261,11 @@ def test_help_is_quick() -> None:
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert not imported & {"torch", "transformers", "fastapi", "sqlalchemy", "numpy"}
+
+
+def test_unknown_fields_can_be_allowed(live: Live, ask: Run, name: str, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "odd", live.service.base.layout, shift=0.5)
+    status, _, told = ask("push", folder, "--name", name)
+    assert (status, "shift: is not known" in told, "--allow-unknown-fields" in told) == (1, True, True)
+    assert ask("push", folder, "--name", name, "--allow-unknown-fields")[0] == 0
+    assert live.http.get(f"/v1/adapters/{name}").json()["receipt"]["unknown_fields_allowed"] == ["shift"]

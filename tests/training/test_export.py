@@ -20,7 +20,7 @@ from bases.errors import BaseRejected, ConfigError
 from bases.nf4 import Linear4bit, functional
 from bases.options import BaseOptions
 from manylora import main
-from tests.adapter_folders import write_adapter
+from tests.adapter_folders import set_config, write_adapter
 from tests.tiny import save_adapter, tiny_model, tiny_tokenizer
 from training.export import ExportDiverges, ExportReport, Format, export
 from training.shards import MergeOverflow, Shards
@@ -219,6 +219,15 @@ def test_a_failed_export_is_kept_under_a_name_that_says_so(root: Path, tmp_path:
     with pytest.raises(ExportDiverges, match=r"it is in .*out\.failed"):
         export_tiny(root, out, keep_failed=True, say=spoiler(out, swap_rows))
     assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
+
+
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments:UserWarning")
+def test_an_adapter_with_unknown_fields_is_refused_unless_allowed(root: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_model(), tmp_path / "adapter", 1, target_modules=["q_proj"])
+    set_config(adapter, shift=0.5)
+    with pytest.raises(AdapterRejected, match="shift: is not known"):
+        export_tiny(root, tmp_path / "out", adapter=adapter)
+    export_tiny(root, tmp_path / "out", adapter=adapter, allow_unknown_fields=True)
 
 
 def test_another_bases_adapter_is_refused_unless_allowed(root: Path, tmp_path: Path) -> None:
