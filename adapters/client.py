@@ -21,6 +21,7 @@ from adapters.errors import AdapterRejected
 from adapters.files import open_file, present, size_of
 from adapters.names import check_name, parse_reference
 from adapters.snapshot import Target
+from adapters.unreachable import no_answer
 
 Card = dict[str, Any]
 """What the server tells of an adapter or alias, as JSON."""
@@ -52,9 +53,9 @@ class ServerRefused(RemoteError):
 class ServerUnreachable(RemoteError):
     """No answer came from ``url``."""
 
-    def __init__(self, url: str, reason: str) -> None:
+    def __init__(self, url: str, error: httpx.RequestError) -> None:
         self.url = url
-        super().__init__(f"no answer from {url}: {reason}")
+        super().__init__(no_answer(url, error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,7 @@ class AdapterClient:
                     raise
                 return self._http.request(method, path, **content)
         except httpx.RequestError as error:
-            raise ServerUnreachable(self.url, str(error) or type(error).__name__) from error
+            raise ServerUnreachable(self.url, error) from error
 
 
 @dataclass(slots=True)

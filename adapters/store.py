@@ -48,8 +48,13 @@ class AdapterStore:
         self.limit = 8 + MAX_HEADER_BYTES + 4 * values
         """Bytes of the largest weights file that is taken."""
         self._specs: OrderedDict[AdapterId, AdapterSpec] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition(threading.Lock())
+        """For what is in memory alone; never held while the disk or the remote works."""
         self._readers: Counter[AdapterId] = Counter()
+        self._leaving: AdapterId | None = None
+        """The copy that is just being dropped."""
+        self._trims = 0
+        """How often copies have become more since the thread that drops some has last looked; 0 where none does."""
         self._sizes: dict[AdapterId, int] = {}
         """Bytes of each copy, as far as they were asked for."""
         root.mkdir(parents=True, exist_ok=True)
@@ -86,7 +91,7 @@ class AdapterStore:
             self._place(staging, adapter_id)
             if self.remote is not None:
                 self.remote.put(adapter_id, self.path(adapter_id))
-        self._trim(keep=adapter_id)
+            self._trim()
 
     def __contains__(self, adapter_id: AdapterId) -> bool:
         return self.path(adapter_id).is_dir()
@@ -176,6 +181,7 @@ class AdapterStore:
     def _reading(self, adapter_id: AdapterId) -> Iterator[None]:
         """Keep a copy from making way for others."""
         with self._lock:
+            self._lock.wait_for(lambda: self._leaving != adapter_id)
             self._readers[adapter_id] += 1
         try:
             yield
@@ -194,25 +200,59 @@ class AdapterStore:
             for name in present(staging):
                 sync(staging / name)
             self._place(staging, adapter_id)
-        self._trim(keep=adapter_id)
+        self._trim()
 
-    def _trim(self, keep: AdapterId) -> None:
-        """Drop the least recently read copies until the others fit ``cache``."""
+    def _trim(self) -> None:
+        """Drop the least recently read copies until the others fit ``cache``; those that are being read stay.
+
+        One thread at a time: another that has made the copies more leaves it to the one that is at it already. No lock
+        is held while the disk works, so that loads go on, however slow it is.
+        """
         if self._cache is None:
             return
         with self._lock:
-            sizes = {adapter_id: self._size(adapter_id) for adapter_id in self.ids()}
-            used = sum(sizes.values())
-            if used <= self._cache:
+            self._trims += 1
+            if self._trims > 1:
                 return
-            for adapter_id in sorted(sizes, key=self._last_read):
-                if adapter_id != keep and not self._readers[adapter_id]:
-                    trash = self.detach(adapter_id)
-                    used -= sizes[adapter_id]
-                    if trash is not None:
-                        shutil.rmtree(trash)
-                if used <= self._cache:
-                    break
+        while True:
+            try:
+                self._drop_excess(self._cache)
+            except BaseException:
+                with self._lock:
+                    self._trims = 0
+                raise
+            with self._lock:
+                if self._trims == 1:
+                    self._trims = 0
+                    return
+                self._trims = 1
+
+    def _drop_excess(self, cache: int) -> None:
+        sizes = {adapter_id: self._size(adapter_id) for adapter_id in self.ids()}
+        used = sum(sizes.values())
+        if used <= cache:
+            return
+        for adapter_id in sorted(sizes, key=self._last_read):
+            if self._drop(adapter_id):
+                used -= sizes[adapter_id]
+            if used <= cache:
+                return
+
+    def _drop(self, adapter_id: AdapterId) -> bool:
+        """Delete a copy, unless it is being read. Who wants it meanwhile waits until its name is gone."""
+        with self._lock:
+            if self._readers[adapter_id]:
+                return False
+            self._leaving = adapter_id
+        try:
+            trash = self.detach(adapter_id)
+        finally:
+            with self._lock:
+                self._leaving = None
+                self._lock.notify_all()
+        if trash is not None:
+            shutil.rmtree(trash)
+        return True
 
     def _note_read(self, adapter_id: AdapterId) -> None:
         with suppress(FileNotFoundError):

@@ -77,13 +77,13 @@ async def list_adapters(service: Served, after: After = None, limit: Limit = Non
 
 @router.get("/{reference:path}")
 async def get_adapter(reference: str, service: Served) -> Response:
-    """An adapter with its versions, or one version; with the receipt of its checks."""
+    """An adapter with the details of its versions, or one version; with the receipt of its checks."""
     parsed = parse_reference(reference)
     entry = service.registry.entry(parsed.name)
     cards = _cards(service)
     if parsed.version is None:
         version = entry.current
-        card = {**cards.adapter(entry), "versions": cards.versions(entry)}
+        card = {**cards.adapter(entry), "version_details": cards.version_details(entry)}
     else:
         version = service.registry.version(reference)
         card = cards.version(entry, version)

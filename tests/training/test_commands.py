@@ -214,7 +214,10 @@ def test_a_server_of_another_base_is_told_before_training(train: Run, tmp_path: 
     [
         (["--publish", "http://127.0.0.1:9", "--alias", "no/../pe"], "--alias: "),
         (["--publish", "http://127.0.0.1:9", "--alias", "Tiny"], "--alias: Tiny is the adapter's own name"),
-        (["--publish", "http://127.0.0.1:9"], "--publish: http://127.0.0.1:9 gives no answer"),
+        (
+            ["--publish", "http://127.0.0.1:9"],
+            "--publish: no answer from http://127.0.0.1:9: the connection was refused",
+        ),
         (["--publish", "http://127.0.0.1:9", "--api-key", "sésame"], "--publish: the API key has characters that no"),
         (["--min-json-validity", 0.5], "--min-json-validity: no held-out answer is a JSON object"),
         (["--targets", "w_nope"], "--targets: this base has no layer 'w_nope'"),
