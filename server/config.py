@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     max_wait_seconds: float = Field(
         2.0, ge=0, description="age at which a request passed over for lack of an adapter slot gets the next one"
     )
-    drain_seconds: float = Field(30, ge=0, description="time running requests get after SIGTERM")
+    drain_seconds: float = Field(30, ge=0, description="time requests and registrations under way get after SIGTERM")
     max_body_mib: float = Field(2, gt=0, description="largest request body")
     threads: int | None = Field(None, ge=1, description="CPU threads for the model (unset: the cores)")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")

@@ -76,7 +76,7 @@ def welcome(service: Service, listener: socket.socket) -> str:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, but after the first signal it goes on answering until the open requests have ended.
+    """uvicorn, but after the first signal it goes on until open requests, uploads and registrations have ended.
 
     Meanwhile new ones get 503, so that a load balancer sees where it stands. A second signal ends the process at once.
     """
@@ -118,8 +118,8 @@ class DrainingServer(uvicorn.Server):
         if self._deadline is not None:
             late = monotonic() > self._deadline
             if late:
-                log.warning("%d requests have not ended in time", len(self._service.switchboard))
+                log.warning("%d requests and registrations have not ended in time", self._service.under_way)
                 # The engine's last events end them, so that their clients learn why.
                 await asyncio.to_thread(self._service.engine.stop)
-            self.should_exit = late or not len(self._service.switchboard)
+            self.should_exit = late or not self._service.under_way
         return await super().on_tick(counter)

@@ -63,6 +63,11 @@ class Service:
         """The base's, short, as OpenAI's ``system_fingerprint``."""
         return f"fp_{self.base.layout.fingerprint[:12]}"
 
+    @property
+    def under_way(self) -> int:
+        """Requests, uploads and registrations that have begun and not ended: what a drain waits for."""
+        return len(self.switchboard) + self.intake.under_way
+
     def close(self) -> None:
         """End the engine and let everything go."""
         self.switchboard.draining = True
