@@ -129,8 +129,8 @@ def _short_fingerprint(server: Server, shown: str) -> str | None:
     except httpx.RequestError as error:
         raise ConfigError(f"--publish: {no_answer(shown, error)}") from error
     except httpx.HTTPStatusError as error:
-        asked, status = error.request, error.response.status_code
-        raise ConfigError(f"--publish: {shown}: {asked.method} {asked.url.path} is answered with {status}") from error
+        question = f"{error.request.method} {error.request.url.path}"
+        raise ConfigError(f"--publish: {shown}: {question} is answered with {error.response.status_code}") from error
     except (ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"--publish: what answers at {shown} is no server of models") from error
     found = answer.get("system_fingerprint")
