@@ -29,15 +29,16 @@ class Comparison:
     """What was left out and what was not alike."""
 
     def tables(self) -> list[list[Sequence[str]]]:
-        """One of the runs, and one for each workload: a row for each figure, with every run's value, spread over its
-        rounds, and ratio to the first run's.
+        """One of the runs, and one for each workload: a row for each figure that any run has, with every run's value,
+        spread over its rounds, and ratio to the first run's.
         """
         first, *others = self.labels
         header = [first, "spread", *(word for label in others for word in (label, "spread", "ratio"))]
         tables: list[list[Sequence[str]]] = [[RUN_HEADER, *([label, *run] for label, run in self.runs.items())]]
         for name, row in self.rows.items():
             works = [row[label] for label in self.labels]
-            tables.append([[name, *header], *(_row(figure, works) for figure in SHOWN)])
+            measured = (figure for figure in SHOWN if any(work["figures"].get(figure) is not None for work in works))
+            tables.append([[name, *header], *(_row(figure, works) for figure in measured)])
         return tables
 
 
