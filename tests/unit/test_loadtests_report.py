@@ -26,7 +26,7 @@ from loadtests.lengths import Fixed
 from loadtests.mixes import parse_mix
 from loadtests.page import compare_page, run_page
 from loadtests.plots import COLOURS, FAILURE, course, distributions, legend, throughput
-from loadtests.record import Record, Result, make_record, read_record, write_record
+from loadtests.record import WANTED, Record, Result, make_record, read_record, write_record
 from loadtests.thresholds import judge, parse_threshold
 from loadtests.workload import Workload
 
@@ -208,20 +208,30 @@ def test_a_record_is_json_that_can_be_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "reason"),
     [
-        "{",
-        "[]",
-        "{}",
-        '{"kind": "manylora-bench", "schema": 99}',
-        '{"kind": "manylora-bench", "schema": 1}',
-        "[" * 100_000,
+        (b"{", f"is not JSON, or breaks off: line 1, column 2; {WANTED}"),
+        (b"", f"is not JSON, or breaks off: line 1, column 1; {WANTED}"),
+        (b"\xc3(", f"is not JSON: it is no text in UTF-8; {WANTED}"),
+        (b"[]", f"is JSON of another kind; {WANTED}"),
+        (b'{"kind": 3}', f"is JSON of another kind; {WANTED}"),
+        (b'{"kind": "manylora-bench", "schema": 99}', "was written by a version of manylora whose figures mean"),
+        (b'{"kind": "manylora-bench", "schema": 1}', "is damaged: `version` is missing; measure again"),
+        (b"[" * 100_000, f"is nested too deeply; {WANTED}"),
     ],
 )
-def test_what_is_no_record_is_refused(content: str, tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text(content)
-    with pytest.raises(BadOption, match=r"x\.json"):
+def test_what_is_no_record_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(BadOption) as caught:
         read_record(tmp_path / "x.json")
+    assert str(caught.value).startswith(f"{tmp_path / 'x.json'}: {reason}")
+
+
+def test_a_record_that_is_not_there_is_told(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "no.json", "there is no such file"), (tmp_path, "is a folder, not a file")):
+        with pytest.raises(BadOption) as caught:
+            read_record(path)
+        assert str(caught.value) == f"{path}: {reason}; {WANTED}"
 
 
 @pytest.mark.parametrize("field", ["name", "asked", "figures", "spread", "rounds", "failed"])
@@ -229,7 +239,7 @@ def test_what_a_record_lacks_is_named(field: str, tmp_path: Path) -> None:
     record = json.loads(json.dumps(recorded(result())))
     del record["workloads"][0][field]
     (tmp_path / "x.json").write_text(json.dumps(record))
-    with pytest.raises(BadOption, match=rf"x\.json: `workloads\.0\.{field}`: Field required"):
+    with pytest.raises(BadOption, match=rf"x\.json: is damaged: `workloads\.0\.{field}` is missing; measure again"):
         read_record(tmp_path / "x.json")
 
 
@@ -358,8 +368,8 @@ def test_other_servers_are_compared_and_told() -> None:
     assert comparison.tables()[0][2] == ["two", "vllm", "0.32", "big", "1", "then"]
     assert comparison.tables()[1][-1][-3:] == ["-", "0%", "-"]
     for line in (
-        "the server's peer is 'vllm', not 'manylora'", "the server's version is '0.32', not None",
-        "the server's base is 'big', not 'tiny'", "measured by version 1, not 0",
+        "the server's peer is vllm, in one manylora", "the server's version is 0.32, in one unknown",
+        "the server's base is big, in one tiny", "measured by version 1, one by 0",
     ):  # fmt: skip
         assert f"two: {line}" in comparison.remarks
 
@@ -377,13 +387,13 @@ def test_a_reader_who_goes_away_is_no_failure(tmp_path: Path) -> None:
 
 
 def test_other_work_is_refused_or_marked() -> None:
-    with pytest.raises(BadOption, match="two: seed is 7, not 0"):
+    with pytest.raises(BadOption, match="two: seed is 7, in one 0"):
         compare(pair(seed=7), force=False)
-    assert "NOT THE SAME WORK: two: seed is 7, not 0" in compare(pair(seed=7), force=True).remarks
+    assert "NOT THE SAME WORK: two: seed is 7, in one 0" in compare(pair(seed=7), force=True).remarks
     records = dict(pair())
     records["two"] = copy.deepcopy(records["two"])
     records["two"]["workloads"][0]["asked"]["requests"] = 9
-    with pytest.raises(BadOption, match="two, distinct@2 closed:2: requests is 9"):
+    with pytest.raises(BadOption, match="two, distinct@2 closed:2: requests is 9, in one 8"):
         compare(records, force=False)
 
 
