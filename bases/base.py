@@ -33,6 +33,7 @@ from adapters.spec import BaseLayout
 from bases.architecture import check_architecture, check_context
 from bases.errors import BaseRejected, ConfigError
 from bases.fingerprint import fingerprint
+from bases.modes import make_ordinary
 from bases.nf4 import Linear4bit
 from bases.options import BaseOptions
 from bases.source import Source, find_source
@@ -176,6 +177,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / _FINGERPRINT).write_text(fingerprint(model, tokenizer))
+    make_ordinary(folder)
     return folder
 
 
