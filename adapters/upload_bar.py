@@ -35,18 +35,15 @@ def upload_bar(name: str) -> Iterator[Progress]:
 
 
 def _lines(name: str, console: Console) -> Progress:
-    told: float | None = None
+    """Nothing of an upload that is quick."""
+    began = told = time.monotonic()
 
     def advance(sent: int, total: int) -> None:
         nonlocal told
-        now = time.monotonic()
-        if told is None:
-            line = f"uploading {name} ({decimal(total)}), then the server checks it"
-        elif now - told >= LINE_SECONDS:
-            line = f"uploading {name}: {decimal(sent)} of {decimal(total)}"
-        else:
-            return
-        told = now
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        now, whole = time.monotonic(), sent == total
+        if now - told >= LINE_SECONDS or (whole and told > began):
+            told = now
+            how = "all of it; the server checks it" if whole else f"{decimal(sent)} of {decimal(total)}"
+            console.print(f"uploading {name}: {how}", markup=False, highlight=False, soft_wrap=True)
 
     return advance

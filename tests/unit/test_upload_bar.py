@@ -18,7 +18,14 @@ def test_a_log_file_gets_a_line_now_and_then(
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "uploading legal [v2] (25.0 MB), then the server checks it",
         "uploading legal [v2]: 10.0 MB of 25.0 MB",
         "uploading legal [v2]: 20.0 MB of 25.0 MB",
+        "uploading legal [v2]: all of it; the server checks it",
     ]
+
+
+def test_a_quick_upload_is_told_by_its_result_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    with upload_bar.upload_bar("legal") as advance:
+        advance(1, 2)
+        advance(2, 2)
+    assert capfd.readouterr() == ("", "")
