@@ -157,7 +157,7 @@ def _svg(title: str, draw: Callable[["Axes"], None]) -> str:
     from matplotlib.figure import Figure
 
     coloured = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    looks = {**dict.fromkeys(coloured, LETTERS), "svg.fonttype": "none", "svg.hashsalt": "manylora"}
+    looks: dict[Any, Any] = {**dict.fromkeys(coloured, LETTERS), "svg.fonttype": "none", "svg.hashsalt": "manylora"}
     looks |= {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.titlesize": "medium"}
     looks |= {"lines.linewidth": WIDTH}
     text = io.StringIO()
