@@ -32,7 +32,7 @@ th, td { padding: .25em .7em; border-bottom: 1px solid var(--line); text-align: 
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 @media (max-width: 1100px) { table { font-size: 13px; } th, td { padding: .25em .4em; } }
 .bad { color: var(--bad); font-weight: 600; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(360px, 100%), 1fr)); gap: 1em; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(370px, 100%), 1fr)); gap: 1em; }
 .plots svg { width: 100%; max-width: 560px; height: auto; }
 .legend { display: flex; flex-wrap: wrap; gap: .1em 1.4em; padding: 0; list-style: none; font-size: 13px; }
 .legend svg { width: 32px; height: 8px; margin-right: .4em; vertical-align: middle; }
