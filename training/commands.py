@@ -144,8 +144,7 @@ def _export(
         if not adapter_only:
             name = "-".join(part.resolve().name for part, _ in parts) or None
             options = {"onto": onto, "dtype": dtype, "format": format, "keep_failed": keep_failed, **mismatch}
-            options |= {"name": name}
-            _write(folder, base, out, {"max_shard_bytes": int(max_shard_gib * 2**30), **options})
+            _write(folder, base, out, {"name": name, "max_shard_bytes": int(max_shard_gib * 2**30), **options})
 
 
 def _base(
