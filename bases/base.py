@@ -7,6 +7,7 @@ output layer and the embeddings stay as they are.
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from adapters.spec import BaseLayout
 from bases.architecture import check_architecture, check_context
 from bases.errors import BaseRejected, ConfigError
 from bases.fingerprint import fingerprint
+from bases.modes import make_ordinary
 from bases.nf4 import Linear4bit
 from bases.options import BaseOptions
 from bases.source import Source, find_source
@@ -176,6 +178,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / _FINGERPRINT).write_text(fingerprint(model, tokenizer))
+    make_ordinary(folder)
     return folder
 
 
@@ -237,10 +240,10 @@ def _refusals(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet(*, progress: bool) -> Iterator[None]:
-    """Only errors from transformers, with or without its progress bars."""
+    """Only errors from transformers, with or without its progress bars, which are for terminals only."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
-    if not progress:
+    if not (progress and sys.stderr.isatty()):
         transformers_logging.disable_progress_bar()
     try:
         yield

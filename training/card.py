@@ -4,12 +4,15 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from training.judge import Judgement, percent
 from training.manifest import write_manifest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CARD = "README.md"
 PLOT = "loss.png"
@@ -26,7 +29,8 @@ def write_card(
     """Everything beside PEFT's own files; the manifest last, so that where it is, all is."""
     if template is not None:
         (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
-    plot(history, folder / PLOT)
+    # Without the version of the library that drew it.
+    plot(history).savefig(folder / PLOT, dpi=100, metadata={"Software": None})
     (folder / CARD).write_text(card(name, manifest, judgement), encoding="utf-8")
     write_manifest(dict(manifest), folder)
 
@@ -76,22 +80,28 @@ def comparison(judgement: Judgement) -> list[tuple[str, str, str]]:
     return rows
 
 
-def plot(history: History, file: Path) -> None:
-    """Training and validation loss, and the learning rate, by step."""
+def plot(history: History) -> "Figure":
+    """The loss on training and, where there are any, held-out rows, and the learning rate, by step."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     losses, rates = figure.subplots(2, sharex=True, height_ratios=[3, 1])
-    for key, label in (("loss", "training"), ("eval_loss", "validation")):
+    for key, label in (("loss", "training, each step"), ("eval_loss", "held-out rows")):
         steps, values = _curve(history, key)
-        losses.plot(steps, values, label=label, marker="o" if len(steps) < 20 else None)
-    rates.plot(*_curve(history, "learning_rate"))
+        if steps:
+            losses.plot(steps, values, label=label, marker="o" if len(steps) < 20 else None)
+    rates.plot(*_curve(history, "learning_rate"), color="tab:gray")
     losses.set_ylabel("loss, nats a token")
-    losses.legend()
     rates.set_ylabel("learning rate")
     rates.set_xlabel("step")
-    # Without the version of the library that drew it.
-    figure.savefig(file, dpi=100, metadata={"Software": None})
+    for axes in (losses, rates):
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    rates.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # Above the plot: inside, it lies over curves.
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
 
 
 def _curve(history: History, key: str) -> tuple[list[int], list[float]]:

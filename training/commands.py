@@ -145,8 +145,9 @@ def _export(
             folder = out if adapter_only else Path(temporary, "merged")
             _merge(parts, base, folder, {"method": method, "rank": rank, **allowed})
         if not adapter_only:
+            name = "-".join(part.resolve().name for part, _ in parts) or None
             options = {"onto": onto, "dtype": dtype, "format": format, "keep_failed": keep_failed, **allowed}
-            _write(folder, base, out, {"max_shard_bytes": int(max_shard_gib * 2**30), **options})
+            _write(folder, base, out, {"name": name, "max_shard_bytes": int(max_shard_gib * 2**30), **options})
 
 
 def _base(
@@ -184,7 +185,7 @@ def _merge(parts: list[tuple[Path, float]], base: BaseOptions, out: Path, option
     from bases.base import load_base
     from training.merge import merge
 
-    merged = merge(parts, load_base(base, _say).layout, out, **options)
+    merged = merge(parts, load_base(base, _say).layout, out, say=_say, **options)
     _say(f"merged {len(parts)} adapters into one of rank {merged.spec.rank}; {merged.lost:.2%} of the update was lost")
 
 

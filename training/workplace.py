@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from adapters.files import sync
 from bases.base import Base
 from bases.errors import ConfigError
+from bases.modes import make_ordinary
 from training.dataset import Dataset
 from training.rendering import Example
 from training.settings import TrainSettings, flag
@@ -111,6 +112,7 @@ def _whole(checkpoint: Path) -> bool:
 
 def _move(folder: Path, to: Path) -> None:
     """It is there whole or not at all, even where the power goes."""
+    make_ordinary(folder)
     for path in (*folder.rglob("*"), folder):
         sync(path)
     folder.rename(to)

@@ -18,7 +18,7 @@ from bases.base import Base
 from tests.adapter_folders import set_config
 from tests.tiny import CHAT_TEMPLATE, save_adapter, tiny_model
 from tests.training.tiny_run import prepared, tiny_settings
-from training.card import card, comparison, curl, write_card
+from training.card import card, comparison, curl, plot, write_card
 from training.dataset import Dataset
 from training.judge import Judgement
 from training.manifest import learned_with, manifest, write_manifest
@@ -154,6 +154,17 @@ def test_the_plot_is_a_picture(tmp_path: Path, ready: tuple[TrainSettings, Base,
     described(tmp_path / "a", ready)
     assert (tmp_path / "a" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "![training and validation loss](loss.png)" in (tmp_path / "a" / "README.md").read_text()
+
+
+def test_the_plot_names_the_curves_it_has_and_lies_over_none() -> None:
+    history = [{"step": step, "loss": 1.0 / step, "learning_rate": 0.1} for step in range(1, 5)]
+    figure = plot(history)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training, each step"]
+    figure = plot([*history, {"step": 4, "eval_loss": 0.5}])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training, each step", "held-out rows"]
+    figure.draw_without_rendering()
+    lowest = figure.legends[0].get_window_extent().y0
+    assert all(axes.get_window_extent().y1 <= lowest for axes in figure.axes)
 
 
 def test_a_given_chat_template_travels_with_the_adapter(

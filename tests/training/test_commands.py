@@ -75,6 +75,8 @@ def export(root: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 def test_from_rows_to_an_answer(live: Live, train: Run, tmp_path: Path) -> None:
     status, said, errors = train("--publish", address(live), "--alias", "prod", "--name", "first")
     assert status == 0, errors
+    assert errors == "", "bars and such: nothing here is a terminal"
+    assert not any(ord(letter) < 32 and letter != "\n" for letter in said)
     assert "22 rows to train on, 2 held out" in said
     assert "first means first@1" in said
     assert "prod means first@1" in said
@@ -89,6 +91,8 @@ def test_from_rows_to_an_answer(live: Live, train: Run, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors", "loss.png", "manylora.json",
     ]  # fmt: skip
+    modes = {path.stat().st_mode for path in (tmp_path / "adapter").iterdir()}
+    assert len(modes) == 1, "some may be read by their owner alone"
 
 
 def test_without_a_server_it_says_how_to_go_on(train: Run, tmp_path: Path) -> None:

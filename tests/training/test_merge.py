@@ -93,7 +93,10 @@ def test_peft_loads_it_and_gives_the_same_logits(
     folders: tuple[Path, Path], layout: BaseLayout, tmp_path: Path
 ) -> None:
     """The base with the dense sum added, against PEFT with the merged folder."""
-    merge(weighted(folders), layout, tmp_path / "out")
+    said: list[str] = []
+    merge(weighted(folders), layout, tmp_path / "out", say=said.append)
+    assert said == [f"merging 2 adapters, layer by layer: {done} of 6" for done in (0, 6)]
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
     dense = copy.deepcopy(tiny_model())
     with torch.no_grad():
         for layer, update in weighted_sum(folders, layout).items():
