@@ -63,6 +63,8 @@ class Report:
     """Rows that were cut at ``max_length``."""
     left_out: dict[str, int]
     """Reason -> rows."""
+    bad: list[str] = field(default_factory=list)
+    """The first rows that cannot be trained on, with the reason, and how many more there are."""
     chat_template: str | None = None
     """The file of the template that was used instead of the base's own."""
     advice: list[str] = field(default_factory=list)
@@ -166,6 +168,7 @@ def render(report: Report) -> RenderableType:
     for file in report.files:
         files.add_row(Text(file.file), file.format, f"{file.rows:,}", f"{file.weight:g}")
     parts: list[RenderableType] = [files, Text(_sentence(report))]
+    parts += [Text(f"  {_printable(line)}") for line in report.bad]
     if report.chat_template:
         parts.append(Text(f"The chat template is {report.chat_template}; it goes with the adapter."))
     parts.append(_bars(report))

@@ -30,7 +30,7 @@ _SHAPES = frozenset({
 })  # fmt: skip
 """Settings that shape the weights, beside base and data; and the steps that a Trainer takes from its checkpoint."""
 _CHOOSES = frozenset({
-    "data", "format", "eval_file", "eval_share", "mix_general", "mix_share", "too_long", "chat_template",
+    "data", "format", "eval_file", "eval_share", "mix_general", "mix_share", "skip_bad", "too_long", "chat_template",
 })  # fmt: skip
 """Settings that decide which rows there are. They may change where the rows do not: a file may have moved."""
 
