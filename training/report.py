@@ -168,7 +168,6 @@ def render(report: Report) -> RenderableType:
     for file in report.files:
         files.add_row(Text(file.file), file.format, f"{file.rows:,}", f"{file.weight:g}")
     parts: list[RenderableType] = [files, Text(_sentence(report))]
-    parts += [Text(f"  {_printable(line)}") for line in report.bad]
     if report.chat_template:
         parts.append(Text(f"The chat template is {report.chat_template}; it goes with the adapter."))
     parts.append(_bars(report))
@@ -214,7 +213,7 @@ def _coloured(example: Example, tokenizer: PreTrainedTokenizerBase, *, colours: 
     text = Text()
     pairs = zip(example.input_ids, example.labels, strict=True)
     for trained, group in groupby(pairs, key=lambda pair: pair[1] != UNTRAINED):
-        piece = _printable(str(tokenizer.decode([token for token, _ in group], skip_special_tokens=False)))
+        piece = printable(str(tokenizer.decode([token for token, _ in group], skip_special_tokens=False)))
         if colours:
             text.append(piece, style="green" if trained else "dim")
         else:
@@ -222,6 +221,6 @@ def _coloured(example: Example, tokenizer: PreTrainedTokenizerBase, *, colours: 
     return text
 
 
-def _printable(text: str) -> str:
-    """Data must not steer the terminal."""
+def printable(text: str) -> str:
+    """Text as a terminal may have it: data must not steer the terminal."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)
