@@ -166,13 +166,11 @@ def _shaped(message: Message, *, as_text: bool) -> Message:
         return message
     calls = []
     for call in message["tool_calls"]:
-        function = _function(call)
-        given = function.get("arguments") or {}
+        given = _function(call).get("arguments") or {}
+        arguments: Any = json.loads(given) if isinstance(given, str) else given
         if as_text:
             arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-        else:
-            arguments = json.loads(given) if isinstance(given, str) else given
-        function = {**function, "arguments": arguments}
+        function = {**_function(call), "arguments": arguments}
         calls.append({**call, "function": function} if isinstance(call.get("function"), dict) else function)
     return {**message, "tool_calls": calls}
 
