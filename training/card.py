@@ -208,7 +208,10 @@ def _use(name: str, manifest: Mapping[str, Any], use: Use) -> Iterator[str]:
     )
     yield _fenced("sh", f"manylora adapters push . --name {name}\n{curl(ADDRESS, name, use.call)}")
     on_disk = "" if manifest["base"]["model"] else " (a path of the machine it was trained on: put in yours)"
-    yield f"Without a server, with transformers and PEFT, in this folder{on_disk}:"
+    yield (
+        f"Without a server, with transformers and PEFT, in this folder{on_disk}. Its sums are rounded otherwise than a "
+        "server's, which may tip an answer that was a close call:"
+    )
     yield _fenced("python", snippet(use.model, manifest["quantization"], use.eos_token_ids, use.call))
 
 

@@ -17,7 +17,7 @@ from bases.base import Base
 from bases.errors import ConfigError
 from training import report
 from training.base import open_base
-from training.call import Call, call_for, curl, to_json, typical
+from training.call import Call, call_for, curl, typical
 from training.card import TWO_LOSSES, Use, comparison, shown, transcript, write_card
 from training.dataset import Dataset, build, check_files
 from training.judge import Judgement, check_thresholds, judge
@@ -160,7 +160,7 @@ class Job:
         command = curl(shlex.quote(url.rstrip("/")), settings.alias or settings.name, call)
         self._say(f"ask it what it was trained for{answered}{why}:\n{command}{key}")
         if sample is not None:
-            self._say(f"when it was judged, it answered this with {to_json(sample.adapter)}")
+            self._say(f"when it was judged, it answered:\n{report.printable(sample.adapter)}")
         return 0
 
     def _say(self, line: str) -> None:

@@ -83,11 +83,11 @@ def test_from_rows_to_an_answer(live: Live, train: Run, tmp_path: Path) -> None:
     assert "22 rows to train on, 2 held out" in said
     assert "first means first@1" in said
     assert "prod means first@1" in said
-    command, _, judged = said[said.index("curl ") :].partition("\nwhen it was judged, it answered this with ")
+    command, _, judged = said[said.index("curl ") :].partition("\nwhen it was judged, it answered:\n")
     assert command.startswith(f"curl {address(live)}/v1/chat/completions")
     assert shell(command, tmp_path)["adapter"][0]["name"] == "first@1"
     assert json.loads(command[command.index("{") : command.rindex("}") + 1])["model"] == "prod"
-    assert isinstance(json.loads(judged), str)
+    assert judged.strip()
     manifest = json.loads((tmp_path / "adapter" / "manylora.json").read_text())
     receipt = live.http.get("/v1/adapters/first").json()["receipt"]
     assert receipt["trained_on"] == manifest["base_fingerprint"] == receipt["base_fingerprint"]
@@ -490,7 +490,9 @@ def test_the_quick_start(tmp_path: Path) -> None:
             assert shown.keys() == {"category", "urgency"}
             answer = shell(code["sh"], folder, MANYLORA_URL=url)["choices"][0]["message"]["content"]
             assert json.loads(answer) == shown
-            assert shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(code['python'])}", folder) == shown
+            assert (
+                shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(code['python'])}", folder).keys() == shown.keys()
+            )
         finally:
             process.terminate()
 
