@@ -12,7 +12,7 @@ from starlette.responses import Response
 from server.api.generation import Generation
 from server.api.mix import Applied, Mix, lease_mix
 from server.api.replies import CHAT, COMPLETION, Head, Shape, StreamReply, WholeReply
-from server.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
+from server.api.schemas import ChatRequest, CompletionRequest, GenerationRequest, StreamOptions
 from server.api.service import Served, Service
 from server.errors import ContextOverflow, InvalidRequest
 from server.sequence import SamplingParams, Sequence
@@ -48,8 +48,9 @@ async def create_completion(request: CompletionRequest, service: Served) -> Resp
 def sampling(service: Service, request: GenerationRequest, max_tokens: int) -> SamplingParams:
     """The engine's parameters; what the request leaves out, or sets to null, has OpenAI's default."""
     given: dict[str, Any] = {
-        "temperature": request.temperature,
-        "top_p": request.top_p,
+        # The likeliest token alone is what greedy sampling takes.
+        "temperature": 0.0 if request.top_p == 0 else request.temperature,
+        "top_p": request.top_p or None,
         "top_k": None if request.top_k is None else max(request.top_k, 0),
         "min_p": request.min_p,
         "repetition_penalty": request.repetition_penalty,
@@ -95,7 +96,7 @@ def _reply(
     generation = Generation(service, Sequence(id_, tokens, params, mix.adaptation), mix, request.stop or ())
     head = _head(service, request, id_, mix)
     if request.stream:
-        return StreamReply(generation, head, shape, include_usage=request.include_usage)
+        return StreamReply(generation, head, shape, request.stream_options or StreamOptions())
     return WholeReply(generation, head, shape)
 
 
