@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from adapters.registry import Options
@@ -37,7 +37,9 @@ Address = Annotated[Text, Field(min_length=1, max_length=4096)]
 
 
 class AdapterRequest(Registration):
-    """``POST /v1/adapters`` in JSON: a folder on the server, or an address elsewhere."""
+    """``POST /v1/adapters`` in JSON: a folder on the server, or an address elsewhere; one of them."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "legal", "path": "legal"}]})
 
     path: Address | None = None
     source: Address | None = None
@@ -83,11 +85,15 @@ class AdapterUpload(Registration):
 class ActivateRequest(Schema):
     """``POST /v1/adapters/NAME/activate``."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1}]})
+
     version: int = Field(ge=1, lt=10**9)
 
 
 class PinRequest(Schema):
     """``POST /v1/adapters/NAME/pin``."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"pinned": True}]})
 
     pinned: bool
 
@@ -101,6 +107,14 @@ class TargetEntry(Schema):
 
 class AliasRequest(Schema):
     """``PUT /v1/aliases/NAME``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"targets": [{"adapter": "legal@1", "weight": 90}, {"adapter": "german", "weight": 10}]},
+            ]
+        }
+    )
 
     targets: Annotated[list[TargetEntry], Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)]
 
@@ -118,6 +132,8 @@ class AliasRequest(Schema):
 class LoadRequest(Schema):
     """``POST /v1/load_lora_adapter``, vLLM's body."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"lora_name": "legal", "lora_path": "legal"}]})
+
     lora_name: Name = ""
     lora_path: Annotated[Text, Field(max_length=4096)] = ""
     load_inplace: bool = False
@@ -126,6 +142,8 @@ class LoadRequest(Schema):
 
 class UnloadRequest(Schema):
     """``POST /v1/unload_lora_adapter``, vLLM's body."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"lora_name": "legal"}]})
 
     lora_name: Name = ""
     lora_int_id: int | None = None

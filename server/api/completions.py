@@ -9,6 +9,8 @@ from uuid import uuid4
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from server.api.answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
+from server.api.document import APPLIED, answer, refusals
 from server.api.generation import Generation
 from server.api.mix import Applied, Mix, lease_mix
 from server.api.replies import CHAT, COMPLETION, Head, Shape, StreamReply, WholeReply
@@ -17,13 +19,18 @@ from server.api.service import Served, Service
 from server.errors import ContextOverflow, InvalidRequest
 from server.sequence import SamplingParams, Sequence
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", tags=["completions"])
+
+REFUSALS = refusals(400, 404, 413, 422, 429, 503)
 
 LONG_TEXT = 8192
 """Characters from which a prompt is encoded on a thread, not to hold up the other requests' streams."""
 
 
-@router.post("/chat/completions")
+@router.post(
+    "/chat/completions",
+    responses=answer(ChatCompletion, chunk=ChatCompletionChunk, headers=APPLIED) | REFUSALS,
+)
 async def create_chat_completion(request: ChatRequest, service: Served) -> Response:
     """An assistant's next turn."""
     service.switchboard.check_open()
@@ -35,7 +42,7 @@ async def create_chat_completion(request: ChatRequest, service: Served) -> Respo
     return _reply(service, request, f"chatcmpl-{uuid4().hex}", tokens, sampling(service, request, max_tokens), CHAT)
 
 
-@router.post("/completions")
+@router.post("/completions", responses=answer(Completion, chunk=CompletionChunk, headers=APPLIED) | REFUSALS)
 async def create_completion(request: CompletionRequest, service: Served) -> Response:
     """What follows a prompt."""
     service.switchboard.check_open()

@@ -94,6 +94,12 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _whole(value: object) -> object:
+    """JSON has one kind of numbers: sliders send 32.0 for 32."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 Text = Annotated[str, AfterValidator(_encodable)]
 Name = Annotated[Text, Field(max_length=256)]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
@@ -162,7 +168,8 @@ class Tolerant(Schema):
 
 
 def _same(value: object, other: object) -> bool:
-    return type(value) is type(other) and value == other
+    """JSON has one kind of numbers, and truth is not among them."""
+    return isinstance(value, bool) == isinstance(other, bool) and value == other
 
 
 def _empty(value: object) -> bool:
@@ -282,15 +289,15 @@ class GenerationRequest(Tolerant):
         ]
         | None
     ) = None
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: Count | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     """0 is the likeliest token alone, as with a temperature of 0."""
-    top_k: int | None = Field(None, ge=-1, lt=INT64)
+    top_k: Annotated[int, Field(ge=-1, lt=INT64), BeforeValidator(_whole)] | None = None
     min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=-INT64, lt=INT64)
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64), BeforeValidator(_whole)] | None = None
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -313,8 +320,17 @@ class GenerationRequest(Tolerant):
 class ChatRequest(GenerationRequest):
     """``POST /v1/chat/completions``."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 32},
+                {"messages": [{"role": "user", "content": "Hello!"}], "adapter": "legal", "stream": True},
+            ]
+        }
+    )
+
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(_few_messages)]
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Count | None = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ChatRequest":
@@ -354,6 +370,15 @@ Prompt = Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[int, Fie
 
 class CompletionRequest(GenerationRequest):
     """``POST /v1/completions``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": "The capital of France is", "max_tokens": 16, "temperature": 0},
+                {"prompt": "Once", "adapter": [{"name": "legal", "weight": 0.7}, {"name": "german", "weight": 0.3}]},
+            ]
+        }
+    )
 
     unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **UNSERVED,

@@ -287,7 +287,7 @@ def test_every_error_about_adapters_has_a_status() -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("POST", "/", 405),
         ("GET", "/v1/nothing", 404),
         ("POST", "/v1/completions/", 404),
         ("GET", COMPLETIONS, 405),

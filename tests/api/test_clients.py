@@ -25,6 +25,7 @@ NOTHING: list[dict[str, Any]] = [
     {"cache_control": {"type": "ephemeral"}, "guided_json": None, "chat_template_kwargs": {}, "extra_body": {}},
     {"thinking": None, "reasoning_effort": None, "top_logprobs": None, "logprobs": None, "min_tokens": None},
 ]
+WHOLE: list[dict[str, Any]] = [{"max_tokens": 12.0, "n": 1.0, "top_k": 0.0, "seed": 5.0, "top_logprobs": 0.0}]
 OF_CHAT: list[dict[str, Any]] = [
     {"max_completion_tokens": None, "top_logprobs": 0},
     {"max_completion_tokens": 12, "max_tokens": None},
@@ -68,12 +69,12 @@ def answered(live: Live, messages: list[dict[str, Any]], **fields: Any) -> str:
     return content
 
 
-@pytest.mark.parametrize("fields", [*NOTHING, *OF_CHAT], ids=str)
+@pytest.mark.parametrize("fields", [*NOTHING, *WHOLE, *OF_CHAT], ids=str)
 def test_a_chat_that_asks_for_nothing_more(live: Live, fields: dict[str, Any]) -> None:
     assert answered(live, [QUESTION], **fields) == answered(live, [QUESTION])
 
 
-@pytest.mark.parametrize("fields", [*NOTHING, *OF_COMPLETIONS], ids=str)
+@pytest.mark.parametrize("fields", [*NOTHING, *WHOLE, *OF_COMPLETIONS], ids=str)
 def test_a_completion_that_asks_for_nothing_more(live: Live, fields: dict[str, Any]) -> None:
     assert live.text(**fields) == live.text()
 
