@@ -1,7 +1,6 @@
 """``/v1/adapters``: register, list, look at, activate, pin and remove adapters."""
 
 from dataclasses import asdict
-from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.routing import APIRoute
@@ -18,7 +17,7 @@ from adapters.snapshot import Entry
 from server.api.answers import Adapter, AdapterDetails, Adapters, Deleted, RegisteredAdapter
 from server.api.cards import Cards
 from server.api.changes import ActivateRequest, AdapterRequest, AdapterUpload, PinRequest
-from server.api.document import ETAG, answer, refusals
+from server.api.document import ETAG, answer, reference, refusals
 from server.api.errors import Json
 from server.api.etag import Expected, etag
 from server.api.listing import After, Card, Limit, listing
@@ -46,21 +45,6 @@ async def upload_adapter(request: Request, service: Served, expected: Expected) 
 router.add_api_route("", upload_adapter, methods=["POST"], route_class_override=FormRoute, include_in_schema=False)
 
 
-def _upload_schema() -> dict[str, Any]:
-    """Of a form: its fields, and files."""
-    schema = AdapterUpload.model_json_schema()
-    files = {
-        "type": "array",
-        "items": {"type": "string", "format": "binary"},
-        "minItems": 1,
-        "description": "`adapter_config.json` and `adapter_model.safetensors`, or one archive of them: .tar, .tar.gz "
-        "or .zip. They are told apart by their filenames.",
-    }
-    schema["properties"]["file"] = files
-    schema["required"].append("file")
-    return schema
-
-
 async def _json_only(request: Request) -> None:
     kind = _media_type(request.headers)
     if kind != "application/json" and not kind.endswith("+json"):
@@ -76,7 +60,7 @@ async def _json_only(request: Request) -> None:
     dependencies=[Depends(_json_only)],
     responses=answer(RegisteredAdapter, 200, 201, headers=ETAG)
     | refusals(400, 408, 409, 412, 413, 415, 422, 429, 503, 507),
-    openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": _upload_schema()}}}},
+    openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": reference(AdapterUpload)}}}},
 )
 async def register_adapter(request: AdapterRequest, service: Served, expected: Expected) -> Response:
     """Register a folder under the server's `--adapter-root`, an address, or uploaded files.

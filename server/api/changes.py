@@ -2,13 +2,22 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from adapters.registry import Options
 from server.api.schemas import Name, Schema, Text
 
 MAX_TARGETS = 16
+FILES = {
+    "type": "array",
+    "items": {"type": "string", "format": "binary"},
+    "minItems": 1,
+    "description": "`adapter_config.json` and `adapter_model.safetensors`, told apart by their filenames, or one "
+    "archive of them: .tar, .tar.gz or .zip.",
+}
+"""How the document describes what comes with a form."""
 
 
 class Registration(Schema):
@@ -73,13 +82,22 @@ Flag = Annotated[bool, BeforeValidator(_flag)]
 
 
 class AdapterUpload(Registration):
-    """The fields of ``POST /v1/adapters`` as a form."""
+    """The fields of ``POST /v1/adapters`` as a form; its files never come here."""
 
     activate: Flag = True
     pinned: Flag | None = None
     preload: Flag = False
     allow_base_mismatch: Flag = False
     allow_unknown_fields: Flag = False
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The form, files included."""
+        schema = handler(core)
+        described = handler.resolve_ref_schema(schema)
+        described["properties"]["file"] = FILES
+        described["required"].append("file")
+        return schema
 
 
 class ActivateRequest(Schema):

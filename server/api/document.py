@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from server.api import answers
 from server.api.answers import Answer, ErrorAnswer
+from server.api.changes import AdapterUpload
 
 Responses = dict[int | str, dict[str, Any]]
 """HTTP status -> its description, as a route declares it."""
@@ -134,11 +135,12 @@ def _correct(responses: dict[str, Any]) -> None:
 
 
 def _schemas() -> dict[str, Any]:
-    """Of all answers, by name; those that others are made from only where they are part of an answer themselves."""
+    """By name: of the form, which FastAPI does not see, and of answers, but not of what those are only derived from."""
     named = [each for each in vars(answers).values() if isinstance(each, type) and issubclass(each, Answer)]
     models = [model for model in named if not model.__subclasses__()]
     _, schemas = models_json_schema(
-        [(model, "serialization") for model in models], ref_template="#/components/schemas/{model}"
+        [(AdapterUpload, "validation"), *((model, "serialization") for model in models)],
+        ref_template="#/components/schemas/{model}",
     )
     definitions: dict[str, Any] = schemas["$defs"]
     return definitions

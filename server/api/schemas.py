@@ -255,7 +255,7 @@ class Message(Tolerant):
         """Clients send an assistant's turn back as it came, and it may have called tools or nothing at all."""
         if self.content is None and self.role != "assistant":
             reason = "`content` is missing: only an `assistant` may say nothing."
-            raise PydanticCustomError("field", reason, {"field": "content"})  # type: ignore[arg-type]
+            raise PydanticCustomError("field", reason, {"field": "content"})
         return self
 
     def turn(self) -> dict[str, str]:

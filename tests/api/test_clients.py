@@ -160,7 +160,7 @@ def test_the_sdk_sends_a_conversation_back(sdk: OpenAI) -> None:
     ask: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_tokens": 8}
     first = sdk.chat.completions.create(messages=[QUESTION], **ask).choices[0].message
     for turn in (first, first.model_dump(), first.to_dict(), {**first.model_dump(), "content": None}):
-        second = sdk.chat.completions.create(messages=[QUESTION, turn, QUESTION], **ask)  # type: ignore[list-item]
+        second = sdk.chat.completions.create(messages=[QUESTION, turn, QUESTION], **ask)
         assert second.usage is not None
         assert second.usage.completion_tokens > 0
 
@@ -186,7 +186,7 @@ def test_the_sdk_with_everything_set_to_nothing(sdk: OpenAI) -> None:
 def test_the_sdk_reads_usage_from_every_chunk(sdk: OpenAI) -> None:
     stream = sdk.chat.completions.create(
         model="tiny", messages=[QUESTION], max_tokens=6, stream=True, temperature=0,
-        stream_options={"include_usage": True, "continuous_usage_stats": True},  # type: ignore[typeddict-unknown-key]
+        stream_options={"include_usage": True, "continuous_usage_stats": True},
         extra_body={"ignore_eos": True},
     )  # fmt: skip
     counts = [chunk.usage.completion_tokens for chunk in stream if chunk.usage]

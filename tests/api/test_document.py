@@ -119,7 +119,8 @@ def test_a_request_says_all_that_it_takes(documented: Documented) -> None:
         assert [kind["type"] for kind in kinds] == ["string", "array", "null"]
     assert {"n", "tools", "metadata"} <= set(schemas["ChatRequest"]["properties"])
     bodies = documented.document["paths"]["/v1/adapters"]["post"]["requestBody"]["content"]
-    assert {"name", "file", "activate"} <= set(bodies["multipart/form-data"]["schema"]["properties"])
+    assert bodies["multipart/form-data"]["schema"] == {"$ref": "#/components/schemas/AdapterUpload"}
+    assert {"name", "file", "activate"} <= set(schemas["AdapterUpload"]["properties"])
 
 
 def test_every_answer_is_as_the_document_says(fresh: Live, documented: Documented, folders: Mapping[str, Path]) -> None:
