@@ -245,8 +245,8 @@ class AdapterVersion(Particulars):
     created: int
 
 
-class Named(Particulars):
-    """What an adapter and a version of it say; an adapter without an active version has null for particulars."""
+class Adapter(Particulars):
+    """An adapter, with the particulars of its active version; null where it has none."""
 
     id: str
     object: Literal["adapter"]
@@ -256,12 +256,8 @@ class Named(Particulars):
     pinned: bool
     aliases: list[str]
     """Those that may mean it."""
-
-
-class Adapter(Named):
-    """An adapter, with the particulars of its active version."""
-
     versions: list[int]
+    """Of the adapter, all."""
 
 
 class RegisteredAdapter(Adapter):
@@ -271,11 +267,11 @@ class RegisteredAdapter(Adapter):
     """The one that this content is."""
 
 
-class AdapterDetails(Named):
+class AdapterDetails(Adapter):
     """An adapter or one version of it."""
 
-    versions: list[AdapterVersion] | list[int]
-    """Of an adapter, with their particulars; of a version, the numbers of all."""
+    version_details: list[AdapterVersion] | None = None
+    """Of an adapter, the particulars of each of its versions; a version has none of its own."""
     receipt: dict[str, Any] | None
     """What the checks found, and where it came from."""
 
