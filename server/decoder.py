@@ -21,7 +21,6 @@ from server import native
 from server.attention import How, KvCache, PagedBatch
 from server.linear import FusedNf4
 from server.lora import LoraGroup, LoraPool
-from server.native.memory import huge_pages
 from server.native.structures import Layer, Linear, Model, Step, Work, address
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -53,7 +52,6 @@ class Decoder:
         self.kernels, self.pool, self.kv = pool.kernels, pool, kv
         model: Any = base.model
         self.model = model.model
-        model.lm_head.weight.data = huge_pages().copy(model.lm_head.weight.data)
         self.groups = [[groups[name] for name, _ in _named_groups(i)] for i in range(len(self.model.layers))]
         self.ways = ways
         self.seconds: Tensor | None = None
@@ -78,7 +76,7 @@ class Decoder:
         ways: how each layer attends, as its module said when it was called.
         """
         groups = {group.names[0]: group for group in pool.groups}
-        misfit = _misfit(base.model, groups, kv, ways) if pool.kernels else "no AMX, or no C compiler"
+        misfit = _misfit(base.model, groups, kv, ways) if pool.kernels else native.absence()
         if misfit is None:
             return cls(base, groups, pool, kv, ways)
         log.info("Layers are computed one by one: %s", misfit)

@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 from torch import Tensor
 
 from adapters.spec import AdapterId
 from bases.base import Base
-from bases.errors import ConfigError
 from server import cuda, native
 from server.attention import IMPLEMENTATION, Attend, KvCache, PagedBatch, Probe, register
 from server.config import Settings
 from server.cuda.copies import Copies, Copy
 from server.decoder import Decoder
+from server.kv_memory import kv_room
+from server.linear import FusedNf4, leave_checkpoint
 from server.lora import LoraPool, PackedAdapter
 from server.plan import make_plan
 from server.sampler import RowWork, TorchRows, sample
@@ -36,6 +36,8 @@ class Runner:
         kernels = native.load() if self.device.type == "cpu" else None
         self.pool = LoraPool(pages_for(settings.rank_columns), base.device, base.dtype, kernels)
         self.pool.install(base.model, base.layout)
+        if all(isinstance(group.base, FusedNf4) for group in self.pool.groups):
+            leave_checkpoint(base.model)
         register()
         base.model.set_attn_implementation(IMPLEMENTATION)
         self.triton: TritonDecoder | None = None
@@ -43,7 +45,8 @@ class Runner:
         probe = self._probe()
         self._ways = probe.ways
         shapes = probe.shapes
-        self.blocks = _block_count(shapes, base, settings)
+        self.room = kv_room(shapes, self.pool.groups, base, settings)
+        self.blocks = self.room.blocks
         self.kv = KvCache(shapes, self.blocks, settings.block_size, base.device, base.dtype)
         self.decoder = Decoder.of(base, self.pool, self.kv, probe.ways)
         """Takes the place of the model's own layers where it can."""
@@ -166,25 +169,3 @@ def _last_rows(batch: Batch) -> list[int]:
         if chunk.samples:
             rows.append(end - 1)
     return rows
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that can be had on the device now."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-
-
-def _block_count(shapes: dict[int, tuple[int, int]], base: Base, settings: Settings) -> int:
-    size = settings.block_size
-    memory = settings.kv_memory_gib * 2**30
-    free = _free_memory(base.device)
-    if memory > free:
-        raise ConfigError(
-            f"--kv-memory-gib: {settings.kv_memory_gib} GiB is more than the {free / 2**30:.1f} GiB the device has left"
-        )
-    blocks = int(memory) // KvCache.block_bytes(shapes, size, base.dtype)
-    if blocks * size < base.max_model_len:
-        raise ConfigError(
-            f"--kv-memory-gib: {settings.kv_memory_gib} GiB hold {blocks * size} tokens, fewer than one context of "
-            f"{base.max_model_len}; give more or lower --max-model-len"
-        )
-    return blocks
