@@ -21,6 +21,7 @@ from adapters.errors import AdapterRejected
 from adapters.files import open_file, present, size_of
 from adapters.names import check_name, parse_reference
 from adapters.snapshot import Target
+from adapters.unreachable import no_answer
 
 Card = dict[str, Any]
 """What the server tells of an adapter or alias, as JSON."""
@@ -52,9 +53,9 @@ class ServerRefused(RemoteError):
 class ServerUnreachable(RemoteError):
     """No answer came from ``url``."""
 
-    def __init__(self, url: str, reason: str) -> None:
+    def __init__(self, url: str, error: httpx.RequestError) -> None:
         self.url = url
-        super().__init__(f"no answer from {url}: {reason}")
+        super().__init__(no_answer(url, error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ class AdapterClient:
         pinned: bool | None = None,
         preload: bool = False,
         allow_base_mismatch: bool = False,
+        allow_unknown_fields: bool = False,
         progress: Progress | None = None,
     ) -> Pushed:
         """Upload the adapter in ``folder`` as the next version of ``name``, file by file as they are read.
@@ -132,7 +134,14 @@ class AdapterClient:
         sent, for a folder that holds no adapter.
         """
         check_name(name)
-        flags = {"activate": activate, "pinned": pinned, "preload": preload, "allow_base_mismatch": allow_base_mismatch}
+        flags = {
+            "activate": activate,
+            "pinned": pinned,
+            "preload": preload,
+            "allow_base_mismatch": allow_base_mismatch,
+            # Left out where it is not wanted: a server of an older release does not know it.
+            "allow_unknown_fields": allow_unknown_fields or None,
+        }
         fields = {"name": name} | {key: str(value).lower() for key, value in flags.items() if value is not None}
         timeout = httpx.Timeout(self._timeout, read=max(self._timeout, ADMISSION_SECONDS))
         with ExitStack() as stack:
@@ -189,7 +198,7 @@ class AdapterClient:
                     raise
                 return self._http.request(method, path, **content)
         except httpx.RequestError as error:
-            raise ServerUnreachable(self.url, str(error) or type(error).__name__) from error
+            raise ServerUnreachable(self.url, error) from error
 
 
 @dataclass(slots=True)

@@ -6,27 +6,26 @@ Exit status 0; 1 where the server refuses, cannot be reached, or the folder hold
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
-from rich.text import Text
 
 from adapters.client import AdapterClient, Card, Pushed, RemoteError, ServerRefused
 from adapters.errors import AdapterError, AdapterNameError, UnknownAdapter
 from adapters.names import check_name, parse_reference
 from adapters.snapshot import Target
+from adapters.tables import minute, one_line, show_fields, show_table
 from adapters.upload_bar import upload_bar
 
 HERE = "http://127.0.0.1:8000"
 """Where ``manylora serve`` listens unless told otherwise."""
+
+NO_ADAPTERS = "no adapters are registered; upload one with: manylora adapters push DIR --name NAME"
+NO_ALIASES = "there are no aliases; make one with: manylora adapters alias set ALIAS NAME"
 
 # rich's boxes around help and errors are of no use in a log; the other commands' help is plain, too.
 PLAIN: Mapping[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
@@ -51,7 +50,7 @@ def _failed(error: RemoteError | AdapterError) -> int:
     said = str(error)
     if isinstance(error, ServerRefused):
         said += f" ({error.status}, {error.code})" if error.code else f" ({error.status})"
-    typer.echo(f"manylora: {_line(said)}", err=True)
+    typer.echo(f"manylora: {one_line(said)}", err=True)
     return 2 if isinstance(error, AdapterNameError | UnknownAdapter) else 1
 
 
@@ -129,10 +128,12 @@ def list_adapters(server: Server, as_json: Json = False) -> None:
         _json({"data": listing.adapters, "refused": listing.refused, "store": listing.store})
         return
     columns = ("name", "version", "versions", "rank", "size", "residency", "pinned", "status")
-    _table(columns, (_row(card) for card in listing.adapters))
+    show_table(columns, (_row(card) for card in listing.adapters), NO_ADAPTERS)
     if listing.refused:
         typer.echo("\nrefused in the watched folder:")
-        _table(("name", "source", "reason"), ((bad["name"], bad["source"], bad["reason"]) for bad in listing.refused))
+        show_table(
+            ("name", "source", "reason"), ((bad["name"], bad["source"], bad["reason"]) for bad in listing.refused)
+        )
     quota = listing.store["quota_bytes"]
     typer.echo(f"\nstored: {decimal(listing.store['bytes'])}" + (f" of {decimal(quota)}" if quota else ""))
 
@@ -141,18 +142,20 @@ def list_adapters(server: Server, as_json: Json = False) -> None:
 def show(server: Server, name: ReferenceWord, as_json: Json = False) -> None:
     """One adapter or version, with its receipt.
 
-    The receipt is what the checks found when it was registered.
+    The receipt is what the checks found when it was registered. A terminal gets the beginnings of digests, --json all
+    of everything.
     """
     card = server.show(name)
     if as_json:
         _json(card)
         return
-    fields = {key: value for key, value in card.items() if key not in ("object", "versions")}
-    _table(("field", "value"), _flat({**fields, "created": _moment(card["created"])}))
-    if "@" not in name:
+    versions = card.get("version_details")
+    elsewhere = {"object", "version_details", *(["versions"] if versions is not None else [])}
+    show_fields({key: value for key, value in card.items() if key not in elsewhere})
+    if versions is not None:
         typer.echo()
-        columns = ("version", "created", "rank", "size", "residency", "status", "content")
-        _table(columns, (_version(each) for each in card["versions"]))
+        columns = ("version", "created (UTC)", "rank", "size", "residency", "status", "content")
+        show_table(columns, (_version(each) for each in versions))
 
 
 @app.command()
@@ -168,9 +171,14 @@ def push(
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Take it even where it was trained on another base.")
     ] = False,
+    allow_unknown_fields: Annotated[
+        bool,
+        typer.Option("--allow-unknown-fields", help="Take it even where its config has fields that are not known."),
+    ] = False,
     to: Annotated[
         str | None, typer.Option("--alias", help="An alias that is to mean this version, and no other.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Upload DIR as the next version of a name."""
     name = name or folder.resolve().name
@@ -184,12 +192,17 @@ def push(
             pinned=pin or None,
             preload=preload,
             allow_base_mismatch=allow_base_mismatch,
+            allow_unknown_fields=allow_unknown_fields,
             progress=progress,
         )
-    typer.echo(_registered(name, pushed))
+    if not as_json:
+        typer.echo(_registered(name, pushed))
     if to is not None:
         server.put_alias(to, [Target(name, pushed.version, 1.0)])
-        typer.echo(f"{to} means {name}@{pushed.version}")
+        if not as_json:
+            typer.echo(f"{to} means {name}@{pushed.version}")
+    if as_json:
+        _json({**pushed.card, "new": pushed.new})
 
 
 @app.command()
@@ -244,9 +257,10 @@ def list_aliases(server: Server, as_json: Json = False) -> None:
         _json({"data": cards})
         return
     targets = ((card["id"], target) for card in cards for target in card["targets"])
-    _table(
+    show_table(
         ("alias", "target", "weight", "serves"),
         ([name, each["adapter"], f"{each['weight']:g}", each["serves"]] for name, each in targets),
+        NO_ALIASES,
     )
 
 
@@ -285,12 +299,7 @@ def _row(card: Card) -> list[object]:
 def _version(card: Card) -> list[object]:
     """A version in the list of an adapter's."""
     of_content = (card["rank"], _size(card), card["residency"], _status(card), card["content"])
-    return [card["version"], _moment(card["created"]), *of_content]
-
-
-def _moment(seconds: float) -> str:
-    """Unix time as a date and a time of day, UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(sep=" ", timespec="seconds")
+    return [card["version"], minute(card["created"]), *of_content]
 
 
 def _size(card: Card) -> str | None:
@@ -310,37 +319,5 @@ def _registered(name: str, pushed: Pushed) -> str:
     return f"{done}; {means}"
 
 
-def _flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """What a JSON value holds, each with the path to it: ``receipt.probe.kl``."""
-    if isinstance(value, Mapping):
-        for key, inside in value.items():
-            yield from _flat(inside, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list):
-        yield path, ", ".join(map(str, value)) or None
-    else:
-        yield path, value
-
-
 def _json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2))
-
-
-def _table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    """A table for people; where the output is no terminal, lines of cells between tabs."""
-    console = Console()
-    lines = [["-" if cell is None else _line(str(cell)) for cell in row] for row in rows]
-    if not console.is_terminal:
-        for line in ([*columns], *lines):
-            typer.echo("\t".join(line))
-        return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for line in lines:
-        table.add_row(*map(Text, line))  # a str would be read as markup, and `[4, 64]` vanish
-    console.print(table)
-
-
-def _line(text: str) -> str:
-    """One line without what would steer a terminal: names and reasons come from elsewhere."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -53,7 +53,7 @@ class UnknownAdapter(AdapterError):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        super().__init__(f"The adapter `{name}` does not exist.")
+        super().__init__(f"The adapter `{name}` does not exist." if name else "The name of the adapter is empty.")
 
 
 class AdapterUnavailable(AdapterError):

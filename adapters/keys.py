@@ -12,11 +12,11 @@ _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.de
 _FOREIGN = {
     "lora_magnitude_vector": "DoRA is not served",
     "lora_embedding_": "LoRA on embeddings is not served",
-    "lora_A.bias": "trained biases are not served",
-    "lora_B.bias": "trained biases are not served",
+    "lora_A.bias": "trained biases are not served; train with lora_bias: false",
+    "lora_B.bias": "trained biases are not served; train with lora_bias: false",
     "trainable_tokens": "trained tokens are not served",
     "lora_": "is not a key of plain LoRA, base_model.model.<layer>.lora_A.weight or lora_B",
-    ".bias": "trained biases are not served",
+    ".bias": "trained biases are not served; train with bias: none",
     "": "is a full weight (modules_to_save, or a resized embedding), which is not served",
 }
 """Part of a key -> why such a tensor is refused. The first that occurs in the key counts."""

@@ -8,7 +8,7 @@ import math
 import re
 import reprlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -37,7 +37,6 @@ _NOT_SERVED = {
     "target_parameters": "LoRA on bare parameters is not served",
     "layer_replication": "layer replication is not served",
     "megatron_config": "Megatron layers are not served",
-    "fan_in_fan_out": "layers that store their weight transposed (Conv1D) are not served",
     "alora_invocation_tokens": "activated LoRA (aLoRA) is not served",
     "use_qalora": "QALoRA is not served",
     "use_bdlora": "block-diagonal LoRA (BD-LoRA) is not served",
@@ -45,6 +44,11 @@ _NOT_SERVED = {
     "monteclora_config": "Monteclora is not served",
     "arrow_config": "Arrow routing is not served",
     "kasa_config": "KaSA is not served",
+    # of PEFT 0.2 and ms-swift
+    "enable_lora": "merged linear layers are not served",
+    "use_merged_linear": "merged linear layers are not served",
+    "use_qa_lora": "QA-LoRA is not served",
+    "model_key_mapping": "weights under names of their own are not served",
 }
 """Fields that change the output; served only where they are empty."""
 
@@ -56,17 +60,41 @@ _HARMLESS = frozenset({
     "corda_config", "lora_ga_config",
     # settings of methods that are refused above where they are in use
     "megatron_core", "qalora_group_size",
+    # layers that store their weight transposed (Conv1D); PEFT looks at it nowhere else, and no base here has them
+    "fan_in_fan_out",
+    # of PEFT 0.1: a way to run it
+    "merge_weights",
+    # of ms-swift: its own name for the method, dtype in training, learning rates of LoRA+
+    "swift_type", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr",
+    # of Axolotl: how the base was rounded in training, for its own merge
+    "nvfp4_merge_aware",
 })  # fmt: skip
+"""Fields that leave the output as it is, whatever they say."""
 
-_FAITHFUL_INITS = frozenset({"true", "false", "gaussian", "eva", "orthogonal", "mica"})
-"""Starting values that leave the base as it is. PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ change the base's own weights
-before training, so their A and B mean nothing next to the base as published."""
+_BIASES = (None, "none", "all", "lora_only")
+"""Where it is neither of the first two, biases were trained along; the weights have those that there are."""
+
+_FAITHFUL_INITS = frozenset({"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"})
+"""Starting values that leave the base as it is. All others that PEFT has change the base's own weights before training,
+so A and B mean nothing next to the base as published."""
+_SUBTRACTED_INITS = ("pissa", "olora", "corda", "lora_ga")
+"""Starting values, or beginnings of their names, that are subtracted from the base: PEFT can add them back."""
+_MORE = 'see "Adapters that changed their base" in docs/registry.md'
+_ADD_BACK = (
+    'convert the adapter with PEFT, which needs it as it was before training: then `model.save_pretrained("init")`, '
+    'and afterwards `model.save_pretrained("out", path_initial_model_for_weight_conversion="init")`; without that, '
+    + _MORE
+)
+_SERVE_CHANGED = f"it cannot be converted; train again with init_lora_weights: true, or serve the base it made: {_MORE}"
+
+MAX_UNKNOWN = 20
+"""Fields that are not known, beyond which a config is none of PEFT's."""
 
 
 class LoraConfig(BaseModel):
     """The fields of PEFT's ``LoraConfig`` that decide the output of plain LoRA."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
     r: PositiveInt
     lora_alpha: float = Field(gt=0, le=MAX_ALPHA)
@@ -90,6 +118,12 @@ class LoraConfig(BaseModel):
                     f"alpha_pattern: {reprlib.repr(pattern)}: must be above 0 and at most {MAX_ALPHA} (got {alpha})"
                 )
         return self
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Fields in use of which it is not known whether they change the output, as far as their names' beginnings."""
+        extra = self.model_extra or {}
+        return tuple(sorted(name[:80] for name, value in extra.items() if name not in _KNOWN and _in_use(value)))
 
     def targets(self, layout: BaseLayout) -> Mapping[str, LoraTarget]:
         """The layers of the base that the config declares, with rank and scaling.
@@ -195,7 +229,10 @@ def _compile(pattern: str, before: str, after: str) -> Any:
 
 
 def read_config(folder: Path) -> LoraConfig:
-    """Read and check ``adapter_config.json``. Raises :class:`AdapterRejected` that names what is not served."""
+    """Read and check ``adapter_config.json``. Raises :class:`AdapterRejected` that names what is not served.
+
+    What ``unknown`` fields mean is for the caller to ask.
+    """
     fields = read_json(folder, CONFIG)
     method = fields.get("peft_type")
     if method != "LORA":
@@ -215,21 +252,46 @@ def read_config(folder: Path) -> LoraConfig:
         raise AdapterRejected(f"{field}{first['msg']}", file=CONFIG) from error
 
 
+def check_fields(unknown: Sequence[str], any_fields: bool = False) -> None:
+    """Raises :class:`AdapterRejected` for fields that are not known, unless any are taken, or for very many."""
+    if len(unknown) > MAX_UNKNOWN:
+        raise AdapterRejected(f"has {len(unknown)} fields that no PEFT config has, {unknown[0]} first", file=CONFIG)
+    if unknown and not any_fields:
+        one = len(unknown) == 1
+        raise AdapterRejected(
+            f"{', '.join(unknown)}: {'is' if one else 'are'} not known, and may change what the adapter does; where "
+            f"{'it concerns' if one else 'they concern'} training only, say so with allow_unknown_fields: true "
+            "(--allow-unknown-fields)",
+            file=CONFIG,
+            code="unknown_fields",
+        )
+
+
 def _refuse_what_is_not_served(fields: Mapping[str, Any]) -> None:
-    for name, value in fields.items():
-        if name == "bias":
-            if value not in ("none", None):
-                raise AdapterRejected(f"bias: trained biases are not served (got {reprlib.repr(value)})", file=CONFIG)
-        elif name == "init_lora_weights":
-            if str(value).lower() not in _FAITHFUL_INITS:
-                raise AdapterRejected(
-                    f"init_lora_weights: {reprlib.repr(value)} changes the base's own weights, which is not "
-                    "served; save the adapter with path_initial_model_for_weight_conversion",
-                    file=CONFIG,
-                )
-        elif name in LoraConfig.model_fields or name in _HARMLESS:
-            continue
-        # An unknown field that is off or empty is taken for a feature that is not in use.
-        elif value not in (None, False, "") and value != [] and value != {}:
-            reason = _NOT_SERVED.get(name, "is not known, and may change what the adapter does")
-            raise AdapterRejected(f"{name[:80]}: {reason}", file=CONFIG)
+    for name, reason in _NOT_SERVED.items():
+        if _in_use(fields.get(name)):
+            raise AdapterRejected(f"{name}: {reason}", file=CONFIG)
+    bias, init = fields.get("bias"), fields.get("init_lora_weights")
+    if bias not in _BIASES:
+        raise AdapterRejected(f"bias: must be none, all or lora_only (got {reprlib.repr(bias)})", file=CONFIG)
+    if str(init).lower() not in _FAITHFUL_INITS:
+        raise AdapterRejected(f"init_lora_weights: {reprlib.repr(init)} {_why_not(str(init).lower())}", file=CONFIG)
+
+
+def _why_not(init: str) -> str:
+    """Why an adapter that began with these values is not served, and what can be done."""
+    changes = "changes the base's own weights, and the base here has them unchanged"
+    if init.startswith(_SUBTRACTED_INITS):
+        return f"{changes}; {_ADD_BACK}"
+    if init == "loftq":
+        return f"{changes}; {_SERVE_CHANGED}"
+    return "is not known, and may change the base's own weights; where it does not, set it to true in the config"
+
+
+def _in_use(value: Any) -> bool:
+    """A field that is off or empty is taken for a feature that is not in use."""
+    return value not in (None, False, "") and value != [] and value != {}
+
+
+_KNOWN = _HARMLESS | _NOT_SERVED.keys() | LoraConfig.model_fields.keys() | {"bias", "init_lora_weights"}
+"""Every field of which it is decided here whether it changes the output."""

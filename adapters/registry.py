@@ -50,6 +50,8 @@ class Options:
     """Whether it is brought to the device before the registration ends."""
     allow_base_mismatch: bool = False
     """Whether it is taken although it says that it was trained on another base."""
+    allow_unknown_fields: bool = False
+    """Whether it is taken although its config has fields that are not known."""
     expected: int | None = None
     """The revision of the name that the caller has seen; 0 for a name that must be new."""
 
@@ -147,7 +149,7 @@ class Registry(Directory):
         ``source`` and ``ignored`` (files left out) go into the receipt.
         """
         check_name(name, self._ties.reserved)
-        spec = self._store.seal(staging, any_base=options.allow_base_mismatch)
+        spec = self._store.seal(staging, any_base=options.allow_base_mismatch, any_fields=options.allow_unknown_fields)
         with self._holding(spec.id):
             self._contents.reserve(spec, folder_bytes(staging), self._quota)
             self._store.publish(staging, spec.id)
@@ -364,6 +366,7 @@ class Registry(Directory):
             "base_fingerprint": self._ties.base,
             "trained_on": spec.base_fingerprint,
             "base_mismatch_allowed": options.allow_base_mismatch,
+            "unknown_fields_allowed": [storable(name) for name in spec.unknown_fields],
             "ignored_files": list(ignored),
             "probe": dict(self._ties.probe(spec, options.preload)),
         }

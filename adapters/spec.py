@@ -29,6 +29,8 @@ class AdapterSpec:
     """Bytes of its weights file."""
     base_fingerprint: str | None = None
     """The base it says it was trained on (``manylora.json``), if it says so."""
+    unknown_fields: tuple[str, ...] = ()
+    """Fields of its config that are in use and not known, in order; what they ask for is not done."""
     rank: int = field(init=False)
     """The largest rank over its targets; what a device slot must hold."""
 

@@ -48,8 +48,13 @@ class AdapterStore:
         self.limit = 8 + MAX_HEADER_BYTES + 4 * values
         """Bytes of the largest weights file that is taken."""
         self._specs: OrderedDict[AdapterId, AdapterSpec] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition(threading.Lock())
+        """For what is in memory alone; never held while the disk or the remote works."""
         self._readers: Counter[AdapterId] = Counter()
+        self._leaving: AdapterId | None = None
+        """The copy that is just being dropped."""
+        self._trims = 0
+        """How often copies have become more since the thread that drops some has last looked; 0 where none does."""
         self._sizes: dict[AdapterId, int] = {}
         """Bytes of each copy, as far as they were asked for."""
         root.mkdir(parents=True, exist_ok=True)
@@ -70,12 +75,12 @@ class AdapterStore:
         for name in present(folder):
             _copy(folder, staging, name, self.limit if name == WEIGHTS else MAX_JSON_BYTES)
 
-    def seal(self, staging: Path, *, any_base: bool = False) -> AdapterSpec:
+    def seal(self, staging: Path, *, any_base: bool = False, any_fields: bool = False) -> AdapterSpec:
         """Verify what was brought in and put it on stable storage. Raises :class:`AdapterRejected`."""
         for name in present(staging):
             sync(staging / name)
         sync(staging)
-        return verify(staging, self._layout, self._max_rank, any_base=any_base)
+        return verify(staging, self._layout, self._max_rank, any_base=any_base, any_fields=any_fields)
 
     def publish(self, staging: Path, adapter_id: AdapterId) -> None:
         """Give sealed content its name. Content that is here already stays as it is.
@@ -86,7 +91,7 @@ class AdapterStore:
             self._place(staging, adapter_id)
             if self.remote is not None:
                 self.remote.put(adapter_id, self.path(adapter_id))
-        self._trim(keep=adapter_id)
+            self._trim()
 
     def __contains__(self, adapter_id: AdapterId) -> bool:
         return self.path(adapter_id).is_dir()
@@ -113,7 +118,8 @@ class AdapterStore:
     def inspect(self, adapter_id: AdapterId) -> AdapterSpec:
         """Verify an entry once more, for the base at hand. Raises :class:`AdapterError`, as :meth:`read` does."""
         with self._present(adapter_id) as path:
-            return verify(path, self._layout, self._max_rank)
+            # Whoever had it stored has allowed its fields, and they do not depend on the base.
+            return verify(path, self._layout, self._max_rank, any_fields=True)
 
     def detach(self, adapter_id: AdapterId) -> Path | None:
         """Take an entry out of ``root`` in one atomic step; its bytes stay in the returned directory."""
@@ -175,6 +181,7 @@ class AdapterStore:
     def _reading(self, adapter_id: AdapterId) -> Iterator[None]:
         """Keep a copy from making way for others."""
         with self._lock:
+            self._lock.wait_for(lambda: self._leaving != adapter_id)
             self._readers[adapter_id] += 1
         try:
             yield
@@ -193,25 +200,59 @@ class AdapterStore:
             for name in present(staging):
                 sync(staging / name)
             self._place(staging, adapter_id)
-        self._trim(keep=adapter_id)
+        self._trim()
 
-    def _trim(self, keep: AdapterId) -> None:
-        """Drop the least recently read copies until the others fit ``cache``."""
+    def _trim(self) -> None:
+        """Drop the least recently read copies until the others fit ``cache``; those that are being read stay.
+
+        One thread at a time: another that has made the copies more leaves it to the one that is at it already. No lock
+        is held while the disk works, so that loads go on, however slow it is.
+        """
         if self._cache is None:
             return
         with self._lock:
-            sizes = {adapter_id: self._size(adapter_id) for adapter_id in self.ids()}
-            used = sum(sizes.values())
-            if used <= self._cache:
+            self._trims += 1
+            if self._trims > 1:
                 return
-            for adapter_id in sorted(sizes, key=self._last_read):
-                if adapter_id != keep and not self._readers[adapter_id]:
-                    trash = self.detach(adapter_id)
-                    used -= sizes[adapter_id]
-                    if trash is not None:
-                        shutil.rmtree(trash)
-                if used <= self._cache:
-                    break
+        while True:
+            try:
+                self._drop_excess(self._cache)
+            except BaseException:
+                with self._lock:
+                    self._trims = 0
+                raise
+            with self._lock:
+                if self._trims == 1:
+                    self._trims = 0
+                    return
+                self._trims = 1
+
+    def _drop_excess(self, cache: int) -> None:
+        sizes = {adapter_id: self._size(adapter_id) for adapter_id in self.ids()}
+        used = sum(sizes.values())
+        if used <= cache:
+            return
+        for adapter_id in sorted(sizes, key=self._last_read):
+            if self._drop(adapter_id):
+                used -= sizes[adapter_id]
+            if used <= cache:
+                return
+
+    def _drop(self, adapter_id: AdapterId) -> bool:
+        """Delete a copy, unless it is being read. Who wants it meanwhile waits until its name is gone."""
+        with self._lock:
+            if self._readers[adapter_id]:
+                return False
+            self._leaving = adapter_id
+        try:
+            trash = self.detach(adapter_id)
+        finally:
+            with self._lock:
+                self._leaving = None
+                self._lock.notify_all()
+        if trash is not None:
+            shutil.rmtree(trash)
+        return True
 
     def _note_read(self, adapter_id: AdapterId) -> None:
         with suppress(FileNotFoundError):

@@ -12,19 +12,23 @@ from adapters.errors import AdapterRejected
 from adapters.files import CONFIG, HASHED, ORIGIN, WEIGHTS, chunks, content_id, open_file, present, read_json, size_of
 from adapters.header import StoredTensor, read_header
 from adapters.keys import LoraKey, lora_key
-from adapters.peft_config import read_config
+from adapters.peft_config import check_fields, read_config
 from adapters.spec import AdapterId, AdapterSpec, BaseLayout, LoraTarget
 
 _DTYPES = ("F32", "F16", "BF16")
 
 
-def verify(folder: Path, layout: BaseLayout, max_rank: int, *, any_base: bool = False) -> AdapterSpec:
+def verify(
+    folder: Path, layout: BaseLayout, max_rank: int, *, any_base: bool = False, any_fields: bool = False
+) -> AdapterSpec:
     """Check a PEFT folder against the base and describe it. Reads all of it, changes nothing.
 
-    ``any_base``: take it although it says that it was trained on another base. Raises :class:`AdapterRejected` with
-    file, tensor and reason for anything that could not be served as PEFT would.
+    ``any_base``: take it although it says that it was trained on another base. ``any_fields``: take it although its
+    config has fields that are not known, which the spec names. Raises :class:`AdapterRejected` with file, tensor and
+    reason for anything that could not be served as PEFT would.
     """
     spec = read_spec(folder, layout, max_rank, content_id(folder))
+    check_fields(spec.unknown_fields, any_fields)
     if not any_base and spec.base_fingerprint not in (None, layout.fingerprint):
         raise AdapterRejected(
             f"the adapter was trained on the base {spec.base_fingerprint[:80]}, this base is {layout.fingerprint}",
@@ -37,13 +41,18 @@ def verify(folder: Path, layout: BaseLayout, max_rank: int, *, any_base: bool = 
 
 
 def read_spec(folder: Path, layout: BaseLayout, max_rank: int, adapter_id: AdapterId) -> AdapterSpec:
-    """Everything :func:`verify` checks, but for its base, the identity of the content and the values of the weights."""
+    """The adapter without its weights.
+
+    Everything :func:`verify` checks, but for its base, the fields that are not known, the identity of the content and
+    the values of the weights.
+    """
     origin = _origin(folder)
-    declared = read_config(folder).targets(layout)
+    config = read_config(folder)
+    declared = config.targets(layout)
     with open_file(folder, WEIGHTS) as file:
         header = read_header(file)
         size = size_of(file)
-    return AdapterSpec(adapter_id, _targets(header, declared, layout, max_rank), size, origin)
+    return AdapterSpec(adapter_id, _targets(header, declared, layout, max_rank), size, origin, config.unknown)
 
 
 def _origin(folder: Path) -> str | None:

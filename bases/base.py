@@ -7,6 +7,7 @@ output layer and the embeddings stay as they are.
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,11 +31,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from adapters.spec import BaseLayout
+from bases import machine
 from bases.architecture import check_architecture, check_context
 from bases.errors import BaseRejected, ConfigError
 from bases.fingerprint import fingerprint
+from bases.modes import make_ordinary
 from bases.nf4 import Linear4bit
 from bases.options import BaseOptions
+from bases.room import QUANTISED, UNPACKED, WHOLE, check_room
 from bases.source import Source, find_source
 
 _FINGERPRINT = "fingerprint"
@@ -69,10 +73,13 @@ def load_base(options: BaseOptions, say: Say = lambda _: None) -> Base:
     The first time, its weights are quantised (on the CPU, so that every machine's are alike) and kept. Raises
     ConfigError or BaseRejected.
     """
+    # Torch counts the machine's cores where a container's share is less.
+    torch.set_num_threads(min(torch.get_num_threads(), machine.cores()))
     device = _device(options.device)
     dtype = torch.float32 if options.dtype == "fp32" else torch.bfloat16
     source = find_source(options.model)
     folder = _ready_folder(source, options, dtype, say)
+    check_room(folder, WHOLE, device)
     say(f"loading {source.name} from {folder}")
     with _quiet(progress=False):
         model = _read_model(folder, dtype)
@@ -154,9 +161,11 @@ def _prepare(source: Source, folder: Path, quantise: bool, dtype: torch.dtype, s
     with tempfile.TemporaryDirectory(prefix="tmp-", dir=folder.parent) as temporary, _quiet(progress=True):
         path = source.path
         if source.gguf:
+            check_room(path, UNPACKED, torch.device("cpu"))
             say(f"unpacking {path.name} (once)")
             path = _save(*_read_gguf(path, dtype), Path(temporary, "unpacked"))
         if quantise:
+            check_room(path, QUANTISED, torch.device("cpu"))
             say(f"quantising {source.name} to NF4 (once)")
             _check_source(path)
             nf4 = BitsAndBytesConfig(
@@ -176,6 +185,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / _FINGERPRINT).write_text(fingerprint(model, tokenizer))
+    make_ordinary(folder)
     return folder
 
 
@@ -237,10 +247,10 @@ def _refusals(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet(*, progress: bool) -> Iterator[None]:
-    """Only errors from transformers, with or without its progress bars."""
+    """Only errors from transformers, with or without its progress bars, which are for terminals only."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
-    if not progress:
+    if not (progress and sys.stderr.isatty()):
         transformers_logging.disable_progress_bar()
     try:
         yield

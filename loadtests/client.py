@@ -13,12 +13,11 @@ from typing import Any
 
 import aiohttp
 
+from loadtests import plain
 from loadtests.peers import Target
 from loadtests.workload import Request
 
 OK = 200
-REASON_LENGTH = 300
-"""Characters of a server's error that are kept."""
 
 
 class RequestFailed(Exception):
@@ -81,7 +80,7 @@ class _Answer:
             return
         event = json.loads(data)
         if "error" in event:
-            raise RequestFailed(f"error in the stream: {_shortened(str(event['error']))}")
+            raise RequestFailed(f"error in the stream: {plain.of_answer(json.dumps(event))}")
         if any(self.target.text(choice) for choice in event["choices"]):
             self.arrivals.append(now)
         if (served := self.target.peer.served(event)) is not None:
@@ -100,17 +99,16 @@ async def complete(http: aiohttp.ClientSession, target: Target, request: Request
     try:
         async with http.post(target.path, json=target.body(request)) as response:
             if response.status != OK:
-                raise RequestFailed(f"status {response.status}: {_shortened(await response.text())}")
+                raise RequestFailed(plain.of_status(response.status, await response.text(errors="replace")))
             async for data, now in _events(response):
                 answer.take(data, now)
         ended = time.perf_counter()
         _check(answer, request)
         return _timing(request, started, answer, ended)
-    except TimeoutError:
-        raise RequestFailed("no answer in time") from None
-    except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        # From ValueError on: what comes is no completion's event.
-        raise RequestFailed(f"{type(error).__name__}: {_shortened(str(error))}") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise RequestFailed(plain.of_connection(error)) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RequestFailed("the stream has something that is no event of a completion") from error
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[bytes, float]]:
@@ -149,7 +147,3 @@ def _timing(request: Request, started: float, answer: _Answer, ended: float) -> 
         cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
         output_tokens=usage["completion_tokens"],
     )
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= REASON_LENGTH else f"{text[:REASON_LENGTH]}..."

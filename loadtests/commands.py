@@ -78,7 +78,7 @@ def _labelled(settings: CompareSettings) -> dict[str, Record]:
     names = [path.stem for path in settings.files]
     labels = names if len(set(names)) == len(names) else [str(path) for path in settings.files]
     if len(set(labels)) < len(labels):
-        raise BadOption("FILES: one is given twice")
+        raise BadOption("FILES: one is given twice; two different runs are needed")
     return {label: read_record(path) for label, path in zip(labels, settings.files, strict=True)}
 
 
@@ -92,8 +92,8 @@ def _check_writable(settings: BenchSettings | CompareSettings) -> None:
             raise BadOption(f"{option}: there is no folder {path.absolute().parent}")
         if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
             raise BadOption(f"{option}: {path} cannot be written")
-    given = [path.absolute() for path in outputs.values() if path] + [
-        p.absolute() for p in getattr(settings, "files", ())
-    ]
+    given = [path.absolute() for path in outputs.values() if path]
     if len(set(given)) < len(given):
-        raise BadOption("--html, --json: one file is named twice")
+        raise BadOption(f"--html, --json: both would be written to {given[0]}")
+    if taken := {path.absolute() for path in getattr(settings, "files", ())} & set(given):
+        raise BadOption(f"--html: would replace {taken.pop()}, which is to be compared")

@@ -29,15 +29,16 @@ class Comparison:
     """What was left out and what was not alike."""
 
     def tables(self) -> list[list[Sequence[str]]]:
-        """One of the runs, and one for each workload: a row for each figure, with every run's value, spread over its
-        rounds, and ratio to the first run's.
+        """One of the runs, and one for each workload: a row for each figure that any run has, with every run's value,
+        spread over its rounds, and ratio to the first run's.
         """
         first, *others = self.labels
         header = [first, "spread", *(word for label in others for word in (label, "spread", "ratio"))]
         tables: list[list[Sequence[str]]] = [[RUN_HEADER, *([label, *run] for label, run in self.runs.items())]]
         for name, row in self.rows.items():
             works = [row[label] for label in self.labels]
-            tables.append([[name, *header], *(_row(figure, works) for figure in SHOWN)])
+            measured = (figure for figure in SHOWN if any(work["figures"].get(figure) is not None for work in works))
+            tables.append([[name, *header], *(_row(figure, works) for figure in measured)])
         return tables
 
 
@@ -52,15 +53,22 @@ def compare(records: Mapping[str, Record], force: bool) -> Comparison:
     works = {label: {work["name"]: work for work in record["workloads"]} for label, record in records.items()}
     common = [name for name in works[labels[0]] if all(name in works[label] for label in labels)]
     if not common:
-        lists = (f"{label}: {', '.join(names)}" for label, names in works.items())
-        raise BadOption(f"the runs have no workload in common: {'; '.join(lists)}")
+        lists = (f"{label} has {', '.join(names)}" for label, names in works.items())
+        raise BadOption(
+            "the runs have no workload in common, so there is nothing to compare; measure both with the same "
+            f"--adapters and --arrivals ({'; '.join(lists)})"
+        )
     different = []
     for label in labels[1:]:
-        different += _differences(label, first["conditions"], records[label]["conditions"])
+        different += _differences(label, labels[0], first["conditions"], records[label]["conditions"])
         for name in common:
-            different += _differences(f"{label}, {name}", works[labels[0]][name]["asked"], works[label][name]["asked"])
+            asked = [works[run][name]["asked"] for run in (labels[0], label)]
+            different += _differences(f"{label}, {name}", labels[0], *asked)
     if different and not force:
-        raise BadOption("the runs had different work (--force compares them all the same):\n" + "\n".join(different))
+        raise BadOption(
+            "the runs did different work, so their figures say nothing of each other; measure again with the same "
+            "options, or compare them all the same with --force:\n" + "\n".join(different)
+        )
     rows = {name: {label: works[label][name] for label in labels} for name in common}
     runs = {label: _run(record) for label, record in records.items()}
     remarks = [f"NOT THE SAME WORK: {line}" for line in different]
@@ -72,12 +80,19 @@ def _run(record: Record) -> list[str]:
     return [server["peer"], server["version"] or "-", server["base"], record["version"], record["started"]]
 
 
-def _differences(where: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def _differences(where: str, first: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [
-        f"{where}: {key} is {other.get(key)!r}, not {one.get(key)!r}"
+        f"{where}: {key} is {_told(other.get(key))}, in {first} {_told(one.get(key))}"
         for key in sorted(one.keys() | other.keys())
         if one.get(key) != other.get(key)
     ]
+
+
+def _told(value: object) -> str:
+    """An option's value, as it is given."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "not set" if value is None else str(value)
 
 
 def _asides(
@@ -95,11 +110,12 @@ def _asides(
         one, other = records[first], records[label]
         for key in ("peer", "version", "base"):
             if one["server"][key] != other["server"][key]:
-                lines.append(f"{label}: the server's {key} is {other['server'][key]!r}, not {one['server'][key]!r}")
+                said = (other["server"][key] or "unknown", one["server"][key] or "unknown")
+                lines.append(f"{label}: the server's {key} is {said[0]}, in {first} {said[1]}")
         if one["version"] != other["version"]:
-            lines.append(f"{label}: measured by version {other['version']}, not {one['version']}")
+            lines.append(f"{label}: measured by version {other['version']}, {first} by {one['version']}")
         if one["machine"] != other["machine"]:
-            lines.append(f"{label}: ran on another machine")
+            lines.append(f"{label}: was measured from another machine than {first}")
     return lines
 
 

@@ -1,7 +1,13 @@
-"""Records -> plots, as SVG to put into a page. matplotlib is loaded when the first is drawn."""
+"""Records -> plots, as SVG to put into a page. matplotlib is loaded when the first is drawn.
+
+Each plot is an element of its own, so that a narrow page lays them below each other; letters and axes have the page's
+text colour, and there is no background, so that a page may be light or dark.
+"""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,71 +16,51 @@ from loadtests.record import WorkRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 BINS = 60
 """Points of a curve over time."""
-MOST_ADAPTERS = 64
-"""Bars in a plot: of more, the slowest and the quickest halves of so many."""
+MOST_ADAPTERS = 16
+"""Bars in a plot, each with its name: of more adapters, the slowest and the quickest halves of so many."""
 
-LEGEND_COLUMNS = 4
-COLOURS = 10
-"""In the default cycle; of more curves each has a colour from a scale."""
-LINES = ("-", "--", "-.", ":")
+COLOURS = ("#3a7fc1", "#d1700f", "#2b9350", "#9a6dc7", "#a8734b", "#d055a5", "#1592a3", "#858a1c", "#7c8288")
+"""Each can be told from a white page and from a dark one."""
+FAILURE = "#e5484d"
+DASHES: Sequence[tuple[float, ...]] = ((), (4, 1.5), (1, 1.2), (6, 1.5, 1, 1.5), (2, 2), (8, 3), (1, 3), (8, 2, 2, 2))
+"""Lengths of dashes and gaps, in widths of the line; without any it is whole."""
+WIDTH = 1.6
+"""Of a line, in points."""
+LETTERS = "#010203"
+"""Stands for the page's text colour: matplotlib knows no such thing."""
 
 Curves = Mapping[str, WorkRecord]
 """Label -> a workload of some run."""
 
 
-def distributions(curves: Curves) -> str:
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a curve is drawn, and its sample in the legend."""
+
+    colour: str
+    dashes: tuple[float, ...] = ()
+
+
+def legend(labels: Sequence[str]) -> list[tuple[str, Style]]:
+    """How the curves of :func:`distributions` are drawn: no two alike up to 72."""
+    rows = (divmod(index, len(COLOURS)) for index in range(len(labels)))
+    kinds = [Style(COLOURS[colour], DASHES[(colour + repeat) % len(DASHES)]) for repeat, colour in rows]
+    return list(zip(labels, kinds, strict=True))
+
+
+def distributions(curves: Curves) -> list[str]:
     """Cumulative distributions of three latencies over all requests, a curve for each workload."""
-    figure = _figure(11, 3.0 + 0.2 * -(-len(curves) // LEGEND_COLUMNS))
-    panels = {"ttft": "time to first text, ms", "tpot": "time per token, ms", "e2e": "end to end, ms"}
-    for axes, (field, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for (label, work), style in zip(curves.items(), styles(len(curves)), strict=True):
-            values = np.sort(_values(work, field)) * 1000
-            axes.step(values, np.arange(1, len(values) + 1) / max(len(values), 1), where="post", label=label, **style)
-        axes.set_xlabel(title)
-        axes.set_ylim(0, 1.02)
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("share of requests")
-    drawn = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*drawn, loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
-    return _svg(figure)
+    panels = {"ttft": "Time to first text", "tpot": "Time per token", "e2e": "End to end"}
+    return [_distribution(curves, field, title) for field, title in panels.items()]
 
 
-def styles(count: int) -> list[dict[str, Any]]:
-    """A colour and a kind of line for each of ``count`` curves, no two alike."""
-    from matplotlib import colormaps
-
-    few = [f"C{index}" for index in range(min(count, COLOURS))]
-    colours = few if count <= COLOURS else list(colormaps["turbo"](np.linspace(0, 1, count)))
-    return [{"color": colour, "linestyle": LINES[index % len(LINES)]} for index, colour in enumerate(colours)]
-
-
-def course(work: WorkRecord) -> str:
-    """Of one workload: time to first text and throughput over time, and the adapters' speeds."""
-    figure = _figure(11, 2.8)
-    first, rate, adapters = figure.subplots(1, 3)
-    for index, (run, style) in enumerate(zip(work["rounds"], styles(len(work["rounds"])), strict=True), 1):
-        answered = [request for request in run["requests"] if "error" not in request]
-        started = [request["started"] for request in answered]
-        first.plot(started, [request["ttft"] * 1000 for request in answered], ".", color=style["color"])
-        rate.plot(*throughput(answered, run["seconds"]), label=f"round {index}", **style)
-        for request in run["requests"]:
-            if "error" in request:
-                first.axvline(request["started"], color="red", alpha=0.4)
-    first.set_ylabel("time to first text, ms")
-    rate.set_ylabel("output tokens/s")
-    first.set_xlabel("sent at, s (red: failed)")
-    rate.set_xlabel("s")
-    if 1 < len(work["rounds"]) <= COLOURS:
-        rate.legend(fontsize="x-small")
-    for axes in (first, rate):
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-    _draw_adapters(adapters, work["adapters"])
-    return _svg(figure)
+def course(work: WorkRecord) -> list[str]:
+    """Of one workload: time to first text and throughput over time, and its adapters' speeds where it has any."""
+    drawn = [_first_texts(work), _throughput(work)]
+    return [*drawn, _adapters(work["adapters"])] if work["adapters"] else drawn
 
 
 def throughput(answered: Sequence[Mapping[str, Any]], seconds: float) -> tuple[np.ndarray, np.ndarray]:
@@ -90,15 +76,73 @@ def throughput(answered: Sequence[Mapping[str, Any]], seconds: float) -> tuple[n
     return (edges[:-1] + edges[1:]) / 2, rate / (edges[1] - edges[0])
 
 
-def _draw_adapters(axes: "Axes", adapters: Sequence[Mapping[str, Any]]) -> None:
-    shown = list(adapters)
-    if len(shown) > MOST_ADAPTERS:
-        shown = shown[: MOST_ADAPTERS // 2] + shown[-MOST_ADAPTERS // 2 :]
-    axes.bar(range(len(shown)), [adapter["speed"] for adapter in shown])
-    few = "" if len(shown) == len(adapters) else f", slowest and quickest {MOST_ADAPTERS // 2}"
-    axes.set_xlabel(f"{len(adapters)} adapters by speed{few}" if adapters else "no adapters")
-    axes.set_ylabel("tokens/s of a request, mean")
-    axes.set_xticks([])
+def _distribution(curves: Curves, field: str, title: str) -> str:
+    def draw(axes: "Axes") -> None:
+        for (_, style), work in zip(legend(list(curves)), curves.values(), strict=True):
+            values = np.sort(_values(work, field)) * 1000
+            shares = np.arange(1, len(values) + 1) / max(len(values), 1)
+            (line,) = axes.step(values, shares, where="post", color=style.colour)
+            if style.dashes:
+                line.set_dashes(style.dashes)
+        axes.set_xlabel("ms")
+        axes.set_ylabel("share of requests")
+        axes.set_ylim(0, 1.02)
+
+    return _svg(title, draw)
+
+
+def _first_texts(work: WorkRecord) -> str:
+    def draw(axes: "Axes") -> None:
+        for run, colour in zip(work["rounds"], cycle(COLOURS), strict=False):
+            answered = [request for request in run["requests"] if "error" not in request]
+            first = [request["ttft"] * 1000 for request in answered]
+            axes.plot([request["started"] for request in answered], first, ".", color=colour)
+            for request in run["requests"]:
+                if "error" in request:
+                    axes.axvline(request["started"], color=FAILURE, alpha=0.6, linewidth=1)
+        axes.set_ylabel("ms")
+        axes.set_xlabel("sent at, s")
+        axes.set_ylim(bottom=0)
+
+    return _svg("Time to first text", draw)
+
+
+def _throughput(work: WorkRecord) -> str:
+    def draw(axes: "Axes") -> None:
+        for run, colour in zip(work["rounds"], cycle(COLOURS), strict=False):
+            answered = [request for request in run["requests"] if "error" not in request]
+            axes.plot(*throughput(answered, run["seconds"]), color=colour)
+        axes.set_ylabel("output tokens/s, all requests")
+        axes.set_xlabel("s")
+        axes.set_ylim(bottom=0)
+
+    return _svg("Throughput", draw)
+
+
+def _adapters(adapters: Sequence[Mapping[str, Any]]) -> str:
+    """``adapters`` from the slowest to the quickest."""
+    shown, places, half = [*adapters], [*range(len(adapters))], MOST_ADAPTERS // 2
+    if len(adapters) > MOST_ADAPTERS:
+        shown = [*adapters[:half], *adapters[-half:]]
+        places = [*range(half), *range(half + 1, MOST_ADAPTERS + 1)]  # a gap for what is left out
+
+    def draw(axes: "Axes") -> None:
+        bars = axes.barh(places, [adapter["speed"] for adapter in shown], height=0.75, color=COLOURS[0])
+        axes.bar_label(bars, fmt="{:.3g}", padding=2, fontsize=7)
+        axes.set_yticks(places, [_shortened(adapter["adapter"]) for adapter in shown], fontsize=7)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("tokens/s of a request, mean")
+        if len(shown) < 4:
+            axes.set_ylim(3.5, -0.5)  # a lone bar would fill the plot
+
+    left_out = "" if len(shown) == len(adapters) else f": slowest and quickest {half} of {len(adapters)}"
+    return _svg(f"Adapters by speed{left_out}", draw)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:22]}..."
 
 
 def _values(work: WorkRecord, field: str) -> np.ndarray:
@@ -107,19 +151,23 @@ def _values(work: WorkRecord, field: str) -> np.ndarray:
     return np.array([request[field] for request in requests if request.get(field) is not None], dtype=float)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def _svg(title: str, draw: Callable[["Axes"], None]) -> str:
+    """One plot: only the element, no XML header, no date, no address of who drew it."""
+    import matplotlib
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _svg(figure: "Figure") -> str:
-    """Only the element: no XML header, no date, no address of who drew it."""
-    import matplotlib
-
+    coloured = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    looks: dict[Any, Any] = {**dict.fromkeys(coloured, LETTERS), "svg.fonttype": "none", "svg.hashsalt": "manylora"}
+    looks |= {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.titlesize": "medium"}
+    looks |= {"lines.linewidth": WIDTH}
     text = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "manylora"}):
-        figure.savefig(text, format="svg", metadata=nothing)
-    drawn = text.getvalue()
+    with matplotlib.rc_context(looks):
+        figure = Figure(figsize=(4.6, 3.1), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(alpha=0.3)
+        draw(axes)
+        axes.set_title(title)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    drawn = text.getvalue().replace(LETTERS, "currentColor")
     return drawn[drawn.index("<svg") :]

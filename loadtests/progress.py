@@ -24,7 +24,7 @@ class Display:
     @contextmanager
     def counting(self, title: str, total: int) -> Iterator[Callable[[], None]]:
         """Call what it gives once for each of ``total`` things done."""
-        if self._console.is_terminal:
+        if self._console.is_interactive and self._console.file.isatty():  # FORCE_COLOR makes none of a log file
             columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
             with Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True) as bar:
                 task = bar.add_task(title, total=total)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
+from loadtests import plain
 from loadtests.client import Timing
 from loadtests.drive import Failure, Round
 from loadtests.errors import BadOption
@@ -22,6 +23,7 @@ from loadtests.workload import Workload
 
 SCHEMA = 1
 KIND = "manylora-bench"
+WANTED = "give a file that `manylora bench --json FILE` wrote"
 DIGITS = 6
 """Of seconds that are written down."""
 
@@ -104,19 +106,23 @@ def read_record(path: Path) -> Record:
     """Raises :class:`BadOption` for what is no record, or one of another schema."""
     try:
         record = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BadOption(f"{path}: {error}") from None
-    except RecursionError:
-        raise BadOption(f"{path}: is nested too deeply") from None
+    except OSError as error:
+        raise BadOption(f"{path}: {plain.of_file(error)}; {WANTED}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadOption(f"{path}: {plain.of_json(error)}; {WANTED}") from None
     if not isinstance(record, dict) or record.get("kind") != KIND:
-        raise BadOption(f"{path}: is not what `manylora bench --json` writes")
+        raise BadOption(f"{path}: is JSON of another kind; {WANTED}")
     if record.get("schema") != SCHEMA:
-        raise BadOption(f"{path}: has schema {record.get('schema')}, this is for {SCHEMA}")
+        raise BadOption(
+            f"{path}: was written by a version of manylora whose figures mean something else (schema "
+            f"{record.get('schema')}, this version reads {SCHEMA}): measure again"
+        )
     try:
         _RecordShape.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadOption(f"{path}: `{'.'.join(map(str, first['loc']))}`: {first['msg']}") from None
+        field = ".".join(map(str, first["loc"]))
+        raise BadOption(f"{path}: is damaged: `{field}` {plain.of_value(first)}; measure again") from None
     return record
 
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import aiohttp
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from loadtests.adapters import Recipe
+from loadtests import plain
+from loadtests.adapters import Geometry, Recipe
 from loadtests.drive import Tick
 from loadtests.errors import BadOption, ServerUnusable
 from loadtests.peers import LlamaCpp, Manylora, Peer, PeerName, Vllm
@@ -21,10 +22,11 @@ T = TypeVar("T")
 
 AT_ONCE = 4
 """Adapters made and sent at the same time."""
+FORBIDDEN = (401, 403)
 ABSENT = 404
 TAKEN = 412
-ANSWER_LENGTH = 500
-"""Characters of a server's refusal that are told."""
+REJECTED = 422
+BROKEN = 500
 END_SECONDS = 30.0
 """What registrations under way get after Ctrl-C, and removing adapters gets at least."""
 REMOVAL_SECONDS = 0.25
@@ -92,7 +94,10 @@ class Registrar:
                 self.registered.discard(name)
             if response.status == TAKEN:
                 raise ServerUnusable(_taken(name))
-            await _accepted(response, f"adapter {name}")
+            what = f"adapter {name}"
+            if response.status == REJECTED and recipe.geometry == Geometry():
+                what += ", made for the demo model (another base needs --config)"
+            await _accepted(response, what)
 
     async def remove(self, name: str) -> None:
         """Remove one that was registered, or may have been. Raises :class:`ServerUnusable`."""
@@ -102,7 +107,7 @@ class Registrar:
             answer = self.http.delete(f"v1/adapters/{name}")
         async with answer as response:
             if response.status != ABSENT:
-                await _accepted(response, f"removing {name}")
+                await _accepted(response, f"to remove {name}")
             elif name in self.unanswered:
                 raise ServerUnusable("it was not there, but its registration had no answer and may still come")
         self.registered.discard(name)
@@ -115,6 +120,8 @@ async def find_peer(http: aiohttp.ClientSession, name: PeerName, base: str | Non
     """
     cards = (await _get(http, "v1/models", _Cards, name)).data
     bases = [card.id for card in cards if card.parent is None]
+    if base is not None and bases and name != "llamacpp" and base not in bases:  # llama.cpp takes any name
+        raise BadOption(f"--base: the server has no base `{base}`; it has {', '.join(bases)}")
     if base is None and not bases:
         raise ServerUnusable("/v1/models lists no base; name it with --base")
     base = base or bases[0]
@@ -189,7 +196,7 @@ async def _remove_all(registrar: Registrar, tick: Tick) -> list[str]:
             try:
                 await registrar.remove(name)
             except (ServerUnusable, aiohttp.ClientError, OSError) as error:
-                reasons[name] = str(error) or type(error).__name__
+                reasons[name] = str(error) if isinstance(error, ServerUnusable) else plain.of_connection(error)
         tick()
 
     with suppress(TimeoutError):
@@ -239,6 +246,10 @@ def _form(name: str, files: Mapping[str, bytes]) -> aiohttp.FormData:
 async def _get(http: aiohttp.ClientSession, path: str, form: type[T], peer: PeerName) -> T:
     """The answer in a form that only this kind of server gives it."""
     async with http.get(path) as response:
+        if response.status == ABSENT:
+            raise BadOption(
+                f"--url, --peer: this is no {peer} server: it has no /{path}; --url is the address before that"
+            )
         await _accepted(response, f"/{path}")
         content = await response.read()
     try:
@@ -246,12 +257,22 @@ async def _get(http: aiohttp.ClientSession, path: str, form: type[T], peer: Peer
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the answer"
-        raise BadOption(f"--url, --peer: this is no {peer} server: /{path}: {where}: {first['msg']}") from None
+        said = f"{where} {plain.of_value(first)}"
+        raise BadOption(f"--url, --peer: this is no {peer} server: of /{path} {said}") from None
 
 
 async def _accepted(response: aiohttp.ClientResponse, what: str) -> None:
-    if not response.ok:
-        raise ServerUnusable(f"{what}: status {response.status}: {(await response.text())[:ANSWER_LENGTH]}")
+    """Raises :class:`ServerUnusable` where the server says no to ``what``."""
+    if response.ok:
+        return
+    said = plain.of_status(response.status, await response.text(errors="replace"))
+    if response.status in FORBIDDEN:
+        sent = "Authorization" in response.request_info.headers
+        advice = "it does not take this key" if sent else "give its key with --api-key, or in MANYLORA_API_KEY"
+        raise ServerUnusable(f"the server does not let us in ({said}): {advice}")
+    if response.status >= BROKEN:
+        raise ServerUnusable(f"the server, or a proxy before it, does not work ({what}: {said}); see what its log says")
+    raise ServerUnusable(f"the server refused {what}: {said}")
 
 
 def _taken(name: str) -> str:

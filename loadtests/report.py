@@ -75,6 +75,11 @@ def share(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
 
 
+def counted(number: int, what: str) -> str:
+    """``"1 request"``, ``"2 requests"``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def percentiles(figures: Mapping[str, Any], name: str) -> str:
     """``"331 / 849 / 901"``."""
     return " / ".join(number(figures[f"{name}_p{percent}_ms"]) for percent in (50, 95, 99))
@@ -95,7 +100,7 @@ def _row(work: WorkRecord) -> list[str]:
 
 def _remarks(work: WorkRecord) -> list[str]:
     figures = work["figures"]
-    lines = [f"failed, {times} times: {reason}" for reason, times in work["failures"].items()]
+    lines = [f"failed, {counted(times, 'time')}: {reason}" for reason, times in work["failures"].items()]
     if (tokens := figures["tokens_per_event"]) and tokens > SEVERAL:
         lines.append(f"{tokens:.2f} tokens in a text: the time per token, not that between texts, speaks of tokens")
     if figures["cached_tokens"]:
@@ -113,5 +118,5 @@ def _remarks(work: WorkRecord) -> list[str]:
     if work["adapters"] and figures["fairness"] is not None:
         worst = work["adapters"][0]
         speed = number(worst["speed"])
-        lines.append(f"slowest adapter {worst['adapter']}, {speed} tok/s in {worst['requests']} requests")
+        lines.append(f"slowest adapter {worst['adapter']}, {speed} tok/s in {counted(worst['requests'], 'request')}")
     return lines

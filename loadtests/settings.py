@@ -1,7 +1,6 @@
 """The options of ``manylora bench``: one frozen object, and the workloads they amount to."""
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from pydantic_settings import (
 )
 from yarl import URL
 
-from loadtests import arrivals, mixes
+from loadtests import arrivals, mixes, plain
 from loadtests.adapters import RANK, Geometry, Recipe, Targets
 from loadtests.arrivals import parse_arrivals
 from loadtests.bounds import (
@@ -70,7 +69,9 @@ class _Options(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise BadOption("\n".join(_line(dict(detail)) for detail in error.errors())) from None
+            # The first of each option: that a list is empty follows from what was wrong in it.
+            lines = {detail["loc"][:1]: _line(dict(detail)) for detail in reversed(error.errors())}
+            raise BadOption("\n".join(reversed(lines.values()))) from None
 
     @classmethod
     def settings_customise_sources(
@@ -257,8 +258,10 @@ class BenchSettings(_Options):
             return Geometry()
         try:
             return Geometry.read(self.config)
-        except (OSError, ValueError) as error:
-            raise BadOption(f"--config: {self.config}: {error}") from None
+        except OSError as error:
+            raise BadOption(f"--config: {self.config}: {plain.of_file(error)}") from None
+        except ValueError as error:
+            raise BadOption(f"--config: {self.config}: {error}; give the config.json of the base's folder") from None
 
 
 class CompareSettings(_Options):
@@ -328,17 +331,19 @@ def _flags(settings: type[_Options], words: Sequence[str], program: str) -> dict
     try:
         return dict(CliSettingsSource[Any](settings, cli_parse_args=list(words), cli_prog_name=program)())
     except SettingsError as error:
-        message = str(error).removeprefix("error parsing CLI: ")
-        # What follows a mistyped option may be a key.
-        raise BadOption(re.sub(r"^(unrecognized arguments: .*?--[\w-]+)[ =].*", r"\1", message)) from None
+        options = [f"--{(field.alias or name).replace('_', '-')}" for name, field in settings.model_fields.items()]
+        raise BadOption(plain.of_arguments(str(error).removeprefix("error parsing CLI: "), options)) from None
 
 
 def _line(detail: dict[str, Any]) -> str:
-    """One error of pydantic, as ``--count: Input should be greater than or equal to 1 (got '0')``."""
-    message = str(detail["msg"]).removeprefix("Value error, ")
+    """One error of pydantic, as ``--count: must be at least 1 (got '0')``."""
+    message = plain.of_value(detail)
     if not detail["loc"]:
         return message
     name = str(detail["loc"][0]).replace("_", "-")
-    where = "FILES" if name == "files" else f"--{name}"
-    value = repr(detail["input"])
+    if name == "files":
+        return (
+            f"FILES: two or more are needed, as `manylora bench --json FILE` writes them (got {len(detail['input'])})"
+        )
+    where, value = f"--{name}", repr(detail["input"])
     return f"{where}: {message}" if where in SECRET else f"{where}: {message} (got {value[:SHOWN]})"

@@ -13,7 +13,7 @@ import h11  # noqa: F401
 import httpcore  # noqa: F401
 import httpx
 
-from loadtests.errors import ServerUnusable
+from loadtests.errors import BadOption, ServerUnusable
 
 START_SECONDS = 600.0
 """A first start installs nothing but quantises the model."""
@@ -25,15 +25,19 @@ STDERR = 2
 def spawned(command: str, adapter_root: Path) -> Iterator[str]:
     """Run ``command --port PORT --adapter-root DIR`` on a free port; its URL once ``/readyz`` says yes; then SIGTERM.
 
-    What the server prints goes to stderr. Raises :class:`ServerUnusable`.
+    What the server prints goes to stderr. Raises :class:`ServerUnusable`, :class:`BadOption`.
     """
     port = _free_port()
-    arguments = [*shlex.split(command), "--port", str(port), "--adapter-root", str(adapter_root)]
+    try:
+        arguments = [*shlex.split(command), "--port", str(port), "--adapter-root", str(adapter_root)]
+    except ValueError:
+        raise BadOption(f"--spawn: a quotation mark in it is never closed (got {command!r})") from None
     try:
         # In a group of its own: Ctrl-C on a terminal is ours, and the server is needed to give its adapters back.
         process = subprocess.Popen(arguments, stdout=STDERR, process_group=0)
     except OSError as error:
-        raise ServerUnusable(f"the server does not start: {error}") from error
+        reason = "there is no such command" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+        raise ServerUnusable(f"--spawn: {arguments[0]}: {reason}") from error
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_ready(process, url)
@@ -54,9 +58,9 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
     with httpx.Client(base_url=url, trust_env=False) as http:
         while not _ready(http):
             if (status := process.poll()) is not None:
-                raise ServerUnusable(f"the server ended with status {status}")
+                raise ServerUnusable(f"the server ended with status {status} before it was ready; it says above why")
             if time.monotonic() > deadline:
-                raise ServerUnusable(f"the server was not ready after {START_SECONDS:.0f} s")
+                raise ServerUnusable(f"the server was not ready after {START_SECONDS:.0f} s; start it yourself, --url")
             time.sleep(0.2)
 
 

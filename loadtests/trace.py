@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loadtests import plain
 from loadtests.bounds import MOST_ADAPTERS, MOST_SECONDS, MOST_TOKENS, within
 from loadtests.errors import BadOption
 
@@ -55,8 +56,10 @@ def read_trace(path: Path) -> Trace:
         content = path.read_bytes()
         # Only this ends a line of JSON: `splitlines` would also split a name at U+2028.
         lines = content.decode().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadOption(f"{path}: {error}") from None
+    except OSError as error:
+        raise BadOption(f"--trace: {path}: {plain.of_file(error)}") from None
+    except UnicodeDecodeError as error:
+        raise BadOption(f"--trace: {path}: {plain.of_json(error)}") from None
     numbers: dict[str, int] = {}
     rows: list[Row] = []
     first = 0.0
@@ -66,12 +69,14 @@ def read_trace(path: Path) -> Trace:
                 values = _values(line)
                 first = first if rows else values.get("arrival") or 0.0
                 rows.append(_row(values, first, numbers, rows))
-            except RecursionError:
-                raise BadOption(f"{path}:{number}: is nested too deeply") from None
+            except json.JSONDecodeError as error:
+                raise BadOption(f"{path}:{number}: is not JSON, or breaks off, at column {error.colno}") from None
+            except RecursionError as error:
+                raise BadOption(f"{path}:{number}: {plain.of_json(error)}") from None
             except (ValueError, BadOption) as error:
                 raise BadOption(f"{path}:{number}: {error}") from None
     if not rows:
-        raise BadOption(f"{path}: has no rows")
+        raise BadOption(f"--trace: {path}: has no rows")
     within(f"{path}: adapters", len(numbers), 0, MOST_ADAPTERS)
     return Trace(tuple(rows), len(numbers), hashlib.sha256(content).hexdigest())
 

@@ -4,11 +4,11 @@ An option on the command line wins over the same one in the environment. What is
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import psutil
 from pydantic import (
     BeforeValidator,
     Field,
@@ -18,14 +18,29 @@ from pydantic import (
     field_validator,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
+from bases import machine
 from bases.errors import ConfigError
 from bases.option_errors import describe
 from bases.options import BaseOptions, default_data
 
 RANK_STEP = 8
 """Rank columns of the device pool come in multiples of this."""
+_SERVICE_LINK = re.compile(
+    r"MANYLORA_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)"
+)
+"""Variables that Kubernetes sets in every pod for a service named manylora, or manylora-something."""
+_LINK_PORT = re.compile(r"MANYLORA_([A-Z0-9_]+_)?PORT")
+_LINK_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+"""One more of them has the name of an option, or may have: the value tells."""
 
 
 def _pairs(value: object) -> object:
@@ -48,12 +63,28 @@ def _words(value: object) -> object:
     return tuple(word for word in value.split(",") if word) if isinstance(value, str) else value
 
 
+def _gib_or_auto(value: object) -> object:
+    """``auto`` -> None."""
+    return None if value == "auto" else value
+
+
 def _expanded(path: Path) -> Path:
     """``path`` with ``~`` resolved."""
     try:
         return path.expanduser()
     except RuntimeError as error:
         raise ValueError(f"{str(path)!r} names a home folder that is not known") from error
+
+
+class _Environment(EnvSettingsSource):
+    """The environment without Kubernetes' service links."""
+
+    def __call__(self) -> dict[str, Any]:
+        """The values found, by field."""
+        values = super().__call__()
+        if is_service_link("MANYLORA_PORT", str(values.get("port"))):
+            del values["port"]
+        return values
 
 
 class Settings(BaseSettings):
@@ -110,7 +141,9 @@ class Settings(BaseSettings):
     device_ranks: int | None = Field(
         None, ge=1, description="rank columns on the device in all (unset: 16 for each device adapter)"
     )
-    kv_memory_gib: float = Field(1.0, gt=0, le=2**20, description="memory for keys and values")
+    kv_memory_gib: Annotated[float | None, BeforeValidator(_gib_or_auto)] = Field(
+        None, gt=0, le=2**20, description="memory for keys and values, or auto (unset: auto, from model and machine)"
+    )
     block_size: int = Field(
         16, ge=1, le=1024, description="tokens in a block of keys and values; CPU kernels need a multiple of 16"
     )
@@ -121,9 +154,9 @@ class Settings(BaseSettings):
     max_wait_seconds: float = Field(
         2.0, ge=0, description="age at which a request passed over for lack of an adapter slot gets the next one"
     )
-    drain_seconds: float = Field(30, ge=0, description="time running requests get after SIGTERM")
+    drain_seconds: float = Field(30, ge=0, description="time requests and registrations under way get after SIGTERM")
     max_body_mib: float = Field(2, gt=0, description="largest request body")
-    threads: int | None = Field(None, ge=1, description="CPU threads for the model (unset: the cores)")
+    threads: int | None = Field(None, ge=1, description="CPU threads for the model (unset: the cores it may use)")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
 
     def __init__(self, **values: Any) -> None:
@@ -134,6 +167,18 @@ class Settings(BaseSettings):
             raise ConfigError("\n".join(_line(detail) for detail in error.errors())) from None
         except SettingsError as error:
             raise ConfigError(str(error).removeprefix("error parsing CLI: ")) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment."""
+        return init_settings, _Environment(settings_cls)
 
     @field_validator("device_ranks")
     @classmethod
@@ -185,9 +230,8 @@ class Settings(BaseSettings):
 
     @property
     def cpu_threads(self) -> int:
-        """Threads for the model: ``threads``, or the physical cores this process may use."""
-        usable = len(os.sched_getaffinity(0))
-        return self.threads or min(psutil.cpu_count(logical=False) or usable, usable)
+        """Threads for the model: ``threads``, or the physical cores this process may keep busy."""
+        return self.threads or machine.cores()
 
     @property
     def rank_columns(self) -> int:
@@ -205,10 +249,21 @@ def read_settings(argv: Sequence[str], command: str = "serve") -> Settings:
     prefix = Settings.model_config["env_prefix"]
     clients = {f"{prefix}URL", f"{prefix}API_KEY"}  # of `manylora adapters` and `manylora train`
     known = {f"{prefix}{field}".upper() for field in Settings.model_fields} | clients
-    unknown = sorted(name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known)
+    given = {name for name in os.environ if name.upper().startswith(prefix)}
+    unknown = sorted(name for name in given.difference(service_links()) if name.upper() not in known)
     if unknown:
         raise ConfigError("\n".join(f"{name}: there is no such option" for name in unknown))
     return settings
+
+
+def is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes set this variable to tell where a service is."""
+    return bool(_SERVICE_LINK.fullmatch(name) or (_LINK_PORT.fullmatch(name) and _LINK_ADDRESS.match(value)))
+
+
+def service_links() -> list[str]:
+    """Names of such variables in the environment, which are no options."""
+    return sorted(name for name, value in os.environ.items() if is_service_link(name, value))
 
 
 def flag(field: str) -> str:

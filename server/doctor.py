@@ -3,20 +3,20 @@
 import os
 import platform
 import shutil
-import socket
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bases import machine
 from bases.errors import ConfigError
 from bases.nf4 import functional
 from bases.source import DEMO, find_source, on_hub
+from server.api.serve import bind
 from server.compute.cpu import kernels as cpu_kernels
 from server.config import Settings
 
@@ -43,13 +43,14 @@ def examine(settings: Settings) -> list[str]:
 
 def findings(settings: Settings) -> list[tuple[str, str]]:
     """(what, how it is) for each row of the table."""
-    memory = psutil.virtual_memory()
+    memory = machine.memory()
     return [
         ("system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"),
         ("device", _device()),
         ("processor", _processor()),
-        ("cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}; torch uses {torch.get_num_threads()}"),
-        ("memory", f"{memory.available / _GIB:.1f} GiB free of {memory.total / _GIB:.1f}"),
+        ("cores", _cores(settings)),
+        ("caches", ", ".join(machine.caches()) or "unknown"),
+        ("memory", f"{memory.free / _GIB:.1f} GiB free of {memory.total / _GIB:.1f}{_limit(memory)}"),
         ("C compiler", shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or "none"),
         ("kernels", _kernels()),
         ("libraries", ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)),
@@ -87,10 +88,20 @@ def _device() -> str:
     return f"cuda: {properties.name}, {properties.total_memory / _GIB:.0f} GiB"
 
 
+def _cores(settings: Settings) -> str:
+    share = machine.cpu_share()
+    quota = "" if share is None else f", a share of {share:g} in this container"
+    return f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}{quota}; the model gets {settings.cpu_threads}"
+
+
+def _limit(memory: machine.Memory) -> str:
+    return "" if memory.limit is None else f", in this container, by {memory.limit}"
+
+
 def _processor() -> str:
-    has = torch.cpu.get_capabilities()
-    names = {"avx2": "AVX2", "avx512_f": "AVX-512", "avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"}
-    features = ", ".join(name if has.get(key) else f"no {name}" for key, name in names.items())
+    has = machine.instructions()
+    names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"}
+    features = ", ".join(name if key in has else f"no {name}" for key, name in names.items())
     kernel = "fused" if functional.has_avx512bf16() else "plain (slower: no AVX512-BF16)"
     return f"{features}; 4-bit kernel on CPU: {kernel}"
 
@@ -98,7 +109,7 @@ def _processor() -> str:
 def _kernels() -> str:
     kernels = cpu_kernels.load()
     if kernels is None:
-        return "bitsandbytes' and torch's (no AMX, or no C compiler)"
+        return f"bitsandbytes' and torch's ({cpu_kernels.absence()})"
     return "our own, on AMX: NF4 products, attention, LoRA; all of a Llama, Mistral, Qwen 2 or Qwen 3 in one call"
 
 
@@ -133,14 +144,9 @@ def _device_problem(settings: Settings) -> str | None:
 
 def _port_problem(settings: Settings) -> str | None:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-    except OSError as error:
-        return f"--port: cannot listen on {settings.host} port {settings.port}: {error.strerror or error}"
+        bind(settings.host, settings.port).close()
+    except ConfigError as error:
+        return str(error)
     return None
 
 
@@ -153,8 +159,9 @@ def _data_problem(settings: Settings) -> str | None:
 
 
 def _memory_problem(settings: Settings) -> str | None:
-    needed = (settings.kv_memory_gib + settings.host_cache_gib) * _GIB + _RUNTIME_BYTES
-    free = psutil.virtual_memory().available
+    """Keys and values count where they were asked for: left to itself the server takes what is there."""
+    needed = ((settings.kv_memory_gib or 0) + settings.host_cache_gib) * _GIB + _RUNTIME_BYTES
+    free = machine.memory().free
     if needed <= free:
         return None
     return (

@@ -51,7 +51,8 @@ class UnknownModel(RequestError):
     """No model or adapter goes by this name."""
 
     def __init__(self, name: str, param: str = "model") -> None:
-        super().__init__(f"The model `{name}` does not exist.", param=param, code="model_not_found")
+        message = f"The model `{name}` does not exist." if name else "The name of the model is empty."
+        super().__init__(message, param=param, code="model_not_found")
 
 
 class QueueFull(RequestError):

@@ -92,13 +92,21 @@ class Probe:
     def _run(self, sequence: Sequence) -> Event:
         answer = self._switchboard.expect(sequence.id)
         try:
-            self._engine.submit(sequence)
+            self._submit(sequence)
             return answer.result(TIMEOUT)
         except TimeoutError as error:
             self._engine.abort(sequence.id)
             raise EngineError(f"The dry load found no place on the device within {TIMEOUT:.0f} s.") from error
         finally:
             self._switchboard.close(sequence.id)
+
+    def _submit(self, sequence: Sequence) -> None:
+        try:
+            self._engine.submit(sequence)
+        except EngineError as error:
+            if self._switchboard.draining:
+                raise Draining("The server has shut down.", code="draining") from error
+            raise
 
 
 def _kl(logits: Logits, base: Logits) -> float:

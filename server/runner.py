@@ -1,22 +1,20 @@
 """Runner: a Batch becomes logits and token ids. Owns everything that lives on the device."""
 
-from collections.abc import Mapping
 from functools import partial
 
-import psutil
 import torch
 from torch import Tensor
 
 from adapters.spec import AdapterId
 from bases.base import Base
-from bases.errors import ConfigError
 from server.compute import choose
-from server.compute.attention import IMPLEMENTATION, LayerRecorder, block_bytes, register
+from server.compute.attention import IMPLEMENTATION, LayerRecorder, register
 from server.compute.backend import Backend, Copy, ServedModel
 from server.compute.inputs import call_modules, call_packed
 from server.compute.mapping import Placed
 from server.compute.pool import AdapterPool, PackedAdapter
 from server.config import Settings
+from server.kv_memory import kv_room
 from server.sampler import sample
 from server.sequence import Batch
 from server.slots import pages_for
@@ -34,7 +32,8 @@ class Runner:
         register()
         base.model.set_attn_implementation(IMPLEMENTATION)
         layers = self._record_layers()
-        self.blocks = _block_count(layers.shapes, base, settings)
+        self.room = kv_room(layers.shapes, self.pool.groups, base, settings)
+        self.blocks = self.room.blocks
         self.kv = self.backend.kv_cache(layers.shapes, self.blocks, settings.block_size)
         self.model = ServedModel(base, self.pool, self.kv, layers.params, settings.max_batch_sequences)
         self.forward = self.backend.forward(self.model)
@@ -103,25 +102,3 @@ class Runner:
         recorder = LayerRecorder()
         call_packed(call_modules(self.base.model), ([0], [0], [0]), recorder, self.base.device)
         return recorder
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that can be had on the device now."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-
-
-def _block_count(shapes: Mapping[int, tuple[int, int]], base: Base, settings: Settings) -> int:
-    size = settings.block_size
-    memory = settings.kv_memory_gib * 2**30
-    free = _free_memory(base.device)
-    if memory > free:
-        raise ConfigError(
-            f"--kv-memory-gib: {settings.kv_memory_gib} GiB is more than the {free / 2**30:.1f} GiB the device has left"
-        )
-    blocks = int(memory) // block_bytes(shapes, size, base.dtype)
-    if blocks * size < base.max_model_len:
-        raise ConfigError(
-            f"--kv-memory-gib: {settings.kv_memory_gib} GiB hold {blocks * size} tokens, fewer than one context of "
-            f"{base.max_model_len}; give more or lower --max-model-len"
-        )
-    return blocks

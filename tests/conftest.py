@@ -13,7 +13,7 @@ wait_briefly()
 import torch  # noqa: E402 - it reads what was just set
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, which bitsandbytes does
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported
 
 PEFT_WARNING = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 """PEFT reads an attribute that transformers has deprecated; nothing here can change that."""

@@ -111,6 +111,9 @@ def _export(
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="take an adapter that names another base")
     ] = False,
+    allow_unknown_fields: Annotated[
+        bool, typer.Option("--allow-unknown-fields", help="take an adapter whose config has fields that are not known")
+    ] = False,
     keep_failed: Annotated[bool, typer.Option("--keep-failed", help="keep an export that diverges")] = False,
     model: Annotated[
         str | None, typer.Option(help="the base, as for serve (unset: what the adapter was trained on, or demo)")
@@ -136,14 +139,15 @@ def _export(
     base = _base(folder or (parts[0][0] if parts else None), data, model, quantization)
     if parts:
         _check_merge(parts, out, method, rank, allow_base_mismatch)
-    mismatch = {"allow_base_mismatch": allow_base_mismatch}
+    allowed = {"allow_base_mismatch": allow_base_mismatch, "allow_unknown_fields": allow_unknown_fields}
     with tempfile.TemporaryDirectory() as temporary:
         if parts:
             folder = out if adapter_only else Path(temporary, "merged")
-            _merge(parts, base, folder, {"method": method, "rank": rank, **mismatch})
+            _merge(parts, base, folder, {"method": method, "rank": rank, **allowed})
         if not adapter_only:
-            options = {"onto": onto, "dtype": dtype, "format": format, "keep_failed": keep_failed, **mismatch}
-            _write(folder, base, out, {"max_shard_bytes": int(max_shard_gib * 2**30), **options})
+            name = "-".join(part.resolve().name for part, _ in parts) or None
+            options = {"onto": onto, "dtype": dtype, "format": format, "keep_failed": keep_failed, **allowed}
+            _write(folder, base, out, {"name": name, "max_shard_bytes": int(max_shard_gib * 2**30), **options})
 
 
 def _base(
@@ -181,7 +185,7 @@ def _merge(parts: list[tuple[Path, float]], base: BaseOptions, out: Path, option
     from bases.base import load_base
     from training.merge import merge
 
-    merged = merge(parts, load_base(base, _say).layout, out, **options)
+    merged = merge(parts, load_base(base, _say).layout, out, say=_say, **options)
     _say(f"merged {len(parts)} adapters into one of rank {merged.spec.rank}; {merged.lost:.2%} of the update was lost")
 
 

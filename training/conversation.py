@@ -1,6 +1,6 @@
 """What every row of training data becomes, whatever format it came in."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,15 @@ class DataError(ManyloraError):
         self.reason = reason
         self.source = source
         super().__init__(f"{source}: {reason}" if source else reason)
+
+
+Refuse = Callable[[DataError], None]
+"""Gets the reason why a row cannot be trained on. Where it raises, reading ends there; else with the next row."""
+
+
+def stop(error: DataError) -> None:
+    """Raises the first reason."""
+    raise error
 
 
 @dataclass(frozen=True, slots=True)

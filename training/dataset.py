@@ -1,7 +1,8 @@
 """From files to the examples that are trained, held out, and kept against forgetting.
 
 In this order: read, render, mind the length, drop duplicates, hold rows out, drop from training what is held out,
-repeat by weight, mix in general rows. Every row that falls out is counted in the report.
+repeat by weight, mix in general rows. Every row that falls out is counted in the report. All files are read before a
+bad row ends it, so that all of them are told at once.
 """
 
 import hashlib
@@ -16,7 +17,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from bases.errors import ConfigError
-from training.conversation import Conversation, DataError
+from training.bad_rows import LEFT_OUT, BadRows
+from training.conversation import Conversation, DataError, Refuse
 from training.files import check_file
 from training.formats import AUTO, read_conversations
 from training.rendering import Example, Renderer
@@ -66,12 +68,17 @@ def build(
     weights = _weights(settings)
     pool = reader.unique(example for path in weights for example in reader.read(path, settings.format, weights[path]))
     train, evaluation = _hold_out(settings, reader, pool)
+    general_rows = _read_general(settings, reader, known=[*pool, *evaluation])
+    if settings.skip_bad:
+        reader.counts[LEFT_OUT] += reader.bad.count
+    else:
+        reader.bad.check()
     if not train:
         raise DataError(f"no row is left to train on; left out: {_reasons(reader.counts) or 'none'}")
     train = _repeat(train, weights, settings.seed)
     if not train:
         raise ConfigError("DATA: the files' weights leave no row to train on")
-    general, mixed = _general(settings, reader, train, evaluation)
+    general, mixed = _general(settings, general_rows, len(train))
     train += mixed
     report = _report(settings, reader, train, evaluation, general, mixed)
     return Dataset(
@@ -103,14 +110,20 @@ class _Reader:
     counts: Counter[str] = field(default_factory=Counter)
     """Reason a row was left out or cut -> rows."""
     files: list[FileCount] = field(default_factory=list)
+    bad: BadRows = field(default_factory=BadRows)
 
     def read(self, path: Path, format: str, weight: float = 1.0) -> Iterator[Example]:
         """The examples of one file, after which it is in ``files``."""
         count = FileCount(path.name, weight=weight)
         rows = self._rows(path, format, count)
         while batch := list(islice(rows, BATCH)):
-            for example in self.renderer.render_all(batch):
-                if (fitted := self._fit(example)) is not None:
+            for example in self.renderer.render_all(batch, self.bad.add):
+                try:
+                    fitted = self._fit(example)
+                except DataError as error:
+                    self.bad.add(error)
+                    continue
+                if fitted is not None:
                     count.kept += 1
                     yield fitted
         self.files.append(count)
@@ -128,12 +141,20 @@ class _Reader:
         return kept
 
     def _rows(self, path: Path, format: str, count: FileCount) -> Iterator[Conversation]:
-        for conversation, count.format, unused in read_conversations(path, format):
+        refuse = self._refuse(count)
+        for conversation, count.format, unused in read_conversations(path, format, refuse):
             count.rows += 1
             count.unused |= unused
             if count.rows % TELL == 0:
                 self.say(f"{path.name}: {count.rows:,} rows read")
             yield conversation
+
+    def _refuse(self, count: FileCount) -> Refuse:
+        def refuse(error: DataError) -> None:
+            count.rows += 1
+            self.bad.add(error)
+
+        return refuse
 
     def _fit(self, example: Example) -> Example | None:
         """The example, cut or not, or None where it is left out."""
@@ -210,10 +231,12 @@ def _split(examples: list[Example], share: float, seed: int) -> tuple[list[Examp
     """(most, ``share`` of them), both in order; at least one where there are FEWEST and a share is wanted."""
     if share == 0 or len(examples) < FEWEST:
         return examples, []
-    wanted = min(max(round(share * len(examples)), 1), len(examples) - 1)
-    chosen = set(random.Random(f"{seed}-split").sample(range(len(examples)), wanted))
-    kept = [example for place, example in enumerate(examples) if place not in chosen]
-    return kept, [examples[place] for place in sorted(chosen)]
+    # A row may make several examples, which belong on one side.
+    rows = list(dict.fromkeys(example.source for example in examples))
+    wanted = min(max(round(share * len(rows)), 1), len(rows) - 1)
+    chosen = {rows[place] for place in random.Random(f"{seed}-split").sample(range(len(rows)), wanted)}
+    kept = [example for example in examples if example.source not in chosen]
+    return kept, [example for example in examples if example.source in chosen]
 
 
 def _repeat(examples: list[Example], weights: dict[Path, float], seed: int) -> list[Example]:
@@ -226,20 +249,23 @@ def _repeat(examples: list[Example], weights: dict[Path, float], seed: int) -> l
     return repeated
 
 
-def _general(
-    settings: TrainSettings, reader: _Reader, train: Sequence[Example], evaluation: Sequence[Example]
-) -> tuple[list[Example], list[Example]]:
-    """(held out, mixed in) of the general file: so many that they are ``mix_share`` of all that is trained.
+def _read_general(settings: TrainSettings, reader: _Reader, known: Sequence[Example]) -> list[Example]:
+    if settings.mix_general is None:
+        return []
+    return reader.unique(reader.read(settings.mix_general, AUTO), known=known)
+
+
+def _general(settings: TrainSettings, rows: list[Example], trained: int) -> tuple[list[Example], list[Example]]:
+    """(held out, mixed in) of the general rows: so many that they are ``mix_share`` of all that is trained.
 
     Rows are not repeated for it: too few are an error.
     """
     if settings.mix_general is None:
         return [], []
-    rows = reader.unique(reader.read(settings.mix_general, AUTO), known=[*train, *evaluation])
     rows, held_out = _split(rows, settings.eval_share, settings.seed)
-    wanted = round(len(train) * settings.mix_share / (1 - settings.mix_share))
+    wanted = round(trained * settings.mix_share / (1 - settings.mix_share))
     if wanted > len(rows):
-        most = len(rows) / (len(rows) + len(train))
+        most = len(rows) / (len(rows) + trained)
         raise DataError(
             f"--mix-general: a share of {settings.mix_share:g} needs {wanted} rows, and {settings.mix_general.name} "
             f"has {len(rows)} to train on; give more, or --mix-share {math.floor(most * 100) / 100:g}"
@@ -273,6 +299,7 @@ def _report(
         max_length=reader.max_length,
         truncated=reader.counts["truncated"],
         left_out=left_out,
+        bad=reader.bad.lines(),
         chat_template=None if settings.chat_template is None else settings.chat_template.name,
     )
     report.advice += advise(report, train)

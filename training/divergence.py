@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bases.nf4 import Linear4bit
 from training.base import keep_trainable
+from training.counting import Advance
 
 PROMPTS = (
     "What is the capital of France?",
@@ -92,9 +93,17 @@ def compute_exactly(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def observe(model: Any, prompts: Sequence[Sequence[int]], reference: Observed | None = None) -> Observed:
-    """The model's greedy answers to ``prompts``, and its logits over its own answers, or over the reference's."""
-    answers = tuple(_answer(model, prompt) for prompt in prompts)
+def observe(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    reference: Observed | None = None,
+    advance: Advance = lambda _: None,
+) -> Observed:
+    """The model's greedy answers to ``prompts``, and its logits over its own answers, or over the reference's.
+
+    ``advance`` is told of each answer.
+    """
+    answers = tuple(_answer(model, prompt, advance) for prompt in prompts)
     own = tuple((*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True))
     tokens = reference.tokens if reference else own
     log_probs = tuple(_logits(model, ids).log_softmax(-1) for ids in tokens)
@@ -119,7 +128,7 @@ def compare(reference: Observed, observed: Observed) -> Divergence:
     )
 
 
-def _answer(model: Any, prompt: Sequence[int]) -> tuple[int, ...]:
+def _answer(model: Any, prompt: Sequence[int], advance: Advance) -> tuple[int, ...]:
     ids = torch.tensor([list(prompt)], device=model.device)
     output = model.generate(
         input_ids=ids,
@@ -132,6 +141,7 @@ def _answer(model: Any, prompt: Sequence[int]) -> tuple[int, ...]:
         top_k=None,
         pad_token_id=0,
     )
+    advance(1)
     return tuple(output[0, len(prompt) :].tolist())
 
 

@@ -11,15 +11,14 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from peft import PeftModel
-from rich.console import Console
-from rich.progress import track
+from rich.filesize import decimal
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
 from adapters.files import ORIGIN
@@ -28,7 +27,9 @@ from adapters.verify import verify
 from adapters.weights import AdapterWeights, read_weights
 from bases.base import Base, load_base
 from bases.errors import ConfigError, ManyloraError
+from bases.modes import make_ordinary
 from bases.options import BaseOptions
+from training.counting import Say, counting
 from training.divergence import Divergence, Limit, Observed, compare, compute_exactly, encode_prompts, observe
 from training.gguf import check_gguf, write_gguf
 from training.quiet import quiet
@@ -37,7 +38,6 @@ from training.shards import MergedWeights, Shards, write_shards
 Onto = Literal["dequantized", "original"]
 DType = Literal["bf16", "fp16", "fp32"]
 Format = Literal["safetensors", "gguf"]
-Say = Callable[[str], None]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MAX_RANK = 65536
@@ -85,7 +85,7 @@ class ExportReport:
 
     def lines(self) -> Iterator[str]:
         """The report in words."""
-        yield f"{self.out}: {self.size_bytes / 2**20:.0f} MiB of {self.dtype} weights in {self.seconds:.0f} s"
+        yield f"{self.out}: {decimal(self.size_bytes)} of {self.dtype} weights in {self.seconds:.0f} s"
         if self.effect:
             yield f"the adapter moves the base by KL {self.effect.mean_kl:.2g}"
         yield f"merged against unmerged: {self.divergence}"
@@ -102,12 +102,16 @@ class _Wanted:
     """What was asked for."""
 
     adapter: Path | None
+    name: str | None
+    """Of the adapter; None where there is none."""
     base: BaseOptions
     onto: Onto
     dtype: DType
     format: Format
     max_shard_bytes: int
     any_base: bool
+    any_fields: bool
+    say: Say
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +133,13 @@ def export(
     base: BaseOptions,
     out: Path,
     *,
+    name: str | None = None,
     onto: Onto = "dequantized",
     dtype: DType = "bf16",
     format: Format = "safetensors",
     max_shard_bytes: int = 5 << 30,
     allow_base_mismatch: bool = False,
+    allow_unknown_fields: bool = False,
     keep_failed: bool = False,
     say: Say = lambda _: None,
 ) -> ExportReport:
@@ -142,27 +148,30 @@ def export(
     Runs on the CPU. The merge holds one shard in memory (gguf: one tensor); the checks before and after it hold the
     model, afterwards with 4 bytes a parameter. ``onto`` means nothing for a base that is not quantised.
 
+    ``name`` is the adapter's (unset: its folder's), and a gguf file's; ``say`` gets a line for each slow step.
+
     Raises ConfigError for options, BaseRejected or AdapterRejected for what cannot be merged, and ExportDiverges where
     the reloaded result is not what went in: then nothing is left, or, with ``keep_failed``, ``<out>.failed``.
     """
     base = dataclasses.replace(base, device="cpu")
-    wanted = _Wanted(adapter, base, onto, dtype, format, max_shard_bytes, allow_base_mismatch)
+    name = name or (adapter.resolve().name if adapter else None)
+    wanted = _Wanted(
+        adapter, name, base, onto, dtype, format, max_shard_bytes, allow_base_mismatch, allow_unknown_fields, say
+    )
     _check_wanted(wanted, out)
     started = time.monotonic()
-    say(f"opening the base {base.model}")
     trained = _open(wanted, base)
     merged_onto = trained
     if onto == "original" and base.quantization != "none":
-        say("opening its original weights")
+        say("the same with the original weights")
         merged_onto = _open(wanted, dataclasses.replace(base, quantization="none"), trained)
     weights = MergedWeights(Shards(merged_onto.folder), trained.adapter, DTYPES[dtype])
     _check_room(out, weights.size_bytes)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary, out.name)
         folder.mkdir()
-        say(f"merging in {dtype}, tensor by tensor")
         _write(wanted, merged_onto, weights, folder)
-        say("reading it back and comparing")
+        say("reading it back")
         again = _reload(wanted, folder, merged_onto)
         report = ExportReport(
             out=out,
@@ -179,6 +188,7 @@ def export(
             from_trained=compare(trained.observed, again),
         )
         (folder / ORIGIN).write_text(json.dumps(dataclasses.asdict(report), indent=1, default=str))
+        make_ordinary(folder)
         _judge(report, folder, keep_failed)
         folder.rename(out)
     return report
@@ -212,7 +222,7 @@ def _check_room(out: Path, size_bytes: int) -> None:
 
 def _open(wanted: _Wanted, options: BaseOptions, trained: _Opened | None = None) -> _Opened:
     """Look at base + adapter unmerged. The model goes when this returns: it has been run, its files have not."""
-    base = load_base(options)
+    base = load_base(options, wanted.say)
     # A base opened to be merged onto has a fingerprint of its own; the adapter has been checked against the trained.
     spec = _verified(wanted, base, any_base=wanted.any_base or trained is not None)
     tokenizer = base.tokenizer
@@ -224,18 +234,21 @@ def _open(wanted: _Wanted, options: BaseOptions, trained: _Opened | None = None)
     compute_exactly(base.model)
     with quiet():
         model = PeftModel.from_pretrained(base.model, wanted.adapter) if wanted.adapter else base.model
-    observed = observe(model, encode_prompts(tokenizer), trained.observed if trained else None)
-    effect = None
-    if isinstance(model, PeftModel):
-        with model.disable_adapter():
-            effect = compare(observed, observe(model, encode_prompts(tokenizer), observed))
+    prompts, effect = encode_prompts(tokenizer), None
+    asked = len(prompts) * (2 if wanted.adapter else 1)
+    what = "base and adapter, unmerged" if wanted.adapter else "the base"
+    with counting(f"answers of {what}", asked, wanted.say) as advance:
+        observed = observe(model, prompts, trained.observed if trained else None, advance)
+        if isinstance(model, PeftModel):
+            with model.disable_adapter():
+                effect = compare(observed, observe(model, prompts, observed, advance))
     return _Opened(base.name, folder, base.layout.fingerprint, tokenizer, weights, observed, effect)
 
 
 def _verified(wanted: _Wanted, base: Base, any_base: bool) -> AdapterSpec | None:
     if wanted.adapter is None:
         return None
-    return verify(wanted.adapter, base.layout, MAX_RANK, any_base=any_base)
+    return verify(wanted.adapter, base.layout, MAX_RANK, any_base=any_base, any_fields=wanted.any_fields)
 
 
 def _use_template(tokenizer: PreTrainedTokenizerBase, adapter: Path | None) -> None:
@@ -246,12 +259,13 @@ def _use_template(tokenizer: PreTrainedTokenizerBase, adapter: Path | None) -> N
 
 def _write(wanted: _Wanted, base: _Opened, weights: MergedWeights, folder: Path) -> None:
     """All files of the export but the report."""
-    console = Console(stderr=True)
-    names = track(weights.base.shapes, "merging", console=console, disable=not console.is_terminal)
-    if wanted.format == "gguf":
-        write_gguf(weights, base.folder, base.tokenizer, folder / f"{base.name}.gguf", names)
-        return
-    write_shards(((name, weights.read(name)) for name in names), folder, wanted.max_shard_bytes)
+    with counting(
+        f"merging and writing {wanted.dtype} weights", weights.size_bytes, wanted.say, in_bytes=True
+    ) as advance:
+        if wanted.format == "gguf":
+            write_gguf(weights, base.folder, base.tokenizer, folder / _gguf_name(wanted, base), advance)
+            return
+        write_shards(weights.each(advance), folder, wanted.max_shard_bytes, wanted.say)
     config = AutoConfig.from_pretrained(base.folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -264,7 +278,7 @@ def _write(wanted: _Wanted, base: _Opened, weights: MergedWeights, folder: Path)
 
 def _reload(wanted: _Wanted, folder: Path, base: _Opened) -> Observed:
     """What plain transformers makes of the files, as any other program would read them."""
-    file: dict[str, Any] = {"gguf_file": f"{base.name}.gguf"} if wanted.format == "gguf" else {}
+    file: dict[str, Any] = {"gguf_file": _gguf_name(wanted, base)} if wanted.format == "gguf" else {}
     unpack: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if file else {}
     # In float32 the weights are what was written, and nothing else is rounded.
     with quiet():
@@ -272,7 +286,13 @@ def _reload(wanted: _Wanted, folder: Path, base: _Opened) -> Observed:
         prompts = encode_prompts(AutoTokenizer.from_pretrained(folder, **file))
     if prompts != encode_prompts(base.tokenizer):
         raise ExportDiverges("the tokenizer read back from the export makes other tokens than the base's")
-    return observe(model, prompts, base.observed)
+    with counting("answers of what was read back", len(prompts), wanted.say) as advance:
+        return observe(model, prompts, base.observed, advance)
+
+
+def _gguf_name(wanted: _Wanted, base: _Opened) -> str:
+    """The adapter's, which is what tells one export of a base from another."""
+    return f"{wanted.name or base.name}.gguf"
 
 
 def _judge(report: ExportReport, folder: Path, keep_failed: bool) -> None:

@@ -1,29 +1,39 @@
 """Rows of a file: JSON Lines, JSON, CSV or Parquet."""
 
+import codecs
 import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from training.conversation import DataError
+from training.conversation import DataError, Refuse, stop
 
 Row = tuple[int, dict[str, Any]]
 """A row and its number from 1: the line in JSON Lines, else the record (a CSV's header is not counted)."""
+_Unread = tuple[int, Callable[[], dict[str, Any]]]
+"""A row's number and what gives the row, or raises DataError where that row alone is wrong."""
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, refuse: Refuse = stop) -> Iterator[Row]:
     """The rows of a file, one at a time (of a JSON array all at once).
 
-    Which kind of file it is, its ending says; a ``.json`` may hold one array or a line for each row. Raises DataError.
+    Which kind of file it is, its ending says; a ``.json`` may hold one array or a line for each row. Raises DataError
+    where the file cannot be read on; of one row that cannot be read, ``refuse`` is told.
     """
     read = _reader(path)
     try:
         with path.open("rb") as file:
             row = 0
-            for row, record in read(path, file):
-                yield row, record
+            for row, get in read(path, file):
+                try:
+                    record = get()
+                except DataError as error:
+                    refuse(error)
+                else:
+                    yield row, record
     except OSError as error:
         raise DataError(error.strerror or str(error), str(path)) from None
     if row == 0:
@@ -39,40 +49,44 @@ def check_file(path: Path) -> None:
         raise DataError(error.strerror or str(error), str(path)) from None
 
 
-def _reader(path: Path) -> Callable[[Path, BinaryIO], Iterator[Row]]:
+def _reader(path: Path) -> Callable[[Path, BinaryIO], Iterator[_Unread]]:
     read = _READERS.get(path.suffix.lower())
     if read is None:
         raise DataError(f"a data file's name ends in one of {', '.join(_READERS)}", str(path))
     return read
 
 
-def _json_lines(path: Path, file: BinaryIO) -> Iterator[Row]:
+def _json_lines(path: Path, file: BinaryIO) -> Iterator[_Unread]:
     for number, line in enumerate(file, start=1):
-        text = _decode(line, f"{path}:{number}").removeprefix("\ufeff" if number == 1 else "")
-        if text.strip():
-            yield number, _record(_parse(text, f"{path}:{number}"), f"{path}:{number}")
+        line = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"")
+        if line.strip():
+            yield number, partial(_line, line, f"{path}:{number}")
 
 
-def _json(path: Path, file: BinaryIO) -> Iterator[Row]:
+def _line(line: bytes, source: str) -> dict[str, Any]:
+    return _record(_parse(_decode(line, source), source), source)
+
+
+def _json(path: Path, file: BinaryIO) -> Iterator[_Unread]:
     if not _begins_with_bracket(file):
         yield from _json_lines(path, file)
         return
     text = _decode(file.read(), str(path)).removeprefix("\ufeff")
     for number, value in enumerate(_parse(text, str(path)), start=1):
-        yield number, _record(value, f"{path}:{number}")
+        yield number, partial(_record, value, f"{path}:{number}")
 
 
 def _begins_with_bracket(file: BinaryIO) -> bool:
     """Whether the first character that is no space opens an array; the file is at its beginning afterwards."""
     first = b""
     for line in file:
-        if first := line.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]:
+        if first := line.removeprefix(codecs.BOM_UTF8).lstrip()[:1]:
             break
     file.seek(0)
     return first == b"["
 
 
-def _csv(path: Path, file: BinaryIO) -> Iterator[Row]:
+def _csv(path: Path, file: BinaryIO) -> Iterator[_Unread]:
     csv.field_size_limit(sys.maxsize)
     lines = (_decode(line, f"{path}, line {number}") for number, line in enumerate(file, start=1))
     reader = csv.DictReader(_without_mark(lines), strict=True)
@@ -80,11 +94,15 @@ def _csv(path: Path, file: BinaryIO) -> Iterator[Row]:
     try:
         _check_header(reader.fieldnames or [], path)
         for number, record in enumerate(reader, start=1):
-            if None in record or None in record.values():
-                raise DataError("it has not as many fields as the header", f"{path}:{number}")
-            yield number, record
+            yield number, partial(_full, record, f"{path}:{number}")
     except csv.Error as error:
         raise DataError(f"no valid CSV: {error}", f"{path}:{number + 1}") from None
+
+
+def _full(record: dict[str, Any], source: str) -> dict[str, Any]:
+    if None in record or None in record.values():
+        raise DataError("it has not as many fields as the header", source)
+    return record
 
 
 def _without_mark(lines: Iterator[str]) -> Iterator[str]:
@@ -100,7 +118,7 @@ def _check_header(names: Any, path: Path) -> None:
         raise DataError(f"its header names {', '.join(map(repr, twice))} more than once", str(path))
 
 
-def _parquet(path: Path, file: BinaryIO) -> Iterator[Row]:
+def _parquet(path: Path, file: BinaryIO) -> Iterator[_Unread]:
     try:
         import pyarrow  # type: ignore[import-untyped, unused-ignore]
         from pyarrow import parquet  # type: ignore[import-untyped, unused-ignore]
@@ -109,9 +127,9 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[Row]:
     number = 0
     try:
         for batch in parquet.ParquetFile(file).iter_batches(batch_size=1000):
-            for record in batch.to_pylist():
+            for record in batch.to_pylist(maps_as_pydicts="strict"):
                 number += 1
-                yield number, record
+                yield number, partial(dict, record)
     except pyarrow.ArrowException as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"no readable Parquet after row {number}: {reason}", str(path)) from None
@@ -141,7 +159,7 @@ def _record(value: Any, source: str) -> dict[str, Any]:
 
 
 _KINDS = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "true or false"}
-_READERS: Mapping[str, Callable[[Path, BinaryIO], Iterator[Row]]] = {
+_READERS: Mapping[str, Callable[[Path, BinaryIO], Iterator[_Unread]]] = {
     ".jsonl": _json_lines,
     ".json": _json,
     ".csv": _csv,

@@ -11,13 +11,13 @@
 Everything else in a row is not used; :func:`unused` names it, so that a report can. A null is as good as absent.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.conversation import Conversation, DataError, Turn
+from training.conversation import Conversation, DataError, Refuse, Turn, stop
 from training.files import read_rows
+from training.tools import read_calls, read_tools
 
 AUTO = "auto"
 REQUIRED: Mapping[str, tuple[str, ...]] = {
@@ -36,17 +36,18 @@ _ALSO_USED: Mapping[str, tuple[str, ...]] = {
 }
 _REFUSED = {"functions": "use `tools`", "function_call": "use `tool_calls`", "history": "use the chat format"}
 """Fields that change what a row means, and are not understood."""
-_PASSED_ON = ("name", "tool_calls", "tool_call_id")
-_IN_TURNS = frozenset({"role", "content", "from", "value", "weight", *_PASSED_ON})
+_PASSED_ON = ("name", "tool_call_id")
+_IN_TURNS = frozenset({"role", "content", "from", "value", "weight", "tool_calls", *_PASSED_ON})
 
+_OPENAI: Mapping[str, str] = {
+    # OpenAI's own mapping, and the server's: chat templates know no developers.
+    "developer": "system",
+    **{role: role for role in ("system", "user", "assistant", "tool")},
+}
 _ROLES: Mapping[str, Mapping[str, str]] = {
-    "chat": {
-        # OpenAI's own mapping, and the server's: chat templates know no developers.
-        "developer": "system",
-        **{role: role for role in ("system", "user", "assistant", "tool")},
-    },
+    "chat": _OPENAI,
     "sharegpt": {
-        **{role: role for role in ("system", "user", "assistant", "tool")},
+        **_OPENAI,
         "human": "user",
         **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
         **dict.fromkeys(("observation", "function_response"), "tool"),
@@ -54,16 +55,29 @@ _ROLES: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def read_conversations(path: Path, format: str = AUTO) -> Iterator[tuple[Conversation, str, frozenset[str]]]:
+def read_conversations(
+    path: Path, format: str = AUTO, refuse: Refuse = stop
+) -> Iterator[tuple[Conversation, str, frozenset[str]]]:
     """Each row of a file as (conversation, its format, fields not used). Raises DataError.
 
-    ``auto`` takes the format of the first row, and every other row must have it, too.
+    ``auto`` takes the format of the first row that has one, and every other row must have it, too. A row that cannot
+    be read is told to ``refuse``, and where that comes back, the next row follows.
     """
-    for number, row in read_rows(path):
+    unknown: DataError | None = None
+    for number, row in read_rows(path, refuse):
         source = f"{path}:{number}"
-        if format == AUTO:
-            format = recognise(row, source)
-        yield to_conversation(row, format, source), format, unused(row, format)
+        try:
+            if format == AUTO:
+                format = recognise(row, source)
+            conversation = to_conversation(row, format, source)
+        except DataError as error:
+            unknown = unknown or error
+            refuse(error)
+            continue
+        yield conversation, format, unused(row, format)
+    if format == AUTO and unknown is not None:
+        # No row has a format: it is the file that is wrong, not each of a hundred thousand rows.
+        raise unknown
 
 
 def recognise(row: Mapping[str, Any], source: str) -> str:
@@ -128,13 +142,15 @@ def _alpaca(row: Mapping[str, Any], source: str) -> Conversation:
 
 
 def _chat(row: Mapping[str, Any], source: str) -> Conversation:
-    turns = _turns(row["messages"], "messages", "chat")
-    return Conversation(source, _checked(turns), _tools(row.get("tools")))
+    tools = read_tools(row.get("tools"))
+    turns = _turns(row["messages"], "messages", "chat", tools or ())
+    return Conversation(source, _checked(turns), tools)
 
 
 def _sharegpt(row: Mapping[str, Any], source: str) -> Conversation:
-    turns = _turns(row["conversations"], "conversations", "sharegpt")
-    return Conversation(source, _checked([*_system(row), *turns]), _tools(row.get("tools")))
+    tools = read_tools(row.get("tools"))
+    turns = _turns(row["conversations"], "conversations", "sharegpt", tools or ())
+    return Conversation(source, _checked([*_system(row), *turns]), tools)
 
 
 def _completion(row: Mapping[str, Any], source: str) -> Conversation:
@@ -150,24 +166,26 @@ def _system(row: Mapping[str, Any]) -> list[Turn]:
     return [Turn("system", text)] if text else []
 
 
-def _turns(messages: Any, field: str, format: str) -> list[Turn]:
+def _turns(messages: Any, field: str, format: str, tools: Sequence[Mapping[str, Any]]) -> list[Turn]:
     if not isinstance(messages, list):
         raise DataError(f"`{field}` must be a list of turns, not {_kind(messages)}")
-    return [_turn(message, f"{field}[{index}]", format) for index, message in enumerate(messages)]
+    return [_turn(message, f"{field}[{index}]", format, tools) for index, message in enumerate(messages)]
 
 
-def _turn(message: Any, place: str, format: str) -> Turn:
+def _turn(message: Any, place: str, format: str, tools: Sequence[Mapping[str, Any]]) -> Turn:
     if not isinstance(message, dict):
         raise DataError(f"`{place}` must be an object, not {_kind(message)}")
     _check_refused(message)
-    role_field, content_field = ("from", "value") if "from" in message else ("role", "content")
+    role_field, content_field = ("role", "content") if message.get("from") is None else ("from", "value")
     said = _text(message.get(role_field), f"{place}.{role_field}")
     role = _ROLES[format].get(said)
     if role is None:
         known = ", ".join(_ROLES[format])
         raise DataError(f"`{place}.{role_field}` is {said[:40]!r}, a role that is not known (known: {known})")
     more = {name: message[name] for name in _PASSED_ON if message.get(name)}
-    content = _content(message.get(content_field), f"{place}.{content_field}", calls="tool_calls" in more)
+    if calls := read_calls(message.get("tool_calls"), f"{place}.tool_calls", tools):
+        more["tool_calls"] = calls
+    content = _content(message.get(content_field), f"{place}.{content_field}", calls=bool(calls))
     return Turn(role, content, _trained(message.get("weight"), role, f"{place}.weight"), more)
 
 
@@ -208,19 +226,6 @@ def _checked(turns: list[Turn]) -> tuple[Turn, ...]:
     if not any(turn.trained for turn in turns):
         raise DataError("every turn of the assistant has weight 0: there is no token to train on")
     return tuple(turns)
-
-
-def _tools(value: Any) -> list[dict[str, Any]] | None:
-    """A list, or the same as a JSON text, as some data sets have it."""
-    if not value:
-        return None
-    try:
-        tools = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise DataError(f"`tools` is no valid JSON: {error}") from None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise DataError("`tools` must be a list of objects")
-    return tools or None
 
 
 def _optional_text(value: Any, field: str) -> str:

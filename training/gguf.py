@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from bases.errors import BaseRejected
+from training.counting import Advance
 from training.shards import MergedWeights
 
 _ROPE_FREQS = "rope_freqs.weight"
@@ -46,11 +47,15 @@ def check_gguf(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def write_gguf(
-    weights: MergedWeights, source: Path, tokenizer: PreTrainedTokenizerBase, file: Path, names: Iterable[str]
+    weights: MergedWeights,
+    source: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    file: Path,
+    advance: Advance = lambda _: None,
 ) -> None:
     """Write ``weights`` to ``file`` as ``source``'s config and ``tokenizer`` describe them.
 
-    ``names`` are all of the tensors, in any order; one is in memory at a time. Raises BaseRejected.
+    One tensor is in memory at a time; ``advance`` is told the bytes of each. Raises BaseRejected.
     """
     config = AutoConfig.from_pretrained(source)
     writer = gguf.GGUFWriter(file, "llama")
@@ -60,7 +65,7 @@ def write_gguf(
     freqs = _rope_factors(config)
     if freqs is not None:
         writer.add_tensor_info(_ROPE_FREQS, freqs.shape, freqs.dtype, freqs.nbytes)
-    names = list(names)
+    names = list(weights.base.shapes)
     for name, stored in zip(names, _stored_names(names, config.num_hidden_layers), strict=True):
         shape, dtype, raw = _storage(weights.base.shapes[name], weights.dtype)
         writer.add_tensor_info(stored, shape, dtype, int(np.prod(shape)) * dtype.itemsize, raw)
@@ -69,8 +74,8 @@ def write_gguf(
     writer.write_ti_data_to_file()
     if freqs is not None:
         writer.write_tensor_data(freqs)
-    for name in names:
-        writer.write_tensor_data(_array(_permuted(name, weights.read(name), config)))
+    for name, tensor in weights.each(advance):
+        writer.write_tensor_data(_array(_permuted(name, tensor, config)))
     writer.close()
 
 

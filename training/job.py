@@ -17,9 +17,10 @@ from bases.base import Base
 from bases.errors import ConfigError
 from training import report
 from training.base import open_base
-from training.card import comparison, curl, write_card
+from training.call import Call, call_for, curl, typical
+from training.card import TWO_LOSSES, Use, comparison, shown, transcript, write_card
 from training.dataset import Dataset, build, check_files
-from training.judge import Judgement, Sample, check_thresholds, judge
+from training.judge import Judgement, check_thresholds, judge
 from training.lora import check_findings, lint
 from training.manifest import manifest
 from training.memory import check_memory, estimate
@@ -27,9 +28,6 @@ from training.publish import Server, check_names, check_server, publish
 from training.run import Trained, check_beginning, checked_plan, train
 from training.settings import API_KEY, TrainSettings
 from training.workplace import check_left, requested, working
-
-SHOWN = 160
-"""Characters of an answer that is shown."""
 
 
 class Job:
@@ -67,8 +65,8 @@ class Job:
                 self._say("stopped; --resume goes on with judging")
                 raise
             place.publish()
-        self._say(f"the adapter is in {place.out}")
-        return self._publish(place.out, judgement)
+        self._say(f"the adapter is in {place.out}, and what there is to say of it in its README.md")
+        return self._publish(place.out, judgement, self._call(judgement, dataset))
 
     def _bases(self) -> set[Path]:
         """The bases that are kept on disk, so that they need not be quantised again."""
@@ -93,6 +91,10 @@ class Job:
         """All that can be told before training."""
         settings = self._settings
         self._console.print(report.render(dataset.report))
+        if dataset.report.bad:
+            self._say("bad rows that are left out:")
+        for line in dataset.report.bad:
+            self._say(f"  {report.printable(line)}")
         if settings.show:
             report.show(dataset.train[: settings.show], base.tokenizer, self._console)
         check_thresholds(settings, dataset, self._warn)
@@ -122,15 +124,25 @@ class Job:
         base = open_base(settings)
         judgement = judge(settings, base, trained.folder, dataset, self._say)
         contents = manifest(settings, base, dataset, judgement, trained.folder)
-        write_card(trained.folder, settings.name, contents, judgement, trained.history, dataset.chat_template)
+        use = Use(settings.model, sorted(base.eos_token_ids), self._call(judgement, dataset))
+        write_card(trained.folder, settings.name, contents, judgement, trained.history, dataset.chat_template, use)
         self._console.print(_comparison(judgement))
-        for sample in judgement.samples[:1]:
-            self._console.print(_sample(sample), soft_wrap=True)
+        if judgement.adapter.loss is not None:
+            self._say(TWO_LOSSES)
+        if (sample := shown(judgement)) is not None:
+            for line in ("a held-out row:", *transcript(sample)):
+                self._say(line)
         for failure in judgement.failures:
             self._warn(f"not good enough: {failure}")
         return judgement
 
-    def _publish(self, folder: Path, judgement: Judgement) -> int:
+    def _call(self, judgement: Judgement, dataset: Dataset) -> Call:
+        """Asks the held-out row that is shown, or where there is none, one that was trained."""
+        sample = shown(judgement)
+        example = sample.example if sample else typical(dataset.train) or dataset.train[0]
+        return call_for(example, self._settings.judge_tokens, own_template=dataset.chat_template is not None)
+
+    def _publish(self, folder: Path, judgement: Judgement, call: Call) -> int:
         settings = self._settings
         url = settings.publish
         if not judgement.passed and not settings.publish_anyway:
@@ -138,11 +150,17 @@ class Job:
             return 3
         if url is None:
             self._say(f"publish it with: manylora adapters push {shlex.quote(str(folder))} --name {settings.name}")
+            self._say("and ask it with the call in its README.md")
             return 0
         with upload_bar(settings.name) as progress:
             publish(self._server(url), folder, settings.name, settings.alias, self._say, progress)
         key = f' -H "authorization: Bearer ${API_KEY}"' if settings.api_key else ""
-        self._say(f"ask it with:\n{curl(url.rstrip('/'), settings.alias or settings.name)}{key}")
+        answered = "" if (sample := shown(judgement)) is None else ", a held-out row"
+        why = f"; by token ids, for {call.reason}" if call.reason else ""
+        command = curl(shlex.quote(url.rstrip("/")), settings.alias or settings.name, call)
+        self._say(f"ask it what it was trained for{answered}{why}:\n{command}{key}")
+        if sample is not None:
+            self._say(f"when it was judged, it answered:\n{report.printable(sample.adapter)}")
         return 0
 
     def _say(self, line: str) -> None:
@@ -158,16 +176,3 @@ def _comparison(judgement: Judgement) -> Table:
     for row in comparison(judgement):
         table.add_row(*row)
     return table
-
-
-def _sample(sample: Sample) -> Text:
-    """One held-out row, both answers side by side."""
-    said = (("wanted", sample.reference), ("base", sample.base), ("adapter", sample.adapter))
-    lines = [f"{sample.source}", *(f"  {who:8}{_line(text)}" for who, text in said)]
-    return Text("\n".join(lines))
-
-
-def _line(text: str) -> str:
-    """One line of bounded length, without what would steer a terminal."""
-    plain = "".join(letter if letter.isprintable() else " " for letter in text)
-    return plain if len(plain) <= SHOWN else f"{plain[:SHOWN]}..."

@@ -35,8 +35,7 @@ Say = Callable[[str], None]
 class Sample:
     """One held-out row, with what both said."""
 
-    source: str
-    reference: str
+    example: Example
     base: str
     adapter: str
 
@@ -76,10 +75,7 @@ def judge(settings: TrainSettings, base: Base, folder: Path, dataset: Dataset, s
         plain, base_said = _scores(settings, base, model, dataset.evaluation, answered)
     divergence = mean_kl(model, general)
     model.unload()
-    samples = [
-        Sample(example.source, example.answer, *texts)
-        for example, *texts in zip(answered, base_said, said, strict=True)
-    ]
+    samples = [Sample(example, *texts) for example, *texts in zip(answered, base_said, said, strict=True)]
     return Judgement(
         base=plain,
         adapter=adapter,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from adapters.errors import AdapterRejected
-from adapters.peft_config import ALL_LINEAR, read_config
+from adapters.peft_config import ALL_LINEAR, check_fields, read_config
 from adapters.spec import BaseLayout
 from bases.base import Base
 from bases.errors import ConfigError
@@ -167,7 +167,9 @@ def _refused_here(settings: TrainSettings, base: Base) -> list[str]:
     with TemporaryDirectory() as folder:
         lora_config(settings, base).save_pretrained(folder)
         try:
-            read_config(Path(folder)).targets(base.layout)
+            config = read_config(Path(folder))
+            check_fields(config.unknown)
+            config.targets(base.layout)
         except AdapterRejected as error:
             reasons.append(error.reason)
     return reasons

@@ -7,7 +7,7 @@ in the card.
 import hashlib
 import json
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def learned_with(settings: TrainSettings) -> dict[str, Any]:
 
 def evaluation(judgement: Judgement) -> dict[str, Any]:
     """The judgement but for what was said. A figure that is no finite number is null: JSON has none."""
-    kept = asdict(judgement) | {"passed": judgement.passed}
+    kept = asdict(replace(judgement, samples=())) | {"passed": judgement.passed}
     del kept["samples"]
     loaded: dict[str, Any] = json.loads(json.dumps(kept), parse_constant=lambda _: None)
     return loaded

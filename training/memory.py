@@ -1,11 +1,10 @@
 """How much memory a run will take, from the real model, the real rows and the settings, before it starts."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import psutil
 import torch
 
+from bases import machine
 from bases.base import Base
 from bases.errors import ConfigError
 from bases.nf4 import Linear4bit
@@ -76,7 +75,7 @@ def estimate(settings: TrainSettings, base: Base, dataset: Dataset) -> Estimate:
         activations=_activations(settings, base, tokens) + _largest_layer(base),
         logits=_logits(base, sum(trained)),
         checkpointing=False,
-        free=free_memory(base.device),
+        free=machine.free_memory(base.device),
     )
     wanted = settings.gradient_checkpointing
     if wanted or (wanted is None and found.more > TIGHT * found.free):
@@ -95,17 +94,6 @@ def check_memory(need: Estimate, device: torch.device) -> None:
             f"the run needs about {_gib(need.more)} beside the base, and {_gib(need.free)} of {device.type} memory "
             f"are free; try {advice}"
         )
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that a process can still take: of the device, or of this machine or container."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = int(psutil.virtual_memory().available)
-    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
-    if limit.is_file() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
-    return free
 
 
 def _trained(row: Packed) -> int:

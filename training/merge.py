@@ -23,7 +23,9 @@ from adapters.spec import AdapterSpec, BaseLayout
 from adapters.verify import verify
 from adapters.weights import AdapterWeights, read_weights
 from bases.errors import ConfigError
+from bases.modes import make_ordinary
 from training.card import CHAT_TEMPLATE
+from training.counting import Say, counting
 from training.manifest import file_hashes, write_manifest
 
 Method = Literal["linear", "cat", "svd", "ties", "dare_ties"]
@@ -56,25 +58,31 @@ def merge(
     density: float = 0.5,
     seed: int = 0,
     allow_base_mismatch: bool = False,
+    allow_unknown_fields: bool = False,
+    say: Say = lambda _: None,
 ) -> Merge:
     """Write the PEFT folder ``out``: (PEFT folder, weight) each of ``adapters``, merged by ``method``.
 
     ``rank`` is for svd, ties and dare_ties: None is the largest of the adapters'. ``density`` is the share of entries
-    that ties and dare_ties keep. A layer that only some adapters have is merged of those. Raises ConfigError and
-    AdapterRejected; then ``out`` is not there.
+    that ties and dare_ties keep. A layer that only some adapters have is merged of those. ``say`` is told how far it
+    is. Raises ConfigError and AdapterRejected; then ``out`` is not there.
     """
     check_merge(adapters, out, method, rank, density, any_base=allow_base_mismatch)
     folders = [folder for folder, _ in adapters]
     template, origins = _template(folders), _origins(folders)
-    read = [(_read(folder, layout, allow_base_mismatch), weight) for folder, weight in adapters]
+    allowed = {"any_base": allow_base_mismatch, "any_fields": allow_unknown_fields}
+    specs = [(folder, verify(folder, layout, MAX_RANK, **allowed), weight) for folder, weight in adapters]
+    read = [(read_weights(folder, spec), weight) for folder, spec, weight in specs]
     wanted = rank or max(weights.spec.rank for weights, _ in read)
     layers = [layer for layer in layout.linears if any(layer in weights.tensors for weights, _ in read)]
     merged, lost = {}, []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for layer in layers:
-            merged[layer], missing = _merge_layer(_parts(read, layer), method, wanted, density)
-            lost.append(missing)
+        with counting(f"merging {len(read)} adapters, layer by layer", len(layers), say) as advance:
+            for layer in layers:
+                merged[layer], missing = _merge_layer(_parts(read, layer), method, wanted, density)
+                lost.append(missing)
+                advance(1)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary, out.name)
@@ -141,10 +149,6 @@ def _origins(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return [read_json(folder, ORIGIN) if (folder / ORIGIN).is_file() else {} for folder in folders]
 
 
-def _read(folder: Path, layout: BaseLayout, any_base: bool) -> AdapterWeights:
-    return read_weights(folder, verify(folder, layout, MAX_RANK, any_base=any_base))
-
-
 @dataclass(frozen=True, slots=True)
 class _Part:
     """What one adapter brings to one layer: ``weight * b @ a``."""
@@ -209,6 +213,7 @@ def _write(folder: Path, merged: Mapping[str, tuple[Tensor, Tensor]]) -> None:
     folder.mkdir()
     config.save_pretrained(str(folder))
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    make_ordinary(folder)
 
 
 def _check_one_base(folders: Sequence[Path], origins: Sequence[Mapping[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """How far the run is: a bar on a terminal, a line now and then elsewhere."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-Say = Callable[[str], None]
+from training.counting import LINE_SECONDS, Say, draws_bars
 
 SMOOTHING = 0.9
 """Weight of the past in the loss that is shown."""
-LINES = 20
-"""Lines of a whole run where there is no bar."""
 
 
 class ShowProgress(TrainerCallback):
@@ -26,12 +25,14 @@ class ShowProgress(TrainerCallback):
         self._bar: Progress | None = None
         self._loss: float | None = None
         self._started = 0.0
+        self._told = -math.inf
+        """When the last line was."""
         self._first_step = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._started = time.monotonic()
         self._first_step = state.global_step
-        if state.is_world_process_zero and self._console.is_terminal:
+        if state.is_world_process_zero and draws_bars(self._console):
             columns = ("[progress.description]{task.description}", "{task.fields[figures]}")
             first, last = (TextColumn(column) for column in columns)
             self._bar = Progress(
@@ -68,14 +69,15 @@ class ShowProgress(TrainerCallback):
         figures = f"loss {self._loss:.4f}  {self._tokens() / max(seconds, 1e-9):,.0f} tokens/s"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=state.global_step, figures=figures)
-        elif state.global_step % max(state.max_steps // LINES, 1) == 0 or state.global_step == state.max_steps:
+        elif state.global_step == state.max_steps or time.monotonic() - self._told >= LINE_SECONDS:
+            self._told = time.monotonic()
             done = max(state.global_step - self._first_step, 1)
             left = seconds / done * (state.max_steps - state.global_step)
             self._say(f"step {state.global_step}/{state.max_steps}: {figures}, {left:,.0f} s left")
 
     def _line(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(text)
+            self._bar.console.print(text, markup=False, highlight=False)
         else:
             self._say(text)
 

@@ -9,6 +9,7 @@ import httpx
 from adapters.client import AdapterClient, RemoteError
 from adapters.errors import AdapterError
 from adapters.snapshot import Target
+from adapters.unreachable import no_answer
 from bases.errors import ConfigError, ManyloraError
 
 Say = Callable[[str], None]
@@ -54,13 +55,11 @@ def check_server(server: Server, fingerprint: str) -> None:
     Its short fingerprint comes with every answer, so it is asked for one token. Raises ConfigError where nobody
     answers there, or another base does; a server that says nothing of a fingerprint judges at the upload.
     """
-    client = server.client()
-    client.close()
-    # Told without the password that the address may hold.
-    found = _short_fingerprint(server, client.url)
+    shown = _shown(server)
+    found = _short_fingerprint(server, shown)
     if found is not None and found != f"fp_{fingerprint[:12]}":
         raise ConfigError(
-            f"--publish: {client.url} serves another base ({found}) than the one trained on (fp_{fingerprint[:12]}); "
+            f"--publish: {shown} serves another base ({found}) than the one trained on (fp_{fingerprint[:12]}); "
             "compare its --model, --quantization and --dtype with these"
         )
 
@@ -111,8 +110,8 @@ def _answers(server: Server, path: str) -> bool:
     try:
         with _http(server) as http:
             return http.get(path).is_success
-    except httpx.HTTPError as error:
-        raise ConfigError(f"--publish: {path} gets no answer: {_reason(error)}") from error
+    except httpx.RequestError as error:
+        raise ConfigError(f"--publish: {no_answer(_shown(server), error)}") from error
 
 
 def _http(server: Server) -> httpx.Client:
@@ -127,15 +126,19 @@ def _short_fingerprint(server: Server, shown: str) -> str | None:
             models = http.get("/v1/models", params={"limit": 1}).raise_for_status().json()
             asked = {"model": models["data"][0]["id"], "prompt": "a", "max_tokens": 1}
             answer = http.post("/v1/completions", json=asked).raise_for_status().json()
-    except httpx.HTTPError as error:
-        raise ConfigError(f"--publish: {shown} gives no answer: {_reason(error)}") from error
+    except httpx.RequestError as error:
+        raise ConfigError(f"--publish: {no_answer(shown, error)}") from error
+    except httpx.HTTPStatusError as error:
+        question = f"{error.request.method} {error.request.url.path}"
+        raise ConfigError(f"--publish: {shown}: {question} is answered with {error.response.status_code}") from error
     except (ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"--publish: what answers at {shown} is no server of models") from error
     found = answer.get("system_fingerprint")
     return found if isinstance(found, str) else None
 
 
-def _reason(error: httpx.HTTPError) -> str:
-    if isinstance(error, httpx.HTTPStatusError):
-        return f"{error.request.method} {error.request.url.path} is answered with {error.response.status_code}"
-    return str(error) or type(error).__name__
+def _shown(server: Server) -> str:
+    """The address without the password that it may hold."""
+    client = server.client()
+    client.close()
+    return client.url

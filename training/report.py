@@ -63,6 +63,8 @@ class Report:
     """Rows that were cut at ``max_length``."""
     left_out: dict[str, int]
     """Reason -> rows."""
+    bad: list[str] = field(default_factory=list)
+    """The first rows that cannot be trained on, with the reason, and how many more there are."""
     chat_template: str | None = None
     """The file of the template that was used instead of the base's own."""
     advice: list[str] = field(default_factory=list)
@@ -211,7 +213,7 @@ def _coloured(example: Example, tokenizer: PreTrainedTokenizerBase, *, colours: 
     text = Text()
     pairs = zip(example.input_ids, example.labels, strict=True)
     for trained, group in groupby(pairs, key=lambda pair: pair[1] != UNTRAINED):
-        piece = _printable(str(tokenizer.decode([token for token, _ in group], skip_special_tokens=False)))
+        piece = printable(str(tokenizer.decode([token for token, _ in group], skip_special_tokens=False)))
         if colours:
             text.append(piece, style="green" if trained else "dim")
         else:
@@ -219,6 +221,6 @@ def _coloured(example: Example, tokenizer: PreTrainedTokenizerBase, *, colours: 
     return text
 
 
-def _printable(text: str) -> str:
-    """Data must not steer the terminal."""
+def printable(text: str) -> str:
+    """Text as a terminal may have it: data must not steer the terminal."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)

@@ -102,6 +102,7 @@ class TrainSettings(BaseSettings):
     seed: int = Field(0, ge=0, lt=2**32, description="of every random choice")
     mix_general: Path | None = Field(None, description="general examples to mix in against forgetting")
     mix_share: float = Field(0.15, gt=0, lt=1, description="share of the training rows that are general")
+    skip_bad: bool = Field(False, description="leave out rows that cannot be trained on, and say how many")
     too_long: Literal["drop", "truncate", "fail"] = Field("drop", description="what becomes of rows over --max-length")
     max_length: int | None = Field(None, ge=2, description="tokens in a row (unset: 1024, or the context if less)")
     packing: bool = Field(False, description="join short rows, so that no padding is computed")
@@ -218,6 +219,8 @@ class TrainSettings(BaseSettings):
         for name in ("alias", "publish_anyway"):
             if getattr(self, name) and self.publish is None:
                 raise ValueError(f"{flag(name)}: needs --publish")
+        if self.skip_bad and self.too_long == "fail":
+            raise ValueError("--skip-bad: would leave out the rows for which --too-long fail stops; choose one")
         return self
 
     @property

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from adapters.weights import AdapterWeights
 from bases.errors import BaseRejected
 from bases.nf4 import functional
+from training.counting import Advance, Say
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -101,7 +103,17 @@ class MergedWeights:
     @property
     def size_bytes(self) -> int:
         """What all tensors take."""
-        return sum(torch.Size(shape).numel() for shape in self.base.shapes.values()) * self.dtype.itemsize
+        return sum(map(self.nbytes, self.base.shapes))
+
+    def nbytes(self, name: str) -> int:
+        """What a tensor takes."""
+        return torch.Size(self.base.shapes[name]).numel() * self.dtype.itemsize
+
+    def each(self, advance: Advance = lambda _: None) -> Iterator[tuple[str, Tensor]]:
+        """All tensors by name, read as they are wanted; ``advance`` is told the bytes of each that was taken."""
+        for name in self.base.shapes:
+            yield name, self.read(name)
+            advance(self.nbytes(name))
 
     def read(self, name: str) -> Tensor:
         """A tensor in ``dtype``, added up in float32. Raises MergeOverflow where it does not fit."""
@@ -122,12 +134,16 @@ class MergedWeights:
         return self.adapter.tensors if self.adapter else ()
 
 
-def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, limit: int) -> None:
-    """Write ``tensors`` as they come to files of at most ``limit`` bytes (or of one tensor), with an index."""
+def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, limit: int, say: Say = lambda _: None) -> None:
+    """Write ``tensors`` as they come to files of at most ``limit`` bytes (or of one tensor), with an index.
+
+    ``say`` gets a line for each file.
+    """
     sizes: list[dict[str, int]] = []
     for number, shard in enumerate(_shards(tensors, limit), 1):
         save_file(shard, folder / f"{number}.part", metadata={"format": "pt"})
         sizes.append({name: tensor.nbytes for name, tensor in shard.items()})
+        say(f"wrote file {number} of the weights, {decimal(sum(sizes[-1].values()))}")
     if len(sizes) == 1:
         (folder / "1.part").rename(folder / WEIGHTS)
         return

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from adapters.files import sync
 from bases.base import Base
 from bases.errors import ConfigError
+from bases.modes import make_ordinary
 from training.dataset import Dataset
 from training.rendering import Example
 from training.settings import TrainSettings, flag
@@ -29,7 +30,7 @@ _SHAPES = frozenset({
 })  # fmt: skip
 """Settings that shape the weights, beside base and data; and the steps that a Trainer takes from its checkpoint."""
 _CHOOSES = frozenset({
-    "data", "format", "eval_file", "eval_share", "mix_general", "mix_share", "too_long", "chat_template",
+    "data", "format", "eval_file", "eval_share", "mix_general", "mix_share", "skip_bad", "too_long", "chat_template",
 })  # fmt: skip
 """Settings that decide which rows there are. They may change where the rows do not: a file may have moved."""
 
@@ -111,6 +112,7 @@ def _whole(checkpoint: Path) -> bool:
 
 def _move(folder: Path, to: Path) -> None:
     """It is there whole or not at all, even where the power goes."""
+    make_ordinary(folder)
     for path in (*folder.rglob("*"), folder):
         sync(path)
     folder.rename(to)

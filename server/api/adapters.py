@@ -1,7 +1,6 @@
 """``/v1/adapters``: register, list, look at, activate, pin and remove adapters."""
 
 from dataclasses import asdict
-from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.routing import APIRoute
@@ -15,15 +14,19 @@ from starlette.types import Scope
 from adapters.names import parse_reference
 from adapters.registry import Registered
 from adapters.snapshot import Entry
+from server.api.answers import Adapter, AdapterDetails, Adapters, Deleted, RegisteredAdapter
 from server.api.cards import Cards
-from server.api.changes import ActivateRequest, AdapterRequest, PinRequest
+from server.api.changes import ActivateRequest, AdapterRequest, AdapterUpload, PinRequest
+from server.api.document import ETAG, answer, reference, refusals
 from server.api.errors import Json
 from server.api.etag import Expected, etag
 from server.api.listing import After, Card, Limit, listing
 from server.api.registration import register_named, register_upload
 from server.api.service import Served, Service
 
-router = APIRouter(prefix="/v1/adapters")
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+CHANGE_REFUSALS = refusals(400, 404, 409, 412, 413, 422, 503)
 
 
 class FormRoute(APIRoute):
@@ -52,13 +55,22 @@ async def _json_only(request: Request) -> None:
         )
 
 
-@router.post("", dependencies=[Depends(_json_only)])
+@router.post(
+    "",
+    dependencies=[Depends(_json_only)],
+    responses=answer(RegisteredAdapter, 200, 201, headers=ETAG)
+    | refusals(400, 408, 409, 412, 413, 415, 422, 429, 503, 507),
+    openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": reference(AdapterUpload)}}}},
+)
 async def register_adapter(request: AdapterRequest, service: Served, expected: Expected) -> Response:
-    """Register a folder under ``adapter_root``, or an address: 201, or 200 where the name had this content already."""
+    """Register a folder under the server's `--adapter-root`, an address, or uploaded files.
+
+    201, or 200 where the name had this content already.
+    """
     return _registered(service, await register_named(service, request, expected))
 
 
-@router.get("")
+@router.get("", responses=answer(Adapters) | refusals(400))
 async def list_adapters(service: Served, after: After = None, limit: Limit = None) -> Response:
     """Adapters in the order of their names; and which sub-folders of the watched one were refused."""
     usage = service.registry.usage()
@@ -75,15 +87,15 @@ async def list_adapters(service: Served, after: After = None, limit: Limit = Non
     return listing(page, after, limit, more)
 
 
-@router.get("/{reference:path}")
+@router.get("/{reference:path}", responses=answer(AdapterDetails, headers=ETAG) | refusals(404, 503))
 async def get_adapter(reference: str, service: Served) -> Response:
-    """An adapter with its versions, or one version; with the receipt of its checks."""
+    """An adapter with the details of its versions, or one version; with the receipt of its checks."""
     parsed = parse_reference(reference)
     entry = service.registry.entry(parsed.name)
     cards = _cards(service)
     if parsed.version is None:
         version = entry.current
-        card = {**cards.adapter(entry), "versions": cards.versions(entry)}
+        card = {**cards.adapter(entry), "version_details": cards.version_details(entry)}
     else:
         version = service.registry.version(reference)
         card = cards.version(entry, version)
@@ -91,23 +103,23 @@ async def get_adapter(reference: str, service: Served) -> Response:
     return Json({**card, "receipt": receipt}, headers=etag(entry.revision))
 
 
-@router.post("/{name:path}/activate")
+@router.post("/{name:path}/activate", responses=answer(Adapter, headers=ETAG) | CHANGE_REFUSALS)
 async def activate_adapter(name: str, request: ActivateRequest, service: Served, expected: Expected) -> Response:
     """Let the name mean another of its versions, from one request to the next."""
     return _answer(service, await run_in_threadpool(service.registry.activate, name, request.version, expected))
 
 
-@router.post("/{name:path}/pin")
+@router.post("/{name:path}/pin", responses=answer(Adapter, headers=ETAG) | CHANGE_REFUSALS)
 async def pin_adapter(name: str, request: PinRequest, service: Served, expected: Expected) -> Response:
     """Keep the active version on the device, or no longer."""
     return _answer(service, await run_in_threadpool(service.registry.pin, name, request.pinned, expected))
 
 
-@router.delete("/{reference:path}")
-async def remove_adapter(reference: str, service: Served, expected: Expected) -> dict[str, Any]:
+@router.delete("/{reference:path}", responses=answer(Deleted) | refusals(400, 404, 409, 412, 503))
+async def remove_adapter(reference: str, service: Served, expected: Expected) -> Json:
     """Forget an adapter or a version at once; requests that already run keep the content until they end."""
     await run_in_threadpool(service.registry.remove, reference, expected)
-    return {"id": reference, "object": "adapter", "deleted": True}
+    return Json({"id": reference, "object": "adapter", "deleted": True})
 
 
 def _cards(service: Service) -> Cards:

@@ -1,24 +1,24 @@
 """``/v1/aliases``: names that mean one of several adapters or versions, by weight."""
 
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from adapters.names import parse_reference
 from adapters.snapshot import Target
+from server.api.answers import Alias, Aliases, Deleted
 from server.api.cards import alias_card
 from server.api.changes import AliasRequest, TargetEntry
+from server.api.document import ETAG, answer, refusals
 from server.api.errors import Json
 from server.api.etag import Expected, etag
 from server.api.listing import After, Card, Limit, listing
 from server.api.service import Served
 
-router = APIRouter(prefix="/v1/aliases")
+router = APIRouter(prefix="/v1/aliases", tags=["aliases"])
 
 
-@router.get("")
+@router.get("", responses=answer(Aliases) | refusals(400))
 async def list_aliases(service: Served, after: After = None, limit: Limit = None) -> Response:
     """Aliases in the order of their names."""
 
@@ -28,14 +28,14 @@ async def list_aliases(service: Served, after: After = None, limit: Limit = None
     return listing(page, after, limit)
 
 
-@router.get("/{name:path}")
+@router.get("/{name:path}", responses=answer(Alias, headers=ETAG) | refusals(404))
 async def get_alias(name: str, service: Served) -> Response:
     """One alias."""
     alias = service.registry.alias(name)
     return Json(alias_card(service.registry, alias), headers=etag(alias.revision))
 
 
-@router.put("/{name:path}")
+@router.put("/{name:path}", responses=answer(Alias, 200, 201, headers=ETAG) | refusals(400, 404, 409, 412, 413, 503))
 async def put_alias(name: str, request: AliasRequest, service: Served, expected: Expected) -> Response:
     """Say what an alias means from now on: 201 where it is new, else 200."""
     targets = [_target(entry) for entry in request.targets]
@@ -43,11 +43,11 @@ async def put_alias(name: str, request: AliasRequest, service: Served, expected:
     return Json(alias_card(service.registry, alias), 201 if new else 200, etag(alias.revision))
 
 
-@router.delete("/{name:path}")
-async def remove_alias(name: str, service: Served, expected: Expected) -> dict[str, Any]:
+@router.delete("/{name:path}", responses=answer(Deleted) | refusals(400, 404, 412, 503))
+async def remove_alias(name: str, service: Served, expected: Expected) -> Json:
     """Forget an alias; what it meant stays."""
     await run_in_threadpool(service.registry.remove_alias, name, expected)
-    return {"id": name, "object": "alias", "deleted": True}
+    return Json({"id": name, "object": "alias", "deleted": True})
 
 
 def _target(entry: TargetEntry) -> Target:

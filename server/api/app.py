@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
-from server.api import adapters, aliases, completions, health, models, tokenize, vllm
-from server.api.errors import install
+from server.api import adapters, aliases, completions, document, errors, health, index, models, tokenize, vllm
 from server.api.middleware import BodyLimit, Door
 from server.api.service import Service
 
@@ -26,15 +27,19 @@ def create_app(service: Service) -> FastAPI:
         finally:
             await asyncio.to_thread(service.close)
 
-    app = FastAPI(
+    # The scripts of FastAPI's own pages come from elsewhere, which leaves them blank where there is no internet.
+    app = FastAPIOffline(
+        redoc_url=None,
         title="manylora",
+        version=version("manylora"),
         lifespan=lifespan,
         redirect_slashes=False,
     )
     app.state.service = service
-    for routes in (completions, tokenize, models, adapters, aliases, vllm, health):
+    for routes in (completions, tokenize, models, adapters, aliases, vllm, health, index):
         app.include_router(routes.router)
-    install(app)
+    errors.install(app)
+    document.install(app)
     app.add_middleware(
         BodyLimit, limit=int(service.settings.max_body_mib * 2**20), upload_limit=service.store.limit + AROUND_WEIGHTS
     )

@@ -31,8 +31,8 @@ class Cards:
         """One version of an adapter."""
         return {"id": version.name, **self._common(entry), "created": version.created, **self._particulars(version)}
 
-    def versions(self, entry: Entry) -> list[Card]:
-        """All versions of an adapter, for its own card."""
+    def version_details(self, entry: Entry) -> list[Card]:
+        """The particulars of all versions of an adapter, for its own card; every card has their numbers."""
         return [
             {"version": each.number, "created": each.created, **self._particulars(each)}
             for each in entry.versions.values()

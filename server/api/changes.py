@@ -2,13 +2,22 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from adapters.registry import Options
 from server.api.schemas import Name, Schema, Text
 
 MAX_TARGETS = 16
+FILES = {
+    "type": "array",
+    "items": {"type": "string", "format": "binary"},
+    "minItems": 1,
+    "description": "`adapter_config.json` and `adapter_model.safetensors`, told apart by their filenames, or one "
+    "archive of them: .tar, .tar.gz or .zip.",
+}
+"""How the document describes what comes with a form."""
 
 
 class Registration(Schema):
@@ -19,6 +28,7 @@ class Registration(Schema):
     pinned: bool | None = None
     preload: bool = False
     allow_base_mismatch: bool = False
+    allow_unknown_fields: bool = False
 
     def options(self, expected: int | None) -> Options:
         """For the registry; ``expected`` is the revision that the caller has seen."""
@@ -26,6 +36,7 @@ class Registration(Schema):
             activate=self.activate,
             pinned=self.pinned,
             allow_base_mismatch=self.allow_base_mismatch,
+            allow_unknown_fields=self.allow_unknown_fields,
             expected=expected,
             preload=self.preload,
         )
@@ -35,7 +46,9 @@ Address = Annotated[Text, Field(min_length=1, max_length=4096)]
 
 
 class AdapterRequest(Registration):
-    """``POST /v1/adapters`` in JSON: a folder on the server, or an address elsewhere."""
+    """``POST /v1/adapters`` in JSON: a folder on the server, or an address elsewhere; one of them."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "legal", "path": "legal"}]})
 
     path: Address | None = None
     source: Address | None = None
@@ -69,22 +82,36 @@ Flag = Annotated[bool, BeforeValidator(_flag)]
 
 
 class AdapterUpload(Registration):
-    """The fields of ``POST /v1/adapters`` as a form."""
+    """The fields of ``POST /v1/adapters`` as a form; its files never come here."""
 
     activate: Flag = True
     pinned: Flag | None = None
     preload: Flag = False
     allow_base_mismatch: Flag = False
+    allow_unknown_fields: Flag = False
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The form, files included."""
+        schema = handler(core)
+        described = handler.resolve_ref_schema(schema)
+        described["properties"]["file"] = FILES
+        described["required"].append("file")
+        return schema
 
 
 class ActivateRequest(Schema):
     """``POST /v1/adapters/NAME/activate``."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1}]})
 
     version: int = Field(ge=1, lt=10**9)
 
 
 class PinRequest(Schema):
     """``POST /v1/adapters/NAME/pin``."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"pinned": True}]})
 
     pinned: bool
 
@@ -98,6 +125,14 @@ class TargetEntry(Schema):
 
 class AliasRequest(Schema):
     """``PUT /v1/aliases/NAME``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"targets": [{"adapter": "legal@1", "weight": 90}, {"adapter": "german", "weight": 10}]},
+            ]
+        }
+    )
 
     targets: Annotated[list[TargetEntry], Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)]
 
@@ -115,6 +150,8 @@ class AliasRequest(Schema):
 class LoadRequest(Schema):
     """``POST /v1/load_lora_adapter``, vLLM's body."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"lora_name": "legal", "lora_path": "legal"}]})
+
     lora_name: Name = ""
     lora_path: Annotated[Text, Field(max_length=4096)] = ""
     load_inplace: bool = False
@@ -123,6 +160,8 @@ class LoadRequest(Schema):
 
 class UnloadRequest(Schema):
     """``POST /v1/unload_lora_adapter``, vLLM's body."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"lora_name": "legal"}]})
 
     lora_name: Name = ""
     lora_int_id: int | None = None

@@ -9,21 +9,28 @@ from uuid import uuid4
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from server.api.answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
+from server.api.document import APPLIED, answer, refusals
 from server.api.generation import Generation
 from server.api.mix import Applied, Mix, lease_mix
 from server.api.replies import CHAT, COMPLETION, Head, Shape, StreamReply, WholeReply
-from server.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
+from server.api.schemas import ChatRequest, CompletionRequest, GenerationRequest, StreamOptions
 from server.api.service import Served, Service
 from server.errors import ContextOverflow, InvalidRequest
 from server.sequence import SamplingParams, Sequence
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", tags=["completions"])
+
+REFUSALS = refusals(400, 404, 413, 422, 429, 503)
 
 LONG_TEXT = 8192
 """Characters from which a prompt is encoded on a thread, not to hold up the other requests' streams."""
 
 
-@router.post("/chat/completions")
+@router.post(
+    "/chat/completions",
+    responses=answer(ChatCompletion, chunk=ChatCompletionChunk, headers=APPLIED) | REFUSALS,
+)
 async def create_chat_completion(request: ChatRequest, service: Served) -> Response:
     """An assistant's next turn."""
     service.switchboard.check_open()
@@ -35,7 +42,7 @@ async def create_chat_completion(request: ChatRequest, service: Served) -> Respo
     return _reply(service, request, f"chatcmpl-{uuid4().hex}", tokens, sampling(service, request, max_tokens), CHAT)
 
 
-@router.post("/completions")
+@router.post("/completions", responses=answer(Completion, chunk=CompletionChunk, headers=APPLIED) | REFUSALS)
 async def create_completion(request: CompletionRequest, service: Served) -> Response:
     """What follows a prompt."""
     service.switchboard.check_open()
@@ -48,8 +55,9 @@ async def create_completion(request: CompletionRequest, service: Served) -> Resp
 def sampling(service: Service, request: GenerationRequest, max_tokens: int) -> SamplingParams:
     """The engine's parameters; what the request leaves out, or sets to null, has OpenAI's default."""
     given: dict[str, Any] = {
-        "temperature": request.temperature,
-        "top_p": request.top_p,
+        # The likeliest token alone is what greedy sampling takes.
+        "temperature": 0.0 if request.top_p == 0 else request.temperature,
+        "top_p": request.top_p or None,
         "top_k": None if request.top_k is None else max(request.top_k, 0),
         "min_p": request.min_p,
         "repetition_penalty": request.repetition_penalty,
@@ -95,7 +103,7 @@ def _reply(
     generation = Generation(service, Sequence(id_, tokens, params, mix.adaptation), mix, request.stop or ())
     head = _head(service, request, id_, mix)
     if request.stream:
-        return StreamReply(generation, head, shape, include_usage=request.include_usage)
+        return StreamReply(generation, head, shape, request.stream_options or StreamOptions())
     return WholeReply(generation, head, shape)
 
 

@@ -4,6 +4,7 @@ import re
 from typing import Annotated
 
 from fastapi import Depends, Header
+from pydantic import WithJsonSchema
 
 from server.errors import InvalidRequest
 
@@ -16,7 +17,12 @@ def etag(revision: int) -> dict[str, str]:
 
 
 async def _expected(
-    if_match: Annotated[list[str] | None, Header()] = None, if_none_match: Annotated[str | None, Header()] = None
+    if_match: Annotated[
+        list[str] | None,
+        Header(description='The ETag of an earlier answer; `"0"` where the name must be new.'),
+        WithJsonSchema({"type": "string", "pattern": f"^{_ETAG.pattern}$"}),
+    ] = None,
+    if_none_match: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> int | None:
     if if_none_match is not None:
         raise InvalidRequest(

@@ -2,24 +2,27 @@
 
 from importlib.metadata import version
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import PlainTextResponse, Response
 
+from server.api.answers import ServerVersion, Status
+from server.api.document import answer
 from server.api.errors import Json
 from server.api.service import Served
 
-router = APIRouter()
+router = APIRouter(tags=["server"])
 
 
-@router.get("/livez")
+@router.get("/livez", responses=answer(Status, 200, 503))
 @router.head("/livez", include_in_schema=False)
 async def livez(service: Served) -> Json:
     """503 where only a restart can help: the engine has stopped, or step after step fails."""
     return _status("alive") if service.engine.stats().healthy else _status("engine failing", 503)
 
 
-@router.get("/health")
-@router.get("/readyz")
+@router.get("/health", responses=answer(Status, 200, 503))
+@router.get("/readyz", responses=answer(Status, 200, 503))
 @router.head("/readyz", include_in_schema=False)
 async def readyz(service: Served) -> Json:
     """503 while requests should go elsewhere."""
@@ -28,13 +31,13 @@ async def readyz(service: Served) -> Json:
     return _status("ready") if service.engine.stats().healthy else _status("engine failing", 503)
 
 
-@router.get("/version")
+@router.get("/version", responses=answer(ServerVersion))
 async def server_version() -> Json:
     """The server's own."""
     return Json({"version": version("manylora")})
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: Served) -> Response:
     """Prometheus' text format."""
     return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -1,21 +1,22 @@
 """``GET /v1/models``: the base and every name that stands for an adapter, as OpenAI lists models."""
 
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from adapters.errors import UnknownAdapter
 from adapters.names import parse_reference
 from adapters.snapshot import Alias, Version
+from server.api.answers import Model, Models
+from server.api.document import answer, refusals
+from server.api.errors import Json
 from server.api.listing import After, Card, Limit, listing
 from server.api.service import Served, Service
 from server.errors import InvalidRequest, UnknownModel
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", tags=["models"])
 
 
-@router.get("/models")
+@router.get("/models", responses=answer(Models) | refusals(400))
 @router.head("/models", include_in_schema=False)
 async def list_models(service: Served, after: After = None, limit: Limit = None) -> Response:
     """The base, then adapters with their versions, and aliases, in the order of their names, asleep or not."""
@@ -41,13 +42,13 @@ def _start(after: str | None, base: str) -> str | None:
     return after
 
 
-@router.get("/models/{name:path}")
-async def get_model(service: Served, name: str) -> dict[str, Any]:
+@router.get("/models/{name:path}", responses=answer(Model) | refusals(404))
+async def get_model(service: Served, name: str) -> Json:
     """One of them."""
     if name == service.base.name:
-        return base_card(service)
+        return Json(base_card(service))
     try:
-        return card(service, name, _meant(service, name))
+        return Json(card(service, name, _meant(service, name)))
     except UnknownAdapter as error:
         raise UnknownModel(name) from error
 

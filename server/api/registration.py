@@ -57,7 +57,7 @@ async def register_upload(service: Service, request: Request, expected: int | No
     Raises QueueFull where too many are bringing some already.
     """
     service.switchboard.check_open()
-    with _outcome(service.metrics, "file"):
+    with _outcome(service.metrics, "file"), service.intake.counted():
         if service.intake.uploads.locked():
             raise QueueFull("Too many adapters are being uploaded; try again later.", code="too_many_uploads")
         async with service.intake.uploads:
@@ -95,7 +95,7 @@ def _checked(fields: Mapping[str, str]) -> AdapterUpload:
 
 
 async def _to_the_end(service: Service, register: Callable[[], Registered]) -> Registered:
-    """Register on a thread, although the client may leave or the server end before it is done.
+    """Register on a thread, although the client may leave before it is done; a server that drains waits for it.
 
     Not on asyncio's own few threads, where prompts are encoded, nor on those that other changes take: registrations
     wait for disks and networks.
@@ -107,7 +107,11 @@ async def _to_the_end(service: Service, register: Callable[[], Registered]) -> R
         service.metrics.registered("accepted" if registered.new else "same")
         return registered
 
-    return await asyncio.shield(to_thread.run_sync(registering, limiter=service.intake.registrations))
+    async def counted() -> Registered:
+        with service.intake.counted():
+            return await to_thread.run_sync(registering, limiter=service.intake.registrations)
+
+    return await asyncio.shield(counted())
 
 
 @contextmanager

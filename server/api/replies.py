@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.api.errors import Json, error_body
 from server.api.generation import Generation
+from server.api.schemas import StreamOptions
 from server.errors import Draining, EngineError
 
 DONE = b"data: [DONE]\n\n"
@@ -119,12 +120,15 @@ class WholeReply(Response):
 class StreamReply(Response):
     """Server-sent events: a chunk for each step that brought text, one with the reason of the end, ``[DONE]``."""
 
-    def __init__(self, generation: Generation, head: Head, shape: Shape, *, include_usage: bool) -> None:
+    def __init__(self, generation: Generation, head: Head, shape: Shape, options: StreamOptions) -> None:
         super().__init__()
         self._generation = generation
         self._shape = shape
-        self._include_usage = include_usage
-        self._fields = head.fields(shape.chunk_object) | ({"usage": None} if include_usage else {})
+        self._continuous_usage = options.continuous_usage_stats
+        self._include_usage = options.include_usage or self._continuous_usage
+        self._fields = head.fields(shape.chunk_object) | ({"usage": None} if self._include_usage else {})
+        # The text is all that differs from chunk to chunk; the engine's thread wants the time a whole dump would take.
+        self._template = self._chunk(shape.piece(_PLACE), None).split(json.dumps(_PLACE).encode())
         self.headers.update(
             {
                 "content-type": "text/event-stream; charset=utf-8",
@@ -139,22 +143,20 @@ class StreamReply(Response):
         await _while_connected(receive, self._generation, self._write(send))
 
     async def _write(self, send: Send) -> None:
+        opening = b"" if self._shape.first is None else self._chunk(self._shape.first, None)
         # A request that fails before its first token is still answered with a status of its own.
         text = await self._generation.read()
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
-            await self._write_events(text, send)
+            await self._write_events(opening, text, send)
         except (EngineError, Draining) as error:
             await self._send(_event(error_body(error)[1]), send)
         await send({"type": "http.response.body", "body": b""})
 
-    async def _write_events(self, text: str, send: Send) -> None:
-        # The text is all that differs from chunk to chunk; the engine's thread wants the time a whole dump would take.
-        template = self._chunk(self._shape.piece(_PLACE), None).split(json.dumps(_PLACE).encode())
-        chunk = b"" if self._shape.first is None else self._chunk(self._shape.first, None)
+    async def _write_events(self, chunk: bytes, text: str, send: Send) -> None:
         while True:
             if text:
-                chunk += json.dumps(text).encode().join(template)
+                chunk += self._piece(text)
             if self._generation.finish:
                 break
             if chunk:
@@ -169,8 +171,14 @@ class StreamReply(Response):
             end += _event({**self._fields, "choices": [], "usage": usage(self._generation)})
         return end + DONE
 
+    def _piece(self, text: str) -> bytes:
+        if self._continuous_usage:
+            return self._chunk(self._shape.piece(text), None)
+        return json.dumps(text).encode().join(self._template)
+
     def _chunk(self, choice: Mapping[str, Any], finish: str | None) -> bytes:
-        return _event({**self._fields, "choices": [_choice(choice, finish)]})
+        so_far = {"usage": usage(self._generation)} if self._continuous_usage else {}
+        return _event({**self._fields, **so_far, "choices": [_choice(choice, finish)]})
 
     async def _send(self, body: bytes, send: Send) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -1,6 +1,7 @@
 """Requests as OpenAI's clients send them, checked field by field.
 
-Every field is served, harmless to ignore, or refused by its name; nothing is dropped in silence.
+Every field is served, harmless to ignore, or refused by its name; nothing is dropped in silence. Clients fill in what
+they do not mean: null is the default everywhere, and an empty value asks for nothing in a field that is not known.
 """
 
 from collections.abc import Mapping
@@ -12,9 +13,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 512
@@ -26,6 +29,7 @@ INT64 = 2**63
 
 HARMLESS = frozenset(
     {
+        "cache_control",
         "metadata",
         "parallel_tool_calls",
         "prompt_cache_key",
@@ -35,7 +39,7 @@ HARMLESS = frozenset(
         "store",
     }
 )
-"""OpenAI's fields that change no answer here, whatever their value."""
+"""Fields of OpenAI and OpenRouter that change no answer here, whatever their value."""
 
 UNSERVED: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -50,19 +54,34 @@ UNSERVED: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "prediction": (),
     "reasoning_effort": ("none",),
-    "verbosity": (),
+    "verbosity": ("medium",),
     "web_search_options": (),
     "moderation": (),
 }
 """OpenAI's fields that are not served -> the values, besides null, that ask for nothing."""
 
+HARMLESS_IN_TURNS = frozenset(
+    {
+        "annotations",
+        "cache_control",
+        "id",
+        "metadata",
+        "provider_specific_fields",
+        "reasoning_details",
+        "status",
+        "thinking_blocks",
+        "timestamp",
+    }
+)
+"""Fields of a turn that belong to the client, or to the server that the turn came from. No template reads them."""
 
 UNSERVED_IN_TURNS: Mapping[str, tuple[Any, ...]] = {
     "tool_calls": ([],),
-    "tool_call_id": (),
-    "function_call": (),
+    "tool_call_id": ("",),
+    "function_call": ({},),
     "audio": (),
-    "refusal": (),
+    "refusal": ("",),
+    "type": ("message",),
 }
 
 
@@ -75,14 +94,23 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _whole(value: object) -> object:
+    """JSON has one kind of numbers: sliders send 32.0 for 32."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 Text = Annotated[str, AfterValidator(_encodable)]
 Name = Annotated[Text, Field(max_length=256)]
+Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 
 class Schema(BaseModel):
     """JSON types as they are, no unknown field, no NaN or infinity."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -90,10 +118,62 @@ class Schema(BaseModel):
         """Ends at the first unknown field: pydantic would build an error for each of a million."""
         for field in data if isinstance(data, dict) else ():
             if field not in cls.model_fields:
-                # Half a surrogate pair is a field's name in JSON, but pydantic cannot carry it.
-                name = str(field).encode(errors="backslashreplace").decode()
-                raise PydanticCustomError("unknown", "Unknown field.", {"field": name})
+                raise PydanticCustomError("unknown", "Unknown field.", {"field": _shown(field)})
         return data
+
+
+def _shown(field: object) -> str:
+    """Half a surrogate pair is a field's name in JSON, but pydantic cannot carry it."""
+    return str(field).encode(errors="backslashreplace").decode()
+
+
+class Tolerant(Schema):
+    """An object that clients send with more fields than are served: those that ask for nothing are left out."""
+
+    unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Fields that are not served -> the values, besides null, that ask for nothing."""
+    harmless: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change nothing, whatever their value."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _served(cls, data: object) -> object:
+        """``data`` less what asks for nothing; refuses what would need to be served."""
+        if not isinstance(data, dict):
+            return data
+        for field, values in cls.unserved.items():
+            if data.get(field) is not None and not any(_same(data[field], value) for value in values):
+                raise PydanticCustomError("unserved", "`{field}` is not supported.", {"field": field})
+        return {field: value for field, value in data.items() if cls.asks(field, value)}
+
+    @classmethod
+    def asks(cls, field: str, value: object) -> bool:
+        """Whether a field asks for something, or is one that nobody knows."""
+        if field in cls.model_fields:
+            return value is not None
+        return not (_empty(value) or field in cls.unserved or field in cls.harmless)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Tells of the fields that are accepted without being served, too."""
+        schema = handler(core)
+        described = handler.resolve_ref_schema(schema)
+        properties = described.setdefault("properties", {})
+        for field in sorted(cls.harmless):
+            properties[field] = {"description": "Accepted, and changes nothing."}
+        for field, values in cls.unserved.items():
+            properties[field] = {"description": "Not served: asks for nothing or is refused.", "enum": [None, *values]}
+        described["additionalProperties"] = {"description": "Asks for nothing.", "enum": [None, "", [], {}]}
+        return schema
+
+
+def _same(value: object, other: object) -> bool:
+    """JSON has one kind of numbers, and truth is not among them."""
+    return isinstance(value, bool) == isinstance(other, bool) and value == other
+
+
+def _empty(value: object) -> bool:
+    return value is None or (isinstance(value, str | list | dict) and not value)
 
 
 class MixEntry(Schema):
@@ -109,7 +189,11 @@ def _mix(value: object) -> object:
 
 
 def _stops(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    """A string alone is a list of one."""
+    stops = [value] if isinstance(value, str) else value
+    if isinstance(stops, list) and "" in stops:
+        raise ValueError("an empty stop string would end every answer before it begins; leave it out")
+    return stops
 
 
 def _few_messages(value: object) -> object:
@@ -126,75 +210,94 @@ def _few_biases(value: object) -> object:
     return value
 
 
+class TextPart(Tolerant):
+    """Text as one of a message's content parts."""
+
+    harmless: ClassVar[frozenset[str]] = frozenset({"annotations", "cache_control", "id", "index"})
+
+    type: Literal["text"]
+    text: Text
+
+
 def _joined(value: object) -> object:
     """Content parts of type text, as one text."""
-    if not isinstance(value, list):
-        return value
-    texts = []
-    for part in value:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            raise ValueError("only content parts of type `text` are served")
-        if set(part) != {"type", "text"} or not isinstance(part["text"], str):
-            raise ValueError("a content part of type `text` has a string `text` and nothing else")
-        texts.append(part["text"])
-    return "".join(texts)
+    return "".join([_text(part) for part in value]) if isinstance(value, list) else value
 
 
-def _without(data: object, unserved: Mapping[str, tuple[Any, ...]], harmless: frozenset[str]) -> object:
-    """``data`` less the fields that need not be looked at; refuses what would need to be served."""
-    if not isinstance(data, dict):
-        return data
-    for field, values in unserved.items():
-        if data.get(field) is not None and not any(_same(data[field], value) for value in values):
-            raise PydanticCustomError("unserved", "`{field}` is not supported.", {"field": field})
-    return {field: value for field, value in data.items() if field not in unserved and field not in harmless}
+def _text(part: object) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text":
+        raise ValueError("only content parts of type `text` are served")
+    for field, value in part.items():
+        if TextPart.asks(field, value) and field not in TextPart.model_fields:
+            raise ValueError(f"a content part of type `text` has no field `{_shown(field[:80])}`")
+    match part.get("text"):
+        case str(text):
+            return text
+    raise ValueError("a content part of type `text` has a string `text`")
 
 
-def _same(value: object, other: object) -> bool:
-    return type(value) is type(other) and value == other
-
-
-class Message(Schema):
+class Message(Tolerant):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Text, BeforeValidator(_joined)]
-    name: Name | None = None
+    unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSERVED_IN_TURNS
+    harmless: ClassVar[frozenset[str]] = HARMLESS_IN_TURNS
 
-    @model_validator(mode="before")
-    @classmethod
-    def _text_only(cls, data: object) -> object:
-        """Clients send an assistant's turn back with all its fields."""
-        return _without(data, UNSERVED_IN_TURNS, frozenset({"annotations"}))
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[Text, BeforeValidator(_joined, json_schema_input_type=Text | list[TextPart])] | None = None
+    """Null only where the assistant said nothing."""
+    name: Name | None = None
+    reasoning_content: Text | None = None
+    """What an assistant thought before it spoke, for templates that know of it; so is the next, by another name."""
+    reasoning: Text | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Message":
+        """Clients send an assistant's turn back as it came, and it may have called tools or nothing at all."""
+        if self.content is None and self.role != "assistant":
+            reason = "`content` is missing: only an `assistant` may say nothing."
+            raise PydanticCustomError("field", reason, {"field": "content"})
+        return self
 
     def turn(self) -> dict[str, str]:
         """As chat templates want it. They know no developers; OpenAI's own mapping is to ``system``."""
-        turn = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
-        return {**turn, "name": self.name} if self.name else turn
+        turn = {"role": "system" if self.role == "developer" else self.role, "content": self.content or ""}
+        more = {"name": self.name, "reasoning_content": self.reasoning_content or self.reasoning}
+        return turn | {field: value for field, value in more.items() if value}
 
 
-class StreamOptions(Schema):
+class StreamOptions(Tolerant):
     """What else a stream carries."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    """vLLM's: the usage so far in every chunk, and as the last one."""
     include_obfuscation: bool = False
 
 
-class GenerationRequest(Schema):
+class GenerationRequest(Tolerant):
     """What both endpoints share."""
 
     unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSERVED
+    harmless: ClassVar[frozenset[str]] = HARMLESS
 
     model: Name | None = None
-    adapter: Annotated[list[MixEntry], Field(max_length=MAX_MIX, fail_fast=True), BeforeValidator(_mix)] | None = None
-    max_tokens: int | None = Field(None, ge=1)
+    adapter: (
+        Annotated[
+            list[MixEntry],
+            Field(max_length=MAX_MIX, fail_fast=True),
+            BeforeValidator(_mix, json_schema_input_type=Name | Annotated[list[MixEntry], Field(max_length=MAX_MIX)]),
+        ]
+        | None
+    ) = None
+    max_tokens: Count | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, lt=INT64)
+    top_p: float | None = Field(None, ge=0, le=1)
+    """0 is the likeliest token alone, as with a temperature of 0."""
+    top_k: Annotated[int, Field(ge=-1, lt=INT64), BeforeValidator(_whole)] | None = None
     min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=-INT64, lt=INT64)
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64), BeforeValidator(_whole)] | None = None
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -203,9 +306,9 @@ class GenerationRequest(Schema):
     )
     stop: (
         Annotated[
-            list[Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]],
+            list[Stop],
             Field(max_length=MAX_STOPS, fail_fast=True),
-            BeforeValidator(_stops),
+            BeforeValidator(_stops, json_schema_input_type=Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)]),
         ]
         | None
     ) = None
@@ -213,22 +316,21 @@ class GenerationRequest(Schema):
     user: Annotated[Text, Field(max_length=MAX_USER_LENGTH)] | None = None
     """Gets the same target of an alias each time."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _served(cls, data: object) -> object:
-        return _without(data, cls.unserved, HARMLESS)
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with its usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
-
 
 class ChatRequest(GenerationRequest):
     """``POST /v1/chat/completions``."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 32},
+                {"messages": [{"role": "user", "content": "Hello!"}], "adapter": "legal", "stream": True},
+            ]
+        }
+    )
+
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(_few_messages)]
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Count | None = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ChatRequest":
@@ -262,18 +364,35 @@ def _prompt(value: object) -> object:
     raise ValueError("must be a string or a list of token ids")
 
 
+Prompt = Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+"""One, as the document describes it; its ids are checked where the vocabulary is known."""
+
+
 class CompletionRequest(GenerationRequest):
     """``POST /v1/completions``."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": "The capital of France is", "max_tokens": 16, "temperature": 0},
+                {"prompt": "Once", "adapter": [{"name": "legal", "weight": 0.7}, {"name": "german", "weight": 0.3}]},
+            ]
+        }
+    )
+
     unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **UNSERVED,
-        "logprobs": (),
+        "logprobs": (False,),
         "best_of": (1,),
         "echo": (False,),
         "suffix": ("",),
     }
 
-    prompt: Annotated[str | list[int], BeforeValidator(_prompt), BeforeValidator(_single)]
+    prompt: Annotated[
+        str | list[int],
+        BeforeValidator(_prompt),
+        BeforeValidator(_single, json_schema_input_type=Prompt | Annotated[list[Prompt], Field(max_length=1)]),
+    ]
 
     @property
     def limit(self) -> int:

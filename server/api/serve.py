@@ -1,8 +1,10 @@
 """``manylora serve``: load, listen, answer, drain."""
 
 import asyncio
+import errno
 import json
 import logging
+import os
 import shlex
 import signal
 import socket
@@ -13,11 +15,13 @@ from types import FrameType
 import torch
 import uvicorn
 
+import bases.nf4  # noqa: F401 - before transformers, for the reason it gives
 from bases.base import load_base
 from bases.errors import ConfigError
 from server.api.app import create_app
-from server.api.service import Service, open_service
-from server.config import Settings
+from server.api.service import Service, begin, open_service
+from server.compute.cpu.memory import give_back
+from server.config import Settings, service_links
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +34,25 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then finish what runs. Raises ConfigError and BaseRejected before it listens."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    tell_environment()
     torch.set_num_threads(1)  # on this thread, for the reason Engine.start gives
     # Found out first: loading a base takes a while.
-    listener = bind(settings.host, settings.port)
-    with listener:
+    with bind(settings.host, settings.port) as listener, begin(settings) as beginning:
         base = load_base(settings.base, say)
-        service = open_service(base, settings, say)
+        service = open_service(base, settings, say, beginning)
+        give_back()
         DrainingServer(service).run(sockets=[listener])
+
+
+def tell_environment() -> None:
+    """Say what the environment holds that this server does not go by."""
+    if links := service_links():
+        log.info("Kubernetes' service links are no options, and left out: %s", ", ".join(links))
+    if os.environ.get("MANYLORA_API_KEY"):
+        log.warning(
+            "MANYLORA_API_KEY is set, but this server asks nobody for a key: whoever reaches it may use and change it. "
+            "The variable is what `manylora adapters`, `train` and `bench` send."
+        )
 
 
 def say(line: str) -> None:
@@ -46,18 +62,27 @@ def say(line: str) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket on the address, not listening yet. Raises ConfigError where that cannot be."""
+    """A socket on the address, not listening yet. Raises ConfigError where that cannot be.
+
+    With SO_REUSEADDR, two servers may bind one port as long as neither listens, and the second learns of the first
+    after it has loaded its base. So it is bound without; where that fails, with: for a minute after a server has ended,
+    what is left of its connections keeps the port from being bound in any other way.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise ConfigError(f"--host: {host!r} is no address of this machine: {error.strerror}") from error
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"--port: cannot listen on {host} port {port}: {error.strerror}") from error
+    for reuse in (0, 1):
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            listener.close()
+            if error.errno != errno.EADDRINUSE or reuse:
+                raise ConfigError(f"--port: cannot listen on {host} port {port}: {error.strerror}") from error
+        else:
+            break
     return listener
 
 
@@ -76,7 +101,7 @@ def welcome(service: Service, listener: socket.socket) -> str:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, but after the first signal it goes on answering until the open requests have ended.
+    """uvicorn, but after the first signal it goes on until open requests, uploads and registrations have ended.
 
     Meanwhile new ones get 503, so that a load balancer sees where it stands. A second signal ends the process at once.
     """
@@ -98,6 +123,10 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Say so when requests are taken."""
+        for listener in (
+            sockets or ()
+        ):  # connections inherit it, and the next server can bind beside what is left of them
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         await super().startup(sockets)
         if self.started and sockets:
             say(welcome(self._service, sockets[0]))
@@ -118,8 +147,8 @@ class DrainingServer(uvicorn.Server):
         if self._deadline is not None:
             late = monotonic() > self._deadline
             if late:
-                log.warning("%d requests have not ended in time", len(self._service.switchboard))
+                log.warning("%d requests and registrations have not ended in time", self._service.under_way)
                 # The engine's last events end them, so that their clients learn why.
                 await asyncio.to_thread(self._service.engine.stop)
-            self.should_exit = late or not len(self._service.switchboard)
+            self.should_exit = late or not self._service.under_way
         return await super().on_tick(counter)

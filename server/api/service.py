@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 from time import time
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Self, cast
 
 from fastapi import Depends, Request
 from filelock import FileLock, Timeout
@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from adapters.database import Database, open_postgres, open_sqlite
 from adapters.errors import AdapterConflict, AdapterError
+from adapters.names import check_name
 from adapters.registry import Registry
 from adapters.remote import Remote
 from adapters.schema import NewerSchema
@@ -64,30 +65,76 @@ class Service:
         """The base's, short, as OpenAI's ``system_fingerprint``."""
         return f"fp_{self.base.layout.fingerprint[:12]}"
 
+    @property
+    def under_way(self) -> int:
+        """Requests, uploads and registrations that have begun and not ended: what a drain waits for."""
+        return len(self.switchboard) + self.intake.under_way
+
     def close(self) -> None:
         """End the engine and let everything go."""
         self.switchboard.draining = True
         self.closing.close()
 
 
-def open_service(base: Base, settings: Settings, say: Callable[[str], None] = lambda line: None) -> Service:
-    """Build engine and registry around ``base``, start them, and register what the settings name.
+@dataclass(frozen=True)
+class Beginning:
+    """What a server needs beside its base, opened before the base is: that may take minutes, and then be refused."""
 
-    Raises ConfigError for an adapter that is refused, for a data folder that is in use, and for a database or a store
-    that cannot be used; then nothing runs any more.
+    database: Database
+    remote: Remote | None
+    closing: ExitStack
+    """What is to be let go at the end."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.close()
+
+
+def begin(settings: Settings) -> Beginning:
+    """Take the data folder, open the database, and look at what else the settings name.
+
+    Raises ConfigError for a data folder that is in use or cannot be written, for a database, a store or a source that
+    cannot be used, and for adapters that are not there.
     """
+    _check_adapters(settings)
     with ExitStack() as closing:
-        folder = settings.data / "adapters"
-        closing.callback(_lock(folder).release)
-        store = AdapterStore(
-            folder, base.layout, settings.max_rank, remote=_remote(settings), cache=_bytes(settings.store_cache_gib)
-        )
-        sources = _sources(settings, store.limit)
+        closing.callback(_lock(settings.data / "adapters").release)
+        remote = _remote(settings)
+        _sources(settings, limit=0)
         database = _database(settings)
         closing.callback(database.close)
+        return Beginning(database, remote, closing.pop_all())
+
+
+def open_service(
+    base: Base,
+    settings: Settings,
+    say: Callable[[str], None] = lambda line: None,
+    beginning: Beginning | None = None,
+) -> Service:
+    """Build engine and registry around ``base``, start them, and register what the settings name.
+
+    ``beginning``: what :func:`begin` opened, which the service closes at its end; None to do that here. Raises
+    ConfigError for an adapter that is refused, and for what :func:`begin` refuses; then nothing runs any more.
+    """
+    beginning = beginning or begin(settings)
+    with ExitStack() as closing:
+        closing.enter_context(beginning)
+        database = beginning.database
+        store = AdapterStore(
+            settings.data / "adapters",
+            base.layout,
+            settings.max_rank,
+            remote=beginning.remote,
+            cache=_bytes(settings.store_cache_gib),
+        )
+        sources = _sources(settings, store.limit)
         codec = Codec(base.tokenizer, base.model.config.get_text_config().vocab_size, base.max_model_len)
         switchboard = Switchboard()
         engine = Engine(Runner(base, settings), settings, store.read, switchboard.deliver)
+        say(engine.runner.room.reason)
         ties = _ties(base, settings, engine, Probe(base, codec, engine, switchboard))
         registry = Registry(database, store, ties, _bytes(settings.store_quota_gib))
         engine.start()
@@ -99,6 +146,16 @@ def open_service(base: Base, settings: Settings, say: Callable[[str], None] = la
         return Service(
             base, settings, codec, engine, store, registry, sources, watch, switchboard, metrics, closing.pop_all()
         )
+
+
+def _check_adapters(settings: Settings) -> None:
+    for name, path in settings.adapter.items():
+        try:
+            check_name(name)
+        except AdapterError as error:
+            raise ConfigError(f"--adapter: {error}") from error
+        if not path.is_dir():
+            raise ConfigError(f"--adapter: {name}={path}: there is no such folder")
 
 
 def _lock(folder: Path) -> FileLock:

@@ -1,18 +1,21 @@
 """``POST /tokenize`` and ``/detokenize``, as vLLM has them: the token ids of a prompt or messages, and their text."""
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from server.api.answers import Detokenized, Tokens
+from server.api.document import answer, refusals
+from server.api.errors import Json
 from server.api.schemas import MAX_MESSAGES, Message, Name, Schema, Text
 from server.api.service import Served
 from server.errors import InvalidRequest, UnknownModel
 from server.text import Codec
 
-router = APIRouter()
+router = APIRouter(tags=["tokens"])
 
 
 def _few(value: object) -> object:
@@ -24,6 +27,8 @@ def _few(value: object) -> object:
 
 class TokenizeRequest(Schema):
     """Either a prompt, as for completions, or messages, as for chat completions."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "The capital of France is"}]})
 
     model: Name | None = None
     prompt: Text | None = None
@@ -49,24 +54,27 @@ class TokenizeRequest(Schema):
 class DetokenizeRequest(Schema):
     """Tokens, special ones included."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [72, 105]}]})
+
     model: Name | None = None
     tokens: Annotated[list[int], Field(fail_fast=True)]
 
 
-@router.post("/tokenize")
-async def tokenize(request: TokenizeRequest, service: Served) -> dict[str, Any]:
+@router.post("/tokenize", responses=answer(Tokens) | refusals(400, 404, 413))
+async def tokenize(request: TokenizeRequest, service: Served) -> Json:
     """Their ids, and how many they are of how many."""
     _check_model(request.model, service)
     tokens = await asyncio.to_thread(_tokens, request, service.codec)
     strings = await asyncio.to_thread(_strings, tokens, service.codec) if request.return_token_strs else None
-    return {"count": len(tokens), "max_model_len": service.base.max_model_len, "tokens": tokens, "token_strs": strings}
+    limit = service.base.max_model_len
+    return Json({"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": strings})
 
 
-@router.post("/detokenize")
-async def detokenize(request: DetokenizeRequest, service: Served) -> dict[str, Any]:
+@router.post("/detokenize", responses=answer(Detokenized) | refusals(400, 404, 413))
+async def detokenize(request: DetokenizeRequest, service: Served) -> Json:
     """Their text, with that of special tokens."""
     _check_model(request.model, service)
-    return {"prompt": await asyncio.to_thread(_text, request.tokens, service.codec)}
+    return Json({"prompt": await asyncio.to_thread(_text, request.tokens, service.codec)})
 
 
 def _check_model(model: str | None, service: Served) -> None:

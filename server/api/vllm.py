@@ -9,13 +9,15 @@ from starlette.responses import PlainTextResponse, Response
 
 from adapters.errors import AdapterError, RevisionMismatch, UnknownAdapter
 from adapters.registry import Options
+from server.api.answers import VllmErrorAnswer
 from server.api.changes import LoadRequest, UnloadRequest
+from server.api.document import refusals
 from server.api.errors import Json, Refusal, respond, status_of
 from server.api.registration import register_path
 from server.api.service import Served, Service
 from server.errors import ServerError
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", tags=["vLLM"])
 
 TYPES = {
     400: "BadRequestError",
@@ -26,7 +28,11 @@ TYPES = {
 """Status -> what vLLM calls it, where that is not HTTP's phrase."""
 
 
-@router.post("/load_lora_adapter")
+@router.post(
+    "/load_lora_adapter",
+    response_class=PlainTextResponse,
+    responses=refusals(400, 409, 413, 429, 500, 503, 507, model=VllmErrorAnswer),
+)
 async def load_lora_adapter(request: LoadRequest, service: Served) -> Response:
     """Register a folder under ``adapter_root``; it is on the device when this is answered, as with vLLM."""
     name = request.lora_name
@@ -51,7 +57,11 @@ async def load_lora_adapter(request: LoadRequest, service: Served) -> Response:
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
 
-@router.post("/unload_lora_adapter")
+@router.post(
+    "/unload_lora_adapter",
+    response_class=PlainTextResponse,
+    responses=refusals(400, 404, 409, 413, 500, 503, model=VllmErrorAnswer),
+)
 async def unload_lora_adapter(request: UnloadRequest, service: Served) -> Response:
     """Forget an adapter and all its versions."""
     name = request.lora_name

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from adapters.files import CONFIG, ORIGIN, WEIGHTS
-from tests.adapter_folders import DEFECTS, write_adapter
+from tests.adapter_folders import DEFECTS, set_config, write_adapter
 from tests.api.live import Live, events, request, running, tiny_service, unchanged, wait_for
 from tests.api.test_bad_input import refused
 from tests.tiny import save_adapter, tiny_model
@@ -59,9 +59,9 @@ def test_register_look_remove(live: Live, folders: Mapping[str, Path]) -> None:
     assert live.http.get("/v1/adapters").json()["data"][2] == card
     shown = card_of(live, "some/new")
     assert shown["receipt"]["source"] == "folder spare"
-    (version,) = shown["versions"]
-    assert version["version"] == number
-    assert {**shown, "versions": [number]} == {**card, "receipt": shown["receipt"]}
+    (version,) = shown.pop("version_details")
+    assert (version["version"], version["content"]) == (number, card["content"])
+    assert shown == {**card, "receipt": shown["receipt"]}
     names = [a["id"] for a in live.http.get("/v1/adapters").json()["data"]]
     assert names == ["green", "red", "some/new", "team/blue"]
     content = live.content("some/new")
@@ -146,7 +146,7 @@ def test_one_version_can_go(live: Live, temporary: str, folders: Mapping[str, Pa
         assert response.headers["x-should-retry"] == "false"
     answer = live.http.delete(f"/v1/adapters/{temporary}@{old}")
     assert answer.json() == {"id": f"{temporary}@{old}", "object": "adapter", "deleted": True}
-    assert card_of(live, temporary)["versions"][0]["version"] == new
+    assert card_of(live, temporary)["versions"] == [new]
     wait_for(lambda: not content.exists())
 
 
@@ -230,6 +230,7 @@ def test_an_upload(live: Live, temporary: str, folders: Mapping[str, Path]) -> N
         ({"name": "x", "pinned": ""}, "pinned"),
         ({"name": "x", "preload": "1"}, "preload"),
         ({"name": "x", "allow_base_mismatch": "True"}, "allow_base_mismatch"),
+        ({"name": "x", "allow_unknown_fields": "1"}, "allow_unknown_fields"),
         ({"name": "x", "path": "spare"}, "path"),
         ({"name": "x", "colour": "blue"}, "colour"),
     ],
@@ -274,6 +275,30 @@ def test_a_client_that_leaves_a_registration_does_not_end_it(live: Live) -> None
     wait_for(lambda: live.service.registry.knows("left"))
     live.complete(adapter="left")
     live.http.delete("/v1/adapters/left")
+
+
+def test_unknown_fields_are_refused_unless_allowed(live: Live, folders: Mapping[str, Path]) -> None:
+    folder = shutil.copytree(folders["spare"], folders["spare"].parent / "odd")
+    set_config(folder, shift=0.5, use_next_year=True)
+    body = {"name": "odd", "path": "odd"}
+    with unchanged(live):
+        for param, response in (
+            ("path", live.http.post("/v1/adapters", json=body)),
+            ("file", upload(live, folder, name="odd")),
+        ):
+            error = refused(live, response, 422, param)
+            assert (error["code"], error["file"]) == ("unknown_fields", CONFIG)
+            assert "shift, use_next_year: are not known" in error["message"]
+    allowed = {"allow_unknown_fields": True}
+    for register in (
+        lambda: live.http.post("/v1/adapters", json={**body, **allowed}),
+        lambda: upload(live, folder, name="odd", allow_unknown_fields="true"),
+    ):
+        assert register().status_code == 201
+        assert card_of(live, "odd")["receipt"]["unknown_fields_allowed"] == ["shift", "use_next_year"]
+        assert live.text(adapter="odd") != live.text()
+        live.http.delete("/v1/adapters/odd")
+    shutil.rmtree(folder)
 
 
 def test_what_this_server_cannot_serve_is_shown_and_refused(folders: Mapping[str, Path], tmp_path: Path) -> None:
@@ -423,6 +448,10 @@ def test_choices_that_are_refused(live: Live, route: str, body: dict[str, object
         refused(live, live.http.post(f"/v1/adapters/nobody/{route}", json=body), 404, "adapter")
 
 
+CODES = {"other_base": "base_mismatch", "unknown_field": "unknown_fields", "unknown_zero": "unknown_fields"}
+"""Of the defects that a caller may ask to pass over."""
+
+
 @pytest.mark.parametrize("name", DEFECTS)
 def test_a_defect_is_told_with_its_place(live: Live, folders: Mapping[str, Path], name: str) -> None:
     defect = DEFECTS[name]
@@ -435,7 +464,7 @@ def test_a_defect_is_told_with_its_place(live: Live, folders: Mapping[str, Path]
         refused(live, response, 400, "path")
         return
     error = refused(live, response, 422, "path")
-    assert error["code"] == ("base_mismatch" if name == "other_base" else "adapter_rejected")
+    assert error["code"] == CODES.get(name, "adapter_rejected")
     assert error["file"] == defect.file
     assert error["tensor"] == defect.tensor or defect.tensor is None
     assert defect.file in error["message"]

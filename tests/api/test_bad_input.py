@@ -20,7 +20,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"temperature": "0"}, "temperature"),
     ({"temperature": True}, "temperature"),
     ({"temperature": [0]}, "temperature"),
-    ({"top_p": 0}, "top_p"),
+    ({"top_p": -0.1}, "top_p"),
     ({"top_p": 1.01}, "top_p"),
     ({"top_k": -2}, "top_k"),
     ({"top_k": 1.5}, "top_k"),
@@ -45,13 +45,16 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"x": 1}}, "logit_bias"),
     ({"logit_bias": {"1" * 5000: 1}}, "logit_bias"),
     ({"logit_bias": [1]}, "logit_bias"),
-    ({"stop": ""}, "stop.0"),
+    ({"stop": ""}, "stop"),
+    ({"stop": [""]}, "stop"),
+    ({"stop": ["a", ""]}, "stop"),
     ({"stop": ["a", 1]}, "stop.1"),
     ({"stop": ["a"] * 17}, "stop"),
     ({"stop": 5}, "stop"),
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     ({"stream_options": {"more": True}}, "stream_options.more"),
+    ({"stream_options": {"continuous_usage_stats": 1}}, "stream_options.continuous_usage_stats"),
     ({"ignore_eos": 1}, "ignore_eos"),
     ({"user": 5}, "user"),
     ({"user": "x" * 1025}, "user"),
@@ -76,6 +79,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"logprobs": True}, "logprobs"),
     ({"no_such_field": 1}, "no_such_field"),
+    ({"no_such_field": False}, "no_such_field"),
     ({"": 1}, ""),
 ]
 OF_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
@@ -102,12 +106,15 @@ OF_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [5] * 4096}, "messages.0"),
     ({"messages": [{"role": "user"}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+    ({"messages": [{"role": "system"}, *HI]}, "messages.0.content"),
+    ({"messages": [*HI, {"role": "assistant", "content": 5}]}, "messages.1.content"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
     ({"messages": [{"role": "king", "content": "x"}]}, "messages.0.role"),
     ({"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages.0.colour"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages.0.content"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "colour": 1}]}]}, "messages.0.content"),
     ({"messages": [*HI, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]}, "messages.1.tool_calls"),
     ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
     ({"top_logprobs": 3}, "top_logprobs"),
@@ -121,7 +128,7 @@ def refused(live: Live, response: httpx.Response, status: int, param: str | None
     body = response.json()
     assert set(body) == {"error"}
     error: dict[str, Any] = body["error"]
-    place = {"file", "tensor"} if error["code"] in ("adapter_rejected", "base_mismatch") else set()
+    place = {"file", "tensor"} if error["code"] in ("adapter_rejected", "base_mismatch", "unknown_fields") else set()
     assert set(error) == {"message", "type", "param", "code"} | place
     assert error["param"] == (param or None), error
     assert len(error["message"]) > 10
@@ -191,6 +198,9 @@ def test_half_a_surrogate_pair(live: Live, field: str) -> None:
     refused(live, response, 400, param)
     unknown = live.http.post(COMPLETIONS, content=b'{"\\ud800": 1}', headers={"content-type": "application/json"})
     assert unknown.status_code == 400
+    part = b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "\\ud800": 1}]}]}'
+    unknown = live.http.post(CHAT, content=part, headers={"content-type": "application/json"})
+    refused(live, unknown, 400, "messages.0.content")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -250,6 +260,22 @@ def test_unknown_names(live: Live, fields: dict[str, Any], param: str, code: str
     assert error["code"] == code
 
 
+@pytest.mark.parametrize("stop", ["", [""], ["a", ""]], ids=str)
+def test_an_empty_stop_string_is_refused_with_the_reason(live: Live, stop: Any) -> None:
+    error = refused(live, live.http.post(COMPLETIONS, json=request(stop=stop)), 400, "stop")
+    assert error["message"] == "an empty stop string would end every answer before it begins; leave it out (in `stop`)."
+
+
+def test_an_empty_name_is_called_empty(live: Live) -> None:
+    for response, param in [
+        (live.http.post(COMPLETIONS, json=request(model="")), "model"),
+        (live.http.post(COMPLETIONS, json=request(adapter="")), "adapter"),
+    ]:
+        message = refused(live, response, 404, param)["message"]
+        assert "is empty" in message
+        assert "``" not in message
+
+
 def test_every_error_about_adapters_has_a_status() -> None:
     left = [AdapterError]
     while left:
@@ -261,7 +287,7 @@ def test_every_error_about_adapters_has_a_status() -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("POST", "/", 405),
         ("GET", "/v1/nothing", 404),
         ("POST", "/v1/completions/", 404),
         ("GET", COMPLETIONS, 405),

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,48 @@ def test_shows_an_adapter_and_a_version_with_receipts(
     versions = table(ask("show", name)[1].partition("\n\n")[2])
     assert [row["content"] for row in versions] == [of_version["content"], of_adapter["content"]]
     assert json.loads(ask("show", name, "--json")[1]) == live.http.get(f"/v1/adapters/{name}").json()
+
+
+def test_a_table_fits_a_terminal_of_80_columns(
+    live: Live, ask: Run, name: str, folders: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask("push", folders["spare"], "--name", name)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    card = live.http.get(f"/v1/adapters/{name}").json()
+    shown = ask("show", name)[1]
+    told = {line.split()[0]: line.split(maxsplit=1)[1].strip() for line in shown.splitlines() if len(line.split()) > 1}
+    day = datetime.fromtimestamp(card["created"], UTC)
+    assert told["content"] == f"{card['content'][:12]}\u2026"
+    assert told["receipt.base_fingerprint"] == f"{card['receipt']['base_fingerprint'][:12]}\u2026"
+    assert told["created"] == f"{day:%Y-%m-%d %H:%M:%S} UTC"
+    assert told["receipt.checked"].endswith(" UTC")
+    assert told["receipt.probe.kl"] == f"{card['receipt']['probe']['kl']:.4g}"
+    assert told["size"] == "2.8 kB"
+    (version,) = [line.split() for line in shown.splitlines() if line.split()[:1] == ["1"]]
+    assert version == ["1", *f"{day:%Y-%m-%d %H:%M}".split(), "3", "2.8", "kB", "device", "ready", told["content"]]
+    for words in (["list"], ["show", name], ["show", f"{name}@1"]):
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", ask(*words)[1])
+        assert max(map(len, plain.splitlines())) <= 80, words
+
+
+def test_what_a_push_came_to_as_json(live: Live, ask: Run, name: str, folders: Mapping[str, Path]) -> None:
+    for new in (True, False):
+        pushed = json.loads(ask("push", folders["spare"], "--name", name, "--alias", "prod", "--json")[1])
+        assert (pushed["id"], pushed["version"], pushed["new"]) == (name, 1, new)
+    assert live.http.get("/v1/aliases/prod").json()["targets"][0]["adapter"] == f"{name}@1"
+
+
+def test_an_empty_list_says_so_and_what_to_do(ask: Run, run: Run, tmp_path: Path) -> None:
+    assert ask("alias", "list")[1:] == (
+        "alias\ttarget\tweight\tserves\n",
+        "there are no aliases; make one with: manylora adapters alias set ALIAS NAME\n",
+    )
+    with running(tiny_service(tmp_path)) as empty:
+        status, out, told = run("list", "--url", empty.http.base_url)
+    assert (status, out.splitlines()[1:]) == (0, ["", "stored: 0 bytes"])
+    assert told == "no adapters are registered; upload one with: manylora adapters push DIR --name NAME\n"
 
 
 def test_pins_and_lets_go(live: Live, ask: Run, name: str, folders: Mapping[str, Path]) -> None:
@@ -261,3 +305,11 @@ def test_help_is_quick() -> None:
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert not imported & {"torch", "transformers", "fastapi", "sqlalchemy", "numpy"}
+
+
+def test_unknown_fields_can_be_allowed(live: Live, ask: Run, name: str, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "odd", live.service.base.layout, shift=0.5)
+    status, _, told = ask("push", folder, "--name", name)
+    assert (status, "shift: is not known" in told, "--allow-unknown-fields" in told) == (1, True, True)
+    assert ask("push", folder, "--name", name, "--allow-unknown-fields")[0] == 0
+    assert live.http.get(f"/v1/adapters/{name}").json()["receipt"]["unknown_fields_allowed"] == ["shift"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from openai import OpenAI
 
@@ -52,8 +53,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(root: Path) -> Iterator[Served]:
-    """``manylora serve`` on a free port."""
+def serving(root: Path, *, plain: bool = False) -> Iterator[Served]:
+    """``manylora serve`` on a free port; ``plain``: as it is by itself, without adapters."""
     command = [sys.executable, "manylora.py", "serve", "--port", "0", "--data", str(root / "data"), "--threads", "2"]
     options = [
         "--adapter",
@@ -64,7 +65,9 @@ def serving(root: Path) -> Iterator[Served]:
         "2048",
     ]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen([*command, *options], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*command, *(() if plain else options)], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE
+    )
     try:
         yield _welcomed(process)
     finally:
@@ -133,6 +136,13 @@ def check_adapters(sdk: OpenAI, http: httpx.Client) -> None:
         )
         answers.add(answer.choices[0].text)
     assert len(answers) == 4
+
+
+def test_an_idle_server_takes_less_than_a_gigabyte(root: Path) -> None:
+    with serving(root, plain=True) as served:
+        assert psutil.Process(served.process.pid).memory_info().rss < 1e9
+        served.sdk.chat.completions.create(model="smollm2-135m-instruct", messages=[QUESTION], max_tokens=32)  # type: ignore[list-item]
+        assert psutil.Process(served.process.pid).memory_info().rss < 1e9
 
 
 def test_sigterm_drains_and_ends_well(root: Path) -> None:

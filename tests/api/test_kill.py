@@ -26,6 +26,9 @@ Change = Callable[[httpx.Client], httpx.Response]
 class Zygote:
     """See :mod:`tests.api.zygote`."""
 
+    pid: int
+    """Of the server that was started last."""
+
     def __init__(self) -> None:
         command = [sys.executable, "-m", "tests.api.zygote"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -45,7 +48,8 @@ class Zygote:
             line = self._process.stdout.readline()
             assert line, "the zygote has died"
             words = line.split()
-        pid, port = map(int, words[1:])
+        self.pid, port = map(int, words[1:])
+        pid = self.pid
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client:
                 yield client

@@ -46,9 +46,20 @@ class Oracle:
         own = copy.deepcopy(model)
         own.set_attn_implementation("eager")
         first, *others = folders
-        self.peft = PeftModel.from_pretrained(own, str(folders[first]), adapter_name=first).eval()
+        peft = PeftModel.from_pretrained(own, str(folders[first]), adapter_name=first).eval()
         for name in others:
-            self.peft.load_adapter(str(folders[name]), adapter_name=name)
+            peft.load_adapter(str(folders[name]), adapter_name=name)
+        self._begin(peft)
+
+    @classmethod
+    def of(cls, peft: PeftModel) -> "Oracle":
+        """A model that has its adapters already, such as one that was just trained."""
+        oracle = cls.__new__(cls)
+        oracle._begin(peft.eval())
+        return oracle
+
+    def _begin(self, peft: PeftModel) -> None:
+        self.peft = peft
         self._answers: dict[tuple[Mix, tuple[int, ...], int], Answer] = {}
 
     def solo(self, mix: Mix, prompt: Sequence[int], length: int) -> Answer:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shlex
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
@@ -24,6 +26,7 @@ from tests.training.rows import question, write_rows
 from tests.training.tiny_run import tiny_settings
 from tests.training.tiny_server import address, serving
 from training.job import Job
+from training.report import printable
 from training.workplace import Workplace
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,12 +78,16 @@ def export(root: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 def test_from_rows_to_an_answer(live: Live, train: Run, tmp_path: Path) -> None:
     status, said, errors = train("--publish", address(live), "--alias", "prod", "--name", "first")
     assert status == 0, errors
+    assert errors == "", "bars and such: nothing here is a terminal"
+    assert not any(ord(letter) < 32 and letter != "\n" for letter in said)
     assert "22 rows to train on, 2 held out" in said
     assert "first means first@1" in said
     assert "prod means first@1" in said
-    called = said[said.index("curl ") :]
-    assert f"curl {address(live)}/v1/chat/completions" in called
-    assert '"model": "prod"' in called
+    command, _, judged = said[said.index("curl ") :].partition("\nwhen it was judged, it answered:\n")
+    assert command.startswith(f"curl {address(live)}/v1/chat/completions")
+    assert shell(command, tmp_path)["adapter"][0]["name"] == "first@1"
+    assert json.loads(command[command.index("{") : command.rindex("}") + 1])["model"] == "prod"
+    assert judged.strip()
     manifest = json.loads((tmp_path / "adapter" / "manylora.json").read_text())
     receipt = live.http.get("/v1/adapters/first").json()["receipt"]
     assert receipt["trained_on"] == manifest["base_fingerprint"] == receipt["base_fingerprint"]
@@ -89,6 +96,66 @@ def test_from_rows_to_an_answer(live: Live, train: Run, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors", "loss.png", "manylora.json",
     ]  # fmt: skip
+    modes = {path.stat().st_mode for path in (tmp_path / "adapter").iterdir()}
+    assert len(modes) == 1, "some may be read by their owner alone"
+
+
+def shell(command: str, folder: Path, **environment: str) -> dict[str, Any]:
+    """What the last line of a command prints, as JSON."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    run = {"cwd": folder, "capture_output": True, "text": True, "env": os.environ | {"PATH": path} | environment}
+    done = subprocess.run(["bash", "-euc", command], **run, timeout=300)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def fences(folder: Path) -> dict[str, str]:
+    """The code of an adapter's card, by its language."""
+    tokens = MarkdownIt().parse((folder / "README.md").read_text())
+    return {token.info: token.content for token in tokens if token.type == "fence"}
+
+
+def test_the_cards_code_runs_as_it_stands(root: Path, train: Run, tmp_path: Path) -> None:
+    """The shell's against a server, Python's alone: both ask with the system prompt, and say what was judged.
+
+    Not in NF4: bitsandbytes' own CPU kernel takes no layers as narrow as the tiny model's. The demo's is tried below.
+    """
+    rows = [{**question(index), "system": "Be brief."} for index in range(24)]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    status, said, errors = train("--name", "carded", "--quantization", "none", data=data)
+    assert status == 0, errors
+    assert "a held-out row:\nrows.jsonl:" in said
+    assert re.search(r"  system +Be brief\.\n  user +What is \d+ and \d+\?\n  wanted +It is \d+\.\n  base ", said)
+    code = fences(tmp_path / "adapter")
+    assert code["text"] in said
+    shown = code["text"].partition("  adapter   ")[2].strip()
+    with serving(tiny_settings(root), tmp_path / "served", quantization="none") as plain:
+        answer = shell(code["sh"], tmp_path / "adapter", MANYLORA_URL=address(plain))
+    assert answer["adapter"][0]["name"] == "carded@1"
+    messages = json.loads(shlex.split(code["sh"])[-1])["messages"]
+    assert messages[0] == {"role": "system", "content": "Be brief."}
+    run = {"cwd": tmp_path / "adapter", "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", code["python"]], **run, timeout=300)
+    assert done.returncode == 0, done.stderr
+    printed = [printable(text).split() for text in (done.stdout, answer["choices"][0]["message"]["content"])]
+    assert printed == [shown.split(), shown.split()]
+
+
+def test_bad_rows_are_left_out_where_that_is_asked_for(root: Path, train: Run, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", [*map(question, range(12)), *[{"instruction": "a", "output": ""}] * 3])
+    status, said, errors = train(data=data)
+    assert (status, "step" in said) == (2, False)
+    assert "manylora: 3 rows cannot be trained on:\n  " in errors
+    assert f"\n  {data}:15: `output` is empty\n" in errors
+    status, said, errors = train("--skip-bad", data=data)
+    assert status == 0, errors
+    assert "left out: 3 bad (--skip-bad)" in said
+    assert f"  {data}:15: `output` is empty" in said
+    assert said.index(":15: ") < said.index("step 1/8")
+    manifest = json.loads((tmp_path / "adapter" / "manylora.json").read_text())
+    assert manifest["data"]["left_out"] == {"bad (--skip-bad)": 3}
+    assert "Left out: 3 bad (--skip-bad)." in (tmp_path / "adapter" / "README.md").read_text()
 
 
 def test_without_a_server_it_says_how_to_go_on(train: Run, tmp_path: Path) -> None:
@@ -214,7 +281,10 @@ def test_a_server_of_another_base_is_told_before_training(train: Run, tmp_path: 
     [
         (["--publish", "http://127.0.0.1:9", "--alias", "no/../pe"], "--alias: "),
         (["--publish", "http://127.0.0.1:9", "--alias", "Tiny"], "--alias: Tiny is the adapter's own name"),
-        (["--publish", "http://127.0.0.1:9"], "--publish: http://127.0.0.1:9 gives no answer"),
+        (
+            ["--publish", "http://127.0.0.1:9"],
+            "--publish: no answer from http://127.0.0.1:9: the connection was refused",
+        ),
         (["--publish", "http://127.0.0.1:9", "--api-key", "sésame"], "--publish: the API key has characters that no"),
         (["--min-json-validity", 0.5], "--min-json-validity: no held-out answer is a JSON object"),
         (["--targets", "w_nope"], "--targets: this base has no layer 'w_nope'"),
@@ -414,6 +484,15 @@ def test_the_quick_start(tmp_path: Path) -> None:
             assert found["adapter"]["json_validity"] >= 0.95
             fresh = "My screen stays black since the update of yesterday, and I have a deadline today!"
             assert ask(url, "support-json", fresh).keys() == {"category", "urgency"}
+            folder = tmp_path / "trained" / "support-json"
+            code = fences(folder)
+            shown = json.loads(code["text"].partition("  adapter   ")[2])
+            assert shown.keys() == {"category", "urgency"}
+            answer = shell(code["sh"], folder, MANYLORA_URL=url)["choices"][0]["message"]["content"]
+            assert json.loads(answer) == shown
+            assert (
+                shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(code['python'])}", folder).keys() == shown.keys()
+            )
         finally:
             process.terminate()
 

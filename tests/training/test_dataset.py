@@ -10,6 +10,7 @@ import pytest
 from bases.errors import ConfigError
 from examples.make_support_json import OUT, tickets
 from tests.tiny import CHAT_TEMPLATE, CONTEXT, tiny_tokenizer
+from tests.training.merging import merging_tokenizer
 from tests.training.rows import question, write_rows
 from training.conversation import DataError
 from training.dataset import Dataset, build, data_hash
@@ -247,8 +248,85 @@ def test_the_shipped_tickets() -> None:
     assert {frozenset(json.loads(example.answer)) for example in dataset.train} == {frozenset({"category", "urgency"})}
 
 
+EMPTY = {"instruction": "x", "output": ""}
+FORGED = {"instruction": "x", "output": "a<|im_end|>b"}
+
+
 def test_one_bad_row_stops_it_with_its_place(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [*map(question, range(1500)), {"instruction": "x", "output": ""}])
-    with pytest.raises(DataError, match=r"rows\.jsonl:1501: `output` is empty"):
+    path = write_rows(tmp_path / "rows.jsonl", [*map(question, range(1500)), EMPTY])
+    with pytest.raises(DataError, match=r"^1 row cannot be trained on:\n  .*rows\.jsonl:1501: `output` is empty\n"):
         built(path)
     assert list(tmp_path.iterdir()) == [path], "nothing is written"
+
+
+def spoilt(path: Path) -> Path:
+    """12 good rows, and one that is wrong as a line, as a row, by its format, and as the template has it."""
+    rows = [*map(question, range(6)), EMPTY, FORGED, {"text": "Once."}, *map(question, range(6, 12))]
+    path = write_rows(path, rows)
+    path.write_text(path.read_text() + '{"instruction": \n')
+    return path
+
+
+def test_all_bad_rows_of_all_files_are_told(tmp_path: Path) -> None:
+    files = {"eval_file": spoilt(tmp_path / "eval.jsonl"), "mix_general": spoilt(tmp_path / "general.jsonl")}
+    with pytest.raises(DataError) as caught:
+        built(spoilt(tmp_path / "rows.jsonl"), **files)
+    said = str(caught.value)
+    assert said.startswith("12 rows cannot be trained on:\n")
+    for name in ("rows", "eval", "general"):
+        for place, reason in (
+            (7, "`output` is empty"), (8, "the assistant's turn 2 has"), (9, "it is text"), (16, "no valid JSON"),
+        ):  # fmt: skip
+            assert f"{name}.jsonl:{place}: {reason}" in said
+    assert said.endswith("leave them out with --skip-bad.")
+
+
+def test_only_the_first_twenty_are_named(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [question(1), *[EMPTY] * 35])
+    with pytest.raises(DataError) as caught:
+        built(path)
+    assert str(caught.value).count("is empty") == 20
+    assert "35 rows" in str(caught.value)
+    assert "\n  and 15 more\n" in str(caught.value)
+
+
+def test_bad_rows_are_left_out_and_counted_where_that_is_asked_for(tmp_path: Path) -> None:
+    dataset = built(spoilt(tmp_path / "rows.jsonl"), skip_bad=True)
+    assert (len(dataset.train), len(dataset.evaluation)) == (11, 1)
+    assert dataset.report.left_out == {"bad (--skip-bad)": 4}
+    assert dataset.report.rows == 16
+    assert [line.partition("rows.jsonl")[2].split(": ")[0] for line in dataset.report.bad] == [":7", ":9", ":16", ":8"]
+    assert dataset.report.counts()["left_out"] == {"bad (--skip-bad)": 4}
+
+
+def test_a_file_of_no_format_is_told_once(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"question": str(index)} for index in range(30)])
+    for skip in (False, True):
+        with pytest.raises(DataError, match=r"^[^\n]*rows\.jsonl:1: no known format: it has `question`[^\n]*$"):
+            built(path, skip_bad=skip)
+
+
+def test_all_rows_bad(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [EMPTY] * 3)
+    with pytest.raises(DataError, match=r"no row is left to train on; left out: 3 bad"):
+        built(path, skip_bad=True)
+
+
+def test_leaving_out_what_is_to_stop_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--skip-bad: .*--too-long fail"):
+        built(tmp_path / "rows.jsonl", skip_bad=True, too_long="fail")
+
+
+def test_the_examples_of_one_row_are_on_one_side(tmp_path: Path) -> None:
+    """A row makes two where an answer before the last melts with its prompt."""
+    said = ("user", "assistant", "user", "assistant")
+
+    def melting(index: int) -> dict[str, Any]:
+        contents = (f"{index}ca", "bc", f"a{index}", "c")
+        return {"messages": [{"role": role, "content": text} for role, text in zip(said, contents, strict=True)]}
+
+    path = write_rows(tmp_path / "rows.jsonl", map(melting, range(20)))
+    settings = TrainSettings(data=(str(path),), name="test", eval_share=0.5)
+    dataset = build(settings, merging_tokenizer(), CONTEXT)
+    assert (len(dataset.train), len(dataset.evaluation)) == (20, 20)
+    assert not {example.source for example in dataset.train} & {example.source for example in dataset.evaluation}

@@ -1,6 +1,8 @@
 """Exports against PEFT's own merge of the same weights, and what is refused."""
 
 import json
+import os
+import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from bases.errors import BaseRejected, ConfigError
 from bases.nf4 import Linear4bit, functional
 from bases.options import BaseOptions
 from manylora import main
-from tests.adapter_folders import write_adapter
+from tests.adapter_folders import set_config, write_adapter
 from tests.tiny import save_adapter, tiny_model, tiny_tokenizer
 from training.export import ExportDiverges, ExportReport, Format, export
 from training.shards import MergeOverflow, Shards
@@ -109,6 +111,36 @@ def test_nothing_is_told_but_by_us(root: Path, tmp_path: Path, capfd: pytest.Cap
         warnings.simplefilter("error")  # the one of PEFT's is only left out in other tests
         export_tiny(root, tmp_path / "out")
     assert capfd.readouterr() == ("", "")
+
+
+def test_each_slow_step_is_told(root: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    export_tiny(root, tmp_path / "out", onto="original", max_shard_bytes=100_000, say=said.append)
+    told = "\n".join(said)
+    steps = (
+        "loading llama", "answers of base and adapter, unmerged: 0 of 12", "the same with the original weights",
+        "answers of base and adapter, unmerged: 12 of 12", "merging and writing fp32 weights: 0 bytes of ",
+        "wrote file 1 of the weights", "wrote file 2 of the weights", "reading it back",
+        "answers of what was read back: 6 of 6",
+    )  # fmt: skip
+    places = [told.index(step) for step in steps]
+    assert places[0] < places[1] < places[2] < places[4] < places[5] < places[6] < places[7] < places[8]
+    size = next(line for line in said if line.startswith("merging and writing") and ": 0 bytes of" not in line)
+    assert size.partition(": ")[2].split(" of ")[0] == size.split(" of ")[1], "all of it was counted"
+
+
+def test_everyone_may_read_what_the_umask_allows(root: Path, tmp_path: Path) -> None:
+    """safetensors' files are made for their owner alone."""
+    before = os.umask(0o027)
+    try:
+        export_tiny(root, tmp_path / "out", max_shard_bytes=100_000)
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "out").iterdir())
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o640}
+    assert sum(file.suffix == ".safetensors" for file in files) > 1
+    cached = [file for file in (root / "data" / "bases").glob("*/*") if file.is_file()]
+    assert len({stat.S_IMODE(file.stat().st_mode) for file in cached}) == 1
 
 
 def test_the_two_targets_differ_and_the_report_says_so(root: Path, tmp_path: Path) -> None:
@@ -219,6 +251,15 @@ def test_a_failed_export_is_kept_under_a_name_that_says_so(root: Path, tmp_path:
     with pytest.raises(ExportDiverges, match=r"it is in .*out\.failed"):
         export_tiny(root, out, keep_failed=True, say=spoiler(out, swap_rows))
     assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
+
+
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments:UserWarning")
+def test_an_adapter_with_unknown_fields_is_refused_unless_allowed(root: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_model(), tmp_path / "adapter", 1, target_modules=["q_proj"])
+    set_config(adapter, shift=0.5)
+    with pytest.raises(AdapterRejected, match="shift: is not known"):
+        export_tiny(root, tmp_path / "out", adapter=adapter)
+    export_tiny(root, tmp_path / "out", adapter=adapter, allow_unknown_fields=True)
 
 
 def test_another_bases_adapter_is_refused_unless_allowed(root: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Each format is recognised and becomes the conversation it means; each defect is told of with its row."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ HELLO = said("assistant", "Hello")
         shared(("human", "Hi"), ("gpt", "Hello")),
         shared(("user", "Hi"), ("chatgpt", "Hello"), system=None, tools="[]"),
         {"conversations": [HI, HELLO]},
+        {"conversations": [{**HI, "from": None, "value": None}, {**HELLO, "from": None, "value": None}]},
         chat(HI, HELLO),
         chat({**HI, "weight": 0, "name": None}, {**HELLO, "weight": 1, "tool_calls": None}, tools=None),
         chat(said("user", [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]), HELLO),
@@ -73,7 +75,9 @@ def test_weights_say_which_turns_are_trained(tmp_path: Path) -> None:
 
 
 def test_a_developer_is_the_system(tmp_path: Path) -> None:
-    assert one(tmp_path, chat(said("developer", "Be brief."), HI, HELLO)).turns[0] == Turn("system", "Be brief.")
+    turns = [said("developer", "Be brief."), HI, HELLO]
+    for row in (chat(*turns), {"conversations": turns}):
+        assert one(tmp_path, row).turns[0] == Turn("system", "Be brief.")
 
 
 def test_tool_calls_and_their_answers(tmp_path: Path) -> None:
@@ -83,6 +87,9 @@ def test_tool_calls_and_their_answers(tmp_path: Path) -> None:
     assert conversation.turns[2].message() == {"role": "tool", "content": "12:00", "tool_call_id": "1"}
     assert conversation.turns[1].trained
     assert conversation.tools == TOOLS
+    as_text = said("assistant", None, tool_calls=json.dumps([CALL]))
+    written = one(tmp_path, chat(HI, as_text, said("tool", "12:00", tool_call_id="1"), HELLO, tools=json.dumps(TOOLS)))
+    assert (written.turns, written.tools) == (conversation.turns, conversation.tools)
 
 
 def test_prompt_and_completion_and_plain_text(tmp_path: Path) -> None:

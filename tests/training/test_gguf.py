@@ -64,7 +64,7 @@ def test_transformers_reads_the_merged_model_back(tmp_path: Path, dtype: DType) 
     export(adapter, options(tmp_path), tmp_path / "plain", dtype=dtype)
     read = AutoModelForCausalLM.from_pretrained(
         tmp_path / "gguf",
-        gguf_file="base.gguf",
+        gguf_file="adapter.gguf",
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
     )
@@ -72,7 +72,8 @@ def test_transformers_reads_the_merged_model_back(tmp_path: Path, dtype: DType) 
     expected, found = plain.state_dict(), read.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert sorted(path.name for path in (tmp_path / "gguf").iterdir()) == ["base.gguf", "manylora.json"]
+    assert sorted(path.name for path in (tmp_path / "gguf").iterdir()) == ["adapter.gguf", "manylora.json"]
+    assert metadata(tmp_path / "gguf" / "adapter.gguf")["general.name"] == "adapter"
 
 
 def test_the_metadata_is_what_llama_cpp_needs(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_the_figures_belong_to_base_and_adapter(root: Path, ready: tuple[Base, D
     assert weak.divergence < 1e-3 < 0.1 < strong.divergence
     assert weak.adapter.loss == pytest.approx(weak.base.loss, rel=1e-2)
     assert (weak.rows, weak.answered, weak.general) == (9, 9, 12)
-    assert all(sample.reference.startswith('{"n"') for sample in weak.samples)
+    assert all(sample.example.answer.startswith('{"n"') for sample in weak.samples)
     assert any(sample.base != sample.adapter for sample in strong.samples)
 
 

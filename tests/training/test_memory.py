@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from bases import machine
 from bases.base import load_base
 from bases.errors import ConfigError
 from bases.options import BaseOptions
 from tests.training.tiny_run import prepared, tiny_settings
-from training.memory import check_memory, estimate, free_memory
+from training.memory import check_memory, estimate
 
 RUN = """
 import sys, threading, time
@@ -110,7 +111,7 @@ def test_activations_are_recomputed_where_memory_calls_for_it(tmp_path: Path, mo
     base, dataset = prepared(settings)
     kept = estimate(settings, base, dataset)
     assert not kept.checkpointing
-    monkeypatch.setattr("training.memory.free_memory", lambda device: kept.more)
+    monkeypatch.setattr("bases.machine.free_memory", lambda device: kept.more)
     recomputed = estimate(settings, base, dataset)
     assert recomputed.checkpointing
     assert recomputed.activations < kept.activations
@@ -118,4 +119,4 @@ def test_activations_are_recomputed_where_memory_calls_for_it(tmp_path: Path, mo
 
 
 def test_free_memory_is_some(tmp_path: Path) -> None:
-    assert 2**20 < free_memory(torch.device("cpu")) < 2**50
+    assert 2**20 < machine.free_memory(torch.device("cpu")) < 2**50

@@ -18,7 +18,7 @@ from adapters.verify import verify
 from adapters.weights import read_weights
 from bases.errors import ConfigError
 from bases.options import BaseOptions
-from tests.adapter_folders import layout_of
+from tests.adapter_folders import layout_of, set_config
 from tests.tiny import save_adapter, tiny_model, tiny_tokenizer
 from training.export import export
 from training.merge import Method, merge
@@ -93,7 +93,10 @@ def test_peft_loads_it_and_gives_the_same_logits(
     folders: tuple[Path, Path], layout: BaseLayout, tmp_path: Path
 ) -> None:
     """The base with the dense sum added, against PEFT with the merged folder."""
-    merge(weighted(folders), layout, tmp_path / "out")
+    said: list[str] = []
+    merge(weighted(folders), layout, tmp_path / "out", say=said.append)
+    assert said == [f"merging 2 adapters, layer by layer: {done} of 6" for done in (0, 6)]
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
     dense = copy.deepcopy(tiny_model())
     with torch.no_grad():
         for layer, update in weighted_sum(folders, layout).items():
@@ -207,6 +210,14 @@ def test_a_merge_says_of_the_base_what_its_parts_agree_on(layout: BaseLayout, tm
     }
     del written["merge"]
     assert written == {**agreed, **hashes}
+
+
+def test_adapters_with_unknown_fields_are_merged_where_that_is_allowed(layout: BaseLayout, tmp_path: Path) -> None:
+    parts = [(described(tmp_path / name), 0.5) for name in ("one", "other")]
+    set_config(parts[1][0], shift=0.5)
+    with pytest.raises(AdapterRejected, match="shift: is not known"):
+        merge(parts, layout, tmp_path / "out")
+    assert merge(parts, layout, tmp_path / "out", allow_unknown_fields=True).spec.unknown_fields == ()
 
 
 def test_adapters_of_different_bases_have_no_sum(layout: BaseLayout, tmp_path: Path) -> None:

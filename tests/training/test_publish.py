@@ -106,7 +106,7 @@ def test_nobody_answers(fingerprint: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(ConfigError, match=r"--publish: http://127.0.0.1:.*refused"):
+        with pytest.raises(ConfigError, match=r"--publish: no answer from http://127.0.0.1:.*refused"):
             check_server(Server(url), fingerprint)
 
 

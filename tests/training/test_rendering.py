@@ -5,12 +5,13 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from server.text import Codec
 from tests.tiny import CHAT_TEMPLATE, VOCABULARY, tiny_tokenizer
 from tests.training.demo_base import demo_tokenizer
+from tests.training.merging import merging_tokenizer
 from tests.training.rows import chat
 from training.conversation import Conversation, DataError, Turn
 from training.rendering import UNTRAINED, Example, Renderer
@@ -111,30 +112,55 @@ def test_plain_text_is_trained_but_for_its_first_token() -> None:
     assert (example.prompt, example.answer) == ([], "")
 
 
-def melting() -> PreTrainedTokenizerFast:
-    """A tokenizer of letters, of which ``a`` and ``b`` melt into one token."""
-    letters = dict.fromkeys("abc" + "SayaworditMarmaladeZeppelin.Ġ")
-    ids = {token: index for index, token in enumerate(["ab", *letters])}
-    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[("a", "b")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<e>")
-    fast.chat_template = (
-        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<e>{% endif %}{% endfor %}"
-    )
-    return fast
-
-
 def test_a_completion_that_would_melt_with_its_prompt_does_not() -> None:
-    renderer = Renderer(melting())
+    renderer = Renderer(merging_tokenizer())
     example = renderer.render(Conversation("a:1", prompt="ca", text="bc"))
     assert renderer.render(Conversation("a:1", text="cabc")).input_ids[:3] == [3, 0, 3], "they would melt"
     assert (example.prompt, example.input_ids[:4]) == ([3, 1], [3, 1, 2, 3])
 
 
-def test_an_answer_that_melts_with_its_prompt_is_an_error() -> None:
-    renderer = Renderer(melting())
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: the beginning of turn 2 melts into one token with the end"):
-        renderer.render(chat("ca", "bc"))
+def test_an_answer_that_would_melt_with_its_prompt_is_encoded_apart() -> None:
+    renderer = Renderer(merging_tokenizer())
+    example = renderer.render(chat("ca", "bc"))
+    assert (example.prompt, example.answer) == ([3, 1], "bc")
+    assert trained_texts(example, merging_tokenizer()) == ["bc<e>"]
+
+
+def test_an_earlier_answer_that_melts_is_an_example_of_its_own() -> None:
+    """In the prompt of the last turn the server encodes it with what stands before it, as one token."""
+    tokenizer = merging_tokenizer()
+    renderer = Renderer(tokenizer)
+    first, last = renderer.render_all([chat("ca", "bc", "a", "c")])
+    assert (first.prompt, trained_texts(first, tokenizer)) == ([3, 1], ["bc<e>"])
+    assert last.prompt == served(tokenizer, chat("ca", "bc", "a", "c"))
+    assert 0 in last.prompt, "the token of a and b together"
+    assert trained_texts(last, tokenizer) == ["c<e>"]
+    assert first.row is not None
+    assert [turn.content for turn in first.row.turns] == ["ca", "bc"]
+
+
+def spaced(**special: bool) -> PreTrainedTokenizerFast:
+    """As Llama 2's: it puts a space before a text's first word; two spaces are one token, and so is a space with c."""
+    ids = {token: index for index, token in enumerate(["▁▁", "▁c", "▁", *"abcdefghilmnoprstuwyzMSZ.\n<>"])}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[("▁", "▁"), ("▁", "c")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=AddedToken("<e>", **special))
+    fast.chat_template = (
+        "{% for m in messages %}{{ m.content + ('<e>' if m.role == 'assistant' else ' ') }}{% endfor %}"
+    )
+    return fast
+
+
+@pytest.mark.parametrize(
+    ("answer", "special", "tokens"), [("c", {}, ["c"]), (" a", {"rstrip": True}, ["▁", "a"])], ids=["first", "stripped"]
+)
+def test_what_is_encoded_apart_reads_as_it_did(answer: str, special: dict[str, bool], tokens: list[str]) -> None:
+    """No space comes before it, and none that it begins with is swallowed."""
+    tokenizer = spaced(**special)
+    example = Renderer(tokenizer).render(chat("ab", answer))
+    assert example.prompt == served(tokenizer, chat("ab", answer))
+    assert tokenizer.convert_ids_to_tokens(example.input_ids) == ["▁", "a", "b", "▁", *tokens, "<e>"]
 
 
 def test_a_template_whose_prompt_is_no_prefix() -> None:
@@ -259,6 +285,21 @@ def test_the_demos_training_ids_are_its_serving_ids(system: str | None) -> None:
 
 
 @pytest.mark.demo
-def test_the_demo_refuses_white_space_that_melts() -> None:
-    with pytest.raises(DataError, match=r"melts into one token .* does it begin with white space"):
-        Renderer(demo_tokenizer()).render(chat("Hi", "\n\n\nHello"))
+@pytest.mark.parametrize("answer", ["\n\n\nHello", "    return 1\n", "\n", "\t\tx", " Hi"])
+def test_the_demo_learns_answers_that_begin_with_white_space(answer: str) -> None:
+    tokenizer = demo_tokenizer()
+    conversation = chat("Hi", answer)
+    example = Renderer(tokenizer).render(conversation)
+    assert example.prompt == served(tokenizer, conversation)
+    assert trained_texts(example, tokenizer) == [f"{answer}<|im_end|>"]
+
+
+@pytest.mark.demo
+def test_the_demo_learns_an_indented_answer_among_others() -> None:
+    tokenizer = demo_tokenizer()
+    conversation = chat("Indent it.", "\n\n    pass", "Again.", "\n\n    done", "Thanks.", "So.")
+    examples = Renderer(tokenizer).render_all([conversation])
+    for example, last in zip(examples, (1, 3, 5), strict=True):
+        asked = Conversation("", conversation.turns[: last + 1])
+        assert example.prompt == served(tokenizer, asked)
+        assert trained_texts(example, tokenizer) == [f"{conversation.turns[last].content}<|im_end|>"]

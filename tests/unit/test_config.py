@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 import manylora
+from bases import machine
 from bases.errors import ConfigError
-from server.config import Settings, read_settings
+from server.config import Settings, read_settings, service_links
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +101,65 @@ def test_an_unknown_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MANYLORA_PROT", "1")
     with pytest.raises(ConfigError, match=r"^MANYLORA_PROT: there is no such option$"):
         read_settings([])
+
+
+LINKS = {
+    "MANYLORA_PORT": "tcp://10.0.0.1:8000",
+    "MANYLORA_SERVICE_HOST": "10.0.0.1",
+    "MANYLORA_SERVICE_PORT": "8000",
+    "MANYLORA_SERVICE_PORT_HTTP": "8000",
+    "MANYLORA_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+    "MANYLORA_PORT_8000_TCP_ADDR": "10.0.0.1",
+    "MANYLORA_PORT_8000_TCP_PORT": "8000",
+    "MANYLORA_PORT_8000_TCP_PROTO": "tcp",
+    "MANYLORA_GPU_PORT": "tcp://10.0.0.2:8000",
+    "MANYLORA_GPU_SERVICE_HOST": "10.0.0.2",
+}
+"""What Kubernetes sets in every pod of a namespace with services named manylora and manylora-gpu."""
+
+
+def test_service_links_of_kubernetes_are_no_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in LINKS.items():
+        monkeypatch.setenv(name, value)
+    assert read_settings([]).port == 8000
+    assert read_settings(["--port", "9"]).port == 9
+    assert service_links() == sorted(LINKS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MANYLORA_GPU_PORT", "8000"),
+        ("MANYLORA_SERVICE_HOSTS", "10.0.0.1"),
+        ("MANYLORA_PORT_TCP", "x"),
+        ("MANYLORA_URLS", "tcp://10.0.0.1:8000"),
+    ],
+)
+def test_what_only_looks_like_a_service_link_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"^{name}: there is no such option$"):
+        read_settings([])
+
+
+def test_a_port_that_is_an_address_is_refused_where_a_person_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="--port: must be a whole number"):
+        read_settings(["--port", "tcp://10.0.0.1:8000"])
+    monkeypatch.setenv("MANYLORA_PORT", "http://10.0.0.1:8000")
+    with pytest.raises(ConfigError, match="--port: must be a whole number"):
+        read_settings([])
+
+
+def test_memory_for_keys_and_values_may_be_left_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_settings([]).kv_memory_gib is None
+    assert read_settings(["--kv-memory-gib", "auto"]).kv_memory_gib is None
+    monkeypatch.setenv("MANYLORA_KV_MEMORY_GIB", "auto")
+    assert read_settings([]).kv_memory_gib is None
+    assert read_settings(["--kv-memory-gib", "0.5"]).kv_memory_gib == 0.5
+
+
+def test_threads_are_the_cores_a_process_may_keep_busy() -> None:
+    assert Settings().cpu_threads == machine.cores()
+    assert Settings(threads=7).cpu_threads == 7
 
 
 def test_an_empty_variable_is_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:

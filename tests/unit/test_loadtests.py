@@ -74,11 +74,11 @@ SHAPE = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_
     ("config", "reason"),
     [
         ("[]", "object"),
-        ("{", "EOF"),
-        ('{"hidden_size": 8}', "`intermediate_size`: Field required"),
-        (json.dumps(SHAPE | {"num_hidden_layers": 10**9}), "`num_hidden_layers`: .*less than or equal to 1000"),
-        (json.dumps(SHAPE | {"num_attention_heads": 0}), "`num_attention_heads`: .*greater than or equal to 1"),
-        ("[" * 100_000, "recursion"),
+        ("{", "is not JSON"),
+        ('{"hidden_size": 8}', "`intermediate_size` is missing"),
+        (json.dumps(SHAPE | {"num_hidden_layers": 10**9}), "`num_hidden_layers` must be at most 1,000"),
+        (json.dumps(SHAPE | {"num_attention_heads": 0}), "`num_attention_heads` must be at least 1"),
+        ("[" * 100_000, "is not JSON"),
     ],
 )
 def test_a_bad_config_is_named(config: str, reason: str, tmp_path: Path) -> None:
@@ -210,17 +210,17 @@ def test_a_conversation_is_read_by_its_deltas() -> None:
 @pytest.mark.parametrize(
     ("request_", "events", "status", "reason"),
     [
-        (PLAIN, GOOD, 404, "status 404: .*no such thing"),
+        (PLAIN, GOOD, 404, "^status 404: .*no such thing"),
         (PLAIN, [event("a"), 'data: {"error": {"message": "step failed"}}\n\n', DONE], 200, "step failed"),
         (PLAIN, GOOD[:-1], 200, r"without \[DONE\]"),
         (PLAIN, [event("a"), usage(1), DONE], 200, "asked for 4 tokens, got 1"),
         (PLAIN, [event("a"), DONE], 200, "asked for 4 tokens, got None"),
         (PLAIN, [event(""), usage(4), DONE], 200, "no text"),
-        (PLAIN, ["data: {\n\n", DONE], 200, "JSONDecodeError"),
+        (PLAIN, ["data: {\n\n", DONE], 200, "no event of a completion"),
         (ADAPTED, GOOD, 200, "asked for `bench-001`, answered by `tiny`"),
         (PLAIN, [event("a"), event("b", model="other"), *GOOD[1:]], 200, "asked for `tiny`, answered by `other`"),
-        (PLAIN, ["data: 7\n\n", DONE], 200, "TypeError"),
-        (PLAIN, [f"data: {'[' * 100_000}\n\n", DONE], 200, "RecursionError"),
+        (PLAIN, ["data: 7\n\n", DONE], 200, "no event of a completion"),
+        (PLAIN, [f"data: {'[' * 100_000}\n\n", DONE], 200, "no event of a completion"),
         (PLAIN, [event("a"), event("", usage={"completion_tokens": 4}), DONE], 200, "prompt_tokens is None"),
     ],
     ids=[
@@ -248,5 +248,30 @@ def test_a_dead_server_is_a_failure() -> None:
         async with aiohttp.ClientSession("http://127.0.0.1:1") as http:
             await complete(http, MANYLORA, PLAIN)
 
-    with pytest.raises(RequestFailed, match="ClientConnectorError"):
+    with pytest.raises(RequestFailed, match=r"^nothing listens there$"):
+        asyncio.run(send())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bytes_", "reason"),
+    [
+        ("http", b"SSH-2.0-OpenSSH_9\r\n", "^what answers does not speak HTTP$"),
+        ("http", b"", "^the connection broke off before the answer was whole$"),
+        ("http", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", "^the connection broke off before"),
+        ("https", b"HTTP/1.1 400 Bad Request\r\n\r\n", "^it does not speak HTTPS$"),
+    ],
+)
+def test_what_is_no_answer_is_told_in_words(scheme: str, bytes_: bytes, reason: str) -> None:
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(bytes_)
+        writer.close()
+
+    async def send() -> None:
+        async with await asyncio.start_server(reply, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            async with aiohttp.ClientSession(f"{scheme}://127.0.0.1:{port}") as http:
+                await complete(http, MANYLORA, PLAIN)
+
+    with pytest.raises(RequestFailed, match=reason):
         asyncio.run(send())

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from loadtests import registration
 from loadtests.adapters import Geometry, Recipe
-from loadtests.errors import BadOption
+from loadtests.errors import BadOption, BenchError
 from loadtests.peers import PeerName
 from loadtests.progress import Display
 from loadtests.registration import Registrar, Supply, find_peer, supplied
@@ -110,6 +111,38 @@ async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
     """Exit status and stderr."""
     _, err = await asyncio.wait_for(process.communicate(), PATIENCE / 2)
     return process.returncode, err.decode()
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "key", "reason"),
+    [
+        (
+            401,
+            '{"error": {"message": "No key."}}',
+            None,
+            "does not let us in (status 401: No key.): give its key with ",
+        ),
+        (403, '{"detail": "Not you."}', "s3cret", "(status 403: Not you.): it does not take this key"),
+        (404, "<html>nginx</html>", None, "this is no manylora server: it has no /v1/models; --url is the address"),
+        (502, "<html>nginx</html>", None, "the server, or a proxy before it, does not work (/v1/models: status 502); "),
+        (429, "slow down", None, "the server refused /v1/models: status 429: slow down"),
+        (200, '{"data": [{"id": "tiny"}]}', None, "--base: the server has no base `big`; it has tiny"),
+    ],
+)
+def test_a_server_that_says_no_is_told_in_words(status: int, answer: str, key: str | None, reason: str) -> None:
+    async def say(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=answer, status=status)
+
+    async def scenario() -> None:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", say)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        async with TestServer(app) as server, aiohttp.ClientSession(server.make_url("/"), headers=headers) as http:
+            await find_peer(http, "manylora", "big")
+
+    with pytest.raises(BenchError, match=re.escape(reason)) as caught:
+        asyncio.run(scenario())
+    assert not any(secret in str(caught.value) for secret in ("s3cret", "<html>"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -230,13 +263,13 @@ def test_a_server_may_be_behind_a_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("peer", "answer", "reason"),
     [
-        ("manylora", "[]", "this is no manylora server: /v1/models: the answer: "),
-        ("manylora", "<html>", "/v1/models: the answer: Invalid JSON"),
-        ("manylora", '{"data": null}', "/v1/models: data: "),
-        ("vllm", '{"data": [{"id": 3}]}', "this is no vllm server: /v1/models: data.0.id: "),
-        ("manylora", '{"data": ["tiny"]}', "/v1/models: data.0: "),
-        ("manylora", "[" * 100_000, "/v1/models: the answer: .*recursion"),
-        ("llamacpp", '{"data": [{"id": "tiny"}]}', "/lora-adapters: the answer: "),
+        ("manylora", "[]", "this is no manylora server: of /v1/models the answer must be a JSON object$"),
+        ("manylora", "<html>", "of /v1/models the answer is not JSON$"),
+        ("manylora", '{"data": null}', "of /v1/models data must be a list$"),
+        ("vllm", '{"data": [{"id": 3}]}', "this is no vllm server: of /v1/models data.0.id must be a text$"),
+        ("manylora", '{"data": ["tiny"]}', "of /v1/models data.0 must be a JSON object$"),
+        ("manylora", "[" * 100_000, "of /v1/models the answer is not JSON$"),
+        ("llamacpp", '{"data": [{"id": "tiny"}]}', "of /lora-adapters the answer must be a list$"),
     ],
 )
 def test_a_server_of_another_kind_is_told(peer: PeerName, answer: str, reason: str) -> None:

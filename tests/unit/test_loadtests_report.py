@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_rgb
 
 from loadtests import report
 from loadtests.arrivals import Closed
@@ -25,8 +25,8 @@ from loadtests.figures import MEASURES, Figures, figures, measured
 from loadtests.lengths import Fixed
 from loadtests.mixes import parse_mix
 from loadtests.page import compare_page, run_page
-from loadtests.plots import styles, throughput
-from loadtests.record import Record, Result, make_record, read_record, write_record
+from loadtests.plots import COLOURS, FAILURE, course, distributions, legend, throughput
+from loadtests.record import WANTED, Record, Result, make_record, read_record, write_record
 from loadtests.thresholds import judge, parse_threshold
 from loadtests.workload import Workload
 
@@ -166,12 +166,13 @@ def test_a_threshold_passes_over_workloads_that_have_no_such_figure() -> None:
 
 def result(mix: str = "distinct", rate: float = 1.0) -> Result:
     work = Workload(parse_mix(mix, 2), Closed(2), Fixed(8), Fixed(3))
+    one, two = ("bench-000", "bench-001") if work.adapters else (None, None)
     rounds = [
         round_(
             1.0,
-            timing(0.0, 0.1 / rate, 0.2 / rate, 0.3 / rate, adapter="bench-000"),
-            timing(0.0, 0.2 / rate, 0.3 / rate, 0.4 / rate, adapter="bench-001"),
-            Failure("bench-001", 0.4, 0.5, "status 500: <b>&"),
+            timing(0.0, 0.1 / rate, 0.2 / rate, 0.3 / rate, adapter=one),
+            timing(0.0, 0.2 / rate, 0.3 / rate, 0.4 / rate, adapter=two),
+            Failure(two, 0.4, 0.5, "status 500: <b>&"),
         )
         for _ in range(2)
     ]
@@ -183,7 +184,7 @@ def recorded(*results: Result, seed: int = 0) -> Record:
         "version": "0",
         "started": "then",
         "finished": "later",
-        "machine": {"cores": 2},
+        "machine": {"cores": 2, "processor": "Xeon"},
         "server": {"peer": "manylora", "url": "http://here", "base": "tiny", "version": None},
         "settings": {},
     }
@@ -207,20 +208,30 @@ def test_a_record_is_json_that_can_be_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "reason"),
     [
-        "{",
-        "[]",
-        "{}",
-        '{"kind": "manylora-bench", "schema": 99}',
-        '{"kind": "manylora-bench", "schema": 1}',
-        "[" * 100_000,
+        (b"{", f"is not JSON, or breaks off: line 1, column 2; {WANTED}"),
+        (b"", f"is not JSON, or breaks off: line 1, column 1; {WANTED}"),
+        (b"\xc3(", f"is not JSON: it is no text in UTF-8; {WANTED}"),
+        (b"[]", f"is JSON of another kind; {WANTED}"),
+        (b'{"kind": 3}', f"is JSON of another kind; {WANTED}"),
+        (b'{"kind": "manylora-bench", "schema": 99}', "was written by a version of manylora whose figures mean"),
+        (b'{"kind": "manylora-bench", "schema": 1}', "is damaged: `version` is missing; measure again"),
+        (b"[" * 100_000, f"is nested too deeply; {WANTED}"),
     ],
 )
-def test_what_is_no_record_is_refused(content: str, tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text(content)
-    with pytest.raises(BadOption, match=r"x\.json"):
+def test_what_is_no_record_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(BadOption) as caught:
         read_record(tmp_path / "x.json")
+    assert str(caught.value).startswith(f"{tmp_path / 'x.json'}: {reason}")
+
+
+def test_a_record_that_is_not_there_is_told(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "no.json", "there is no such file"), (tmp_path, "is a folder, not a file")):
+        with pytest.raises(BadOption) as caught:
+            read_record(path)
+        assert str(caught.value) == f"{path}: {reason}; {WANTED}"
 
 
 @pytest.mark.parametrize("field", ["name", "asked", "figures", "spread", "rounds", "failed"])
@@ -228,7 +239,7 @@ def test_what_a_record_lacks_is_named(field: str, tmp_path: Path) -> None:
     record = json.loads(json.dumps(recorded(result())))
     del record["workloads"][0][field]
     (tmp_path / "x.json").write_text(json.dumps(record))
-    with pytest.raises(BadOption, match=rf"x\.json: `workloads\.0\.{field}`: Field required"):
+    with pytest.raises(BadOption, match=rf"x\.json: is damaged: `workloads\.0\.{field}` is missing; measure again"):
         read_record(tmp_path / "x.json")
 
 
@@ -255,19 +266,63 @@ def test_remarks_name_what_spoils_figures() -> None:
         assert expected in told
 
 
+PLOT = "<svg xmlns"
+"""How a plot begins on a page; the samples in a legend begin otherwise."""
+
+
 def test_a_page_has_everything_in_it() -> None:
     page = run_page(recorded(result(), result("base")))
-    assert page.count("<svg") == 3
+    assert page.count(PLOT) == 3 + 3 + 2, "three distributions, three plots of the adapters' work and two of the base's"
     assert "status 500: &lt;b&gt;&amp;" in page
     assert "<b>" not in page
     assert "MISSED" in page
-    assert not any(word in page for word in ("<script", "src=", "<link", "@import", "url(http"))
+    assert not any(word in page for word in ("<script", "src=", "<link", "@import", "url(http", 'href="http'))
+
+
+def test_bars_have_the_adapters_names_and_the_base_has_none() -> None:
+    work, base = recorded(result(), result("base"))["workloads"]
+    *_, bars = course(work)
+    assert "bench-000" in bars
+    assert "bench-001" in bars
+    assert len(course(base)) == 2, "empty axes"
+
+
+def test_of_many_adapters_the_slowest_and_the_quickest_are_named() -> None:
+    (work,) = recorded(result())["workloads"]
+    work["adapters"] = [{"adapter": f"bench-{number:03}", "speed": float(number)} for number in range(40)]
+    *_, bars = course(work)
+    named = [number for number in range(40) if f"bench-{number:03}" in bars]
+    assert named == [*range(8), *range(32, 40)]
+    assert "slowest and quickest 8 of 40" in bars
+
+
+def test_plots_are_for_light_and_dark_pages_and_nothing_lies_over_curves() -> None:
+    curves = {f"work {number}": work for number, work in enumerate(recorded(result(), result("base"))["workloads"])}
+    for plot in [*distributions(curves), *course(curves["work 0"])]:
+        assert "currentColor" in plot
+        assert not any(fixed in plot for fixed in ("#000000", "#ffffff", "fill: black")), "of one kind of page alone"
+        assert "legend" not in plot
+    for background in ("#ffffff", "#15181d"):
+        for colour in (*COLOURS, FAILURE):
+            assert contrast(colour, background) >= 3, "WCAG 2.1, 1.4.11: graphics"
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.1's ratio of two colours, 1 to 21."""
+    darker, lighter = sorted(map(luminance, (one, other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def luminance(colour: str) -> float:
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 @pytest.mark.parametrize("count", [1, 10, 11, 60])
 def test_no_two_curves_look_alike(count: int) -> None:
-    looks = {(to_hex(style["color"]), style["linestyle"]) for style in styles(count)}
-    assert len(looks) == count
+    labels = [f"curve {number}" for number in range(count)]
+    assert [label for label, _ in legend(labels)] == labels
+    assert len({style for _, style in legend(labels)}) == count
 
 
 def test_throughput_over_time_keeps_all_tokens() -> None:
@@ -293,7 +348,15 @@ def test_runs_of_the_same_work_are_laid_side_by_side() -> None:
     ttft = next(row for row in rows if row[0] == MEASURES["ttft_p50_ms"].title)
     assert ttft[1:] == ["150", "0%", "75.0", "0%", "0.50x"]
     assert any("FAILED" in line for line in comparison.remarks)
-    assert compare_page(comparison).count("<svg") == 1
+    assert compare_page(comparison).count(PLOT) == 3
+
+
+def test_what_no_run_has_is_no_row() -> None:
+    comparison = compare({"one": recorded(result("base")), "two": recorded(result("base"))}, force=False)
+    assert MEASURES["fairness"].title in [row[0] for row in compare(pair(), force=False).tables()[1]]
+    for record in comparison.rows["base closed:2"].values():
+        record["figures"]["fairness"] = None
+    assert MEASURES["fairness"].title not in [row[0] for row in comparison.tables()[1]]
 
 
 def test_other_servers_are_compared_and_told() -> None:
@@ -305,8 +368,8 @@ def test_other_servers_are_compared_and_told() -> None:
     assert comparison.tables()[0][2] == ["two", "vllm", "0.32", "big", "1", "then"]
     assert comparison.tables()[1][-1][-3:] == ["-", "0%", "-"]
     for line in (
-        "the server's peer is 'vllm', not 'manylora'", "the server's version is '0.32', not None",
-        "the server's base is 'big', not 'tiny'", "measured by version 1, not 0",
+        "the server's peer is vllm, in one manylora", "the server's version is 0.32, in one unknown",
+        "the server's base is big, in one tiny", "measured by version 1, one by 0",
     ):  # fmt: skip
         assert f"two: {line}" in comparison.remarks
 
@@ -324,13 +387,13 @@ def test_a_reader_who_goes_away_is_no_failure(tmp_path: Path) -> None:
 
 
 def test_other_work_is_refused_or_marked() -> None:
-    with pytest.raises(BadOption, match="two: seed is 7, not 0"):
+    with pytest.raises(BadOption, match="two: seed is 7, in one 0"):
         compare(pair(seed=7), force=False)
-    assert "NOT THE SAME WORK: two: seed is 7, not 0" in compare(pair(seed=7), force=True).remarks
+    assert "NOT THE SAME WORK: two: seed is 7, in one 0" in compare(pair(seed=7), force=True).remarks
     records = dict(pair())
     records["two"] = copy.deepcopy(records["two"])
     records["two"]["workloads"][0]["asked"]["requests"] = 9
-    with pytest.raises(BadOption, match="two, distinct@2 closed:2: requests is 9"):
+    with pytest.raises(BadOption, match="two, distinct@2 closed:2: requests is 9, in one 8"):
         compare(records, force=False)
 
 

@@ -33,7 +33,7 @@ from adapters.registry import MISSING, Options, Registry
 from adapters.remote import Remote
 from adapters.snapshot import Alias, Target, Version
 from adapters.spec import AdapterId, AdapterSpec
-from tests.adapter_folders import DEFECTS, WEIGHTS
+from tests.adapter_folders import DEFECTS, WEIGHTS, set_config
 from tests.unit.registries import open_registry, stored, write
 
 QUIETLY = Options(activate=False)
@@ -473,6 +473,28 @@ def test_another_base_checks_for_itself(tmp_path: Path, folders: list[Path]) -> 
                 registry.acquire(["bad"])
     with open_registry(tmp_path) as registry:
         assert registry.version("bad").refused is None
+
+
+def test_unknown_fields_are_noted_on_every_base_and_asked_about_once(tmp_path: Path, folders: list[Path]) -> None:
+    set_config(folders[0], shift=0.5)
+    with open_registry(tmp_path) as registry:
+        with pytest.raises(AdapterRejected, match="shift: is not known"):
+            registry.register_folder("odd", folders[0])
+        assert registry.entries() == []
+        registered = registry.register_folder("odd", folders[0], Options(allow_unknown_fields=True))
+        plain = registry.register_folder("plain", folders[1], Options(allow_unknown_fields=True))
+        assert noted(registry, registered.version) == ["shift"]
+        assert noted(registry, plain.version) == []
+    with open_registry(tmp_path, base="another") as registry:
+        assert registry.version("odd").refused is None
+        assert noted(registry, registry.version("odd")) == ["shift"]
+
+
+def noted(registry: Registry, version: Version) -> object:
+    """The fields that its receipt names."""
+    receipt = registry.receipt(version)
+    assert receipt is not None
+    return receipt["unknown_fields_allowed"]
 
 
 def test_a_server_for_smaller_ranks_says_so(tmp_path: Path) -> None:

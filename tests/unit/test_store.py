@@ -3,7 +3,10 @@
 import errno
 import os
 import resource
+import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -221,6 +224,46 @@ def test_a_copy_stays_while_it_is_uploaded(tmp_path: Path, layout: BaseLayout) -
     store = AdapterStore(tmp_path / "store", layout, MAX_RANK, remote=Crowded(f"file://{tmp_path}/remote"), cache=1)
     adapter_id = add(store, folders.pop()).id
     assert store.read(adapter_id).spec.id == adapter_id
+
+
+@pytest.mark.parametrize("call", ["iterdir", "rename", "rmtree"])
+def test_loads_go_on_while_a_trim_waits_for_the_disk(
+    call: str, tmp_path: Path, layout: BaseLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of its calls the file system does not answer."""
+    size = folder_bytes(write_adapter(tmp_path / "0", layout))
+    remote = Remote(f"file://{tmp_path}/remote")
+    store = AdapterStore(tmp_path / "store", layout, MAX_RANK, remote=remote, cache=3 * size + 100)
+    ids = [add(store, write_adapter(tmp_path / str(seed), layout, seed=seed)).id for seed in range(4)]
+    assert ids[0] not in store
+    reached, gate = threading.Event(), threading.Event()
+    owner = shutil if call == "rmtree" else Path
+    original = getattr(owner, call)
+
+    def slow(path: Path, *arguments: object, **options: object) -> object:
+        if path in (store.root, store.path(ids[1])) or (path.name.startswith(".tmp-") and call == "rmtree"):
+            reached.set()
+            assert gate.wait(30)
+        return original(path, *arguments, **options)
+
+    with ThreadPoolExecutor(3) as pool:
+        monkeypatch.setattr(owner, call, slow)
+        trimming = pool.submit(store.read, ids[0])
+        assert reached.wait(10)
+        monkeypatch.setattr(owner, call, original)
+        for other in ids[2:]:
+            assert pool.submit(store.read, other).result(10).spec.id == other
+        added = pool.submit(add, store, write_adapter(tmp_path / "new", layout, seed=9)).result(10)
+        assert not trimming.done()
+        victim = pool.submit(store.read, ids[1])
+        if call == "rename":
+            with pytest.raises(TimeoutError):
+                victim.result(0.1)
+        gate.set()
+        assert trimming.result(10).spec.id == ids[0]
+        assert victim.result(10).spec.id == ids[1]
+        assert pool.submit(store.read, added.id).result(10).spec.id == added.id
+    assert len(store.ids()) <= 3, "what came meanwhile was counted, too"
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "0" * 63, "0" * 64 + "\n", "G" * 64])

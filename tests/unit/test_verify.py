@@ -167,7 +167,7 @@ def test_an_unknown_field_that_is_empty_is_accepted(value: object, folder: Path,
     verify(folder, layout, MAX_RANK)
 
 
-@pytest.mark.parametrize("init", [True, False, "gaussian", "eva", "orthogonal", "mica"])
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "eva", "orthogonal", "mica"])
 def test_initialisations_that_leave_the_base_alone_are_accepted(init: object, folder: Path, layout: BaseLayout) -> None:
     set_config(folder, init_lora_weights=init)
     verify(folder, layout, MAX_RANK)

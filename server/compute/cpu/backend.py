@@ -11,7 +11,7 @@ from server.compute.backend import Forward, GroupLora, GroupShape, KvCache, Line
 from server.compute.cpu import kernels
 from server.compute.cpu.attention import KernelKvCache
 from server.compute.cpu.decoder import Decoder
-from server.compute.cpu.linear import FusedNf4
+from server.compute.cpu.linear import FusedNf4, leave_checkpoint
 from server.compute.cpu.lora import KernelLora
 from server.compute.pool import page_runs
 from server.compute.reference.backend import ReferenceBackend
@@ -60,4 +60,6 @@ class CpuBackend(ReferenceBackend):
 
     def forward(self, model: ServedModel) -> Forward:
         """All layers in one native call, for the models whose layers the kernels compute."""
+        if all(isinstance(group.base, FusedNf4) for group in model.pool.groups):
+            leave_checkpoint(model.base.model)
         return Decoder.of(model, self.kernels) or super().forward(model)

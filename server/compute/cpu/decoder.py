@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from server.compute.backend import ServedModel
 from server.compute.cpu.attention import KernelAttention, KernelKvCache
 from server.compute.cpu.batches import TILE_ROWS
-from server.compute.cpu.kernels import Kernels, pad_rows
+from server.compute.cpu.kernels import Kernels, absence, pad_rows
 from server.compute.cpu.linear import FusedNf4
 from server.compute.cpu.lora import KernelLora, lora_rows
-from server.compute.cpu.memory import huge_pages
 from server.compute.cpu.structures import Layer, Linear, Lora, Model, Nf4, Step, Work, address
 from server.compute.inputs import packed_rows
 from server.compute.layers import LinearGroup
@@ -53,7 +52,6 @@ class Decoder:
         causal: Any = model.base.model
         self.kernels, self.pool, self.kv, self.params = kernels, model.pool, model.kv, model.attention
         self.model = causal.model
-        causal.lm_head.weight.data = huge_pages().copy(causal.lm_head.weight.data)
         groups = _groups(model)
         self.groups = [[groups[name] for name, _ in _named_groups(i)] for i in range(len(self.model.layers))]
         self.seconds: Tensor | None = None
@@ -75,7 +73,7 @@ class Decoder:
     @classmethod
     def of(cls, model: ServedModel, kernels: Kernels | None) -> Self | None:
         """The model's decoder, or None where its layers, their shapes or this machine are not what the kernels take."""
-        misfit = _misfit(model) if kernels else "no AMX, or no C compiler"
+        misfit = _misfit(model) if kernels else absence()
         if kernels and misfit is None:
             return cls(model, kernels)
         log.info("Layers are computed one by one: %s", misfit)

@@ -13,13 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bases import machine
 from server.compute.cpu.batches import TILE_ROWS, LoraRows, PagedRuns
 from server.compute.cpu.build import NoCompiler, library
-from server.compute.cpu.structures import Attention, Lora, Model, Nf4, Step, Work
+from server.compute.cpu.structures import Attention, Lora, Model, Nf4, Step, Work, check_layout
 
 log = logging.getLogger(__name__)
 
 Addresses = NDArray[np.int64]
+
+INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16")
+"""What the kernels are compiled for, as Linux names it."""
 
 
 class Kernels:
@@ -27,6 +31,7 @@ class Kernels:
 
     def __init__(self, path: Path) -> None:
         lib = ctypes.CDLL(str(path))
+        check_layout(lib)
         lib.nf4_matmul.argtypes = [c_void_p, c_int64, *[c_void_p] * 3, c_int]
         lib.lora_rows.argtypes = [*[c_void_p] * 2, c_int, c_int64, *[c_void_p] * 4, c_int]
         lib.write_pieces.argtypes = [c_int64, *[c_void_p] * 3, c_int]
@@ -145,9 +150,27 @@ def pad_rows(rows: int) -> int:
     return -(-rows // TILE_ROWS) * TILE_ROWS
 
 
+def lacking() -> list[str]:
+    """The INSTRUCTIONS that this processor does not have."""
+    has = machine.instructions()
+    return [name for name in INSTRUCTIONS if name not in has]
+
+
+def absence() -> str:
+    """Why :func:`load` has nothing to give."""
+    missing = lacking()
+    return f"this processor has no {', '.join(missing)}" if missing else "no C compiler that could build them"
+
+
 @cache
 def load() -> Kernels | None:
-    """The kernels, compiled if this source was not compiled here before; None where they cannot run."""
+    """The kernels, compiled if this source was not compiled here before; None where they cannot run.
+
+    The processor is asked first: a compiler may take a minute over kernels that nobody can run. Raises RuntimeError for
+    a library that does not fit :mod:`server.compute.cpu.structures`.
+    """
+    if lacking():
+        return None
     try:
         path = library()
         try:

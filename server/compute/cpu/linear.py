@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bases.nf4 import functional
 from server.compute.cpu.kernels import Kernels
@@ -34,7 +34,7 @@ class FusedNf4:
         self.shape = [sum(self.outs), packed[0][1].shape[1]]
         self.weight = huge_pages().copy(torch.cat([weight for weight, _ in packed]))
         self.absmax = huge_pages().copy(torch.cat([state.absmax for _, state in packed], dim=1))
-        self.code = packed[0][1].code
+        self.code = packed[0][1].code.clone()  # not a view of the checkpoint, which would stay in memory for it
         self.blocksize = packed[0][1].blocksize
         biases = [layer.bias for layer in layers]
         self.bias = (
@@ -74,3 +74,13 @@ class FusedNf4:
         """[rows, in] -> [rows, out] of all layers side by side, by bitsandbytes' kernel."""
         y: Tensor = torch.ops.bitsandbytes.gemv_4bit(x, self.weight, self.shape, self.absmax, self.code, self.blocksize)
         return y if self.bias is None else y + self.bias
+
+
+def leave_checkpoint(model: nn.Module) -> None:
+    """Copy what is left of a model whose linear layers are all :class:`FusedNf4`, and let go of the file it came from.
+
+    Parameters are views of that file in memory, which stays whole, 4-bit weights included, as long as one of them does.
+    What is read in every step, the output layer, lies in huge pages afterwards.
+    """
+    for parameter in model.parameters():
+        parameter.data = huge_pages().copy(parameter.data)

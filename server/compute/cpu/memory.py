@@ -5,6 +5,7 @@ each page: with 4 KiB the kernels here read 27 GB/s on two cores, with 2 MiB and
 system has no huge pages to give, it gives others.
 """
 
+import ctypes
 import mmap
 from contextlib import suppress
 from functools import cache
@@ -45,6 +46,13 @@ class HugePages:
 def huge_pages() -> HugePages:
     """Those of this process."""
     return HugePages()
+
+
+def give_back() -> None:
+    """Return to the system what was freed in this process: glibc keeps what it may need again, after a start 30 MB."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _mapped(count: int) -> Tensor:

@@ -5,7 +5,7 @@ A structure holds addresses only. Whoever fills one in keeps the tensors alive.
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import c_float, c_int64, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_void_p
 
 from torch import Tensor
 
@@ -22,6 +22,12 @@ class Nf4(ctypes.Structure):
     """A quantised layer, or several side by side."""
 
     _fields_ = (("out", c_int64), ("inputs", c_int64), ("weight", c_void_p), ("scale", c_void_p), ("bias", c_void_p))
+
+
+class Run(ctypes.Structure):
+    """A row of :attr:`server.compute.cpu.batches.PagedRuns.table`."""
+
+    _fields_ = tuple((name, c_int64) for name in ("row", "rows", "start", "table"))
 
 
 class Attention(ctypes.Structure):
@@ -44,6 +50,12 @@ class Lora(ctypes.Structure):
         self.members, self.a = len(bs), address(a)
         self.b[: len(bs)] = [address(b) for b in bs]
         self.out[: len(bs)] = list(outs)
+
+
+class LoraGroup(ctypes.Structure):
+    """A row of the first table of :class:`server.compute.cpu.batches.LoraRows`."""
+
+    _fields_ = tuple((name, c_int32) for name in ("first", "rows", "page", "pages"))
 
 
 class LoraBatch(ctypes.Structure):
@@ -109,3 +121,33 @@ class Work(ctypes.Structure):
         (name, c_void_p)
         for name in ("x", "normed", "wide", "q", "mixed", "act", "added", "h", "packed", "totals", "scores")
     )
+
+
+STRUCTURES: tuple[type[ctypes.Structure], ...] = (
+    *(Nf4, Run, Attention, Lora, LoraGroup, LoraBatch),
+    *(Linear, Layer, Model, Step, Work),
+)
+"""All of them, in the order of ``layout.c``."""
+
+
+def check_layout(library: ctypes.CDLL) -> None:
+    """Raises RuntimeError where the compiler put a field elsewhere than it is written to here."""
+    mine = [
+        (f"{kind.__name__}.{field}" if field else f"the size of {kind.__name__}", at)
+        for kind in STRUCTURES
+        for field, at in _layout(kind)
+    ]
+    length = c_int64.in_dll(library, "layout_length").value
+    if length != len(mine):
+        raise RuntimeError(f"layout.c tells of {length} sizes and fields, structures.py has {len(mine)}: {_BOTH}")
+    for (what, here), there in zip(mine, (c_int64 * length).in_dll(library, "layout"), strict=True):
+        if here != there:
+            raise RuntimeError(f"{what} is {here} in structures.py and {there} in kernels.h, in bytes: {_BOTH}")
+
+
+_BOTH = "a structure was changed in one place only, and the kernels would read and write at wrong addresses"
+
+
+def _layout(kind: type[ctypes.Structure]) -> list[tuple[str, int]]:
+    fields = [field[0] for field in kind._fields_]
+    return [("", ctypes.sizeof(kind)), *((name, getattr(kind, name).offset) for name in fields)]

@@ -10,53 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
-typedef struct {
-    Nf4 base;  // the members side by side
-    Lora lora;
-} Linear;
-
-typedef struct {
-    const uint16_t *input_norm, *post_norm;
-    const uint16_t *q_norm, *k_norm;  // NULL, or over each head (Qwen 3)
-    Linear qkv, o, gate_up, down;
-    uint16_t *keys, *values;  // [blocks, kv_heads, size, width]
-    int64_t window;
-    float scale;
-} Layer;
-
-typedef struct {
-    int64_t layers, hidden, intermediate, heads, kv_heads, width, size, vocabulary;
-    float eps;
-    const Layer *layer;
-    const uint16_t *final_norm, *head;
-} Model;
-
-typedef struct {
-    int64_t rows, runs, sampled, context;
-    const Run *run;
-    const int64_t *tables;
-    const int64_t *where;    // [rows] place in the cache, in tokens
-    const uint16_t *cosine, *sine;  // [rows, width]
-    const LoraBatch *lora;
-    const uint8_t *active;   // [layers, 4]: qkv, o, gate_up, down
-    const int64_t *sampled_rows;
-    float *logits;    // [sampled, vocabulary]
-    double *seconds;  // NULL, or the first thread's time in each Phase is added here
-} Step;
-
 typedef enum { NORM, NF4, LORA, PLACE, ATTENTION, GATE, HEAD } Phase;
-
-// Workspace; rows rounded up to 16.
-typedef struct {
-    uint16_t *x;       // [rows, hidden]: embeddings when it begins
-    uint16_t *normed;  // [rows, hidden]; at the end the sampled rows
-    uint16_t *wide;    // [rows, outputs of qkv or gate_up]
-    uint16_t *q, *mixed;  // [rows, heads * width]
-    uint16_t *act;     // [rows, intermediate]
-    uint16_t *added;   // [rows, hidden]
-    uint16_t *h, *packed;
-    float *totals, *scores;
-} Work;
 
 // Time since `at` goes to a phase. Phases end where the thread does, or at a barrier, which is then theirs too.
 static inline void lap(const Step *step, Phase phase, double *at) {

@@ -1,0 +1,92 @@
+"""Tables for people: what a server's cards say, at the width of a terminal."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+_MOMENTS = ("created", "checked")
+"""Fields that hold Unix time."""
+_DIGEST = re.compile(r"[0-9a-f]{40,}")
+_SHOWN = 12
+"""Digits of a digest on a terminal: enough to tell two apart."""
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Iterable[object]], none: str = "") -> None:
+    """Print a table; where the output is no terminal, lines of cells between tabs, digests whole.
+
+    ``none`` is what to say, on stderr, of a table without rows.
+    """
+    console = Console()
+    lines = [[one_line(cell_text(cell)) for cell in row] for row in rows]
+    if not lines and none:
+        typer.echo(none, err=True)
+    if not console.is_terminal:
+        for line in ([*columns], *lines):
+            typer.echo("\t".join(line))
+    elif lines:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for line in lines:
+            table.add_row(*(Text(_short(cell)) for cell in line))  # a str would be read as markup, and `[4, 64]` vanish
+        console.print(table)
+
+
+def show_fields(card: Mapping[str, object]) -> None:
+    """Print what a card says, each value with the path to it: ``receipt.probe.kl``."""
+    show_table(("field", "value"), _flat(card))
+
+
+def cell_text(value: object) -> str:
+    """A value as people read it: four significant digits, yes and no, a dash for nothing."""
+    match value:
+        case None | "" | []:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.4g}"
+        case list():
+            return ", ".join(map(str, value))
+        case _:
+            return str(value)
+
+
+def _moment(seconds: float) -> str:
+    """Unix time as a date and a time of day."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def minute(seconds: float) -> str:
+    """Unix time as a date and a time of day, UTC, for columns that say so and have little room."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
+
+
+def one_line(text: str) -> str:
+    """One line without what would steer a terminal: names and reasons come from elsewhere."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        for key, inside in value.items():
+            yield from _flat(inside, f"{path}.{key}" if path else str(key))
+        return
+    parent, dot, field = path.rpartition(".")
+    if field in _MOMENTS and isinstance(value, int):
+        yield path, _moment(value)
+    elif field == "size_bytes" and isinstance(value, int):
+        yield f"{parent}{dot}size", decimal(value)
+    else:
+        yield path, value
+
+
+def _short(cell: str) -> str:
+    return f"{cell[:_SHOWN]}…" if _DIGEST.fullmatch(cell) else cell

@@ -1,0 +1,62 @@
+"""Why no answer came from a server, in words of our own: what was tried, what that means, what to do."""
+
+import socket
+import ssl
+from collections.abc import Iterator
+
+import httpx
+
+_START = "start one with `manylora serve`, or check the address"
+_LOOK = "what was asked for may have happened: look before you ask again"
+
+
+def no_answer(url: str, error: httpx.RequestError) -> str:
+    """A sentence about a request to ``url`` (as it may be shown, without a password) that ended without an answer."""
+    return f"no answer from {url}: {_why(error)}"
+
+
+def _why(error: httpx.RequestError) -> str:
+    if isinstance(error, httpx.ConnectTimeout):
+        return f"it could not be reached within {_seconds(error, 'connect')}; check the address, and whether it runs"
+    if isinstance(error, httpx.ConnectError):
+        return _why_no_connection(error)
+    if isinstance(error, httpx.TimeoutException):
+        waited = _seconds(error, "write" if isinstance(error, httpx.WriteTimeout) else "read")
+        return f"it said nothing for {waited}, so it is busy or hangs{_change_made(error)}"
+    if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError):
+        ended = "it closed the connection before its answer was whole, so it ended or is no HTTP server"
+        return ended + _change_made(error)
+    return f"the request could not be made ({type(error).__name__}); check the address and the proxy settings"
+
+
+def _why_no_connection(error: httpx.ConnectError) -> str:
+    for cause in _causes(error):
+        if isinstance(cause, ConnectionRefusedError):
+            return f"the connection was refused, so no server runs there; {_START}"
+        if isinstance(cause, socket.gaierror):
+            return f"the host {error.request.url.host} is not known here; check the address"
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return (
+                f"its certificate is not trusted here ({cause.verify_message}); set SSL_CERT_FILE to one that vouches"
+            )
+        if isinstance(cause, ssl.SSLError):
+            return "it does not speak HTTPS; try the address with http://"
+        if isinstance(cause, OSError) and cause.strerror:
+            return f"it cannot be reached ({cause.strerror}); check the address and the network"
+    return f"it cannot be reached; {_START}"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _seconds(error: httpx.RequestError, which: str) -> str:
+    """How long was waited, as the request says."""
+    return f"{error.request.extensions['timeout'][which]:g} s"
+
+
+def _change_made(error: httpx.RequestError) -> str:
+    return "; try again later" if error.request.method in ("GET", "HEAD") else f"; {_LOOK}"

@@ -1,0 +1,15 @@
+"""The modes of files. What safetensors writes begins as a temporary file, which only its owner may read."""
+
+import stat
+from pathlib import Path
+
+
+def make_ordinary(folder: Path) -> None:
+    """Give every file in ``folder``, and below it, the mode that the process's umask gives new files."""
+    new = folder / ".mode"
+    new.touch(exist_ok=False)  # the umask can only be asked for by changing it, for all threads
+    mode = stat.S_IMODE(new.stat().st_mode)
+    new.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)

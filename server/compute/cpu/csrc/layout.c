@@ -1,0 +1,52 @@
+// Where the compiler put the fields of what Python fills in. It is compared with structures.py when the library is loaded:
+// an address that is written to the wrong place would be read as something else.
+
+#include "kernels.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define AT(field) offsetof(STRUCTURE, field)
+
+// For each structure its size, then its fields in order.
+const int64_t layout[] = {
+#define STRUCTURE Nf4
+    sizeof(Nf4), AT(out), AT(in), AT(weight), AT(scale), AT(bias),
+#undef STRUCTURE
+#define STRUCTURE Run
+    sizeof(Run), AT(row), AT(rows), AT(start), AT(table),
+#undef STRUCTURE
+#define STRUCTURE Attention
+    sizeof(Attention), AT(heads), AT(kv_heads), AT(width), AT(size), AT(window), AT(scale), AT(softcap),
+        AT(q), AT(keys), AT(values), AT(tables), AT(out),
+#undef STRUCTURE
+#define STRUCTURE Lora
+    sizeof(Lora), AT(members), AT(a), AT(b), AT(out),
+#undef STRUCTURE
+#define STRUCTURE LoraGroup
+    sizeof(LoraGroup), AT(first), AT(rows), AT(page), AT(pages),
+#undef STRUCTURE
+#define STRUCTURE LoraBatch
+    sizeof(LoraBatch), AT(groups), AT(pages), AT(group), AT(row), AT(page), AT(weight),
+#undef STRUCTURE
+#define STRUCTURE Linear
+    sizeof(Linear), AT(base), AT(lora),
+#undef STRUCTURE
+#define STRUCTURE Layer
+    sizeof(Layer), AT(input_norm), AT(post_norm), AT(q_norm), AT(k_norm), AT(qkv), AT(o), AT(gate_up),
+        AT(down), AT(keys), AT(values), AT(window), AT(scale),
+#undef STRUCTURE
+#define STRUCTURE Model
+    sizeof(Model), AT(layers), AT(hidden), AT(intermediate), AT(heads), AT(kv_heads), AT(width), AT(size),
+        AT(vocabulary), AT(eps), AT(layer), AT(final_norm), AT(head),
+#undef STRUCTURE
+#define STRUCTURE Step
+    sizeof(Step), AT(rows), AT(runs), AT(sampled), AT(context), AT(run), AT(tables), AT(where), AT(cosine),
+        AT(sine), AT(lora), AT(active), AT(sampled_rows), AT(logits), AT(seconds),
+#undef STRUCTURE
+#define STRUCTURE Work
+    sizeof(Work), AT(x), AT(normed), AT(wide), AT(q), AT(mixed), AT(act), AT(added), AT(h), AT(packed),
+        AT(totals), AT(scores),
+#undef STRUCTURE
+};
+const int64_t layout_length = sizeof(layout) / sizeof(*layout);
