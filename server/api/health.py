@@ -12,7 +12,6 @@ router = APIRouter()
 
 
 @router.get("/livez")
-@router.head("/livez", include_in_schema=False)
 async def livez(service: Served) -> Json:
     """503 where only a restart can help: the engine has stopped, or step after step fails."""
     return _status("alive") if service.engine.stats().healthy else _status("engine failing", 503)
@@ -20,7 +19,6 @@ async def livez(service: Served) -> Json:
 
 @router.get("/health")
 @router.get("/readyz")
-@router.head("/readyz", include_in_schema=False)
 async def readyz(service: Served) -> Json:
     """503 while requests should go elsewhere."""
     if service.switchboard.draining:
