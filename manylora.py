@@ -3,6 +3,7 @@
 What is imported up here is imported before Ctrl-C is silent: as little as can be.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -26,10 +27,13 @@ MANYLORA_PORT=8001, and the server that adapters talks to in MANYLORA_URL, with 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 for a failure, 2 for a bad option, 130 for Ctrl-C.
 
-    Without ``argv`` it is that of the process, whose Ctrl-C is silent from here to its end.
+    Without ``argv`` it is that of the process, whose Ctrl-C is silent from here to its end, and whose libraries draw
+    progress bars on a terminal only.
     """
     if argv is None:
         interrupts.end_silently()
+        if not sys.stderr.isatty():
+            os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     from bases.errors import ConfigError, ManyloraError
     from bases.waiting import SERVING, TRAINING, wait_briefly
 

@@ -1,5 +1,6 @@
 """Ctrl-C at any moment of any command is silent, and the status is 130."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -106,18 +107,29 @@ def test_where_something_is_put_away(name: str, said: str) -> None:
     assert run(RAISED.format(name=name)) == (130, f"{said}put away\n", "")
 
 
-def test_a_base_in_the_making_leaves_nothing(tmp_path: Path) -> None:
-    model = tmp_path / "model"
+def serve_until(line: str, folder: Path) -> tuple[int, str]:
+    """Status and errors of a server of a tiny model that gets a Ctrl-C when it has said a line that begins so."""
+    model = folder / "model"
     tiny_model().save_pretrained(model)
     tiny_tokenizer().save_pretrained(model)
-    command = [sys.executable, "-m", "manylora", "serve", "--port", "0", "--data", str(tmp_path), "--model", str(model)]
+    command = [sys.executable, "-m", "manylora", "serve", "--port", "0", "--data", str(folder), "--model", str(model)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            assert process.stdout.readline().startswith("quantising")
+            assert any(said.startswith(line) for said in process.stdout)
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=120)
         finally:
             process.kill()
-    assert (process.returncode, err) == (130, "")
+    return process.returncode, err
+
+
+def test_a_base_in_the_making_leaves_nothing(tmp_path: Path) -> None:
+    assert serve_until("quantising", tmp_path) == (130, "")
     assert [path.name for path in (tmp_path / "bases").iterdir()] == ["lock"]
+
+
+def test_no_progress_bars_where_no_terminal_is(tmp_path: Path) -> None:
+    status, err = serve_until("curl", tmp_path)
+    assert status == 0
+    assert all(re.match(r"\d{4}-\d\d-\d\d .* INFO ", line) for line in err.splitlines()), err
