@@ -7,6 +7,7 @@ output layer and the embeddings stay as they are.
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -239,10 +240,10 @@ def _refusals(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet(*, progress: bool) -> Iterator[None]:
-    """Only errors from transformers, with or without its progress bars."""
+    """Only errors from transformers, with or without its progress bars, which are for terminals only."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
-    if not progress:
+    if not (progress and sys.stderr.isatty()):
         transformers_logging.disable_progress_bar()
     try:
         yield

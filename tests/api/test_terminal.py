@@ -3,6 +3,7 @@
 import logging
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.api.live import Live, request, wait_for
@@ -123,6 +125,24 @@ def test_ctrl_c_says_what_it_waits_for_and_the_second_waits_no_longer(tmp_path: 
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60) == ("", "")
         assert process.returncode == 130
+
+
+def test_ctrl_c_counts_uploads(tmp_path: Path) -> None:
+    with serving(tmp_path, 1) as process, ExitStack() as stack:
+        assert process.stdout is not None
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", port(process)), timeout=60))
+        head = "POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        client.sendall(f"{head}Content-Length: 9\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert client.recv(1024).startswith(b"HTTP/1.1 100 ")  # it waits for the body
+        process.send_signal(signal.SIGINT)
+        told = "finishing 1 request and 1 registration; press Ctrl-C again to stop now\n"
+        assert process.stdout.readline() == told
+
+
+def port(process: subprocess.Popen[str]) -> int:
+    """Where it listens."""
+    (found,) = [each.laddr.port for each in psutil.Process(process.pid).net_connections() if each.status == "LISTEN"]
+    return int(found)
 
 
 def test_sigterm_is_no_keyboard(tmp_path: Path) -> None:
