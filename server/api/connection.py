@@ -74,14 +74,14 @@ class _Wire(h11.Connection):
         self._begun += 1
         return BEGINNING[self._begun - 1 : self._begun]
 
-    def send(self, event: h11.Event) -> bytes | None:
+    def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
         """What is to be sent for ``event``, but for what was taken."""
-        data = super().send(event)
-        if data is None or not isinstance(event, h11.Response | h11.InformationalResponse):
-            return data
-        assert data.startswith(BEGINNING)
-        taken, self._begun = self._begun, 0
-        return data[min(taken, len(BEGINNING)) :]
+        data = super().send_with_data_passthrough(event)
+        if data and isinstance(event, h11.Response | h11.InformationalResponse):
+            assert data[0].startswith(BEGINNING)
+            data[0] = data[0][min(self._begun, len(BEGINNING)) :]
+            self._begun = 0
+        return data
 
 
 def _was_reset(connection: socket.socket) -> bool:
