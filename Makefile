@@ -52,7 +52,7 @@ test-slow: .venv/test.stamp
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 bench: .venv/test.stamp
-	$(BIN)/manylora bench --spawn "$(BIN)/manylora serve" $(ARGS)
+	$(BIN)/manylora bench --spawn "$(BIN)/manylora serve --log-level warning" $(ARGS)
 
 format: .venv/test.stamp
 	$(BIN)/ruff check --fix .

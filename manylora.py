@@ -1,11 +1,13 @@
-"""The front door: one command line. Each command imports its own part, so that help is instant."""
+"""The front door: one command line. Each command imports its own part, so that help is instant.
 
+What is imported up here is imported before Ctrl-C is silent: as little as can be.
+"""
+
+import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
-from bases.errors import ConfigError, ManyloraError
-from bases.waiting import SERVING, TRAINING, wait_briefly
+from bases import interrupts
 
 USAGE = """\
 usage: manylora COMMAND [OPTIONS]
@@ -23,7 +25,18 @@ MANYLORA_PORT=8001, and the server that adapters talks to in MANYLORA_URL, with 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 1 for a failure, 2 for a bad option, 130 for Ctrl-C."""
+    """Run one command; the exit status is 0, 1 for a failure, 2 for a bad option, 130 for Ctrl-C.
+
+    Without ``argv`` it is that of the process, whose Ctrl-C is silent from here to its end, and whose libraries draw
+    progress bars on a terminal only.
+    """
+    if argv is None:
+        interrupts.end_silently()
+        if not sys.stderr.isatty():
+            os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    from bases.errors import ConfigError, ManyloraError
+    from bases.waiting import SERVING, TRAINING, wait_briefly
+
     words = list(sys.argv[1:] if argv is None else argv)
     command, options = (words[0], words[1:]) if words else ("--help", [])
     wait_briefly(TRAINING if command in {"train", "export"} else SERVING)
@@ -45,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(USAGE, end="")
                 return 0
             case "-V" | "--version":
+                from importlib.metadata import version
+
                 print(f"manylora {version('manylora')}")
                 return 0
         raise ConfigError(f"there is no command {command!r}; see manylora --help")
@@ -53,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"manylora: {line}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        return 130
+        return interrupts.STATUS
 
 
 def serve(options: Sequence[str]) -> int:
@@ -63,7 +78,8 @@ def serve(options: Sequence[str]) -> int:
     settings = read_settings(options)
     from server.api.serve import serve as run
 
-    run(settings)
+    with interrupts.raised():
+        run(settings)
     return 0
 
 
@@ -74,35 +90,40 @@ def doctor(options: Sequence[str]) -> int:
     settings = read_settings(options, command="doctor")
     from server.doctor import examine
 
-    return 1 if examine(settings) else 0
+    with interrupts.raised():
+        return 1 if examine(settings) else 0
 
 
 def adapters(options: Sequence[str]) -> int:
     """``manylora adapters``, over HTTP."""
     from adapters.commands import run
 
-    return run(options)
+    with interrupts.raised():
+        return run(options)
 
 
 def train(options: Sequence[str]) -> int:
     """``manylora train``; status 3 where the adapter was not good enough to be published."""
     from training.commands import run_train
 
-    return run_train(options)
+    with interrupts.raised():
+        return run_train(options)
 
 
 def export(options: Sequence[str]) -> int:
     """``manylora export``."""
     from training.commands import run_export
 
-    return run_export(options)
+    with interrupts.raised():
+        return run_export(options)
 
 
 def bench(options: Sequence[str]) -> int:
     """``manylora bench``, also ``bench compare``."""
     from loadtests.commands import run
 
-    return run(options)
+    with interrupts.raised():
+        return run(options)
 
 
 if __name__ == "__main__":

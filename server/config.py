@@ -32,6 +32,7 @@ from bases.errors import ConfigError
 from bases.option_errors import describe
 from bases.options import BaseOptions, default_data
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
 RANK_STEP = 8
 """Rank columns of the device pool come in multiples of this."""
 _SERVICE_LINK = re.compile(
@@ -155,6 +156,12 @@ class Settings(BaseSettings):
         2.0, ge=0, description="age at which a request passed over for lack of an adapter slot gets the next one"
     )
     drain_seconds: float = Field(30, ge=0, description="time requests and registrations under way get after SIGTERM")
+    keep_alive_seconds: int = Field(
+        75, ge=1, le=86_400, description="time a connection without requests stays open; more than a proxy in front"
+    )
+    cors_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+        default=(), description="origin whose pages may call this server, or *; may be repeated"
+    )
     max_body_mib: float = Field(2, gt=0, description="largest request body")
     threads: int | None = Field(None, ge=1, description="CPU threads for the model (unset: the cores it may use)")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
@@ -197,6 +204,16 @@ class Settings(BaseSettings):
         if url is not None and info.data.get("store_url") is None:
             raise ValueError("needs --store-url: servers that share names must share their content")
         return url
+
+    @field_validator("cors_origin")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        # Browsers write scheme and host in small letters and leave out the slash; the comparison is to the letter.
+        origins = tuple(origin.lower().rstrip("/") for origin in origins)
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"must be * or an origin such as https://chat.example.com:8443 (got {origin!r})")
+        return origins
 
     @field_validator("data", "adapter_root", "adapter_dir", mode="before")
     @classmethod

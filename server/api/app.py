@@ -7,13 +7,17 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
 from server.api import adapters, aliases, completions, document, errors, health, index, models, tokenize, vllm
-from server.api.middleware import BodyLimit, Door
+from server.api.middleware import BodyLimit, Door, Unforeseen
+from server.api.paths import METHODS, Paths
 from server.api.service import Service
 
 AROUND_WEIGHTS = 16 << 20
 """Bytes that an upload may have besides an adapter's weights."""
+EXPOSED = ("x-request-id", "x-manylora-adapter", "etag", "retry-after", "x-should-retry")
+"""Headers of answers that pages of other origins may read."""
 
 
 def create_app(service: Service) -> FastAPI:
@@ -43,5 +47,16 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(
         BodyLimit, limit=int(service.settings.max_body_mib * 2**20), upload_limit=service.store.limit + AROUND_WEIGHTS
     )
+    # The last one is the first that a request meets: errors of all kinds carry an id and what browsers ask for.
+    app.add_middleware(Paths)
+    app.add_middleware(Unforeseen)
+    if origins := service.settings.cors_origin:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=METHODS,
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
+        )
     app.add_middleware(Door, metrics=service.metrics)
     return app

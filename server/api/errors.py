@@ -23,6 +23,7 @@ from adapters.errors import (
     StoreFull,
     UnknownAdapter,
 )
+from server.api.paths import allowed_methods
 from server.errors import (
     ContextOverflow,
     Draining,
@@ -164,7 +165,10 @@ async def _http(request: Request, error: Exception) -> Json:
         405: f"{request.method} is not allowed on {request.url.path}.",
         413: "The request body is too large.",
     }.get(error.status_code, str(error.detail))
-    return respond(error.status_code, envelope(error.status_code, message), error.headers)
+    headers = error.headers
+    if error.status_code == 405:
+        headers = {"allow": ", ".join(allowed_methods(request.scope))}  # the framework's are those of one route
+    return respond(error.status_code, envelope(error.status_code, message), headers)
 
 
 async def _invalid(request: Request, error: Exception) -> Json:

@@ -21,6 +21,8 @@ class Generation:
         self.output_tokens = 0
         self.cached_tokens = 0
         self.finish: FinishReason | None = None
+        self.first_token: float | None = None
+        """Seconds from submit to the first token, once it has come."""
         self.mix = mix
         self._service = service
         self._detokenizer = Detokenizer(service.codec)
@@ -61,10 +63,11 @@ class Generation:
         seconds = monotonic() - self._started
         self._service.metrics.ended(self.prompt_tokens, self.output_tokens, seconds)
         for alias, version in self._aliased:
-            self._service.metrics.aliases.ended(alias, version, self._outcome, self.output_tokens, seconds)
+            self._service.metrics.aliases.ended(alias, version, self.outcome, self.output_tokens, seconds)
 
     @property
-    def _outcome(self) -> Outcome:
+    def outcome(self) -> Outcome:
+        """How it has ended, once it has."""
         return "ok" if self.finish else "error" if self._failed else "cancelled"
 
     @property
@@ -104,9 +107,10 @@ class Generation:
         now = monotonic()
         fresh, gap = self.output_tokens - before, now - self._last
         if not before:
-            self._service.metrics.first_token(now - self._started)
+            self.first_token = now - self._started
+            self._service.metrics.first_token(self.first_token)
             for alias, version in self._aliased:
-                self._service.metrics.aliases.first_token(alias, version, now - self._started)
+                self._service.metrics.aliases.first_token(alias, version, self.first_token)
             fresh, gap = fresh - 1, 0.0  # what came along with the first waited for nothing
         if fresh:
             self._service.metrics.next_tokens(gap, fresh)

@@ -15,7 +15,6 @@ router = APIRouter(tags=["server"])
 
 
 @router.get("/livez", responses=answer(Status, 200, 503))
-@router.head("/livez", include_in_schema=False)
 async def livez(service: Served) -> Json:
     """503 where only a restart can help: the engine has stopped, or step after step fails."""
     return _status("alive") if service.engine.stats().healthy else _status("engine failing", 503)
@@ -23,7 +22,6 @@ async def livez(service: Served) -> Json:
 
 @router.get("/health", responses=answer(Status, 200, 503))
 @router.get("/readyz", responses=answer(Status, 200, 503))
-@router.head("/readyz", include_in_schema=False)
 async def readyz(service: Served) -> Json:
     """503 while requests should go elsewhere."""
     if service.switchboard.draining:

@@ -17,7 +17,6 @@ router = APIRouter(prefix="/v1", tags=["models"])
 
 
 @router.get("/models", responses=answer(Models) | refusals(400))
-@router.head("/models", include_in_schema=False)
 async def list_models(service: Served, after: After = None, limit: Limit = None) -> Response:
     """The base, then adapters with their versions, and aliases, in the order of their names, asleep or not."""
     base = service.base.name

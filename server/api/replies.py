@@ -103,6 +103,7 @@ class WholeReply(Response):
         self._shape = shape
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["generation"] = self._generation  # for the log
         await _while_connected(receive, self._generation, self._write(scope, receive, send))
 
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,6 +141,7 @@ class StreamReply(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["generation"] = self._generation
         await _while_connected(receive, self._generation, self._write(send))
 
     async def _write(self, send: Send) -> None:

@@ -18,14 +18,15 @@ import uvicorn
 import bases.nf4  # noqa: F401 - before transformers, for the reason it gives
 from bases.base import load_base
 from bases.errors import ConfigError
+from bases.interrupts import end_at_once
 from server.api.app import create_app
+from server.api.connection import Connection
 from server.api.service import Service, begin, open_service
 from server.compute.cpu.memory import give_back
 from server.config import Settings, service_links
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LINGER = 5
 """Seconds that connections get to close once every request has been answered."""
 
@@ -110,11 +111,12 @@ class DrainingServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(service),
-                http="h11",
+                http=Connection,
                 ws="none",
                 log_config=None,
                 log_level=logging.DEBUG if service.settings.log_level == "debug" else logging.WARNING,
-                access_log=service.settings.log_level == "debug",
+                access_log=False,  # middleware.py writes one
+                timeout_keep_alive=service.settings.keep_alive_seconds,
                 timeout_graceful_shutdown=LINGER,
             )
         )
@@ -132,23 +134,39 @@ class DrainingServer(uvicorn.Server):
             say(welcome(self._service, sockets[0]))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal. The next has the system's default: it kills."""
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        """The first signal. The next ends the process at once."""
+        signal.signal(signal.SIGINT, end_at_once)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.drain()
+        # Not from here: what it interrupts may be writing to stdout itself.
+        asyncio.get_running_loop().call_soon_threadsafe(self._tell, sig)
+
+    def _tell(self, sig: int) -> None:
+        """Say what is waited for."""
+        if self._service.under_way:
+            again = "; press Ctrl-C again to stop now" if sig == signal.SIGINT else ""
+            say(f"finishing {_under_way(self._service)}{again}")
 
     def drain(self) -> None:
         """Take nothing new; end when nothing is open, or ``drain_seconds`` from now."""
         self._service.switchboard.draining = True
         self._deadline = monotonic() + self._service.settings.drain_seconds
+        # Clients and balancers that keep connections learn it with their next answer.
+        self.config.encoded_headers.append((b"connection", b"close"))
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
         if self._deadline is not None:
             late = monotonic() > self._deadline
             if late:
-                log.warning("%d requests and registrations have not ended in time", self._service.under_way)
+                log.warning("Not ended in time: %s", _under_way(self._service))
                 # The engine's last events end them, so that their clients learn why.
                 await asyncio.to_thread(self._service.engine.stop)
             self.should_exit = late or not self._service.under_way
         return await super().on_tick(counter)
+
+
+def _under_way(service: Service) -> str:
+    """Such as ``1 request and 2 registrations``."""
+    counts = {"request": len(service.switchboard), "registration": service.intake.under_way}
+    return " and ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items() if count)

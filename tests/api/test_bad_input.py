@@ -289,7 +289,7 @@ def test_every_error_about_adapters_has_a_status() -> None:
     [
         ("POST", "/", 405),
         ("GET", "/v1/nothing", 404),
-        ("POST", "/v1/completions/", 404),
+        ("POST", "/v1/completion", 404),
         ("GET", COMPLETIONS, 405),
         ("PUT", "/v1/adapters", 405),
         ("POST", "/v1/models", 405),

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from adapters.errors import AdapterNameError
 from bases.base import make_base
 from bases.errors import ConfigError
-from server.api.middleware import Door
+from server.api.middleware import Door, Unforeseen
 from server.api.serve import bind, welcome
 from server.api.service import open_service
 from server.metrics import Metrics
@@ -190,12 +190,6 @@ def test_a_data_folder_that_cannot_be_made_stops_the_start(tmp_path: Path) -> No
         tiny_service(tmp_path, data=tmp_path / "file")
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/v1/models"])
-def test_head_is_answered_without_a_body(live: Live, path: str) -> None:
-    response = live.http.head(path)
-    assert (response.status_code, response.content) == (200, b"")
-
-
 def test_two_servers_do_not_share_a_folder(live: Live) -> None:
     with pytest.raises(ConfigError, match="--data: another server"):
         open_service(make_base(enduring_model(), tiny_tokenizer(), "other"), live.service.settings)
@@ -235,6 +229,7 @@ def test_something_unforeseen_is_a_500_in_shape(live: Live, caplog: pytest.LogCa
         raise AdapterNameError("boom")
 
     metrics = Metrics("tiny", 1, lambda: pytest.fail("not asked"), live.service.registry)
+    app.add_middleware(Unforeseen)
     app.add_middleware(Door, metrics=metrics)
 
     async def ask() -> httpx.Response:

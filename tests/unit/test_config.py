@@ -58,6 +58,8 @@ def test_every_option_has_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch,
         "max_queue": "11",
         "max_wait_seconds": "1.5",
         "drain_seconds": "2.5",
+        "keep_alive_seconds": "620",
+        "cors_origin": "https://chat.example.com,http://localhost:3000",
         "max_body_mib": "0.1",
         "threads": "1",
         "log_level": "debug",
@@ -95,6 +97,25 @@ def test_adapters_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_settings(["--adapter", "a/b=/x y", "--adapter", "c=/z=1"]).adapter == expected
     monkeypatch.setenv("MANYLORA_ADAPTER", "a/b=/x y,c=/z=1")
     assert Settings().adapter == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("*", "*"),
+        ("https://Chat.example.com/", "https://chat.example.com"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("app://obsidian.md", "app://obsidian.md"),
+    ],
+)
+def test_origins(given: str, read: str) -> None:
+    assert read_settings(["--cors-origin", given]).cors_origin == (read,)
+
+
+@pytest.mark.parametrize("origin", ["chat.example.com", "https://chat.example.com/page", "https://", "null"])
+def test_what_is_no_origin(origin: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--cors-origin: must be \* or an origin such as https://"):
+        read_settings(["--cors-origin", "*", "--cors-origin", origin])
 
 
 def test_an_unknown_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
