@@ -8,10 +8,10 @@ from adapters.files import ORIGIN
 from adapters.spec import BaseLayout
 
 _PARTS = {
-    "weights": "its weights",
-    "quantization": "how its weights are quantised",
-    "tokenizer": "its tokenizer",
-    "chat_template": "its chat template",
+    "weights": "the weights",
+    "quantization": "how the weights are quantised",
+    "tokenizer": "the tokenizer",
+    "chat_template": "the chat template",
 }
 
 
@@ -54,4 +54,4 @@ def _differences(origin: Mapping[str, Any], layout: BaseLayout) -> str:
 
 def _quantised(theirs: Mapping[str, str], layout: BaseLayout) -> str:
     there, here = theirs.get("quantization", "")[:80], layout.parts.get("quantization")
-    return f"how its weights are quantised ({there} there, {here} here)"
+    return f"how the weights are quantised ({there} there, {here} here)"
