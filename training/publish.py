@@ -76,7 +76,7 @@ def served_base(server: Server, say: Say = lambda _: None) -> str | None:
 
 def check_base(server: Server, served: str | None, layout: BaseLayout) -> None:
     """Raise ConfigError where the server serves another base. One that does not say which judges at the upload."""
-    if served not in (None, layout.fingerprint, *layout.equivalents):
+    if served is not None and served not in (layout.fingerprint, *layout.equivalents):
         raise ConfigError(
             f"--publish: {_shown(server)} serves another base ({_short(served)}) than the one to be trained on "
             f"({_short(layout.fingerprint)}); compare its --model, --quantization and --dtype with these"
