@@ -7,6 +7,7 @@ and the table of 256 values, which comes from ``linspace``. Here both are comput
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,24 +27,25 @@ def double_quantise(model: PreTrainedModel) -> None:
 
     Its config then says so too, as if transformers had been asked for double quantisation.
     """
-    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
-    for layer in layers:
-        quantise_scales(layer.weight.quant_state)
-        layer.weight.compress_statistics = True
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            weight: Any = module.weight
+            quantise_scales(weight.quant_state)
+            weight.compress_statistics = True
     model.config.quantization_config.bnb_4bit_use_double_quant = True
 
 
 def quantise_scales(state: functional.QuantState) -> None:
     """Replace ``state``'s scales (float32, [blocks]) by codes (uint8, [blocks]) with what it takes to undo that."""
     scales = state.absmax
-    state.offset = torch.tensor(math.fsum(scales.tolist()) / scales.numel())
+    state.offset = torch.tensor(math.fsum(scales.tolist()) / scales.numel(), dtype=torch.float32)
     state.absmax, state.state2 = functional.quantize_blockwise(scales - state.offset, code_table(), blocksize=BLOCK)
     state.nested = True
 
 
 @cache
 def code_table(*, fused: bool = True) -> Tensor:
-    """The 256 values between -1 and 1 that a code stands for, float32, ascending (Dettmers et al. 2021, section 1.3).
+    """The 256 values between -1 and 1 that a code stands for, float32, ascending (Dettmers et al. 2021).
 
     ``fused`` gives bitsandbytes' table as it comes out with fused multiply-add (x86 with AVX2 or more); False, as it
     comes out without.
@@ -59,9 +61,9 @@ def code_table(*, fused: bool = True) -> Tensor:
 def _linspace(first: float, last: float, count: int, fused: bool) -> NDArray[np.float32]:
     """``torch.linspace`` in float32, with its products rounded before they are added or not."""
     start, end = np.float32(first), np.float32(last)
+    step = (end - start) / np.float32(count - 1)
     # A product of float32 numbers is exact in float64.
-    wide = np.float64 if fused else np.float32
-    step = wide((end - start) / np.float32(count - 1))
-    index = np.arange(count).astype(wide)
+    index: NDArray[np.floating[Any]] = np.arange(count, dtype=np.float64 if fused else np.float32)
     up, down = start + step * index, end - step * (count - 1 - index)
-    return np.where(index < count // 2, up, down).astype(np.float32)
+    edges: NDArray[np.float32] = np.where(index < count // 2, up, down).astype(np.float32)
+    return edges
