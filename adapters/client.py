@@ -8,6 +8,7 @@ Errors::
 """
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import httpx
 from adapters.errors import AdapterRejected
 from adapters.files import open_file, present, size_of
 from adapters.names import check_name, parse_reference
+from adapters.selection import Selection, survey
 from adapters.snapshot import Target
 from adapters.unreachable import no_answer
 
@@ -77,6 +79,8 @@ class Pushed:
     version: int
     new: bool
     """False where this content already was a version of this name."""
+    selection: Selection
+    """What of the folder has been left out."""
 
 
 class AdapterClient:
@@ -131,9 +135,10 @@ class AdapterClient:
         """Upload the adapter in ``folder`` as the next version of ``name``, file by file as they are read.
 
         ``pinned`` None leaves the name as it is. Raises :class:`~adapters.errors.AdapterRejected`, before anything is
-        sent, for a folder that holds no adapter.
+        sent, for a folder that holds no adapter. What else is in it is not sent; the receipt names it.
         """
         check_name(name)
+        selection = survey(folder)
         flags = {
             "activate": activate,
             "pinned": pinned,
@@ -143,6 +148,7 @@ class AdapterClient:
             "allow_unknown_fields": allow_unknown_fields or None,
         }
         fields = {"name": name} | {key: str(value).lower() for key, value in flags.items() if value is not None}
+        fields |= _left_out(selection)
         timeout = httpx.Timeout(self._timeout, read=max(self._timeout, ADMISSION_SECONDS))
         with ExitStack() as stack:
             files = [(part, stack.enter_context(open_file(folder, part))) for part in present(folder)]
@@ -150,7 +156,7 @@ class AdapterClient:
             parts = [("file", (part, _MeteredFile(file, part, meter))) for part, file in files]
             response = self._send("POST", "/v1/adapters", data=fields, files=parts, timeout=timeout)
         card = _object(response)
-        return Pushed(card, card["version"], new=response.status_code == httpx.codes.CREATED)
+        return Pushed(card, card["version"], response.status_code == httpx.codes.CREATED, selection)
 
     def pin(self, name: str, pinned: bool) -> Card:
         """Keep the adapter on the device, or let it go when others need the place."""
@@ -236,6 +242,14 @@ class _MeteredFile(io.FileIO):
         if chunk:
             self._meter.add(len(chunk))
         return chunk
+
+
+def _left_out(selection: Selection) -> dict[str, str]:
+    """The field for what is in a folder and is not sent."""
+    if not selection.ignored_count:
+        return {}
+    left = {"files": selection.ignored, "count": selection.ignored_count, "adapters": selection.others}
+    return {"left_out": json.dumps(left, ensure_ascii=False)}
 
 
 def _address(url: str) -> httpx.URL:

@@ -197,6 +197,9 @@ def push(
         )
     if not as_json:
         typer.echo(_registered(name, pushed))
+        if pushed.selection.others:
+            others = ", ".join(pushed.selection.others)
+            typer.echo(f"{folder} holds other adapters, too, which were left out: {others}")
     if to is not None:
         server.put_alias(to, [Target(name, pushed.version, 1.0)])
         if not as_json:

@@ -200,8 +200,9 @@ def test_an_upload_is_streamed_and_counted(listen: Callable[[Peer], Peer], folde
     assert [sent for sent, _ in calls] == sorted(sent for sent, _ in calls)
     assert {of for _, of in calls} == {total}
     assert calls[-1][0] == total
-    assert b"README" not in peer.beginning
-    order = [b'name="name"', b'name="activate"', b'name="pinned"', b'filename="adapter_config.json"', b".safetensors"]
+    assert b"not sent" not in peer.beginning
+    assert b'{"files": ["README.md"], "count": 1, "adapters": []}' in peer.beginning
+    order = [b'name="name"', b'name="pinned"', b'name="left_out"', b'filename="adapter_config.json"', b".safetensors"]
     places = [peer.beginning.index(part) for part in order]
     assert places == sorted(places), "the server must know the fields before the files come"
 
