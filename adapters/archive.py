@@ -146,7 +146,7 @@ def _tar_members(tape: "_Tape") -> Iterator[_Member]:
     with tarfile.TarFile(fileobj=tape) as tar:
         while (entry := tar.next()) is not None:
             if not entry.isdir() and (entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or entry.issparse()):
-                refuse(entry.name, f"is {_tar_kind(entry)}; only plain files and folders are taken")
+                refuse(entry.name, f"is {_tar_kind(entry)}; only plain files are taken")
             if entry.size < 0:
                 refuse(entry.name, "has a size below zero")
             content = tape.content(0 if entry.isdir() else entry.size)
@@ -236,7 +236,7 @@ def _zip_members(path: Path) -> Iterator[_Member]:
         for entry in entries:
             kind = stat.S_IFMT(entry.external_attr >> 16)
             if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
-                refuse(entry.filename, "is a link or a device; only plain files and folders are taken")
+                refuse(entry.filename, "is a link or a device; only plain files are taken")
             if entry.flag_bits & _ENCRYPTED:
                 refuse(entry.filename, "is encrypted")
             # entry.filename ends at the first NUL of what the archive says.

@@ -40,8 +40,7 @@ def present(folder: Path) -> tuple[str, ...]:
     names = _present(folder)
     for name in (CONFIG, WEIGHTS):
         if name not in names:
-            other = None if WEIGHTS in names else recognise(listing(folder))
-            raise other or AdapterRejected("is missing", file=name)
+            raise recognise(listing(folder)) or AdapterRejected("is missing", file=name)
     return names
 
 

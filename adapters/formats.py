@@ -90,11 +90,32 @@ FORMATS = (
 """The more telling before the less: of files of several formats, the first one that is found here is named."""
 
 
+TELLING = (
+    PICKLE,
+    "adapters.safetensors",
+    "adapter_model.pt",
+    "lit_model.pth.lora",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+)
+"""Names to ask for one by one where files cannot be listed."""
+
+
 def recognise(paths: Collection[str]) -> AdapterRejected | None:
-    """Why files among which there is no adapter of PEFT's are none; None where their names say nothing."""
-    telling = [path for path in paths if not _STATE.fullmatch(path.rpartition("/")[2].lower())]
+    """Why files that lack PEFT's weights hold no adapter; None where they are there, or the names say nothing."""
+    names = {path: path.rpartition("/")[2].lower() for path in paths}
+    if "adapter_model.safetensors" in names.values():
+        return None
+    telling = [path for path, name in names.items() if not _STATE.fullmatch(name)]
     for each in FORMATS:
         for path in telling:
             if each.pattern.fullmatch(path.lower()):
                 return AdapterRejected(each.reason, file=shown(path))
     return None
+
+
+def instead(paths: Collection[str]) -> str:
+    """What :func:`recognise` says, to be put after a sentence that names what is missing."""
+    other = recognise(paths)
+    return f"; {other.file} {other.reason}" if other else ""

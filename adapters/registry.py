@@ -159,12 +159,13 @@ class Registry(Directory):
         with self._holding(spec.id):
             self._contents.reserve(spec, folder_bytes(staging), self._quota)
             self._store.publish(staging, spec.id)
-            admission = self._admission(spec, options, selection)
+            admission = self._admission(spec, options)
             number, new = self._catalog.add_version(
                 Change(name, options.expected),
                 spec.id,
                 admission,
                 source,
+                selection,
                 activate=options.activate,
                 pin=options.pinned,
             )
@@ -224,8 +225,8 @@ class Registry(Directory):
     def receipt(self, version: Version) -> dict[str, Any] | None:
         """What the checks of a version have shown, and where it came from. Asks the database."""
         admission = self._contents.admission(version.content, self._ties.base)
-        source = self._catalog.source(version.adapter, version.number)
-        return None if admission is None else {"source": source, **admission.receipt}
+        origin = self._catalog.origin(version.adapter, version.number)
+        return None if admission is None else {**admission.receipt, **origin}
 
     def usage(self) -> Usage:
         """How much is registered."""
@@ -360,21 +361,19 @@ class Registry(Directory):
                 self._contents.end_delete(content, claim)
                 self.refresh()  # how much is stored now
 
-    def _admission(self, spec: AdapterSpec, options: Options, selection: Selection) -> Admission:
+    def _admission(self, spec: AdapterSpec, options: Options) -> Admission:
         """The dry load, unless this content has passed it on this base before."""
         known = self._contents.admission(spec.id, self._ties.base)
         if known and known.refused is None:
             if options.preload:
                 self._ties.probe(spec, True)
-            # What came with it this time may be other files.
-            return replace(known, receipt={**known.receipt, **selection.receipt()})
+            return known
         receipt = {
             "checked": int(time.time()),
             "base_fingerprint": self._ties.base,
             "trained_on": spec.base_fingerprint,
             "base_mismatch_allowed": options.allow_base_mismatch,
             "unknown_fields_allowed": [storable(name) for name in spec.unknown_fields],
-            **selection.receipt(),
             "probe": dict(self._ties.probe(spec, options.preload)),
         }
         return Admission(self._ties.base, receipt)
@@ -399,7 +398,7 @@ class Registry(Directory):
         """Find out whether a content that another base has admitted can be served by this one."""
         try:
             spec = self._store.inspect(content)
-            admission = self._admission(spec, Options(), ALONE)
+            admission = self._admission(spec, Options())
         except AdapterRejected as error:
             receipt = {"checked": int(time.time()), "base_fingerprint": self._ties.base}
             admission = Admission(self._ties.base, receipt, refused=str(error))

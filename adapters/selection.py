@@ -68,7 +68,7 @@ def choose(paths: Collection[str]) -> Selection:
     several lie equally near the top.
     """
     names = _by_folder(paths)
-    adapters = [folder for folder, found in names.items() if WEIGHTS in found or PICKLE in found]
+    adapters = _adapters(names)
     if not adapters:
         raise recognise(paths) or AdapterRejected("is missing", file=_missing(names))
     nearest = min(map(_depth, adapters))
@@ -77,10 +77,12 @@ def choose(paths: Collection[str]) -> Selection:
         raise AdapterRejected(f"there are {len(found)} adapters in it: {_listed(found)}; bring one at a time")
     folder = found[0]
     _check_whole(folder, names[folder])
-    own = {_join(folder, name) for name in FILES}
-    ignored = [path for path in paths if path not in own]
-    others = [each for each in adapters if each != folder]
-    return Selection(folder, _named(ignored), len(ignored), _named(others))
+    return _selected(folder, paths, names)
+
+
+def beside(paths: Collection[str]) -> Selection:
+    """What lies beside an adapter that was found at the top."""
+    return _selected("", paths, _by_folder(paths))
 
 
 def survey(folder: Path) -> Selection:
@@ -123,6 +125,18 @@ def _by_folder(paths: Collection[str]) -> Mapping[str, Counter[str]]:
         if name in (*FILES, PICKLE) and _MACOS not in folder.split("/"):
             folders.setdefault(folder, Counter())[name] += 1
     return folders
+
+
+def _selected(folder: str, paths: Collection[str], names: Mapping[str, Counter[str]]) -> Selection:
+    own = {_join(folder, name) for name in FILES}
+    ignored = [path for path in paths if path not in own]
+    others = [each for each in _adapters(names) if each != folder]
+    return Selection(folder, _named(ignored), len(ignored), _named(others))
+
+
+def _adapters(names: Mapping[str, Counter[str]]) -> list[str]:
+    """Folders with an adapter's weights."""
+    return [folder for folder, found in names.items() if WEIGHTS in found or PICKLE in found]
 
 
 def _missing(names: Mapping[str, Counter[str]]) -> str:

@@ -84,8 +84,8 @@ async def _receive_and_register(service: Service, request: Request, expected: in
 
 def _fetched(service: Service, name: str, address: str, options: Options) -> Registered:
     with service.store.stage() as staging:
-        source = service.sources.fetch(address, staging)
-        return service.registry.register(name, staging, source, options)
+        fetched = service.sources.fetch(address, staging)
+        return service.registry.register(name, staging, fetched.source, options, fetched.selection)
 
 
 def _checked(fields: Mapping[str, str]) -> AdapterUpload:
