@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import shutil
+import socket
 import subprocess
 import tarfile
 import zipfile
@@ -16,6 +17,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
+from adapters.archive import max_bytes
 from adapters.client import AdapterClient
 from adapters.errors import AdapterRejected
 from adapters.files import CONFIG, ORIGIN, WEIGHTS, content_id
@@ -160,6 +162,31 @@ def test_every_file_by_curl(live: Live, outputs: Mapping[str, Path], gone: str) 
     assert card["content"] == content_id(folder), card
     left = [path.name for path in files if path.name not in (CONFIG, WEIGHTS)]
     assert receipt(live, gone)["ignored_files"] == left
+
+
+@pytest.mark.parametrize("way", ["tar.gz", "multipart"])
+def test_what_lies_beside_may_be_larger_than_any_adapter(
+    live: Live, folders: Mapping[str, Path], tmp_path: Path, gone: str, way: str
+) -> None:
+    folder = shutil.copytree(folders["spare"], tmp_path / "large")
+    (folder / "tokenizer.json").write_bytes(bytes(live.service.store.limit + (20 << 20)))
+    response = live.http.post("/v1/adapters", data={"name": gone}, files=WAYS[way](folder))
+    assert response.status_code == 201, response.text
+    assert "tokenizer.json" in receipt(live, gone)["ignored_files"]
+
+
+def test_an_upload_past_all_bounds_is_told_what_to_leave_out(live: Live) -> None:
+    """From its declared length, before any of it is read."""
+    size = max_bytes(live.service.store.limit) + 1
+    head = (
+        f"POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n"
+        "Content-Type: multipart/form-data; boundary=cut\r\n\r\n"
+    )
+    with socket.create_connection((live.http.base_url.host, live.http.base_url.port or 0), timeout=20) as client:
+        client.sendall(head.encode())
+        answer = client.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"pack only the adapter's own files: adapter_config.json, adapter_model.safetensors" in answer
 
 
 def test_the_receipt_is_the_versions_own(live: Live, outputs: Mapping[str, Path], gone: str) -> None:
