@@ -153,7 +153,7 @@ def _tar_members(tape: "_Tape") -> Iterator[_Member]:
             yield _Member(entry.name, entry.isdir(), entry.size, content)
             deque(content, maxlen=0)  # what nobody has read of it
             tape.next_member()
-            tar.members.clear()  # tarfile would keep them all
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
     # tarfile takes whatever it does not understand after the first member for the end.
     if tape.last != bytes(tarfile.BLOCKSIZE):
         raise AdapterRejected("the archive is damaged or cut short")
