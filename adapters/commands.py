@@ -199,7 +199,7 @@ def push(
         typer.echo(_registered(name, pushed))
         if pushed.selection.others:
             others = ", ".join(pushed.selection.others)
-            typer.echo(_line(f"taken from the top of {folder}; left out, the other adapters in it: {others}"))
+            typer.echo(one_line(f"taken from the top of {folder}; left out, the other adapters in it: {others}"))
     if to is not None:
         server.put_alias(to, [Target(name, pushed.version, 1.0)])
         if not as_json:
