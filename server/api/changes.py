@@ -17,7 +17,7 @@ FILES = {
     "items": {"type": "string", "format": "binary"},
     "minItems": 1,
     "description": "`adapter_config.json` and `adapter_model.safetensors`, told apart by their filenames, or one "
-    "archive of them: .tar, .tar.gz or .zip.",
+    "archive of them: .tar, .tar.gz or .zip. Other files are left out, and the receipt names them.",
 }
 """How the document describes what comes with a form."""
 
