@@ -6,7 +6,6 @@ archive says of their number need not be true.
 """
 
 import io
-import re
 import stat
 import struct
 import tarfile
@@ -17,22 +16,20 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 from adapters.errors import AdapterRejected
-from adapters.files import FILES, MAX_JSON_BYTES, WEIGHTS
+from adapters.files import FILES, MAX_FILES, MAX_JSON_BYTES, WEIGHTS
+from adapters.selection import Selection, choose, plain, refuse
 
-README = "README.md"
-"""PEFT writes one beside every adapter. It is left out: nothing of what is served depends on it."""
-
-MAX_MEMBERS = 16
+AROUND_BYTES = 256 << 20
+"""What may come with an adapter that does not grow with it: tokenizers, of up to 40 MB, in each checkpoint again."""
+PACK_LESS = f"pack only the adapter's own files: {', '.join(FILES)}"
 MAX_TAR_HEADER_BYTES = 8 << 10
 """What a tar file may say about one member. The usual is 512 bytes, or 1,536 with an extended header."""
-MAX_ZIP_READ_BYTES = 128 << 10
+MAX_ZIP_READ_BYTES = 512 << 10
 """The largest piece of a zip file that is read: its directory, or its end with a comment of up to 64 KiB."""
 CHUNK_BYTES = 64 << 10
-LONGEST_NAME = 80
-"""Characters of a member's name that are told back."""
 
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _ZIP_END = struct.Struct("<4s16xH")
@@ -51,76 +48,67 @@ class _Member:
     size: int
     """Bytes, as the archive says."""
     content: Iterator[bytes]
-    """To be read before the next member is asked for, or never."""
+    """To be read before the next member is asked for, or not at all."""
 
 
 def max_bytes(limit: int) -> int:
-    """Bytes that an adapter whose weights take ``limit`` may have as an archive, compressed or not."""
-    return limit + 4 * MAX_JSON_BYTES
+    """Bytes that may come with an adapter whose weights take ``limit`` at most: as an archive, unpacked, or as a form.
+
+    It is the room for the largest adapter with a checkpoint of a run beside it: its weights again and an optimizer's
+    two moments. Others, of lower rank or in 16 bits, may have many checkpoints.
+    """
+    return 4 * limit + AROUND_BYTES
 
 
-def unpack(archive: Path, staging: Path, limit: int) -> tuple[str, ...]:
+def unpack(archive: Path, staging: Path, limit: int) -> Selection:
     """Take an adapter's files out of a .tar, .tar.gz or .zip, told apart by content, into the folder ``staging``.
 
-    They lie at the archive's top or all in one folder; ``limit`` is the most bytes the weights may have. Returns the
-    names of files that were left out. Raises :class:`AdapterRejected` for anything else that is in the archive, and for
-    one that is damaged: ``staging`` may then hold some of the files, and nothing outside it has been touched.
+    They lie in the folder nearest the archive's top that has some; ``limit`` is the most bytes the weights may have.
+    Other files are left out unread. Raises :class:`AdapterRejected` for an archive without an adapter, with several, or
+    with anything in it but plain files and folders, and for one that is damaged: ``staging`` may then hold some of the
+    files, and nothing outside it has been touched.
     """
-    folders: set[str] = set()
-    names: set[str] = set()
-    with _damage_named(), closing(_members(archive, max_bytes(limit))) as members:
+    with _damage_named():
+        # Twice: which of its folders is the adapter's is known at its end.
+        selection = choose(_listed(archive, limit))
+        _extract(archive, staging, selection.folder, limit)
+    return selection
+
+
+def _listed(archive: Path, limit: int) -> list[str]:
+    """Paths of the files in it."""
+    paths = []
+    with closing(_members(archive, max_bytes(limit))) as members:
         for number, member in enumerate(members):
-            if number == MAX_MEMBERS:
-                raise AdapterRejected(f"the archive holds more than {MAX_MEMBERS} files and folders")
-            parts = _parts(member)
-            if not parts:
-                continue
-            folders.add("".join(parts if member.is_folder else parts[:-1]))
-            if len(folders) > 1:
-                _refuse(member.path, "is not in the same folder as the other files")
+            if number == MAX_FILES:
+                raise AdapterRejected(f"the archive holds more than {MAX_FILES} files and folders: {PACK_LESS}")
+            path = plain(member.path)
             if not member.is_folder:
-                _take(member, parts[-1], staging, names, limit)
-    return (README,) if README in names else ()
+                if not path:
+                    refuse(member.path, "is a file without a name")
+                paths.append(path)
+    return paths
 
 
-def _parts(member: _Member) -> list[str]:
-    """A folder's name, or a file's with the folder it is in before it, if any. Empty for the archive's top."""
-    path = member.path
-    if path.startswith("/") or "\\" in path or "\0" in path or re.match("[A-Za-z]:", path):
-        _refuse(path, "is not a relative path of plain names")
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        _refuse(path, "leads out of its folder")
-    if len(parts) > (1 if member.is_folder else 2):
-        _refuse(path, "is more than one folder deep")
-    if not parts and not member.is_folder:
-        _refuse(path, "is a file without a name")
-    return parts
-
-
-def _take(member: _Member, name: str, staging: Path, names: set[str], limit: int) -> None:
-    if name != README and name not in FILES:
-        _refuse(member.path, f"is none of the files an adapter is made of: {', '.join(FILES)}")
-    if name in names:
-        _refuse(member.path, "occurs twice in the archive")
-    names.add(name)
-    chunks = _bounded(member, limit if name == WEIGHTS else MAX_JSON_BYTES)
-    if name == README:
-        deque(chunks, maxlen=0)
-        return
-    with (staging / name).open("xb") as writer:
-        writer.writelines(chunks)
+def _extract(archive: Path, staging: Path, folder: str, limit: int) -> None:
+    wanted = {f"{folder}/{name}" if folder else name: name for name in FILES}
+    with closing(_members(archive, max_bytes(limit))) as members:
+        for member in members:
+            name = None if member.is_folder else wanted.get(plain(member.path))
+            if name is not None:
+                with (staging / name).open("xb") as writer:
+                    writer.writelines(_bounded(member, limit if name == WEIGHTS else MAX_JSON_BYTES))
 
 
 def _bounded(member: _Member, limit: int) -> Iterator[bytes]:
     """The member's bytes, of which there may be ``limit``, whatever it says of their number."""
     if member.size > limit:
-        _refuse(member.path, f"is larger than {limit} bytes")
+        refuse(member.path, f"is larger than {limit} bytes")
     left = limit
     for chunk in member.content:
         left -= len(chunk)
         if left < 0:
-            _refuse(member.path, f"is larger than {limit} bytes")
+            refuse(member.path, f"is larger than {limit} bytes")
         yield chunk
 
 
@@ -158,11 +146,14 @@ def _tar_members(tape: "_Tape") -> Iterator[_Member]:
     with tarfile.TarFile(fileobj=tape) as tar:
         while (entry := tar.next()) is not None:
             if not entry.isdir() and (entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or entry.issparse()):
-                _refuse(entry.name, f"is {_tar_kind(entry)}; only plain files are taken")
+                refuse(entry.name, f"is {_tar_kind(entry)}; only plain files are taken")
             if entry.size < 0:
-                _refuse(entry.name, "has a size below zero")
-            yield _Member(entry.name, entry.isdir(), entry.size, tape.content(entry.size))
+                refuse(entry.name, "has a size below zero")
+            content = tape.content(0 if entry.isdir() else entry.size)
+            yield _Member(entry.name, entry.isdir(), entry.size, content)
+            deque(content, maxlen=0)  # what nobody has read of it
             tape.next_member()
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
     # tarfile takes whatever it does not understand after the first member for the end.
     if tape.last != bytes(tarfile.BLOCKSIZE):
         raise AdapterRejected("the archive is damaged or cut short")
@@ -172,7 +163,7 @@ def _tar_members(tape: "_Tape") -> Iterator[_Member]:
 
 def _tar_kind(entry: tarfile.TarInfo) -> str:
     if entry.issym() or entry.islnk():
-        return "a link"
+        return "a link (`tar --dereference` packs what it leads to)"
     return "a sparse file" if entry.issparse() else "a device or FIFO" if entry.isdev() else "of an unusual kind"
 
 
@@ -234,7 +225,7 @@ class _Tape(io.RawIOBase):
         del self._buffer[:size]
         self._position += len(taken)
         if self._position > self._total:
-            raise AdapterRejected(f"the archive holds more than {self._total} bytes")
+            raise AdapterRejected(f"the archive holds more than {self._total} bytes: {PACK_LESS}")
         return taken
 
 
@@ -245,24 +236,24 @@ def _zip_members(path: Path) -> Iterator[_Member]:
         for entry in entries:
             kind = stat.S_IFMT(entry.external_attr >> 16)
             if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
-                _refuse(entry.filename, "is a link or a device; only plain files are taken")
+                refuse(entry.filename, "is a link or a device; only plain files are taken")
             if entry.flag_bits & _ENCRYPTED:
-                _refuse(entry.filename, "is encrypted")
-            # The other methods unpack to any size in memory.
-            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                _refuse(entry.filename, "is compressed by another method than deflate")
+                refuse(entry.filename, "is encrypted")
             # entry.filename ends at the first NUL of what the archive says.
             yield _Member(entry.orig_filename, entry.is_dir(), entry.file_size, _zip_content(archive, entry))
 
 
 def _zip_content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+    # The other methods unpack to any size in memory.
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        refuse(entry.filename, "is compressed by another method than deflate")
     left = entry.file_size
     with archive.open(entry) as reader:
         while chunk := reader.read(CHUNK_BYTES):
             left -= len(chunk)
             yield chunk
     if left:
-        _refuse(entry.filename, "is cut short")
+        refuse(entry.filename, "is cut short")
 
 
 def _check_extent(file: "_InPieces", entries: list[zipfile.ZipInfo], comment: bytes) -> None:
@@ -298,8 +289,3 @@ def _damage_named() -> Iterator[None]:
     except _UNREADABLE as error:
         reason = f"is no .tar, .tar.gz or .zip archive, or a damaged one: {str(error)[:200]}"
         raise AdapterRejected(reason) from error
-
-
-def _refuse(path: str, reason: str) -> NoReturn:
-    shown = "".join(character if character.isprintable() else "?" for character in path[:LONGEST_NAME])
-    raise AdapterRejected(reason, file=shown)

@@ -16,6 +16,7 @@ from adapters.contents import Admission, check_stored, put_admission, touch
 from adapters.database import Database
 from adapters.errors import AdapterConflict, AdapterNameError, RevisionMismatch, UnknownAdapter
 from adapters.names import Reference, could_be_name, fold
+from adapters.selection import Selection
 from adapters.snapshot import Alias, Entry, Target, Version
 from adapters.spec import AdapterId
 
@@ -74,15 +75,24 @@ class Catalog:
             frozenset(v.content for each in held.values() for v in each if v.refused == UNCHECKED),
         )
 
-    def source(self, name: str, number: int) -> str:
-        """Where a version came from. Raises :class:`UnknownAdapter`."""
+    def origin(self, name: str, number: int) -> dict[str, Any]:
+        """Where a version came from, and what came with it, for the receipt. Raises :class:`UnknownAdapter`."""
         with self._database.reading() as connection:
-            return str(_version(connection, name, number).source)
+            row = _version(connection, name, number)
+            return {"source": row.source, **(row.selection or {})}
 
     # Names
 
     def add_version(
-        self, change: Change, content: AdapterId, admission: Admission, source: str, *, activate: bool, pin: bool | None
+        self,
+        change: Change,
+        content: AdapterId,
+        admission: Admission,
+        source: str,
+        selection: Selection,
+        *,
+        activate: bool,
+        pin: bool | None,
     ) -> tuple[int, bool]:
         """Give a reserved content a name; the version's number, and False where the name already had this content."""
         with self._database.writing() as (connection, revision), self._pinning(connection):
@@ -108,7 +118,14 @@ class Catalog:
             if new:
                 check_stored(connection, content)
                 connection.execute(
-                    insert(held).values(name=change.name, number=number, content=content, created=_now(), source=source)
+                    insert(held).values(
+                        name=change.name,
+                        number=number,
+                        content=content,
+                        created=_now(),
+                        source=source,
+                        selection=selection.receipt(),
+                    )
                 )
             put_admission(connection, content, admission, revision)
         return number, new
@@ -185,8 +202,9 @@ class Catalog:
 
     def _versions(self, connection: Connection, base: str, changed: Any) -> dict[str, list[Version]]:
         held, contents, admissions = schema.versions, schema.contents, schema.admissions
+        columns = (held.c.name, held.c.number, held.c.content, held.c.created)
         query = (
-            select(held, contents, admissions.c.base, admissions.c.refused)
+            select(*columns, contents, admissions.c.base, admissions.c.refused)
             .join(schema.names, schema.names.c.name == held.c.name)
             .join(contents, contents.c.id == held.c.content)
             .outerjoin(admissions, and_(admissions.c.content == contents.c.id, admissions.c.base == base))

@@ -8,7 +8,8 @@ Errors::
 """
 
 import io
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import httpx
 from adapters.errors import AdapterRejected
 from adapters.files import open_file, present, size_of
 from adapters.names import check_name, parse_reference
+from adapters.selection import Selection, survey
 from adapters.snapshot import Target
 from adapters.unreachable import no_answer
 
@@ -32,6 +34,9 @@ PAGE = 500
 """Adapters asked for at a time."""
 ADMISSION_SECONDS = 600.0
 """How long an upload's answer may take: the server checks all of it, and tries it between other requests."""
+
+LEFT_OUT = "left_out"
+"""The field of an upload that names what is in the folder and is not sent."""
 
 _DROPPED = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 
@@ -77,6 +82,8 @@ class Pushed:
     version: int
     new: bool
     """False where this content already was a version of this name."""
+    selection: Selection
+    """What of the folder has been left out."""
 
 
 class AdapterClient:
@@ -131,9 +138,10 @@ class AdapterClient:
         """Upload the adapter in ``folder`` as the next version of ``name``, file by file as they are read.
 
         ``pinned`` None leaves the name as it is. Raises :class:`~adapters.errors.AdapterRejected`, before anything is
-        sent, for a folder that holds no adapter.
+        sent, for a folder that holds no adapter. What else is in it is not sent; the receipt names it.
         """
         check_name(name)
+        selection = survey(folder)
         flags = {
             "activate": activate,
             "pinned": pinned,
@@ -143,14 +151,12 @@ class AdapterClient:
             "allow_unknown_fields": allow_unknown_fields or None,
         }
         fields = {"name": name} | {key: str(value).lower() for key, value in flags.items() if value is not None}
-        timeout = httpx.Timeout(self._timeout, read=max(self._timeout, ADMISSION_SECONDS))
-        with ExitStack() as stack:
-            files = [(part, stack.enter_context(open_file(folder, part))) for part in present(folder)]
-            meter = _Meter(sum(size_of(file) for _, file in files), progress)
-            parts = [("file", (part, _MeteredFile(file, part, meter))) for part, file in files]
-            response = self._send("POST", "/v1/adapters", data=fields, files=parts, timeout=timeout)
+        response = self._upload(folder, fields | _left_out(selection), progress)
+        if _does_not_know(response, LEFT_OUT):
+            # Of an older release: it has registered nothing, and its receipts do not name what was left out.
+            response = self._upload(folder, fields, progress)
         card = _object(response)
-        return Pushed(card, card["version"], new=response.status_code == httpx.codes.CREATED)
+        return Pushed(card, card["version"], response.status_code == httpx.codes.CREATED, selection)
 
     def pin(self, name: str, pinned: bool) -> Card:
         """Keep the adapter on the device, or let it go when others need the place."""
@@ -176,6 +182,14 @@ class AdapterClient:
     def remove_alias(self, name: str) -> None:
         """Forget an alias; what it stood for stays."""
         self._ask("DELETE", _alias(name))
+
+    def _upload(self, folder: Path, fields: Mapping[str, str], progress: Progress | None) -> httpx.Response:
+        timeout = httpx.Timeout(self._timeout, read=max(self._timeout, ADMISSION_SECONDS))
+        with ExitStack() as stack:
+            files = [(part, stack.enter_context(open_file(folder, part))) for part in present(folder)]
+            meter = _Meter(sum(size_of(file) for _, file in files), progress)
+            parts = [("file", (part, _MeteredFile(file, part, meter))) for part, file in files]
+            return self._send("POST", "/v1/adapters", data=fields, files=parts, timeout=timeout)
 
     def _pages(self, path: str) -> Sequence[Card]:
         """All pages of a list."""
@@ -236,6 +250,27 @@ class _MeteredFile(io.FileIO):
         if chunk:
             self._meter.add(len(chunk))
         return chunk
+
+
+def _does_not_know(response: httpx.Response, field: str) -> bool:
+    """Whether the server refuses the request for nothing but this field of it."""
+    if response.status_code != httpx.codes.BAD_REQUEST:
+        return False
+    try:
+        match response.json():
+            case {"error": {"code": "unknown_parameter", "param": param}}:
+                return bool(param == field)
+    except ValueError:
+        pass
+    return False
+
+
+def _left_out(selection: Selection) -> dict[str, str]:
+    """The field for what is in a folder and is not sent."""
+    if not selection.ignored_count:
+        return {}
+    left = {"files": selection.ignored, "count": selection.ignored_count, "adapters": selection.others}
+    return {LEFT_OUT: json.dumps(left, ensure_ascii=False)}
 
 
 def _address(url: str) -> httpx.URL:

@@ -197,6 +197,9 @@ def push(
         )
     if not as_json:
         typer.echo(_registered(name, pushed))
+        if pushed.selection.others:
+            others = ", ".join(pushed.selection.others)
+            typer.echo(one_line(f"taken from the top of {folder}; left out, the other adapters in it: {others}"))
     if to is not None:
         server.put_alias(to, [Target(name, pushed.version, 1.0)])
         if not as_json:

@@ -18,6 +18,14 @@ After any of them nothing has changed; but where the database was lost just as i
 RegistryUnavailable is raised although it may have been made.
 """
 
+LONGEST_SHOWN = 160
+"""Characters of a file's name that are told back."""
+
+
+def shown(name: str) -> str:
+    """A name out of an archive or a form, fit to be told back: no control characters, and not without end."""
+    return "".join(character if character.isprintable() else "?" for character in name[:LONGEST_SHOWN])
+
 
 class AdapterError(Exception):
     """Anything that is wrong with an adapter."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adapters.errors import AdapterRejected
+from adapters.formats import recognise
 from adapters.spec import AdapterId
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 ORIGIN = "manylora.json"
 """Optional; says which base the adapter was trained on."""
-PICKLE = "adapter_model.bin"
 
 HASHED = {CONFIG: "adapter_config_sha256", WEIGHTS: "weights_sha256"}
 """File -> the field of :data:`ORIGIN` that says, optionally, what its SHA-256 was when the adapter was judged."""
@@ -24,6 +24,8 @@ HASHED = {CONFIG: "adapter_config_sha256", WEIGHTS: "weights_sha256"}
 FILES = (CONFIG, WEIGHTS, ORIGIN)
 """All an adapter's content, in the order in which it is hashed."""
 
+MAX_FILES = 4096
+"""Files and folders that are looked at in one place, be it a folder, an archive or a form."""
 MAX_JSON_BYTES = 4 << 20
 CHUNK_BYTES = 1 << 20
 
@@ -33,17 +35,34 @@ _SCHEME = b"manylora adapter 1\n"
 def present(folder: Path) -> tuple[str, ...]:
     """Names of the adapter's files in ``folder``, in the order of :data:`FILES`.
 
-    Raises :class:`AdapterRejected` where the config or the weights are missing.
+    Raises :class:`AdapterRejected` where the config or the weights are missing, with what is there instead.
     """
-    if not folder.is_dir():
-        raise AdapterRejected("is not a folder that can be read", file=folder.name)
-    names = tuple(name for name in FILES if os.path.lexists(folder / name))
-    if WEIGHTS not in names and os.path.lexists(folder / PICKLE):
-        raise AdapterRejected(f"is a pickle, which can run code when read; save the adapter as {WEIGHTS}", file=PICKLE)
+    names = _present(folder)
     for name in (CONFIG, WEIGHTS):
         if name not in names:
-            raise AdapterRejected("is missing", file=name)
+            raise recognise(listing(folder)) or AdapterRejected("is missing", file=name)
     return names
+
+
+def listing(folder: Path) -> list[str]:
+    """Paths of the files in ``folder`` and below it, relative to it; those of an adapter at its top come first.
+
+    At most :data:`MAX_FILES`, and nothing behind a link to a folder.
+    """
+    found = dict.fromkeys(_present(folder))
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        within = os.path.relpath(place, folder)
+        found |= dict.fromkeys(sorted(os.path.normpath(f"{within}/{name}") for name in names))
+        if len(found) >= MAX_FILES:
+            break
+    return list(found)[:MAX_FILES]
+
+
+def _present(folder: Path) -> tuple[str, ...]:
+    if not folder.is_dir():
+        raise AdapterRejected("is not a folder that can be read", file=folder.name)
+    return tuple(name for name in FILES if os.path.lexists(folder / name))
 
 
 def open_file(folder: Path, name: str) -> BinaryIO:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from adapters.errors import SourceRefused
-from adapters.files import FILES, MAX_JSON_BYTES, ORIGIN, WEIGHTS
+from adapters.files import FILES, MAX_FILES, MAX_JSON_BYTES, ORIGIN, WEIGHTS
+from adapters.formats import instead
 from adapters.remote import receive
 
 if TYPE_CHECKING:
@@ -29,23 +30,24 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _REFUSALS = {401: "does not exist, or is private", 403: "is private or gated", 404: "does not exist"}
 
 
-def download(repository: str, revision: str, staging: Path, limit: int) -> str:
-    """Download the adapter's files at a branch, tag or commit into the empty folder ``staging``; returns the commit.
+def download(repository: str, revision: str, staging: Path, limit: int) -> tuple[str, list[str]]:
+    """Download the adapter's files at a branch, tag or commit into the empty folder ``staging``.
 
+    Returns the commit, and the paths of all files in it, as far as the hub tells them.
     ``repository``: ``owner/name``; ``limit``: largest weights file in bytes. The hub and the token are those of
     huggingface_hub (HF_ENDPOINT, HF_TOKEN). Raises :class:`SourceRefused`, and :class:`AdapterRejected` for a file
     that is too large.
     """
     hub = _Hub(repository)
-    commit = hub.commit(revision)
+    commit, paths = hub.look(revision)
     for name in FILES:
         with hub.get(f"{repository}/resolve/{commit}/{name}") as response:
             if response.status_code == 404:
                 if name != ORIGIN:
-                    raise SourceRefused(f"hf://{repository}@{commit} has no {name}")
+                    raise SourceRefused(f"hf://{repository}@{commit} has no {name}{instead(paths)}")
                 continue
             receive(hub.body(response), staging / name, limit if name == WEIGHTS else MAX_JSON_BYTES)
-    return commit
+    return commit, paths
 
 
 class _Hub:
@@ -62,8 +64,8 @@ class _Hub:
         self._token = get_token()
         self._deadline = time.monotonic() + _DOWNLOAD_SECONDS
 
-    def commit(self, revision: str) -> str:
-        """The commit that a revision means now."""
+    def look(self, revision: str) -> tuple[str, list[str]]:
+        """The commit that a revision means now, and the paths of its files."""
         with self.get(f"api/models/{self._repository}/revision/{quote(revision, safe='')}") as response:
             data = bytearray()
             for chunk in self.body(response):
@@ -79,7 +81,7 @@ class _Hub:
             raise self._refused("the hub's answer names no commit")
         if str(repository).lower() != self._repository.lower():
             raise self._refused("has moved; give its new name")
-        return commit
+        return commit, _paths(found.get("siblings"))
 
     @contextmanager
     def get(self, path: str) -> "Iterator[Response]":
@@ -165,6 +167,13 @@ class _Hub:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             # Its kind only: redirects go to signed addresses.
             raise self._refused(f"cannot be downloaded: {type(error).__name__}") from error
+
+
+def _paths(siblings: object) -> list[str]:
+    """Out of the hub's list of files. It only helps to explain: what is not as it should be is passed over."""
+    entries = siblings[:MAX_FILES] if isinstance(siblings, list) else []
+    paths = [entry.get("rfilename") for entry in entries if isinstance(entry, dict)]
+    return [path for path in paths if isinstance(path, str)]
 
 
 def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

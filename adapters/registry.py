@@ -20,6 +20,7 @@ from adapters.database import Database, storable
 from adapters.directory import Directory
 from adapters.errors import AdapterError, AdapterRejected, RegistryUnavailable, UnknownAdapter
 from adapters.names import check_name, parse_reference
+from adapters.selection import ALONE, Selection
 from adapters.snapshot import Alias, Entry, Target, Version
 from adapters.spec import AdapterId, AdapterSpec
 from adapters.store import AdapterStore, folder_bytes
@@ -142,23 +143,29 @@ class Registry(Directory):
     # Changes
 
     def register(
-        self, name: str, staging: Path, source: str, options: Options = Options(), ignored: Sequence[str] = ()
+        self,
+        name: str,
+        staging: Path,
+        source: str,
+        options: Options = Options(),
+        selection: Selection = ALONE,
     ) -> Registered:
         """Check what was brought into ``staging`` (of the store), store it, and give it a name.
 
-        ``source`` and ``ignored`` (files left out) go into the receipt.
+        ``source`` and ``selection`` (which of the files that came these are) go into the receipt.
         """
         check_name(name, self._ties.reserved)
         spec = self._store.seal(staging, any_base=options.allow_base_mismatch, any_fields=options.allow_unknown_fields)
         with self._holding(spec.id):
             self._contents.reserve(spec, folder_bytes(staging), self._quota)
             self._store.publish(staging, spec.id)
-            admission = self._admission(spec, options, ignored)
+            admission = self._admission(spec, options)
             number, new = self._catalog.add_version(
                 Change(name, options.expected),
                 spec.id,
                 admission,
                 source,
+                selection,
                 activate=options.activate,
                 pin=options.pinned,
             )
@@ -177,8 +184,8 @@ class Registry(Directory):
         """Copy a PEFT folder, and register the copy."""
         check_name(name, self._ties.reserved)
         with self._store.stage() as staging:
-            self._store.copy(folder, staging)
-            return self.register(name, staging, storable(f"folder {folder.name}"), options)
+            selection = self._store.copy(folder, staging)
+            return self.register(name, staging, storable(f"folder {folder.name}"), options, selection)
 
     def activate(self, name: str, number: int, expected: int | None = None) -> Entry:
         """Let the name mean another of its versions."""
@@ -218,8 +225,8 @@ class Registry(Directory):
     def receipt(self, version: Version) -> dict[str, Any] | None:
         """What the checks of a version have shown, and where it came from. Asks the database."""
         admission = self._contents.admission(version.content, self._ties.base)
-        source = self._catalog.source(version.adapter, version.number)
-        return None if admission is None else {"source": source, **admission.receipt}
+        origin = self._catalog.origin(version.adapter, version.number)
+        return None if admission is None else {**admission.receipt, **origin}
 
     def usage(self) -> Usage:
         """How much is registered."""
@@ -354,7 +361,7 @@ class Registry(Directory):
                 self._contents.end_delete(content, claim)
                 self.refresh()  # how much is stored now
 
-    def _admission(self, spec: AdapterSpec, options: Options, ignored: Sequence[str]) -> Admission:
+    def _admission(self, spec: AdapterSpec, options: Options) -> Admission:
         """The dry load, unless this content has passed it on this base before."""
         known = self._contents.admission(spec.id, self._ties.base)
         if known and known.refused is None:
@@ -367,7 +374,6 @@ class Registry(Directory):
             "trained_on": spec.base_fingerprint,
             "base_mismatch_allowed": options.allow_base_mismatch,
             "unknown_fields_allowed": [storable(name) for name in spec.unknown_fields],
-            "ignored_files": list(ignored),
             "probe": dict(self._ties.probe(spec, options.preload)),
         }
         return Admission(self._ties.base, receipt)
@@ -392,7 +398,7 @@ class Registry(Directory):
         """Find out whether a content that another base has admitted can be served by this one."""
         try:
             spec = self._store.inspect(content)
-            admission = self._admission(spec, Options(), ())
+            admission = self._admission(spec, Options())
         except AdapterRejected as error:
             receipt = {"checked": int(time.time()), "base_fingerprint": self._ties.base}
             admission = Admission(self._ties.base, receipt, refused=str(error))

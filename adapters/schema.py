@@ -70,7 +70,9 @@ versions = Table(
     Column("created", BigInteger, nullable=False),
     Column("source", Text, nullable=False),
     UniqueConstraint("name", "content", name="one_version_per_content"),
+    Column("selection", JSON),
 )
+"""``selection``: where the adapter lay in what came from the source, and what else was there, for the receipt."""
 
 targets = Table(
     "targets",

@@ -5,15 +5,17 @@ Only the files an adapter is made of are ever downloaded, and nothing of them is
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import SourceRefused
 from adapters.files import CHUNK_BYTES, FILES, MAX_JSON_BYTES, ORIGIN, WEIGHTS
+from adapters.formats import TELLING, instead
 from adapters.hub import download
 from adapters.remote import connect, receive
+from adapters.selection import ALONE, Selection, beside
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -47,6 +49,17 @@ class Address:
         return self.scheme == allowed.scheme and self.parts[: len(allowed.parts)] == allowed.parts
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An adapter that has been downloaded."""
+
+    source: str
+    """What it was, as an address that never means anything else: ``hf://owner/name@<commit>``,
+    ``s3://bucket/prefix#version=...``, or ``#generation=...``, or ``#etag=...`` with a value for each file."""
+    selection: Selection
+    """What a repository holds besides; nothing is known of what else is in a bucket."""
+
+
 class Sources:
     """The addresses that adapters may be fetched from. Threads may share it."""
 
@@ -61,25 +74,26 @@ class Sources:
         schemes = {address.scheme for address in self._allowed} - {"hf"}
         self._stores = {scheme: connect(f"{scheme}://bucket")[0] for scheme in sorted(schemes)}
 
-    def fetch(self, address: str, staging: Path) -> str:
+    def fetch(self, address: str, staging: Path) -> Fetched:
         """Download the adapter at ``address`` into the empty folder ``staging``. Blocks.
 
-        Returns what it was, as an address that never means anything else: ``hf://owner/name@<commit>``,
-        ``s3://bucket/prefix#version=...``, or ``#generation=...``, or ``#etag=...`` with a value for each file.
         Raises :class:`SourceRefused`, and :class:`AdapterRejected` for a file that is too large.
         """
         wanted = parse_address(address)
         if not any(wanted.within(allowed) for allowed in self._allowed):
-            raise SourceRefused(f"{wanted} is not within an address that this server allows")
+            raise SourceRefused(
+                f"{wanted} is not within an address that this server allows; whoever runs it allows it with "
+                f"--allow-source {wanted}, or with a prefix of that"
+            )
         if wanted.scheme == "hf":
             return self._fetch_repository(wanted, staging)
-        return _Objects(self._stores[wanted.scheme], wanted).fetch(staging, self._limit)
+        return Fetched(_Objects(self._stores[wanted.scheme], wanted).fetch(staging, self._limit), ALONE)
 
-    def _fetch_repository(self, wanted: Address, staging: Path) -> str:
+    def _fetch_repository(self, wanted: Address, staging: Path) -> Fetched:
         if len(wanted.parts) != 2:
             raise SourceRefused(f"{wanted} names no repository: hf://OWNER/NAME")
-        commit = download("/".join(wanted.parts), wanted.revision or "main", staging, self._limit)
-        return f"{wanted}@{commit}"
+        commit, paths = download("/".join(wanted.parts), wanted.revision or "main", staging, self._limit)
+        return Fetched(f"{wanted}@{commit}", beside(paths))
 
 
 def parse_address(text: str) -> Address:
@@ -128,8 +142,17 @@ class _Objects:
                     infos[name] = self._store.info(self._path(name), refresh=True)
             except FileNotFoundError:
                 if name != ORIGIN:
-                    raise SourceRefused(f"{self._address} has no {name}") from None
+                    raise SourceRefused(f"{self._address} has no {name}{instead(self._telling())}") from None
         return infos
+
+    def _telling(self) -> list[str]:
+        """Names of files by which another format is known. A prefix may hold millions: it is not listed."""
+        there = []
+        for name in (WEIGHTS, *TELLING):
+            with suppress(FileNotFoundError, SourceRefused), self._reached():
+                self._store.info(self._path(name), refresh=True)
+                there.append(name)
+        return there
 
     def _read(self, name: str, info: Mapping[str, Any]) -> Iterator[bytes]:
         try:

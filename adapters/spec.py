@@ -47,3 +47,7 @@ class BaseLayout:
     """Layer name -> (in_features, out_features), for every linear layer that can carry LoRA."""
     unserved: Mapping[str, str] = field(default_factory=dict)
     """Layer name -> why LoRA on it is not served (embeddings, ``lm_head``)."""
+    equivalents: frozenset[str] = frozenset()
+    """Other fingerprints that mean this base."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Part of the base (``weights``, ``tokenizer``, ...) -> what tells it from another's."""

@@ -17,6 +17,7 @@ from adapters.errors import AdapterError, AdapterRejected, StoreFull
 from adapters.files import FILES, MAX_JSON_BYTES, WEIGHTS, chunks, content_id, open_file, present, sync
 from adapters.header import MAX_HEADER_BYTES
 from adapters.remote import Remote
+from adapters.selection import Selection, survey
 from adapters.spec import AdapterId, AdapterSpec, BaseLayout
 from adapters.verify import read_spec, verify
 from adapters.weights import AdapterWeights, read_weights
@@ -70,10 +71,15 @@ class AdapterStore:
                 if path.exists():
                     shutil.rmtree(path)
 
-    def copy(self, folder: Path, staging: Path) -> None:
-        """Bring in the files of a PEFT folder. Raises :class:`AdapterRejected`, or :class:`StoreFull`."""
+    def copy(self, folder: Path, staging: Path) -> Selection:
+        """Bring in the files of a PEFT folder; what else is in it is told.
+
+        Raises :class:`AdapterRejected`, or :class:`StoreFull`.
+        """
+        selection = survey(folder)
         for name in present(folder):
             _copy(folder, staging, name, self.limit if name == WEIGHTS else MAX_JSON_BYTES)
+        return selection
 
     def seal(self, staging: Path, *, any_base: bool = False, any_fields: bool = False) -> AdapterSpec:
         """Verify what was brought in and put it on stable storage. Raises :class:`AdapterRejected`."""

@@ -12,6 +12,7 @@ from adapters.errors import AdapterRejected
 from adapters.files import CONFIG, HASHED, ORIGIN, WEIGHTS, chunks, content_id, open_file, present, read_json, size_of
 from adapters.header import StoredTensor, read_header
 from adapters.keys import LoraKey, lora_key
+from adapters.other_base import other_base
 from adapters.peft_config import check_fields, read_config
 from adapters.spec import AdapterId, AdapterSpec, BaseLayout, LoraTarget
 
@@ -29,12 +30,8 @@ def verify(
     """
     spec = read_spec(folder, layout, max_rank, content_id(folder))
     check_fields(spec.unknown_fields, any_fields)
-    if not any_base and spec.base_fingerprint not in (None, layout.fingerprint):
-        raise AdapterRejected(
-            f"the adapter was trained on the base {spec.base_fingerprint[:80]}, this base is {layout.fingerprint}",
-            file=ORIGIN,
-            code="base_mismatch",
-        )
+    if not any_base and spec.base_fingerprint not in (None, layout.fingerprint, *layout.equivalents):
+        raise other_base(read_json(folder, ORIGIN), layout)
     _check_unchanged(folder)
     _check_values(folder, spec)
     return spec

@@ -6,14 +6,23 @@ attention function that records what reaches it. No weights are read and nothing
 
 import copy
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AttentionInterface,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.pytorch_utils import Conv1D
 
 from bases.errors import BaseRejected
 
@@ -23,6 +32,15 @@ _ATTENTION_ARGUMENTS = {"dropout", "scaling", "sliding_window", "softcap", "is_c
 """What a model may pass to its attention function, besides what we pass through it."""
 _ROTARY = {"default", "linear", "llama3", "yarn", "proportional"}
 """Rotary embeddings whose angles depend on the position alone."""
+_OWN_ATTENTION = (
+    "the attention of some layer is computed by code of its own, not through transformers' attention interface, which "
+    "is what keeps the requests of a batch apart"
+)
+_STATE_SPACE = re.compile(r"mamba|ssm|rwkv|lstm|recurrent|linear_attn", re.IGNORECASE)
+
+
+class _OwnAttention(Exception):
+    """What we pass to the model does not reach its attention."""
 
 
 @dataclass(slots=True)
@@ -32,6 +50,8 @@ class _Attention:
     layer: int | None
     causal: bool
     mask: bool
+    heads: int
+    """Of the queries."""
     keys: torch.Size
     values: torch.Size
     arguments: Mapping[str, Any]
@@ -54,13 +74,28 @@ def check_architecture(config: PreTrainedConfig) -> type[PreTrainedModel]:
     depend on the other rows. Raises :class:`~server.errors.BaseRejected`, saying why, otherwise.
     """
     _check_config(config)
-    model = _without_weights(config)
-    _check_forward_takes(type(model))
-    _check_parameters(model)
-    probe = _run(model)
-    _check_attention(probe.attention, config.num_hidden_layers)
-    _check_linears(model, probe.rows)
+    try:
+        model = _without_weights(config)
+        _check_parameters(model)
+        _check_forward_takes(type(model))
+        probe = _run(model)
+        _check_attention(probe.attention, config.num_hidden_layers)
+        _check_linears(model, probe.rows)
+    except BaseRejected as error:
+        # Experts are what such a model fails by, wherever that shows first.
+        if experts := _experts(config):
+            raise BaseRejected(f"mixtures of experts are not served (its config has {experts})") from error
+        raise
     return type(model)
+
+
+def _experts(config: PreTrainedConfig) -> str | None:
+    """What in the config says that there are several experts: ``num_local_experts: 8``."""
+    for place in (config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))):
+        for name, value in vars(place).items():
+            if name.endswith("_experts") and isinstance(value, int) and value > 1:
+                return f"{name}: {value}"
+    return None
 
 
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
@@ -69,7 +104,10 @@ def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
     except Exception as error:
-        raise BaseRejected(f"transformers makes no causal language model of it ({_reason(error)})") from error
+        raise BaseRejected(
+            f"transformers {transformers.__version__} cannot build the model that its config.json describes "
+            f"({_reason(error)})"
+        ) from error
     model.eval()
     return model
 
@@ -90,14 +128,31 @@ def _check_parameters(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
         owner = model.get_submodule(name.rpartition(".")[0])
         if parameter.dim() > 1 and not isinstance(owner, nn.Linear | nn.Embedding):
-            raise BaseRejected(f"{name} is a weight matrix in a {type(owner).__name__}, not in a linear layer")
+            raise BaseRejected(_not_linear(name, owner, model.config.model_type))
+
+
+def _not_linear(name: str, owner: nn.Module, model_type: str) -> str:
+    """Why the parameter ``name`` of the layer ``owner`` keeps a model from being served."""
+    kind = type(owner).__name__
+    if isinstance(owner, Conv1D):
+        return (
+            f"its weights ({name}, ...) are in GPT-2's transposed layers (Conv1D) instead of linear layers, which is "
+            "not served; models built like Llama, Mistral, Qwen, Gemma or Phi are"
+        )
+    if _STATE_SPACE.search(f"{model_type} {name} {kind}"):
+        return f"it has layers that hand a state from token to token (Mamba and the like: {name}), which is not served"
+    if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return f"it has a convolution ({name}), which is not served"
+    return f"it has a weight matrix outside of linear layers and embeddings ({name}, in a {kind}), which is not served"
 
 
 def _check_config(config: PreTrainedConfig) -> None:
     if config.is_encoder_decoder:
-        raise BaseRejected("it is an encoder-decoder model")
+        raise BaseRejected("it is an encoder-decoder model; only models that continue a text are served")
     if config.get_text_config() is not config:
         raise BaseRejected("it is multimodal; only text models are served")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise BaseRejected(f"models of its type ({config.model_type}) are not made to continue a text")
     for rope in _ropes(config):
         kind = rope.get("rope_type", "default")
         if kind not in _ROTARY | {"longrope"}:
@@ -113,9 +168,13 @@ def _ropes(config: PreTrainedConfig) -> list[dict[str, Any]]:
 
 def _check_forward_takes(model_class: type[PreTrainedModel]) -> None:
     parameters = inspect.signature(model_class.forward).parameters
-    for name in ("position_ids", "logits_to_keep"):
-        if name not in parameters:
-            raise BaseRejected(f"its forward takes no `{name}`")
+    if "position_ids" not in parameters:
+        raise BaseRejected(
+            "it cannot be told the positions of its tokens (`position_ids`), so requests cannot share a batch; models "
+            "with ALiBi (BLOOM, MPT) are like that"
+        )
+    if "logits_to_keep" not in parameters:
+        raise BaseRejected("it cannot be asked for the logits of some tokens only (`logits_to_keep`)")
 
 
 def _run(model: PreTrainedModel) -> _Probe:
@@ -130,8 +189,13 @@ def _run(model: PreTrainedModel) -> _Probe:
         with torch.no_grad(), torch.device("meta"):
             positions = torch.arange(_ROWS).unsqueeze(0)
             model(input_ids=torch.zeros_like(positions), position_ids=positions, use_cache=False, probe=probe)
+    except _OwnAttention as error:
+        raise BaseRejected(_OWN_ATTENTION) from error
     except Exception as error:
-        raise BaseRejected(f"its forward cannot be followed ({_reason(error)})") from error
+        raise BaseRejected(
+            "what it computes depends on more than the shapes of its tensors, so it cannot be told whether it would be "
+            f"served right ({_reason(error)})"
+        ) from error
     return probe
 
 
@@ -149,19 +213,20 @@ def _record(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
+    mask: Tensor | None = None,
     probe: _Probe | None = None,
     **arguments: Any,
 ) -> tuple[Tensor, None]:
     """Attention function: [1, heads, rows, width] each -> [1, rows, heads, width]."""
     if probe is None:
-        raise TypeError("keyword arguments do not reach its attention")
+        raise _OwnAttention
     causal = arguments.get("is_causal")
     probe.attention.append(
         _Attention(
             layer=getattr(module, "layer_idx", None),
             causal=getattr(module, "is_causal", True) if causal is None else causal,
             mask=mask is not None,
+            heads=query.shape[1],
             keys=key.shape,
             values=value.shape,
             arguments={name: value for name, value in arguments.items() if value is not None},
@@ -172,19 +237,26 @@ def _record(
 
 def _check_attention(calls: list[_Attention], layers: int) -> None:
     if [call.layer for call in calls] != list(range(layers)):
-        raise BaseRejected("not every layer has one attention that goes through transformers' attention interface")
+        raise BaseRejected(_OWN_ATTENTION)
     for call in calls:
         unknown = sorted(call.arguments.keys() - _ATTENTION_ARGUMENTS)
         if unknown:
-            raise BaseRejected(f"its attention uses `{unknown[0]}`, which is not served")
-        if call.mask or not call.causal:
-            raise BaseRejected("its attention is not plainly causal")
+            sinks = " (attention sinks)" if unknown[0] == "s_aux" else ""
+            raise BaseRejected(f"its attention uses `{unknown[0]}`{sinks}, which is not served")
+        if not call.causal:
+            raise BaseRejected(
+                "its tokens also see later ones, as in BERT; only models that continue a text are served"
+            )
+        if call.mask:
+            raise BaseRejected("its attention has a mask of its own, which is not served")
+        if call.heads % call.keys[1]:
+            raise BaseRejected(f"its {call.heads} query heads cannot share {call.keys[1]} key heads evenly")
         if call.keys != call.values or call.keys != calls[0].keys:
-            raise BaseRejected("its keys and values differ in shape, by layer or from each other")
+            raise BaseRejected("its keys and values differ in shape, from each other or by layer, which is not served")
 
 
 def _check_linears(model: PreTrainedModel, rows: Mapping[str, list[int]]) -> None:
     output = model.get_output_embeddings()
     for name, counts in rows.items():
         if counts != [_ROWS] and model.get_submodule(name) is not output:
-            raise BaseRejected(f"the linear layer {name} does not see each row once")
+            raise BaseRejected(f"its linear layer {name} does not see every token exactly once, which is not served")

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -33,12 +33,14 @@ from transformers.utils import logging as transformers_logging
 from adapters.spec import BaseLayout
 from bases import machine
 from bases.architecture import check_architecture, check_context
+from bases.check import check_gguf, check_source, check_tokenizer, context_length, read_tokenizer, reason
 from bases.errors import BaseRejected, ConfigError
-from bases.fingerprint import fingerprint
+from bases.fingerprint import Identity, identify
 from bases.modes import make_ordinary
 from bases.nf4 import Linear4bit
 from bases.options import BaseOptions
 from bases.room import QUANTISED, UNPACKED, WHOLE, check_room
+from bases.scales import double_quantise
 from bases.source import Source, find_source
 
 _FINGERPRINT = "fingerprint"
@@ -83,7 +85,7 @@ def load_base(options: BaseOptions, say: Say = lambda _: None) -> Base:
     say(f"loading {source.name} from {folder}")
     with _quiet(progress=False):
         model = _read_model(folder, dtype)
-        base = make_base(model, _read_tokenizer(folder), source.name, device, options.max_model_len)
+        base = make_base(model, read_tokenizer(folder), source.name, device, options.max_model_len)
     _check_undamaged(folder, base.layout.fingerprint)
     return base
 
@@ -102,8 +104,8 @@ def make_base(
     """
     if check_architecture(model.config) is not type(model):
         raise BaseRejected(f"{type(model).__name__} is no causal language model of transformers")
-    _check_tokenizer(tokenizer)
-    length = _max_model_len(model, max_model_len)
+    check_tokenizer(tokenizer)
+    length = context_length(model.config, max_model_len)
     check_context(model.config, length)
     model.eval().requires_grad_(False)
     if model.device != torch.device(device):
@@ -115,7 +117,7 @@ def make_base(
         name=name,
         model=model,
         tokenizer=tokenizer,
-        layout=_layout(model, fingerprint(model, tokenizer)),
+        layout=_layout(model, identify(model, tokenizer)),
         max_model_len=length,
         eos_token_ids=_eos_token_ids(model, tokenizer),
         device=model.device,
@@ -133,7 +135,7 @@ def _device(wanted: str) -> torch.device:
 def _ready_folder(source: Source, options: BaseOptions, dtype: torch.dtype, say: Say) -> Path:
     """The folder to load: the source itself where nothing is to be converted, else its entry in the cache."""
     if options.quantization == "none" and not source.gguf:
-        _check_source(source.path)
+        check_source(source, options.max_model_len)
         return source.path
     bases = options.data / "bases"
     try:
@@ -145,7 +147,7 @@ def _ready_folder(source: Source, options: BaseOptions, dtype: torch.dtype, say:
         if not folder.is_dir():
             for left_by_a_crash in bases.glob("tmp-*"):
                 shutil.rmtree(left_by_a_crash)
-            _prepare(source, folder, options.quantization == "nf4", dtype, say)
+            _prepare(source, folder, options, dtype, say)
     return folder
 
 
@@ -156,7 +158,7 @@ def _key(source: Source, options: BaseOptions, dtype: torch.dtype) -> str:
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
 
 
-def _prepare(source: Source, folder: Path, quantise: bool, dtype: torch.dtype, say: Say) -> None:
+def _prepare(source: Source, folder: Path, options: BaseOptions, dtype: torch.dtype, say: Say) -> None:
     """Convert the source into ``folder``, which appears whole or not at all."""
     with tempfile.TemporaryDirectory(prefix="tmp-", dir=folder.parent) as temporary, _quiet(progress=True):
         path = source.path
@@ -164,27 +166,28 @@ def _prepare(source: Source, folder: Path, quantise: bool, dtype: torch.dtype, s
             check_room(path, UNPACKED, torch.device("cpu"))
             say(f"unpacking {path.name} (once)")
             path = _save(*_read_gguf(path, dtype), Path(temporary, "unpacked"))
-        if quantise:
+        if options.quantization == "nf4":
+            check_source(Source(source.name, path), options.max_model_len)
             check_room(path, QUANTISED, torch.device("cpu"))
             say(f"quantising {source.name} to NF4 (once)")
-            _check_source(path)
             nf4 = BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
+                bnb_4bit_use_double_quant=False,  # double_quantise does it, alike on every processor
                 bnb_4bit_compute_dtype=dtype,
             )
             model = _read_model(path, dtype, quantization_config=nf4)
-            path = _save(model, _read_tokenizer(path), Path(temporary, "quantised"))
+            double_quantise(model)
+            path = _save(model, read_tokenizer(path), Path(temporary, "quantised"))
         path.rename(folder)
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
     """Write both to ``folder``, with what they must hash to when they are read again."""
-    _check_tokenizer(tokenizer)
+    check_tokenizer(tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / _FINGERPRINT).write_text(fingerprint(model, tokenizer))
+    (folder / _FINGERPRINT).write_text(identify(model, tokenizer).fingerprint)
     make_ordinary(folder)
     return folder
 
@@ -196,22 +199,16 @@ def _check_undamaged(folder: Path, found: str) -> None:
         raise BaseRejected(f"the cached base in {folder} is damaged; delete that folder and start again")
 
 
-def _check_source(folder: Path) -> None:
-    """Refuse early what would be refused after a long conversion."""
-    with _refusals(folder):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if getattr(config, "quantization_config", None) is not None:
-        raise BaseRejected("its weights are quantised already; give the model as it was before")
-    check_architecture(config)
-
-
 def _read_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model of a GGUF file, its weights unpacked."""
-    with _refusals(file):
+    try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=dtype
         )
+    except Exception as error:  # of a file that is not whole: of any kind
+        check_gguf(file)
+        raise BaseRejected(f"transformers cannot load {file}: {reason(error)}") from error
     return model, tokenizer
 
 
@@ -229,20 +226,13 @@ def _read_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedM
     return model
 
 
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    with _refusals(folder):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return tokenizer
-
-
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
     """What transformers cannot read is a base we cannot serve."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise BaseRejected(f"transformers cannot load {path}: {reason}") from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise BaseRejected(f"transformers cannot load {path}: {reason(error)}") from error
 
 
 @contextmanager
@@ -260,20 +250,6 @@ def _quiet(*, progress: bool) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise BaseRejected("its tokenizer is not one of the `tokenizers` library")
-
-
-def _max_model_len(model: PreTrainedModel, wanted: int | None) -> int:
-    most: int | None = getattr(model.config, "max_position_embeddings", None)
-    if most is None:
-        raise BaseRejected("its config does not say how long its context is (max_position_embeddings)")
-    if wanted is not None and wanted > most:
-        raise ConfigError(f"--max-model-len: must be at most {most}, the context of this model (got {wanted})")
-    return wanted or most
-
-
 def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Every token that one of the three places says ends an answer."""
     ids: set[int] = set()
@@ -283,7 +259,7 @@ def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return frozenset(ids)
 
 
-def _layout(model: PreTrainedModel, digest: str) -> BaseLayout:
+def _layout(model: PreTrainedModel, identity: Identity) -> BaseLayout:
     """Every linear layer can carry LoRA, but for the output layer."""
     output = model.get_output_embeddings()
     linears: dict[str, tuple[int, int]] = {}
@@ -295,4 +271,4 @@ def _layout(model: PreTrainedModel, digest: str) -> BaseLayout:
             unserved[name] = "LoRA on embeddings is not served"
         elif isinstance(module, nn.Linear):
             linears[name] = (module.in_features, module.out_features)
-    return BaseLayout(digest, linears, unserved)
+    return BaseLayout(identity.fingerprint, linears, unserved, identity.equivalents, identity.parts)

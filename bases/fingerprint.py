@@ -4,30 +4,72 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bases.nf4 import Linear4bit
+from bases.scales import code_table
 
 _PIECE = 64 * 2**20
 """Bytes hashed at a time, so that a device tensor is never copied whole."""
+_CODE_TABLE = ".weight.nested_quant_map"
+"""How the name of a 4-bit layer's table of codes ends."""
 
 
-def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 (hex) over all tensors, the quantisation settings, the tokenizer and the chat template.
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which base it is."""
+
+    fingerprint: str
+    """sha256 (hex) over all tensors, the quantisation settings, the tokenizer and the chat template."""
+    equivalents: frozenset[str]
+    """Fingerprints of the same base, quantised where the table of 8-bit codes was rounded otherwise."""
+    parts: Mapping[str, str]
+    """Part of the base -> its sha256, or what it is in words: to say in what another base differs."""
+
+
+def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Identity:
+    """Which base it is, read off all of it.
 
     Call it before the first forward: on some processors that repacks 4-bit weights in place. Takes about a second per
     GiB and core.
     """
-    digest = hashlib.sha256()
+    settings = _settings(model)
+    text = [json.dumps(settings, sort_keys=True)]
+    text.append(json.dumps([_tokenizer(tokenizer), tokenizer.chat_template], sort_keys=True))
+    tensors = dict(sorted(model.state_dict().items()))
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        tensors = sorted(model.state_dict().items())
-        for line in pool.map(lambda item: _tensor_line(*item), tensors):
-            digest.update(line)
-    digest.update(json.dumps(_settings(model), sort_keys=True).encode())
-    digest.update(json.dumps([_tokenizer(tokenizer), tokenizer.chat_template], sort_keys=True).encode())
+        lines = dict(zip(tensors, pool.map(_tensor_line, tensors, tensors.values()), strict=True))
+    whole = _sha256(*lines.values(), *text)
+    rounded = _otherwise_rounded(tensors, lines)
+    return Identity(
+        fingerprint=whole,
+        equivalents=frozenset(_sha256(*each.values(), *text) for each in rounded) - {whole},
+        parts={
+            "weights": _sha256(*(rounded or [lines])[0].values()),
+            "quantization": _in_words(settings, model.dtype),
+            "tokenizer": _sha256(_tokenizer(tokenizer)),
+            "chat_template": _sha256(json.dumps(tokenizer.chat_template, sort_keys=True)),
+        },
+    )
+
+
+def _otherwise_rounded(tensors: Mapping[str, torch.Tensor], lines: Mapping[str, bytes]) -> list[dict[str, bytes]]:
+    """``lines`` with each rounding of the table of codes; none where the model has no such table or another one."""
+    names = [name for name in tensors if name.endswith(_CODE_TABLE)]
+    tables = [code_table(fused=fused) for fused in (True, False)]
+    if not names or not all(any(torch.equal(tensors[name].cpu(), table) for table in tables) for name in names):
+        return []
+    return [{**lines, **{name: _tensor_line(name, table) for name in names}} for table in tables]
+
+
+def _sha256(*texts: bytes | str) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode() if isinstance(text, str) else text)
     return digest.hexdigest()
 
 
@@ -54,6 +96,12 @@ def _settings(model: PreTrainedModel) -> Mapping[str, str | bool]:
         "double": layer.weight.quant_state.nested,
         "compute_dtype": str(layer.compute_dtype),
     }
+
+
+def _in_words(settings: Mapping[str, str | bool], dtype: torch.dtype) -> str:
+    """``nf4 with double quantisation, bfloat16``."""
+    twice = " with double quantisation" if settings.get("double") else ""
+    return f"{settings['quantization']}{twice}, {str(dtype).removeprefix('torch.')}"
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,6 +1,7 @@
 """Where a base model's files are: the embedded demo, a folder, a GGUF file, or a model hub."""
 
 import re
+import shlex
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -45,8 +46,7 @@ def find_source(model: str) -> Source:
         return Source(DEMO_NAME, demo_file())
     path = Path(model).expanduser().absolute()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ConfigError(f"--model: {path} has no config.json, so it is no Hugging Face model folder")
+        _check_folder(path)
         return Source(path.name, path)
     if path.is_file():
         if path.suffix != ".gguf":
@@ -55,6 +55,19 @@ def find_source(model: str) -> Source:
     if on_hub(model):
         return Source(model.rpartition("/")[2], _download(model))
     raise ConfigError(f"--model: there is no folder or file {model!r}, and it is no hub id (OWNER/NAME)")
+
+
+def _check_folder(path: Path) -> None:
+    """Raise ConfigError for a folder that is no model's, saying what to give instead."""
+    if (path / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"--model: {path} holds an adapter (adapter_config.json), not a base model; give its base as --model, and "
+            f"the adapter to the server with: manylora adapters push {shlex.quote(str(path))}"
+        )
+    if not (path / "config.json").is_file():
+        found = next(iter(sorted(path.glob("*.gguf"))), None)
+        instead = f"; for the GGUF file in it give --model {shlex.quote(str(found))}" if found else ""
+        raise ConfigError(f"--model: {path} has no config.json, so it is no Hugging Face model folder{instead}")
 
 
 def on_hub(model: str) -> bool:
@@ -71,6 +84,8 @@ def demo_file() -> Path:
     for file in files:
         path = Path(str(file.locate()))
         if path.suffix == ".gguf" and path.is_file():
+            if file.size not in (None, path.stat().st_size):
+                raise ConfigError(f"--model: {path} is not whole; run: {DEMO_INSTALL} --force-reinstall")
             return path
     raise ConfigError(f"--model: the installed {DEMO_PACKAGE} has no GGUF file; run: {DEMO_INSTALL} --force-reinstall")
 
@@ -78,12 +93,12 @@ def demo_file() -> Path:
 def _download(hub_id: str) -> Path:
     """The folder of a hub's model, downloaded or found in its local cache."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
     except LocalEntryNotFoundError:
         raise ConfigError(f"--model: no folder or file {hub_id!r} here, and the model hub cannot be reached") from None
-    except HfHubHTTPError as error:
+    except (HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"--model: the model hub refuses {hub_id!r}: {reason}") from None

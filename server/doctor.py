@@ -5,15 +5,15 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from bases import machine
-from bases.errors import ConfigError
+from bases.check import check_source
+from bases.errors import BaseRejected, ConfigError
 from bases.nf4 import functional
 from bases.source import DEMO, find_source, on_hub
 from server.api.serve import bind
@@ -28,16 +28,17 @@ _RUNTIME_BYTES = 3 * _GIB // 4
 
 def examine(settings: Settings) -> list[str]:
     """Print the findings and return the problems, one line each."""
-    console = Console()
-    table = Table("", "found", title=f"manylora {_version('manylora')}", show_header=False)
+    # Plain lines: a table would fold or cut the paths, which are there to be copied.
+    lines = [f"manylora {_version('manylora')}"]
     for name, finding in findings(settings):
-        table.add_row(name, escape(finding))
-    console.print(table)
+        lines += [f"  {label:<13} {line}" for label, line in zip_longest([name], finding.splitlines(), fillvalue="")]
     wrong = problems(settings)
-    for line in wrong:
-        console.print(f"would go wrong: {line}", markup=False, soft_wrap=True)
+    lines += [f"would go wrong: {line}" for line in wrong]
     if not wrong:
-        console.print("nothing would go wrong that can be seen from here")
+        lines.append("nothing would go wrong that can be seen from here")
+    console = Console()
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return wrong
 
 
@@ -126,12 +127,14 @@ def _cached_bases(data: Path) -> list[str]:
 
 
 def _model_problem(settings: Settings) -> str | None:
-    """Looks at local models only: nothing is downloaded here."""
+    """What a start would say of a local model: nothing is downloaded here. The demo is as it was installed."""
     if on_hub(settings.model):
         return None
     try:
-        find_source(settings.model)
-    except ConfigError as error:
+        source = find_source(settings.model)
+        if settings.model != DEMO:
+            check_source(source, settings.max_model_len)
+    except (ConfigError, BaseRejected) as error:
         return str(error)
     return None
 

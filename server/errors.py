@@ -6,6 +6,7 @@
     ├── RequestError         the caller's doing; carries ``param`` and ``code`` for the wire
     │   ├── InvalidRequest       400
     │   ├── ContextOverflow      400, code ``context_length_exceeded``
+    │   ├── UploadTooLarge       413
     │   ├── UnknownModel         404
     │   ├── QueueFull            429
     │   └── Draining             503
@@ -45,6 +46,10 @@ class ContextOverflow(RequestError):
             param=param,
             code="context_length_exceeded",
         )
+
+
+class UploadTooLarge(RequestError):
+    """More bytes than any adapter and what may come with it."""
 
 
 class UnknownModel(RequestError):

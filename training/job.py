@@ -24,7 +24,7 @@ from training.judge import Judgement, check_thresholds, judge
 from training.lora import check_findings, lint
 from training.manifest import manifest
 from training.memory import check_memory, estimate
-from training.publish import Server, check_names, check_server, publish
+from training.publish import Server, check_base, check_names, publish, served_base
 from training.run import Trained, check_beginning, checked_plan, train
 from training.settings import API_KEY, TrainSettings
 from training.workplace import check_left, requested, working
@@ -44,8 +44,11 @@ class Job:
         """The exit status: 0, or 3 where the adapter is kept but the judgement failed and it was not published."""
         settings = self._settings
         self._check_beginning()
+        served = self._check_server()
         kept = self._bases()
         base = open_base(settings, self._say)
+        if settings.publish is not None:
+            check_base(self._server(settings.publish), served, base.layout)
         dataset = build(settings, base.tokenizer, base.max_model_len, self._say)
         self._check(base, dataset)
         if settings.dry_run:
@@ -87,6 +90,16 @@ class Job:
         if fold(settings.alias) == fold(settings.name):
             raise ConfigError(f"--alias: {settings.alias} is the adapter's own name")
 
+    def _check_server(self) -> str | None:
+        """Whether the adapter can be published later on; the fingerprint of the base that is served there."""
+        settings = self._settings
+        if settings.publish is None:
+            return None
+        server = self._server(settings.publish)
+        served = served_base(server, self._say)
+        check_names(server, settings.name, settings.alias)
+        return served
+
     def _check(self, base: Base, dataset: Dataset) -> None:
         """All that can be told before training."""
         settings = self._settings
@@ -109,10 +122,6 @@ class Job:
         need = estimate(settings, base, dataset)
         self._say(str(need))
         check_memory(need, base.device)
-        if settings.publish is not None:
-            server = self._server(settings.publish)
-            check_server(server, base.layout.fingerprint)
-            check_names(server, settings.name, settings.alias)
 
     def _server(self, url: str) -> Server:
         key = self._settings.api_key

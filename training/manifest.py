@@ -43,6 +43,7 @@ def manifest(
         "format": FORMAT,
         "base_fingerprint": base.layout.fingerprint,
         "base": {"name": base.name, "model": portable_model(settings.model)},
+        "base_parts": dict(base.layout.parts),
         "quantization": quantization(base),
         "tokenizer_sha256": _sha256(tokenizer.backend_tokenizer.to_str()),
         "chat_template_sha256": None if template is None else _sha256(_text(template)),

@@ -35,7 +35,15 @@ rest scaled up instead; both then as svd."""
 
 MAX_RANK = 65536
 _EXACT = ("linear", "cat")
-_OF_THE_BASE = ("format", "base_fingerprint", "base", "quantization", "tokenizer_sha256", "chat_template_sha256")
+_OF_THE_BASE = (
+    "format",
+    "base_fingerprint",
+    "base",
+    "base_parts",
+    "quantization",
+    "tokenizer_sha256",
+    "chat_template_sha256",
+)
 """Fields of ``manylora.json``."""
 
 

@@ -1,14 +1,17 @@
 """Publishing: the next version of a name on a running server, and an alias that means it."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from adapters.client import AdapterClient, RemoteError
 from adapters.errors import AdapterError
 from adapters.snapshot import Target
+from adapters.spec import BaseLayout
 from adapters.unreachable import no_answer
 from bases.errors import ConfigError, ManyloraError
 
@@ -17,6 +20,10 @@ Progress = Callable[[int, int], None]
 
 SECONDS = 10.0
 """How long a server may take to say what its base is."""
+BUSY_SECONDS = 60.0
+"""How long it may say that it is busy or not ready yet."""
+PAUSE_SECONDS = 2.0
+_BUSY = (429, 503)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +56,30 @@ class Published:
     alias: str | None
 
 
-def check_server(server: Server, fingerprint: str) -> None:
-    """Ask the server, before anything slow, whether it serves this base.
+def served_base(server: Server, say: Say = lambda _: None) -> str | None:
+    """The fingerprint of the base that the server serves, asked before anything slow; None where it does not say.
 
-    Its short fingerprint comes with every answer, so it is asked for one token. Raises ConfigError where nobody
-    answers there, or another base does; a server that says nothing of a fingerprint judges at the upload.
+    Waits for a server that is busy. Raises ConfigError where no server of models answers.
     """
     shown = _shown(server)
-    found = _short_fingerprint(server, shown)
-    if found is not None and found != f"fp_{fingerprint[:12]}":
+    with _http(server) as http:
+        models = _get(http, "/v1/models", shown, say)
+        if not models.is_success:
+            asked, status = models.request.url.path, models.status_code
+            raise ConfigError(f"--publish: GET {asked} of {shown} is answered with {status}")
+        if not isinstance(_json(models).get("data"), list):
+            raise ConfigError(f"--publish: what answers at {shown} is no server of models")
+        version = _get(http, "/version", shown, say)
+    found = _json(version).get("base_fingerprint") if version.is_success else None
+    return found if isinstance(found, str) else None
+
+
+def check_base(server: Server, served: str | None, layout: BaseLayout) -> None:
+    """Raise ConfigError where the server serves another base. One that does not say which judges at the upload."""
+    if served is not None and served not in (layout.fingerprint, *layout.equivalents):
         raise ConfigError(
-            f"--publish: {shown} serves another base ({found}) than the one trained on (fp_{fingerprint[:12]}); "
-            "compare its --model, --quantization and --dtype with these"
+            f"--publish: {_shown(server)} serves another base ({_short(served)}) than the one to be trained on "
+            f"({_short(layout.fingerprint)}); compare its --model, --quantization and --dtype with these"
         )
 
 
@@ -107,11 +126,8 @@ def publish(
 
 def _answers(server: Server, path: str) -> bool:
     """Whether there is something at ``path``."""
-    try:
-        with _http(server) as http:
-            return http.get(path).is_success
-    except httpx.RequestError as error:
-        raise ConfigError(f"--publish: {no_answer(_shown(server), error)}") from error
+    with _http(server) as http:
+        return _get(http, path, _shown(server)).is_success
 
 
 def _http(server: Server) -> httpx.Client:
@@ -119,22 +135,33 @@ def _http(server: Server) -> httpx.Client:
     return httpx.Client(base_url=server.url, headers=headers, timeout=SECONDS)
 
 
-def _short_fingerprint(server: Server, shown: str) -> str | None:
-    """The ``system_fingerprint`` of the server's answers."""
+def _get(http: httpx.Client, path: str, shown: str, say: Say = lambda _: None) -> httpx.Response:
+    """The server's answer, once it is not too busy to give one. Raises ConfigError."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    told = False
+    while True:
+        try:
+            response = http.get(path)
+        except httpx.RequestError as error:
+            raise ConfigError(f"--publish: {no_answer(shown, error)}") from error
+        if response.status_code not in _BUSY:
+            return response
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise ConfigError(f"--publish: {shown} is busy or starting ({response.status_code}); try again later")
+        if not told:
+            say(f"{shown} is busy or starting ({response.status_code}); waiting up to {left:.0f} s for it")
+            told = True
+        time.sleep(min(PAUSE_SECONDS, left))
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    """Empty for what is no JSON object."""
     try:
-        with _http(server) as http:
-            models = http.get("/v1/models", params={"limit": 1}).raise_for_status().json()
-            asked = {"model": models["data"][0]["id"], "prompt": "a", "max_tokens": 1}
-            answer = http.post("/v1/completions", json=asked).raise_for_status().json()
-    except httpx.RequestError as error:
-        raise ConfigError(f"--publish: {no_answer(shown, error)}") from error
-    except httpx.HTTPStatusError as error:
-        question = f"{error.request.method} {error.request.url.path}"
-        raise ConfigError(f"--publish: {shown}: {question} is answered with {error.response.status_code}") from error
-    except (ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"--publish: what answers at {shown} is no server of models") from error
-    found = answer.get("system_fingerprint")
-    return found if isinstance(found, str) else None
+        found = response.json()
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _shown(server: Server) -> str:
@@ -142,3 +169,7 @@ def _shown(server: Server) -> str:
     client = server.client()
     client.close()
     return client.url
+
+
+def _short(fingerprint: str) -> str:
+    return f"fp_{fingerprint[:12]}"

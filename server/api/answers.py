@@ -342,9 +342,11 @@ class Status(Answer):
 
 
 class ServerVersion(Answer):
-    """The version of manylora."""
+    """The version of manylora, and what its base is."""
 
     version: str
+    base_fingerprint: str
+    """What an adapter's `manylora.json` must name, where it names a base."""
 
 
 class Index(Answer):

@@ -9,13 +9,14 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
+from adapters.archive import max_bytes
 from server.api import adapters, aliases, completions, document, errors, health, index, models, tokenize, vllm
 from server.api.middleware import BodyLimit, Door, Unforeseen
 from server.api.paths import METHODS, Paths
 from server.api.service import Service
 
-AROUND_WEIGHTS = 16 << 20
-"""Bytes that an upload may have besides an adapter's weights."""
+BEYOND_UPLOADS = 1 << 20
+"""Bytes past the largest upload at which its body is cut off. Its route ends it before, and says why."""
 EXPOSED = ("x-request-id", "x-manylora-adapter", "etag", "retry-after", "x-should-retry")
 """Headers of answers that pages of other origins may read."""
 
@@ -45,7 +46,9 @@ def create_app(service: Service) -> FastAPI:
     errors.install(app)
     document.install(app)
     app.add_middleware(
-        BodyLimit, limit=int(service.settings.max_body_mib * 2**20), upload_limit=service.store.limit + AROUND_WEIGHTS
+        BodyLimit,
+        limit=int(service.settings.max_body_mib * 2**20),
+        upload_limit=max_bytes(service.store.limit) + BEYOND_UPLOADS,
     )
     # The last one is the first that a request meets: errors of all kinds carry an id and what browsers ask for.
     app.add_middleware(Paths)

@@ -1,5 +1,6 @@
 """Requests that change the registry, checked field by field as :mod:`server.api.schemas` checks those that generate."""
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
@@ -7,6 +8,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from adapters.registry import Options
+from adapters.selection import MAX_NAMED, Selection
 from server.api.schemas import Name, Schema, Text
 
 MAX_TARGETS = 16
@@ -15,7 +17,7 @@ FILES = {
     "items": {"type": "string", "format": "binary"},
     "minItems": 1,
     "description": "`adapter_config.json` and `adapter_model.safetensors`, told apart by their filenames, or one "
-    "archive of them: .tar, .tar.gz or .zip.",
+    "archive of them: .tar, .tar.gz or .zip. Other files are left out, and the receipt names them.",
 }
 """How the document describes what comes with a form."""
 
@@ -81,6 +83,27 @@ Flag = Annotated[bool, BeforeValidator(_flag)]
 """A boolean in a form, where everything is text."""
 
 
+def _json(value: object) -> object:
+    """What a form's field holds as JSON."""
+    try:
+        return json.loads(str(value))
+    except (ValueError, RecursionError):
+        raise ValueError("must be JSON") from None
+
+
+Names = Annotated[list[Annotated[Text, Field(max_length=1024)]], Field(max_length=MAX_NAMED)]
+
+
+class LeftOut(Schema):
+    """What was beside an adapter and has not been sent: for its receipt."""
+
+    files: Names = Field(default=[])
+    count: int = Field(default=0, ge=0, lt=10**9)
+    """Of the files, of which not all need be named."""
+    adapters: Names = Field(default=[])
+    """Folders with other adapters."""
+
+
 class AdapterUpload(Registration):
     """The fields of ``POST /v1/adapters`` as a form; its files never come here."""
 
@@ -89,6 +112,11 @@ class AdapterUpload(Registration):
     preload: Flag = False
     allow_base_mismatch: Flag = False
     allow_unknown_fields: Flag = False
+    left_out: Annotated[LeftOut, BeforeValidator(_json)] = LeftOut()
+
+    def after(self, selection: Selection) -> Selection:
+        """What came, and what whoever sent it has left out before."""
+        return selection.after(self.left_out.files, self.left_out.count, self.left_out.adapters)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

@@ -33,6 +33,7 @@ from server.errors import (
     RequestError,
     ServerError,
     UnknownModel,
+    UploadTooLarge,
 )
 
 
@@ -55,6 +56,7 @@ STATUS: Mapping[type[Exception], int] = {
     UnknownAdapter: 404,
     AdapterConflict: 409,
     RevisionMismatch: 412,
+    UploadTooLarge: 413,
     AdapterRejected: 422,
     AdapterUnavailable: 422,
     Refusal: 422,

@@ -30,9 +30,9 @@ async def readyz(service: Served) -> Json:
 
 
 @router.get("/version", responses=answer(ServerVersion))
-async def server_version() -> Json:
-    """The server's own."""
-    return Json({"version": version("manylora")})
+async def server_version(service: Served) -> Json:
+    """The server's own, and the fingerprint of its base: what an adapter must have been trained on."""
+    return Json({"version": version("manylora"), "base_fingerprint": service.base.layout.fingerprint})
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

@@ -16,6 +16,7 @@ from adapters.errors import AdapterRejected
 from adapters.files import FILES
 from adapters.names import check_name
 from adapters.registry import Options, Registered
+from adapters.selection import Selection
 from server.api.changes import AdapterRequest, AdapterUpload
 from server.api.errors import Refusal, status_of
 from server.api.service import Service
@@ -67,9 +68,9 @@ async def register_upload(service: Service, request: Request, expected: int | No
 async def _receive_and_register(service: Service, request: Request, expected: int | None) -> Registered:
     staged = ExitStack()
 
-    def register(upload: AdapterUpload, ignored: tuple[str, ...]) -> Registered:
+    def register(upload: AdapterUpload, selection: Selection) -> Registered:
         with staged:
-            return service.registry.register(upload.name, staging, UPLOAD, upload.options(expected), ignored)
+            return service.registry.register(upload.name, staging, UPLOAD, upload.options(expected), selection)
 
     staging = await run_in_threadpool(staged.enter_context, service.store.stage())
     try:
@@ -78,13 +79,13 @@ async def _receive_and_register(service: Service, request: Request, expected: in
     except BaseException:
         await run_in_threadpool(staged.close)
         raise
-    return await _to_the_end(service, lambda: register(upload, received.ignored))
+    return await _to_the_end(service, lambda: register(upload, upload.after(received.selection)))
 
 
 def _fetched(service: Service, name: str, address: str, options: Options) -> Registered:
     with service.store.stage() as staging:
-        source = service.sources.fetch(address, staging)
-        return service.registry.register(name, staging, source, options)
+        fetched = service.sources.fetch(address, staging)
+        return service.registry.register(name, staging, fetched.source, options, fetched.selection)
 
 
 def _checked(fields: Mapping[str, str]) -> AdapterUpload:
@@ -132,6 +133,12 @@ def allowed_folder(root: Path | None, path: str) -> Path:
 
     Raises InvalidRequest where it, or one of the adapter's files in it, is not under ``root``.
     """
+    if "://" in path:
+        raise InvalidRequest(
+            "This is an address, not a path: it goes in the field `source`, from where --allow-source lets this server "
+            "fetch adapters.",
+            param="path",
+        )
     if root is None:
         raise InvalidRequest(
             "This server takes no adapters by path: it was started without --adapter-root.", param="path"

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,25 +18,27 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from adapters.archive import README, max_bytes, unpack
-from adapters.errors import AdapterError, AdapterRejected
-from adapters.files import FILES, MAX_JSON_BYTES, WEIGHTS
+from adapters.archive import PACK_LESS, max_bytes, unpack
+from adapters.errors import AdapterError, AdapterRejected, shown
+from adapters.files import FILES, MAX_FILES, MAX_JSON_BYTES, WEIGHTS
+from adapters.formats import recognise
+from adapters.selection import Selection, choose, plain, refuse
 from adapters.store import full_disk_named
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, UploadTooLarge
 
 MAX_FIELDS = 16
-MAX_FIELD_BYTES = 4 << 10
+MAX_FIELD_BYTES = 64 << 10
+"""The names of a hundred files that were left out fit."""
 BATCH_BYTES = 1 << 20
 """How much is gathered before a thread takes it apart and writes it."""
 STALL_SECONDS = 60.0
 """How long an upload may send nothing."""
 UPLOAD_SECONDS = 3600.0
 """How long it may take in all."""
-LONGEST_ECHO = 80
-"""Characters of a caller's name for something that are told back to it."""
 
 _ARCHIVE = re.compile(r".*\.(tar\.gz|tgz|tar|zip)", re.IGNORECASE | re.DOTALL)
-_RECEIVED = ".archive"
+_RECEIVED = ".received"
+"""A folder within the one that an upload is received in: an archive, or files of which some may be left out."""
 
 T = TypeVar("T")
 
@@ -45,17 +48,18 @@ class Upload:
     """What came with the files, which are in the folder they were received in."""
 
     fields: Mapping[str, str]
-    ignored: tuple[str, ...]
-    """Names of files that were left out."""
+    selection: Selection
+    """Which of the files that came these are."""
 
 
 async def receive(request: Request, staging: Path, limit: int) -> Upload:
     """Receive an adapter's files, or one archive with them in it, into the empty folder ``staging``.
 
-    Files are told apart by their filenames; fields may stand before or after them. The weights may have ``limit``
-    bytes. Raises :class:`AdapterRejected` for a file, :class:`InvalidRequest` for a field, :class:`StoreFull`,
-    HTTPException (400 for what is no form, 408 for one that does not go on, 413 for too much of it), and
-    ClientDisconnect. ``staging`` is then to be thrown away: there may be something in it.
+    Files are told apart by their filenames, which may have folders before them; those that are not the adapter's are
+    left out. Fields may stand before or after them. The weights may have ``limit`` bytes. Raises
+    :class:`AdapterRejected` for a file, :class:`InvalidRequest` for a field, :class:`UploadTooLarge`,
+    :class:`StoreFull`, HTTPException (400 for what is no form, 408 for one that does not go on), and ClientDisconnect.
+    ``staging`` is then to be thrown away: there may be something in it.
     """
     form = _Form(staging, limit)
     parser = _parser(request, form)
@@ -97,12 +101,12 @@ async def _within(request: Request, limit: int) -> AsyncIterator[bytes]:
     """The body as it comes in, if it keeps within ``limit`` bytes."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
-        raise HTTPException(413)
+        raise _too_large(limit)
     left = limit
     async for chunk in _lively(request.stream()):
         left -= len(chunk)
         if left < 0:
-            raise HTTPException(413)
+            raise _too_large(limit)
         yield chunk
 
 
@@ -165,8 +169,11 @@ class _Form:
         self.fields: dict[str, str] = {}
         self._staging = staging
         self._limit = limit
-        self._files: list[str] = []
-        self._archive: Path | None = None
+        self._received = staging / _RECEIVED
+        self._paths: list[str] = []
+        """Of all files that came; the adapter's are kept by their place in this."""
+        self._packed: str | None = None
+        """The name that an archive came by."""
         self._headers: dict[str, bytes] = {}
         self._name, self._value = bytearray(), bytearray()
         """Of the header that is just coming in."""
@@ -204,8 +211,8 @@ class _Form:
         part.size += end - start
         if part.size > part.limit:
             if part.is_file:
-                raise AdapterRejected(f"is larger than {part.limit} bytes", file=_shown(part.name))
-            raise InvalidRequest(f"A field is at most {MAX_FIELD_BYTES} bytes long.", param=_shown(part.name))
+                raise AdapterRejected(f"is larger than {part.limit} bytes", file=shown(part.name))
+            raise InvalidRequest(f"A field is at most {MAX_FIELD_BYTES} bytes long.", param=shown(part.name))
         part.writer.write(memoryview(data)[start:end])
 
     def end_part(self) -> None:
@@ -218,18 +225,30 @@ class _Form:
     def end(self) -> None:
         self._ended = True
 
-    def finish(self) -> tuple[str, ...]:
-        """Once all of the form is there: names of the files that are left out."""
+    def finish(self) -> Selection:
+        """Once all of the form is there, leave the adapter's files in the folder, and nothing else."""
         if not self._ended:
             raise _malformed("it ends before its last boundary")
-        if self._archive is None:
-            return tuple(name for name in self._files if name == README)
+        selection = self._take() if self._packed is None else self._unpack(self._packed)
+        shutil.rmtree(self._received)
+        return selection
+
+    def _take(self) -> Selection:
+        if len(self._paths) == 1 and self._paths[0] not in FILES and recognise(self._paths) is None:
+            reason = f"is neither one of an adapter's files ({', '.join(FILES)}) nor a .tar.gz, .tgz, .tar or .zip"
+            refuse(self._paths[0], reason)
+        selection = choose(self._paths)
+        for number, path in enumerate(self._paths):
+            folder, _, name = path.rpartition("/")
+            if folder == selection.folder and name in FILES:
+                (self._received / str(number)).rename(self._staging / name)
+        return selection
+
+    def _unpack(self, name: str) -> Selection:
         try:
-            return unpack(self._archive, self._staging, self._limit)
+            return unpack(self._received / "0", self._staging, self._limit)
         except AdapterRejected as error:
-            raise AdapterRejected(error.reason, file=error.file or _shown(self._files[0])) from error
-        finally:
-            self._archive.unlink()
+            raise AdapterRejected(error.reason, file=error.file or shown(name), code=error.code) from error
 
     def close(self) -> None:
         """Let go of a file that will not be complete."""
@@ -237,30 +256,34 @@ class _Form:
             self._part.writer.close()
 
     def _field(self, name: bytes) -> _Part:
-        text = _text(name, _shown(name.decode("utf-8", "replace")))
+        text = _text(name, shown(name.decode("utf-8", "replace")))
         if text in self.fields:
-            raise InvalidRequest("The field occurs twice in the form.", param=_shown(text))
+            raise InvalidRequest("The field occurs twice in the form.", param=shown(text))
         if len(self.fields) == MAX_FIELDS or len(name) > MAX_FIELD_BYTES:
-            raise InvalidRequest(f"A form has at most {MAX_FIELDS} fields.", param=_shown(text))
+            raise InvalidRequest(f"A form has at most {MAX_FIELDS} fields.", param=shown(text))
         return _Part(text, BytesIO(), MAX_FIELD_BYTES, is_file=False)
 
     def _file(self, filename: bytes) -> _Part:
-        name = filename.decode("utf-8", "replace")
-        packed = name not in (*FILES, README)
-        if packed and not _ARCHIVE.fullmatch(name):
-            reason = f"is neither one of an adapter's files ({', '.join(FILES)}) nor a .tar.gz, .tgz, .tar or .zip"
-            raise AdapterRejected(reason, file=_shown(name))
-        if name in self._files:
-            raise AdapterRejected("occurs twice in the form", file=_shown(name))
-        if self._archive is not None or (packed and self._files):
-            raise AdapterRejected("comes with other files: send an adapter's files or one archive", file=_shown(name))
-        self._files.append(name)
+        path = plain(filename.decode("utf-8", "replace"))
+        packed = _ARCHIVE.fullmatch(path) is not None
+        if not path:
+            raise AdapterRejected("the form has a file without a name")
+        if self._packed is not None or (packed and self._paths):
+            refuse(path, "comes with other files: send an adapter's files or one archive")
+        if len(self._paths) == MAX_FILES:
+            raise AdapterRejected(f"the form has more than {MAX_FILES} files: send only {', '.join(FILES)}")
+        self._paths.append(path)
         if packed:
-            self._archive = self._staging / _RECEIVED
-            return _Part(name, self._archive.open("xb"), max_bytes(self._limit), is_file=True)
-        path = Path(os.devnull) if name == README else self._staging / name
-        limit = self._limit if name == WEIGHTS else MAX_JSON_BYTES
-        return _Part(name, path.open("wb"), limit, is_file=True)
+            self._packed = path
+        return _Part(path, *self._kept(path.rpartition("/")[2], packed), is_file=True)
+
+    def _kept(self, name: str, packed: bool) -> tuple[BinaryIO, int]:
+        """Where the latest file goes, and how many bytes it may have; what is none of an adapter's goes nowhere."""
+        if not packed and name not in FILES:
+            return Path(os.devnull).open("wb"), max_bytes(self._limit)
+        limit = max_bytes(self._limit) if packed else self._limit if name == WEIGHTS else MAX_JSON_BYTES
+        self._received.mkdir(exist_ok=True)
+        return (self._received / str(len(self._paths) - 1)).open("xb"), limit
 
 
 @contextmanager
@@ -271,6 +294,10 @@ def _malformation_named() -> Iterator[None]:
         raise _malformed(str(error)) from error
 
 
+def _too_large(limit: int) -> UploadTooLarge:
+    return UploadTooLarge(f"The upload is larger than {limit} bytes: {PACK_LESS}.")
+
+
 def _malformed(reason: str) -> HTTPException:
     return HTTPException(400, f"The body cannot be read as a form: {reason}.")
 
@@ -279,8 +306,4 @@ def _text(data: bytes, field: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise InvalidRequest("The field is not in UTF-8.", param=_shown(field)) from error
-
-
-def _shown(name: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in name[:LONGEST_ECHO])
+        raise InvalidRequest("The field is not in UTF-8.", param=shown(field)) from error

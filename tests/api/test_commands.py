@@ -90,6 +90,20 @@ def test_a_folder_names_its_adapter(
     assert (answer["name"], answer["alias"]) == (f"{name}@1", "prod")
 
 
+def test_other_adapters_in_a_folder_are_not_passed_over_in_silence(
+    live: Live, ask: Run, name: str, folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders["spare"], tmp_path / "both")
+    shutil.copytree(folders["red"], folder / "german")
+    status, said, _ = ask("push", folder, "--name", name)
+    first, second = said.splitlines()
+    assert (status, first) == (0, f"registered {name}@1; {name} means {name}@1")
+    assert second == f"taken from the top of {folder}; left out, the other adapters in it: german"
+    shown = {row["field"]: row["value"] for row in table(ask("show", name)[1])}
+    assert (shown["receipt.taken_from"], shown["receipt.other_adapters"]) == (".", "german")
+    assert "README.md, german/README.md" in shown["receipt.ignored_files"]
+
+
 def test_lists_in_pages_and_as_json(live: Live, ask: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "PAGE", 1)
     status, text, _ = ask("list")

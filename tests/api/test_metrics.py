@@ -31,7 +31,8 @@ def test_alive_and_ready(live: Live) -> None:
 
 
 def test_the_version_is_the_packages(live: Live) -> None:
-    assert live.http.get("/version").json() == {"version": metadata.version("manylora")}
+    base = live.service.base.layout.fingerprint
+    assert live.http.get("/version").json() == {"version": metadata.version("manylora"), "base_fingerprint": base}
 
 
 def test_an_idle_server_says_so(live: Live) -> None:

@@ -22,10 +22,11 @@ from starlette.types import Message
 
 from adapters.archive import max_bytes
 from adapters.errors import AdapterRejected, StoreFull
-from adapters.files import CONFIG, MAX_JSON_BYTES, ORIGIN, WEIGHTS
+from adapters.files import CONFIG, MAX_FILES, MAX_JSON_BYTES, ORIGIN, WEIGHTS
+from adapters.selection import Selection
 from server.api.middleware import BodyLimit
 from server.api.upload import MAX_FIELD_BYTES, MAX_FIELDS, Upload, receive
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, UploadTooLarge
 
 LIMIT = 3 << 20
 CONTENT = {CONFIG: b'{"r": 4}', WEIGHTS: bytes(range(256)) * 8192}
@@ -109,7 +110,8 @@ def test_files_and_fields_in_any_order(staging: Path, piece: int) -> None:
         ("preload", (None, b"true")),
     ]
     upload = receives(staging, *form(parts), piece)
-    assert upload == Upload({"name": "legal", "pinned": "wä\r\n--x", "empty": "", "preload": "true"}, ("README.md",))
+    fields = {"name": "legal", "pinned": "wä\r\n--x", "empty": "", "preload": "true"}
+    assert upload == Upload(fields, Selection(ignored=("README.md",), ignored_count=1))
     assert content(staging) == {
         CONFIG: CONTENT[CONFIG],
         ORIGIN: b"\r\n--\r\n\r",
@@ -122,26 +124,55 @@ def test_files_and_fields_in_any_order(staging: Path, piece: int) -> None:
 def test_one_archive(staging: Path, pack: Callable[[dict[str, bytes]], bytes], name: str) -> None:
     """What it is says its content, not its name."""
     body = form([("file", (name, pack({**CONTENT, "README.md": b""}))), ("name", (None, b"legal"))])
-    assert receives(staging, *body) == Upload({"name": "legal"}, ("README.md",))
+    assert receives(staging, *body) == Upload({"name": "legal"}, Selection("", ("README.md",), 1))
     assert content(staging) == CONTENT
 
 
-REFUSED: dict[str, tuple[list[Part], str, str]] = {
-    "surplus file": ([*FILES, ("f", ("optimizer.pt", b"x"))], "optimizer.pt", "is neither one of"),
-    "pickle": ([("f", ("adapter_model.bin", b"x"))], "adapter_model.bin", "is neither one of"),
-    "path": ([("f", (f"../{CONFIG}", b"x"))], f"../{CONFIG}", "is neither one of"),
-    "absolute": ([("f", (f"/tmp/{CONFIG}", b"x"))], f"/tmp/{CONFIG}", "is neither one of"),
+def test_files_with_folders_before_them(staging: Path) -> None:
+    """As browsers send a folder. A copy that comes first is not what is taken."""
+    names = ["run/checkpoint-1/" + name for name in CONTENT] + ["run/README.md", *["run/" + name for name in CONTENT]]
+    parts = [("files", (name, CONTENT.get(name.removeprefix("run/"), b"other"))) for name in names]
+    upload = receives(staging, *form(parts))
+    assert upload.selection == Selection("run", tuple(names[:3]), 3, ("run/checkpoint-1",))
+    assert content(staging) == CONTENT
+
+
+def test_files_that_are_left_out_may_be_large_and_of_one_name(staging: Path) -> None:
+    large = ("f", ("tokenizer.json", bytes(LIMIT + MAX_JSON_BYTES)))
+    upload = receives(staging, *form([large, *FILES, large]))
+    assert upload.selection == Selection(ignored=("tokenizer.json",) * 2, ignored_count=2)
+    assert content(staging) == CONTENT
+
+
+REFUSED: dict[str, tuple[list[Part], str | None, str]] = {
+    "something else": ([("f", ("weights", b"x"))], "weights", "is neither one of an adapter's files"),
+    "no adapter": ([("f", ("optimizer.pt", b"x")), ("f", README)], CONFIG, "is missing"),
+    "no weights": ([FILES[0], ("f", README)], WEIGHTS, "is missing"),
+    "no config": ([FILES[1]], CONFIG, "is missing"),
+    "pickle": ([FILES[0], ("f", ("adapter_model.bin", b"x"))], "adapter_model.bin", "is a pickle, .* save_pretrained"),
+    "other packer": ([("f", ("legal.rar", b"Rar!"))], "legal.rar", "pack the adapter's folder as .tar.gz or .zip"),
+    "path": ([*FILES, ("f", ("../README.md", b"x"))], "../README.md", "leads out of its folder"),
+    "backslash": ([*FILES, ("f", ("a\\README.md", b"x"))], "a\\README.md", "is not a relative path"),
+    "absolute": ([("f", (f"/tmp/{CONFIG}", b"x"))], f"/tmp/{CONFIG}", "is not a relative path"),
     "twice": ([*FILES, FILES[0]], CONFIG, "occurs twice"),
-    "readme twice": ([("f", README), ("f", README)], "README.md", "occurs twice"),
+    "several": (
+        [("f", (f"{folder}/{name}", b"x")) for folder in ("a", "b") for name in CONTENT],
+        None,
+        "there are 2 adapters in it: a, b; bring one at a time",
+    ),
     "two archives": ([("f", ("a.zip", zipped(CONTENT))), ("f", ("b.zip", b""))], "b.zip", "comes with other files"),
     "archive after files": ([*FILES, ("f", ("a.zip", b""))], "a.zip", "comes with other files"),
     "files after archive": ([("f", ("a.zip", b"")), *FILES], CONFIG, "comes with other files"),
     "large config": ([("f", (CONFIG, bytes(MAX_JSON_BYTES + 1)))], CONFIG, "is larger than 4194304 bytes"),
-    "large readme": ([("f", ("README.md", bytes(MAX_JSON_BYTES + 1)))], "README.md", "is larger than"),
     "large weights": ([("f", (WEIGHTS, bytes(LIMIT + 1)))], WEIGHTS, f"is larger than {LIMIT} bytes"),
     "bad archive": ([("f", ("a.zip", b"PK\3\4"))], "a.zip", "is no .tar, .tar.gz or .zip archive"),
     "bad member": ([("f", ("a.zip", zipped({"../x": b""})))], "../x", "leads out of its folder"),
     "name as an archive": ([("f", ("..\n.zip", b"x"))], "..%0A.zip", "is no .tar, .tar.gz or .zip archive"),
+    "pickle in an archive": (
+        [("f", ("a.zip", zipped({CONFIG: b"{}", "adapter_model.bin": b"x"})))],
+        "adapter_model.bin",
+        "is a pickle, .* save_pretrained",
+    ),
 }
 
 
@@ -152,11 +183,16 @@ def test_files_that_are_refused(staging: Path, case: str) -> None:
         receives(staging, *form(parts))
     assert refusal.value.file == file
     assert {path.name for path in staging.parent.iterdir()} == {"staging"}
-    assert set(content(staging)) <= {CONFIG, WEIGHTS, ".archive"}
+    assert {path.name for path in staging.iterdir()} <= {CONFIG, WEIGHTS, ".received"}
+
+
+def test_too_many_files(staging: Path) -> None:
+    with pytest.raises(AdapterRejected, match="more than 4096 files: send only adapter_config"):
+        receives(staging, raw(*[(f'{NAMED}; filename="{index}"', b"") for index in range(MAX_FILES + 1)]), FORM)
 
 
 def test_a_form_in_which_no_file_was_chosen(staging: Path) -> None:
-    with pytest.raises(AdapterRejected, match="is neither one of"):
+    with pytest.raises(AdapterRejected, match="a file without a name"):
         receives(staging, raw((f'{NAMED}; filename=""', b"")), FORM)
 
 
@@ -164,7 +200,7 @@ def test_a_form_in_which_no_file_was_chosen(staging: Path) -> None:
     ("parts", "field", "reason"),
     [
         ([("name", (None, b"a")), *FILES, ("name", (None, b"b"))], "name", "occurs twice"),
-        ([("name", (None, b"x" * (MAX_FIELD_BYTES + 1)))], "name", "4096 bytes"),
+        ([("name", (None, b"x" * (MAX_FIELD_BYTES + 1)))], "name", f"{MAX_FIELD_BYTES} bytes"),
         ([("name", (None, b"\xff"))], "name", "UTF-8"),
         ([(f"field{index}", (None, b"")) for index in range(MAX_FIELDS + 1)], "field16", "at most 16 fields"),
     ],
@@ -240,7 +276,7 @@ def test_it_takes_little_memory(staging: Path) -> None:
         nonlocal sent
         sent += 1
         if sent > 600:
-            return {"type": "http.request", "body": b"\r\n--cut--", "more_body": False}
+            return {"type": "http.request", "body": b"\r\n" + raw((CONFIG_HEAD, b"{}")), "more_body": False}
         return {"type": "http.request", "body": head if sent == 1 else bytes(65536), "more_body": True}
 
     request = Request(
@@ -280,7 +316,7 @@ def test_a_cancelled_upload_ends_before_its_folder_goes(staging: Path) -> None:
             await task
         return [path.name for path in staging.iterdir()]
 
-    assert asyncio.run(cancel_in_the_middle()) == [CONFIG]
+    assert asyncio.run(cancel_in_the_middle()) == [".received"]
 
 
 # How much of a body is taken at all
@@ -323,9 +359,12 @@ def test_an_upload_may_be_larger_than_other_bodies() -> None:
     assert sends(1001, "multipart/form-data", method="PUT") == 413
 
 
-def test_more_than_any_adapter(staging: Path) -> None:
-    for headers in ({**FORM}, {**FORM, "content-length": str(max_bytes(LIMIT) + 1)}):
-        body = raw((CONFIG_HEAD, b"{}")) + (bytes(max_bytes(LIMIT)) if len(headers) == 1 else b"")
-        with pytest.raises(HTTPException) as refusal:
-            receives(staging, body, headers)
-        assert refusal.value.status_code == 413
+@pytest.mark.parametrize("declared", [True, False])
+def test_more_than_any_adapter(staging: Path, monkeypatch: pytest.MonkeyPatch, declared: bool) -> None:
+    monkeypatch.setattr("adapters.archive.AROUND_BYTES", 1 << 20)
+    limit = max_bytes(LIMIT)
+    body, headers = raw((CONFIG_HEAD, b"{}")), {**FORM, "content-length": str(limit + 1)}
+    if not declared:
+        body, headers = raw((f'{NAMED}; filename="README.md"', bytes(limit))), FORM
+    with pytest.raises(UploadTooLarge, match=f"larger than {limit} bytes: pack only the adapter's own files: adapter_"):
+        receives(staging, body, headers)

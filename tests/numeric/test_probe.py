@@ -255,14 +255,20 @@ def test_a_probe_that_finds_no_place_gives_up(house: Open, monkeypatch: pytest.M
     stuck.set()
 
 
-def test_refused_where_nothing_new_is_taken(house: Open) -> None:
+def test_measured_while_the_server_drains(house: Open) -> None:
+    """It belongs to a registration that was let in before."""
     made = house()
     made.switchboard.draining = True
-    with pytest.raises(Draining):
-        made.measure("all")
-    made.switchboard.draining = False
+    assert made.measure("all")["max_logit_change"] > 0
+
+
+def test_refused_where_the_engine_has_stopped(house: Open) -> None:
+    made = house()
     made.engine.stop()
     with pytest.raises(EngineError, match="stopped"):
+        made.measure("all")
+    made.switchboard.draining = True
+    with pytest.raises(Draining):
         made.measure("all")
 
 

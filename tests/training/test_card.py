@@ -81,6 +81,8 @@ def test_the_manifest_says_what_the_server_checks(tmp_path: Path, ready: tuple[T
     base = ready[1]
     spec = verify(tmp_path / "a", base.layout, 64)
     assert spec.base_fingerprint == found["base_fingerprint"] == base.layout.fingerprint
+    assert found["base_parts"] == base.layout.parts
+    assert found["base_parts"]["quantization"] == "nf4 with double quantisation, float32"
     assert found["quantization"] == {"method": "nf4", "block_size": 64, "double": True, "compute_dtype": "float32"}
     assert found["data"]["sha256"] == ready[2].data_hash
     assert found["evaluation"]["adapter"]["json_validity"] == 0.984

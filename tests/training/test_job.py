@@ -25,3 +25,12 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path, settings: dict[str
     out = tmp_path / settings.pop("out_", "taken")
     with pytest.raises(ConfigError, match=message):
         Job(tiny_settings(tmp_path, out=out, dry_run=True, **settings), Console(file=io.StringIO())).run()
+
+
+def test_a_server_that_is_not_there_is_told_before_the_base_is_opened(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, publish="http://127.0.0.1:9")
+    said = io.StringIO()
+    with pytest.raises(ConfigError, match=r"^--publish: no answer from http://127.0.0.1:9"):
+        Job(settings, Console(file=said)).run()
+    assert said.getvalue() == ""
+    assert not settings.data_dir.exists()

@@ -15,7 +15,6 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from bases.architecture import check_architecture
 from bases.base import Base, load_base, make_base
 from bases.errors import BaseRejected, ConfigError
-from bases.fingerprint import fingerprint
 from bases.nf4 import Linear4bit
 from bases.source import find_source
 from server.config import Settings
@@ -65,21 +64,33 @@ def shrunk(kind: str, **more: object) -> PreTrainedConfig:
     [
         (lambda: shrunk("t5"), "it is an encoder-decoder model"),
         (lambda: CONFIG_MAPPING["llava"](), "it is multimodal"),
-        (lambda: shrunk("clip_text_model"), "makes no causal language model of it"),
+        (lambda: shrunk("clip_text_model"), r"type \(clip_text_model\) are not made to continue a text"),
+        (lambda: shrunk("vit"), r"type \(vit\) are not made to continue a text"),
         (
             lambda: shrunk("mixtral", num_key_value_heads=4),
-            "weight matrix in a MixtralTopKRouter, not in a linear layer",
+            r"^mixtures of experts are not served \(its config has num_local_experts: 8\)$",
         ),
-        (lambda: shrunk("gpt2"), "h.0.attn.c_attn.weight is a weight matrix in a Conv1D"),
-        (lambda: shrunk("mamba"), "its forward takes no `position_ids`"),
-        (lambda: shrunk("bloom"), "its forward takes no `position_ids`"),
-        (lambda: shrunk("falcon"), "not every layer has one attention that goes through"),
-        (lambda: shrunk("bert", is_decoder=False), "its forward takes no|not plainly causal"),
+        (lambda: shrunk("qwen2_moe", num_key_value_heads=4), "mixtures of experts are not served"),
+        (lambda: shrunk("deepseek_v3", num_key_value_heads=4), "mixtures of experts are not served"),
+        (lambda: shrunk("gpt_oss", num_key_value_heads=4), "mixtures of experts are not served"),
+        (lambda: shrunk("jamba", num_key_value_heads=4), "mixtures of experts are not served"),
+        (lambda: shrunk("gpt2"), r"GPT-2's transposed layers \(Conv1D\) instead of linear layers, which is not served"),
+        (lambda: shrunk("mamba"), "layers that hand a state from token to token"),
+        (lambda: shrunk("mamba2", num_heads=4, head_dim=32), "layers that hand a state from token to token"),
+        (lambda: shrunk("bloom"), "cannot be told the positions of its tokens"),
+        (lambda: shrunk("mpt"), "cannot be told the positions of its tokens"),
+        (lambda: shrunk("falcon"), "attention of some layer is computed by code of its own"),
+        (lambda: shrunk("gptj"), "depends on more than the shapes of its tensors"),
+        (lambda: shrunk("bert", is_decoder=False), "its tokens also see later ones, as in BERT"),
+        (lambda: shrunk("granite_swa", num_key_value_heads=4), r"`s_aux` \(attention sinks\), which is not served"),
+        (lambda: shrunk("gemma4_text", num_key_value_heads=4), "its keys and values differ in shape"),
+        (lambda: shrunk("llama", num_key_value_heads=3), "4 query heads cannot share 3 key heads evenly"),
+        (lambda: shrunk("phi3", num_key_value_heads=4), "cannot build the model that its config.json describes"),
         (
             lambda: shrunk("lfm2", num_key_value_heads=4, layer_types=["conv"] * 4),
-            "conv.weight is a weight matrix in a Conv1d",
+            r"it has a convolution \(.*conv.weight\), which is not served",
         ),
-        (lambda: shrunk("stablelm", num_key_value_heads=4), "keyword arguments do not reach its attention"),
+        (lambda: shrunk("stablelm", num_key_value_heads=4), "attention of some layer is computed by code of its own"),
         (
             lambda: shrunk("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
             r"its rotary embedding \(dynamic\) may depend on the other rows",
@@ -117,24 +128,6 @@ def test_end_tokens_come_from_all_three_places() -> None:
     model.config.eos_token_id = 5
     model.generation_config.eos_token_id = [6, 7]
     assert make_base(model, tiny_tokenizer(), "tiny").eos_token_ids == {5, 6, 7, tiny_tokenizer().eos_token_id}
-
-
-def test_the_fingerprint_depends_on_weights_tokenizer_and_template() -> None:
-    plain = fingerprint(tiny_model(), tiny_tokenizer())
-    assert fingerprint(tiny_model(), tiny_tokenizer()) == plain
-
-    nudged = tiny_model()
-    nudged.model.layers[1].mlp.up_proj.weight[3, 4] += 1e-3
-    other_template, other_tokens = tiny_tokenizer(), tiny_tokenizer()
-    other_template.chat_template += " "
-    other_tokens.add_tokens(["<|new|>"])
-    changed = [
-        fingerprint(nudged, tiny_tokenizer()),
-        fingerprint(tiny_model().bfloat16(), tiny_tokenizer()),
-        fingerprint(tiny_model(), other_template),
-        fingerprint(tiny_model(), other_tokens),
-    ]
-    assert len({plain, *changed}) == 5
 
 
 def test_a_folder_is_quantised_once(folder: Path, tmp_path: Path) -> None:
@@ -181,13 +174,6 @@ def test_a_missing_weight_is_refused(folder: Path, tmp_path: Path) -> None:
     assert [path for path in (tmp_path / "data" / "bases").iterdir() if path.is_dir()] == []
 
 
-def test_a_folder_without_a_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
-    for file in folder.glob("tokenizer*"):
-        file.unlink()
-    with pytest.raises(BaseRejected, match="tokenizer"):
-        load_base(settings(tmp_path, folder).base)
-
-
 def test_an_already_quantised_model_is_refused(folder: Path, tmp_path: Path) -> None:
     load_base(settings(tmp_path, folder).base)
     (cached,) = (path.parent for path in (tmp_path / "data").rglob("model.safetensors"))
@@ -201,18 +187,22 @@ def test_an_already_quantised_model_is_refused(folder: Path, tmp_path: Path) -> 
         ("/no/such/folder", "no folder or file '/no/such/folder', and it is no hub id"),
         ("nix", "no folder or file 'nix', and it is no hub id"),
         ("{tmp}", "has no config.json"),
+        ("{tmp}/gguf", r"has no config.json, .*; for the GGUF file in it give --model .*/gguf/small.gguf"),
+        ("{tmp}/adapter", r"/adapter holds an adapter .*manylora adapters push .*/adapter$"),
         ("{tmp}/weights.bin", "neither a folder nor a .gguf file"),
     ],
 )
 def test_a_model_that_is_not_there(tmp_path: Path, model: str, message: str) -> None:
-    (tmp_path / "weights.bin").touch()
+    for name in ("weights.bin", "gguf/small.gguf", "adapter/adapter_config.json", "adapter/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     with pytest.raises(ConfigError, match=message):
         find_source(model.format(tmp=tmp_path))
 
 
 def test_a_broken_gguf_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(64))
-    with pytest.raises(BaseRejected, match=r"transformers cannot load .*broken\.gguf"):
+    with pytest.raises(BaseRejected, match=r"broken\.gguf is no GGUF file, damaged or not whole \(68 bytes"):
         load_base(settings(tmp_path, tmp_path / "broken.gguf").base)
 
 
@@ -249,6 +239,9 @@ def test_the_demo_base(demo: Demo) -> None:
     assert base.max_model_len == 8192
     assert base.dtype == torch.bfloat16
     assert base.tokenizer.chat_template
+    # As it always was on x86 with AVX2, and as it was elsewhere: there are adapters that name these.
+    assert base.layout.fingerprint == "110caadad6ed77a4839c7841a43330856d371310d20c01d0742c35c57e183b79"
+    assert base.layout.equivalents == {"201f04e3ee0a76942126972054645dbabbdac12492085e77058b936d4f66c5cd"}
 
 
 @pytest.mark.demo

@@ -200,10 +200,26 @@ def test_an_upload_is_streamed_and_counted(listen: Callable[[Peer], Peer], folde
     assert [sent for sent, _ in calls] == sorted(sent for sent, _ in calls)
     assert {of for _, of in calls} == {total}
     assert calls[-1][0] == total
-    assert b"README" not in peer.beginning
-    order = [b'name="name"', b'name="activate"', b'name="pinned"', b'filename="adapter_config.json"', b".safetensors"]
+    assert b"not sent" not in peer.beginning
+    assert b'{"files": ["README.md"], "count": 1, "adapters": []}' in peer.beginning
+    order = [b'name="name"', b'name="pinned"', b'name="left_out"', b'filename="adapter_config.json"', b".safetensors"]
     places = [peer.beginning.index(part) for part in order]
     assert places == sorted(places), "the server must know the fields before the files come"
+
+
+def test_a_server_of_an_older_release_is_told_nothing_of_what_is_left_out(
+    listen: Callable[[Peer], Peer], folder: Path
+) -> None:
+    """It refuses a field that it does not know, and has then registered nothing."""
+    os.truncate(folder / "adapter_model.safetensors", 10)
+    body = b'{"error": {"message": "Unknown field.", "param": "left_out", "code": "unknown_parameter"}}'
+    peer = listen(Peer([refusal(400, body), (201, {}, b'{"id": "legal", "object": "adapter", "version": 7}')]))
+    with AdapterClient(peer.url) as client:
+        assert client.push(folder, "legal").version == 7
+    assert [peer.beginning.count(part) for part in (b'name="left_out"', b'name="name"')] == [1, 2]
+    other = listen(Peer([refusal(400, body.replace(b"left_out", b"preload"))]))
+    with AdapterClient(other.url) as client, pytest.raises(ServerRefused, match=r"^Unknown field\.$"):
+        client.push(folder, "legal")
 
 
 def test_the_same_content_is_not_new(listen: Callable[[Peer], Peer], folder: Path) -> None:

@@ -547,6 +547,7 @@ def test_the_first_schema_is_migrated(tmp_path: Path) -> None:
         receipt = registry.receipt(registry.version("legal@2"))
         assert receipt is not None
         assert receipt["source"] == "folder legal"
+        assert "taken_from" not in receipt, "nobody has noted that then"
 
 
 def test_content_that_was_missing_comes_back_under_all_its_names(tmp_path: Path, folders: list[Path]) -> None:

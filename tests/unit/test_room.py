@@ -1,5 +1,6 @@
 """Weights that cannot be in memory are refused before they are read."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,13 @@ def hollow(file: Path, size: int) -> Path:
     return file
 
 
+def hollow_tensor(file: Path, size: int) -> None:
+    """The same as a whole safetensors file, of one tensor of this many bytes."""
+    header = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    hollow(file, 8 + len(header) + size)
+
+
 def test_what_is_larger_than_memory(tmp_path: Path) -> None:
     total = psutil.virtual_memory().total
     file = hollow(tmp_path / "model-00001-of-00002.safetensors", 2 * total)
@@ -46,7 +54,7 @@ def test_weights_of_another_kind_beside_them_do_not_count(tmp_path: Path) -> Non
 def test_such_a_model_is_refused_before_it_is_read(tmp_path: Path, quantization: Literal["nf4", "none"]) -> None:
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    hollow(tmp_path / "model/model.safetensors", 9 * psutil.virtual_memory().total)
+    hollow_tensor(tmp_path / "model/model.safetensors", 9 * psutil.virtual_memory().total)
     said: list[str] = []
     options = BaseOptions(str(tmp_path / "model"), tmp_path / "data", "cpu", quantization)
     with pytest.raises(ConfigError, match="--model: the weights in"):

@@ -16,6 +16,7 @@ import pytest
 from adapters.errors import AdapterRejected, SourceRefused
 from adapters.files import CONFIG, MAX_JSON_BYTES, ORIGIN, WEIGHTS
 from adapters.hub import _is_public
+from adapters.selection import ALONE, Selection
 from adapters.sources import Sources, parse_address
 from tests.buckets import in_front_of, new_bucket, s3_server
 
@@ -103,7 +104,7 @@ def test_a_bad_entry_is_named() -> None:
 
 def test_what_is_not_allowed_is_not_asked_for(tmp_path: Path) -> None:
     for allowed in ([], ["hf://org/other"], ["s3://b/team"]):
-        with pytest.raises(SourceRefused, match="hf://org/name is not within an address that this server allows"):
+        with pytest.raises(SourceRefused, match="allows it with --allow-source hf://org/name, or"):
             Sources(allowed, LIMIT).fetch("hf://org/name@main", tmp_path)
 
 
@@ -157,7 +158,8 @@ FILES = {CONFIG: b'{"r": 4}', WEIGHTS: b"w" * 1000}
 
 
 def publish(hub: Site, *, revision: str = "main", commit: str = COMMIT, files: dict[str, bytes] = FILES) -> None:
-    answer = json.dumps({"id": "org/name", "sha": commit, "siblings": []}).encode()
+    siblings = [{"rfilename": name} for name in files]
+    answer = json.dumps({"id": "org/name", "sha": commit, "siblings": siblings}).encode()
     hub.answers[f"/api/models/org/name/revision/{revision}"] = (200, {}, answer)
     for name, data in files.items():
         hub.answers[f"/org/name/resolve/{commit}/{name}"] = (200, {}, data)
@@ -189,7 +191,7 @@ def test_a_repository_comes_at_the_commit_its_branch_means(
     files = {**FILES, ORIGIN: b"{}"} if origin else FILES
     publish(hub, files=files)
     hub.answers[f"/org/name/resolve/{COMMIT}/modeling.py"] = (200, {}, b"raise SystemExit")
-    assert sources.fetch("hf://org/name", tmp_path) == f"hf://org/name@{COMMIT}"
+    assert sources.fetch("hf://org/name", tmp_path).source == f"hf://org/name@{COMMIT}"
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
     assert hub.paths[0] == "/api/models/org/name/revision/main"
     assert sorted(hub.paths[1:]) == sorted(f"/org/name/resolve/{COMMIT}/{name}" for name in (CONFIG, WEIGHTS, ORIGIN))
@@ -197,13 +199,13 @@ def test_a_repository_comes_at_the_commit_its_branch_means(
 
 def test_a_revision_is_looked_up_first(hub: Site, sources: Sources, tmp_path: Path) -> None:
     publish(hub, revision="refs%2Fpr%2F1", commit=OTHER, files={CONFIG: b"{}", WEIGHTS: b"other"})
-    assert sources.fetch("hf://org/name@refs/pr/1", tmp_path) == f"hf://org/name@{OTHER}"
+    assert sources.fetch("hf://org/name@refs/pr/1", tmp_path).source == f"hf://org/name@{OTHER}"
     assert (tmp_path / WEIGHTS).read_bytes() == b"other"
 
 
 def test_a_commit_can_be_asked_for(hub: Site, sources: Sources, tmp_path: Path) -> None:
     publish(hub, revision=OTHER, commit=OTHER)
-    assert sources.fetch(f"hf://org/name@{OTHER}", tmp_path) == f"hf://org/name@{OTHER}"
+    assert sources.fetch(f"hf://org/name@{OTHER}", tmp_path).source == f"hf://org/name@{OTHER}"
 
 
 def test_the_token_goes_to_the_hub(hub: Site, sources: Sources, tmp_path: Path) -> None:
@@ -216,6 +218,29 @@ def test_a_repository_without_an_adapter_is_refused(hub: Site, sources: Sources,
     del hub.answers[f"/org/name/resolve/{COMMIT}/{name}"]
     with pytest.raises(SourceRefused, match=f"hf://org/name@{COMMIT} has no {name}"):
         sources.fetch("hf://org/name", tmp_path)
+
+
+@pytest.mark.parametrize(("file", "format"), [("adapters.safetensors", "mlx-lm"), ("q4/model.Q4_0.gguf", "GGUF")])
+def test_a_repository_of_another_format_is_told_as_such(
+    hub: Site, sources: Sources, tmp_path: Path, file: str, format: str
+) -> None:
+    hub.answers.clear()
+    publish(hub, files={CONFIG: b"{}", file: b"x", "README.md": b""})
+    with pytest.raises(SourceRefused, match=f"has no {WEIGHTS}; {file} is .*{format}"):
+        sources.fetch("hf://org/name", tmp_path)
+
+
+def test_what_is_left_in_a_repository_is_told(hub: Site, sources: Sources, tmp_path: Path) -> None:
+    publish(hub, files={**FILES, "README.md": b"", f"german/{CONFIG}": b"", f"german/{WEIGHTS}": b""})
+    left = ("README.md", f"german/{CONFIG}", f"german/{WEIGHTS}")
+    assert sources.fetch("hf://org/name", tmp_path).selection == Selection("", left, 3, ("german",))
+
+
+@pytest.mark.parametrize("siblings", [None, {}, [1, {}, {"rfilename": 7}]])
+def test_a_hub_need_not_list_its_files(hub: Site, sources: Sources, tmp_path: Path, siblings: object) -> None:
+    answer = json.dumps({"sha": COMMIT, "siblings": siblings}).encode()
+    hub.answers["/api/models/org/name/revision/main"] = (200, {}, answer)
+    assert sources.fetch("hf://org/name", tmp_path).selection == ALONE
 
 
 @pytest.mark.parametrize(
@@ -374,7 +399,7 @@ def test_a_redirect_to_a_public_address_is_followed_without_the_token(
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         hub.redirect(f"/org/name/resolve/{COMMIT}/{WEIGHTS}", "http://u:p@93.184.216.34:8080/blob?Signature=1")
         proxy.answers["http://93.184.216.34:8080/blob?Signature=1"] = (200, {}, b"from afar")
-        assert sources.fetch("hf://org/name", tmp_path) == f"hf://org/name@{COMMIT}"
+        assert sources.fetch("hf://org/name", tmp_path).source == f"hf://org/name@{COMMIT}"
         assert (tmp_path / WEIGHTS).read_bytes() == b"from afar"
         [(_, headers)] = proxy.requests
         assert headers["host"] == "93.184.216.34:8080"
@@ -453,7 +478,7 @@ def upload(bucket: str, files: dict[str, bytes] = FILES, endpoint: str | None = 
 
 def test_a_prefix_comes_with_its_etags(bucket: str, tmp_path: Path) -> None:
     put = upload(bucket, {**FILES, ORIGIN: b"{}", "README.md": b"hello"})
-    source = Sources([f"s3://{bucket}/team"], LIMIT).fetch(f"s3://{bucket}/team/legal/", tmp_path)
+    source = Sources([f"s3://{bucket}/team"], LIMIT).fetch(f"s3://{bucket}/team/legal/", tmp_path).source
     etags = ",".join(put[name]["ETag"].strip('"') for name in (CONFIG, WEIGHTS, ORIGIN))
     assert source == f"s3://{bucket}/team/legal#etag={etags}"
     assert names(tmp_path) == sorted([CONFIG, WEIGHTS, ORIGIN])
@@ -465,7 +490,7 @@ def test_a_bucket_with_versions_tells_them(bucket: str, tmp_path: Path) -> None:
     client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     client.close()
     put = upload(bucket)
-    source = Sources([f"s3://{bucket}"], LIMIT).fetch(f"s3://{bucket}/team/legal", tmp_path)
+    source = Sources([f"s3://{bucket}"], LIMIT).fetch(f"s3://{bucket}/team/legal", tmp_path).source
     assert source == f"s3://{bucket}/team/legal#version={put[CONFIG]['VersionId']},{put[WEIGHTS]['VersionId']}"
 
 
@@ -474,6 +499,18 @@ def test_a_prefix_without_an_adapter_is_refused(bucket: str, tmp_path: Path, nam
     upload(bucket, {other: data for other, data in FILES.items() if other != name})
     with pytest.raises(SourceRefused, match=f"s3://{bucket}/team/legal has no {name}"):
         Sources([f"s3://{bucket}"], LIMIT).fetch(f"s3://{bucket}/team/legal", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "format"), [("adapter_model.bin", "pickle"), ("lit_model.pth.lora", "LitGPT"), ("optimizer.pt", None)]
+)
+def test_a_prefix_of_another_format_is_told_as_such(bucket: str, tmp_path: Path, file: str, format: str | None) -> None:
+    upload(bucket, {CONFIG: b"{}", file: b"x"})
+    with pytest.raises(SourceRefused) as refused:
+        Sources([f"s3://{bucket}"], LIMIT).fetch(f"s3://{bucket}/team/legal", tmp_path)
+    plain = f"s3://{bucket}/team/legal has no {WEIGHTS}"
+    assert str(refused.value).startswith(f"{plain}; {file} is a" if format else plain)
+    assert format is None or format in str(refused.value)
 
 
 def test_a_bucket_is_bounded_too(bucket: str, tmp_path: Path) -> None:
