@@ -13,9 +13,13 @@ CORE = (
     "blocks",
     "slots",
     "scheduler",
-    "plan",
-    "lora",
-    "attention",
+    "compute/backend",
+    "compute/attention",
+    "compute/layers",
+    "compute/mapping",
+    "compute/pool",
+    "compute/reference/lora",
+    "compute/reference/attention",
     "sampler",
     "runner",
     "loader",
@@ -86,6 +90,35 @@ def test_the_engine_knows_nothing_of_text_or_http() -> None:
     for module in CORE:
         for name in imports(ROOT / "server" / f"{module}.py"):
             assert not name.startswith(("server.api", "server.text", "server.metrics", "fastapi", "starlette")), module
+
+
+WAYS = tuple(f"server.compute.{name}" for name in ("cpu", "cuda", "reference"))
+ABOVE_THE_SEAM = {"server/doctor.py", "server/api/serve.py", "server/sampler.py"}
+"""What may name a way of computing: doctor says what the kernels can do, a start returns memory, and the sampler's own
+arithmetic is the reference's."""
+
+
+def test_nothing_above_the_seam_asks_which_way_of_computing_is_at_work() -> None:
+    for file in sorted((ROOT / "server").rglob("*.py")):
+        path = file.relative_to(ROOT)
+        if path.is_relative_to("server/compute") or path.as_posix() in ABOVE_THE_SEAM:
+            continue
+        assert not [name for name in imports(file) if name.startswith(WAYS)], path
+
+
+@pytest.mark.parametrize("way", ["cpu", "cuda", "reference"])
+def test_a_way_of_computing_knows_the_reference_and_no_other(way: str) -> None:
+    known = (f"server.compute.{way}", "server.compute.reference")
+    for file in sorted((ROOT / "server" / "compute" / way).rglob("*.py")):
+        others = [name for name in imports(file) if name.startswith(WAYS) and not name.startswith(known)]
+        assert not others, f"{file.relative_to(ROOT)} imports {others}"
+
+
+def test_computing_knows_nothing_of_what_asks_for_it() -> None:
+    allowed = ("server.compute", "server.sequence", "server.slots")
+    for file in sorted((ROOT / "server" / "compute").rglob("*.py")):
+        others = [name for name in imports(file) if name.startswith("server.") and not name.startswith(allowed)]
+        assert not others, f"{file.relative_to(ROOT)} imports {others}"
 
 
 def test_the_core_stays_small() -> None:
