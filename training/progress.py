@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from training.counting import LINE_SECONDS, Say, draws_bars
+from adapters.upload_bar import LINE_SECONDS, draws_bars
+from training.counting import Say
 
 MEAN_OF = 10
 """Steps whose mean is the loss that is shown: one step's is of few rows, and leaps."""
