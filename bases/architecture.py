@@ -71,7 +71,7 @@ def check_architecture(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
     That takes: a causal decoder of text; every weight matrix in a linear layer that sees each row once; attention of
     every layer through transformers' interface, with nothing in it that we do not compute; position angles that do not
-    depend on the other rows. Raises :class:`~server.errors.BaseRejected`, saying why, otherwise.
+    depend on the other rows. Raises :class:`~bases.errors.BaseRejected`, saying why, otherwise.
     """
     _check_config(config)
     try:
