@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from server.api import serve
-from server.api.connection import BEGINNING
+from server.api.connection import BEGINNING, FIRST_LOOK, Connection
 from tests.api.live import Live, enduring_model, request, running, tiny_service, unchanged, wait_for
 
 LONG = {"max_tokens": 15_000}
@@ -175,6 +175,23 @@ def test_several_requests_before_the_end_are_all_answered(enduring: Live) -> Non
         client.sendall(asking() * 3)
         client.shutdown(socket.SHUT_WR)
         assert read_all(client).count(b"HTTP/1.1 200 ") == 3
+
+
+def test_one_end_is_looked_after_once(enduring: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many requests came before it: the bytes that are sent ahead must last."""
+    pauses: list[float] = []
+    look = Connection._look
+
+    def noted(self: Connection, pause: float) -> None:
+        pauses.append(pause)
+        look(self, pause)
+
+    monkeypatch.setattr(Connection, "_look", noted)
+    with connected(enduring) as client:
+        client.sendall(asking(max_tokens=200) * 4)
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client).count(b"HTTP/1.1 200 ") == 4
+    assert pauses.count(FIRST_LOOK) == 1
 
 
 def test_half_a_request_gets_nothing(enduring: Live) -> None:
