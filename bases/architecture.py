@@ -236,6 +236,8 @@ def _record(
 
 
 def _check_attention(calls: list[_Attention], layers: int) -> None:
+    if not calls:
+        raise BaseRejected("it has no layers")
     if [call.layer for call in calls] != list(range(layers)):
         raise BaseRejected(_OWN_ATTENTION)
     for call in calls:

@@ -113,13 +113,19 @@ def test_a_registration_is_finished_although_its_client_has_left(
         live.complete(adapter="left")
 
 
-def test_an_upload_that_takes_too_long_is_not_waited_for(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_an_upload_that_takes_too_long_is_not_waited_for(
+    folders: Mapping[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first, _ = form(folders["spare"], "late")
     with running(tiny_service(tmp_path, drain_seconds=0)) as live, connect(live.http) as upload:
         upload.sendall(first)
         wait_for(lambda: staged(tmp_path))
         live.server.drain()
         wait_for(lambda: not live.thread.is_alive())
+        answer = upload.recv(1 << 16)
+    assert answer.startswith(b"HTTP/1.1 503 "), answer
+    assert b'"code":"draining"' in answer
+    assert "Traceback" not in caplog.text
     with running(tiny_service(tmp_path)) as live:
         assert live.http.get("/v1/adapters").json()["data"] == []
         assert not staged(tmp_path)

@@ -110,6 +110,22 @@ def test_slashes_that_mean_nothing(live: Live, path: str, plain: str) -> None:
         assert asked.content == same.content
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        *((f"{origin}/v1//models/?x=//", 200) for origin in ("http://models.example.com", "HTTPS://x:8443", "http://")),
+        ("http://models.example.com", 200),
+        ("http://models.example.com/nowhere", 404),
+        ("/http://x/v1/models", 404),
+    ],
+)
+def test_a_request_that_names_the_whole_url_means_its_path(live: Live, target: str, status: int) -> None:
+    """As one to a proxy; every server must take it."""
+    with connected(live) as client:
+        client.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        assert read_all(client).startswith(f"HTTP/1.1 {status} ".encode())
+
+
 @pytest.mark.parametrize("path", ["/v1/completions/", "//v1/completions", "/v1//completions//"])
 def test_a_post_is_not_redirected(live: Live, path: str) -> None:
     response = httpx.post(str(live.http.base_url).rstrip("/") + path, json=request())

@@ -238,6 +238,10 @@ def test_too_many_members(bench: Bench) -> None:
     bench.refused(zip_of({str(index): b"" for index in range(MAX_FILES + 1)}), "more than 4096 files and folders")
 
 
+def test_a_directory_of_too_many_members(bench: Bench) -> None:
+    bench.refused(zip_of({**GOOD, **{f"{number:0200}": b"" for number in range(MAX_FILES)}}), "pack only the adapter's")
+
+
 def test_a_name_with_a_nul(bench: Bench) -> None:
     name = CONFIG.encode()
     data = zip_of({CONFIG: b"{}"}).replace(name, name[:-5] + b"\0json")
