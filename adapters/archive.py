@@ -272,7 +272,7 @@ class _InPieces(io.FileIO):
         wanted = MAX_ZIP_READ_BYTES + 1 if size is None or size < 0 else size
         data = super().read(min(wanted, MAX_ZIP_READ_BYTES + 1)) or b""
         if len(data) > MAX_ZIP_READ_BYTES:
-            raise AdapterRejected(f"the archive has a directory larger than {MAX_ZIP_READ_BYTES} bytes")
+            raise AdapterRejected(f"the archive has a directory larger than {MAX_ZIP_READ_BYTES} bytes: {PACK_LESS}")
         return data
 
     def seek(self, position: int, whence: int = io.SEEK_SET, /) -> int:

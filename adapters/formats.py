@@ -83,6 +83,10 @@ FORMATS = (
         "is packed in a way that is not read here: pack the adapter's folder as .tar.gz or .zip",
     ),
     _format(
+        r".*\.(tar|tar\.gz|tgz|zip)",
+        "is an archive within what came, and is not opened: bring that archive itself, or unpack it first",
+    ),
+    _format(
         r".*\.(bin|pt|pth|ckpt|pkl|pickle)",
         f"is a pickle, which can run code when it is read: {_SAVE_AGAIN}",
     ),

@@ -42,7 +42,7 @@ def _differences(origin: Mapping[str, Any], layout: BaseLayout) -> str:
         raise AdapterRejected("base_parts is not an object of strings", file=ORIGIN)
     different = [part for part in _PARTS if part in theirs and theirs[part] != layout.parts.get(part)]
     if not different:
-        return "what they differ in is none of the parts that both name"
+        return f"by what {ORIGIN} says of its parts they do not differ, so it is something that it does not tell"
     if "quantization" in different:
         # Weights that are stored otherwise differ in every byte, whether or not the model is the same.
         different = [part for part in different if part != "weights"]

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 import regex  # type: ignore[import-untyped, unused-ignore]
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from adapters.errors import AdapterRejected
+from adapters.errors import AdapterRejected, shown
 from adapters.files import CONFIG, read_json
 from adapters.spec import BaseLayout, LoraTarget
 
@@ -123,7 +123,7 @@ class LoraConfig(BaseModel):
     def unknown(self) -> tuple[str, ...]:
         """Fields in use of which it is not known whether they change the output, as far as their names' beginnings."""
         extra = self.model_extra or {}
-        return tuple(sorted(name[:80] for name, value in extra.items() if name not in _KNOWN and _in_use(value)))
+        return tuple(sorted(shown(name[:80]) for name, value in extra.items() if name not in _KNOWN and _in_use(value)))
 
     def targets(self, layout: BaseLayout) -> Mapping[str, LoraTarget]:
         """The layers of the base that the config declares, with rank and scaling.

@@ -397,13 +397,19 @@ class Registry(Directory):
     def _check(self, content: AdapterId) -> None:
         """Find out whether a content that another base has admitted can be served by this one."""
         try:
-            spec = self._store.inspect(content)
-            admission = self._admission(spec, Options())
+            allowed = self._mismatch_allowed(content)
+            spec = self._store.inspect(content, any_base=allowed)
+            admission = self._admission(spec, Options(allow_base_mismatch=allowed))
         except AdapterRejected as error:
             receipt = {"checked": int(time.time()), "base_fingerprint": self._ties.base}
             admission = Admission(self._ties.base, receipt, refused=str(error))
         self._contents.admit(content, admission)
         self.refresh()
+
+    def _mismatch_allowed(self, content: AdapterId) -> bool:
+        """Whether it was taken on this very base, under another of its fingerprints, although trained on another."""
+        known = [self._contents.admission(content, base) for base in self._ties.equivalents]
+        return any(each.receipt.get("base_mismatch_allowed", False) for each in known if each is not None)
 
     def _update_pins(self) -> None:
         """Tell which versions are to stay on the device; as many as fit, in the order of names."""

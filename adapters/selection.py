@@ -41,7 +41,7 @@ class Selection:
     def receipt(self) -> dict[str, Any]:
         """For the receipt."""
         return {
-            "taken_from": self.folder or ".",
+            "taken_from": shown(self.folder) or ".",
             "other_adapters": list(self.others),
             "ignored_files": list(self.ignored),
             "ignored_count": self.ignored_count,
@@ -70,7 +70,7 @@ def choose(paths: Collection[str]) -> Selection:
     names = _by_folder(paths)
     adapters = _adapters(names)
     if not adapters:
-        raise recognise(paths) or AdapterRejected("is missing", file=_missing(names))
+        raise recognise(paths) or AdapterRejected("is missing", file=shown(_missing(names)))
     nearest = min(map(_depth, adapters))
     found = [folder for folder in adapters if _depth(folder) == nearest]
     if len(found) > 1:
@@ -147,7 +147,7 @@ def _missing(names: Mapping[str, Counter[str]]) -> str:
 
 def _check_whole(folder: str, found: Counter[str]) -> None:
     if WEIGHTS not in found:
-        raise recognise([_join(folder, PICKLE)]) or AdapterRejected("is missing", file=_join(folder, WEIGHTS))
+        raise recognise([_join(folder, PICKLE)]) or AdapterRejected("is missing", file=shown(_join(folder, WEIGHTS)))
     if CONFIG not in found:
         refuse(_join(folder, CONFIG), "is missing")
     for name in FILES:

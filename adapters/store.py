@@ -121,11 +121,11 @@ class AdapterStore:
                 self._remember(spec)
             return read_weights(path, spec)
 
-    def inspect(self, adapter_id: AdapterId) -> AdapterSpec:
+    def inspect(self, adapter_id: AdapterId, *, any_base: bool = False) -> AdapterSpec:
         """Verify an entry once more, for the base at hand. Raises :class:`AdapterError`, as :meth:`read` does."""
         with self._present(adapter_id) as path:
             # Whoever had it stored has allowed its fields, and they do not depend on the base.
-            return verify(path, self._layout, self._max_rank, any_fields=True)
+            return verify(path, self._layout, self._max_rank, any_base=any_base, any_fields=True)
 
     def detach(self, adapter_id: AdapterId) -> Path | None:
         """Take an entry out of ``root`` in one atomic step; its bytes stay in the returned directory."""

@@ -15,6 +15,8 @@ class Ties:
 
     base: str
     """The base's fingerprint."""
+    equivalents: frozenset[str] = frozenset()
+    """Other fingerprints that mean this base."""
     max_rank: int = 256
     """The largest rank that is served."""
     reserved: frozenset[str] = frozenset()

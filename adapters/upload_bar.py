@@ -19,7 +19,7 @@ LINE_SECONDS = 10.0
 def upload_bar(name: str) -> Iterator[Progress]:
     """Told of an upload, and of the server's checks after it."""
     console = Console(stderr=True)
-    if not (console.is_interactive and console.file.isatty()):  # FORCE_COLOR makes no terminal of a log file
+    if not draws_bars(console):
         yield _lines(name, console)
         return
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -32,6 +32,11 @@ def upload_bar(name: str) -> Iterator[Progress]:
                 bars.update(task, description="checking on the server ...")
 
         yield advance
+
+
+def draws_bars(console: Console) -> bool:
+    """Whether it is a terminal that can: not TERM=dumb, and no log file, of which FORCE_COLOR makes no terminal."""
+    return console.is_interactive and console.file.isatty()
 
 
 def _lines(name: str, console: Console) -> Progress:

@@ -71,7 +71,7 @@ def check_architecture(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
     That takes: a causal decoder of text; every weight matrix in a linear layer that sees each row once; attention of
     every layer through transformers' interface, with nothing in it that we do not compute; position angles that do not
-    depend on the other rows. Raises :class:`~server.errors.BaseRejected`, saying why, otherwise.
+    depend on the other rows. Raises :class:`~bases.errors.BaseRejected`, saying why, otherwise.
     """
     _check_config(config)
     try:
@@ -236,6 +236,8 @@ def _record(
 
 
 def _check_attention(calls: list[_Attention], layers: int) -> None:
+    if not calls:
+        raise BaseRejected("it has no layers")
     if [call.layer for call in calls] != list(range(layers)):
         raise BaseRejected(_OWN_ATTENTION)
     for call in calls:

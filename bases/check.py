@@ -44,6 +44,8 @@ def context_length(config: PreTrainedConfig, wanted: int | None) -> int:
     most: int | None = getattr(config, "max_position_embeddings", None)
     if most is None:
         raise BaseRejected("its config does not say how long its context is (max_position_embeddings)")
+    if most < 1:
+        raise BaseRejected(f"its config says that its context has {most} tokens (max_position_embeddings)")
     if wanted is not None and wanted > most:
         raise ConfigError(f"--max-model-len: must be at most {most}, the context of this model (got {wanted})")
     return wanted or most
@@ -121,13 +123,28 @@ def _check_weights(folder: Path) -> None:
     if not (folder / INDEX).is_file():
         raise BaseRejected(_no_weights(folder))
     files = _read_object(folder / INDEX).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
         raise BaseRejected(f"{folder / INDEX} has no weight_map that names a file for each tensor")
+    for name in files.values():
+        if not _within(name):
+            raise BaseRejected(f"{folder / INDEX} names {name[:80]!r}, which is no file of that folder")
     if missing := sorted({name for name in files.values() if not (folder / name).is_file()}):
         raise BaseRejected(f"{folder} lacks {_listed(missing)}, which {INDEX} names: the model is not there as a whole")
     for name in sorted(set(files.values())):
         if missing := sorted({key for key, place in files.items() if place == name} - _keys(folder / name)):
             raise BaseRejected(f"{folder / name} lacks the tensors {_listed(missing)}, which {INDEX} says it has")
+
+
+def _within(name: str) -> bool:
+    """Whether a name out of an index can be that of a file in the model's own folder."""
+    path = Path(name)
+    return (
+        bool(path.parts)
+        and len(name) < 256
+        and name.isprintable()
+        and not path.is_absolute()
+        and ".." not in path.parts
+    )
 
 
 def _keys(file: Path) -> set[str]:

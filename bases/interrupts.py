@@ -1,8 +1,9 @@
 """Ctrl-C: silent, with exit status 130, at whatever moment it comes.
 
-Where nothing has been begun, while modules are imported above all, the process ends on the spot: a KeyboardInterrupt
-there becomes a traceback, or is swallowed, by whatever library happens to be importing. Where something half made is to
-be put away it is raised, but not within an import, nor for good within a finalizer: it comes again when they are over.
+Until there is something to clean up, above all while modules are imported, the process ends on the spot: a
+KeyboardInterrupt within an import ends as a traceback, or is swallowed by the library that is importing. Where there is
+something to clean up (:func:`raised`), it is a KeyboardInterrupt. One that comes within an import is put off until that
+is over; one that comes within a finalizer (``__del__``), where nobody can catch it, is raised once more afterwards.
 """
 
 import _thread

@@ -7,7 +7,8 @@ from pathlib import Path
 def make_ordinary(folder: Path) -> None:
     """Give every file in ``folder``, and below it, the mode that the process's umask gives new files."""
     new = folder / ".mode"
-    new.touch(exist_ok=False)  # the umask can only be asked for by changing it, for all threads
+    new.unlink(missing_ok=True)  # left by a process that was killed here
+    new.touch()  # the umask can only be asked for by changing it, for all threads
     mode = stat.S_IMODE(new.stat().st_mode)
     new.unlink()
     for path in folder.rglob("*"):

@@ -256,9 +256,9 @@ async def _get(http: aiohttp.ClientSession, path: str, form: type[T], peer: Peer
         return TypeAdapter(form).validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the answer"
+        where = ".".join(map(str, first["loc"])) or "it"
         said = f"{where} {plain.of_value(first)}"
-        raise BadOption(f"--url, --peer: this is no {peer} server: of /{path} {said}") from None
+        raise BadOption(f"--url, --peer: this is no {peer} server: /{path} gives another answer: {said}") from None
 
 
 async def _accepted(response: aiohttp.ClientResponse, what: str) -> None:

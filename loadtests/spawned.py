@@ -60,7 +60,10 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
             if (status := process.poll()) is not None:
                 raise ServerUnusable(f"the server ended with status {status} before it was ready; it says above why")
             if time.monotonic() > deadline:
-                raise ServerUnusable(f"the server was not ready after {START_SECONDS:.0f} s; start it yourself, --url")
+                raise ServerUnusable(
+                    f"the server was not ready after {START_SECONDS:.0f} s; start it yourself and give its address "
+                    "with --url instead of --spawn"
+                )
             time.sleep(0.2)
 
 

@@ -32,7 +32,9 @@ from bases.errors import ConfigError
 from bases.option_errors import describe
 from bases.options import BaseOptions, default_data
 
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
+_USUAL_PORT = re.compile(r"(?<=^http)(://.*):80$|(?<=^https)(://.*):443$")
+"""Browsers leave it out."""
 RANK_STEP = 8
 """Rank columns of the device pool come in multiples of this."""
 _SERVICE_LINK = re.compile(
@@ -208,8 +210,8 @@ class Settings(BaseSettings):
     @field_validator("cors_origin")
     @classmethod
     def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        # Browsers write scheme and host in small letters and leave out the slash; the comparison is to the letter.
-        origins = tuple(origin.lower().rstrip("/") for origin in origins)
+        # Written as browsers write them: in small letters, without the slash. The comparison is to the letter.
+        origins = tuple(_USUAL_PORT.sub(r"\1\2", origin.lower().rstrip("/")) for origin in origins)
         for origin in origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"must be * or an origin such as https://chat.example.com:8443 (got {origin!r})")

@@ -98,6 +98,7 @@ FORMATS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
         "mlx-lm",
     ),
     "old mlx": (("adapters.npz",), "adapters.npz", "mlx-lm"),
+    "an archive in an archive": (("legal.tar.gz",), "legal.tar.gz", "unpack it first"),
     "gguf": (("legal-lora-f16.GGUF", "README.md"), "legal-lora-f16.GGUF", "llama.cpp's format (GGUF)"),
     "nemo": (("megatron_lora.nemo",), "megatron_lora.nemo", "NeMo"),
     "nemo unpacked": (("model_config.yaml", "model_weights.ckpt"), "model_weights.ckpt", "NeMo"),

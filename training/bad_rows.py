@@ -15,9 +15,13 @@ class BadRows:
         self.count = 0
         self.told: list[str] = []
         """``rows.jsonl:12: reason`` of the first of them."""
+        self._last: str | None = None
 
     def add(self, error: DataError) -> None:
-        """One row more."""
+        """One row more, unless it is the row of the last reason: of one row several examples may be made."""
+        if error.source is not None and error.source == self._last:
+            return
+        self._last = error.source
         self.count += 1
         if len(self.told) < TOLD:
             self.told.append(str(error))

@@ -28,9 +28,9 @@ CHAT_TEMPLATE = "chat_template.jinja"
 ADDRESS = '"${MANYLORA_URL:-http://127.0.0.1:8000}"'
 """The server in the card's commands: the one that ``manylora adapters`` talks to."""
 TWO_LOSSES = (
-    "The held-out loss that training showed is of the same rows. It was taken on the way, on the adapter of that step, "
-    "with the trainer's own kernels; this one is of the adapter as it was saved, loaded anew as a server loads it. The "
-    "last of the former and the latter differ by rounding, or because --early-stopping kept an earlier step."
+    "The held-out losses that training showed are of the same rows, each of the adapter at its step, with the "
+    "trainer's own kernels. The one here is of the adapter as it was saved, loaded as a server loads it. It differs "
+    "from the last that training showed by rounding, or because --early-stopping kept an earlier step."
 )
 """Said wherever the judgement's loss stands."""
 THRESHOLDS = ("max_loss_ratio", "min_exact_match", "min_stop_share", "min_json_validity", "max_divergence")

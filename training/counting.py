@@ -9,12 +9,11 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adapters.upload_bar import LINE_SECONDS, draws_bars
+
 Say = Callable[[str], None]
 Advance = Callable[[int], None]
 """Told how much more is done."""
-
-LINE_SECONDS = 10.0
-"""Between two lines where there is no bar."""
 
 
 @contextmanager
@@ -29,11 +28,6 @@ def counting(title: str, total: int, say: Say, *, in_bytes: bool = False) -> Ite
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=total)
         yield lambda more: bar.advance(task, more)
-
-
-def draws_bars(console: Console) -> bool:
-    """Whether it is a terminal that can: not TERM=dumb, and no log file, of which FORCE_COLOR makes no terminal."""
-    return console.is_interactive and console.file.isatty()
 
 
 def _lines(title: str, total: int, say: Say, in_bytes: bool) -> Advance:

@@ -29,6 +29,7 @@ from bases.base import Base, load_base
 from bases.errors import ConfigError, ManyloraError
 from bases.modes import make_ordinary
 from bases.options import BaseOptions
+from training.card import CHAT_TEMPLATE
 from training.counting import Say, counting
 from training.divergence import Divergence, Limit, Observed, compare, compute_exactly, encode_prompts, observe
 from training.gguf import check_gguf, write_gguf
@@ -43,8 +44,6 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MAX_RANK = 65536
 """An adapter may have any rank here: no device has to hold it."""
 GENERATION = "generation_config.json"
-CHAT_TEMPLATE = "chat_template.jinja"
-"""Travels in an adapter's folder where it was not trained with the base's own."""
 
 LIMITS = {"bf16": Limit(0.02, 0.85), "fp16": Limit(0.001, 0.97), "fp32": Limit(1e-5, 0.999)}
 """How far the reloaded export may be from base + adapter, unmerged, both computed in float32.

@@ -126,13 +126,24 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[_Unread]:
         raise DataError("reading Parquet needs pyarrow: pip install pyarrow", str(path)) from None
     number = 0
     try:
-        for batch in parquet.ParquetFile(file).iter_batches(batch_size=1000):
-            for record in batch.to_pylist(maps_as_pydicts="strict"):
+        opened = parquet.ParquetFile(file)
+        _check_header(opened.schema_arrow.names, path)
+        for batch in opened.iter_batches(batch_size=1000):
+            for index in range(batch.num_rows):
                 number += 1
-                yield number, partial(dict, record)
+                yield number, partial(_parquet_row, batch.slice(index, 1), f"{path}:{number}")
     except pyarrow.ArrowException as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"no readable Parquet after row {number}: {reason}", str(path)) from None
+
+
+def _parquet_row(row: Any, source: str) -> dict[str, Any]:
+    """The one row of a batch, in Python's types, which do not hold all that Arrow's do: far dates, a key twice."""
+    try:
+        record: dict[str, Any] = row.to_pylist(maps_as_pydicts="strict")[0]
+    except (ValueError, KeyError, ArithmeticError) as error:
+        raise DataError(f"a value cannot be read: {error}", source) from None
+    return record
 
 
 def _decode(data: bytes, source: str) -> str:

@@ -7,7 +7,7 @@ with weights 1 and 0 is the first adapter. TIES: Yadav et al. 2023. DARE: Yu et 
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -33,6 +33,9 @@ Method = Literal["linear", "cat", "svd", "ties", "dare_ties"]
 ties: small entries dropped, a sign elected for each entry, what agrees added; dare_ties: random entries dropped and the
 rest scaled up instead; both then as svd."""
 
+Origin = Mapping[str, Any]
+"""What an adapter's ``manylora.json`` says; empty where it has none."""
+
 MAX_RANK = 65536
 _EXACT = ("linear", "cat")
 _OF_THE_BASE = (
@@ -45,6 +48,8 @@ _OF_THE_BASE = (
     "chat_template_sha256",
 )
 """Fields of ``manylora.json``."""
+_TELLING = ("base_parts", "quantization", "tokenizer_sha256")
+"""Those of them that are the same for one base, whatever fingerprint the processor's rounding gave it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,9 @@ def merge(
     """
     check_merge(adapters, out, method, rank, density, any_base=allow_base_mismatch)
     folders = [folder for folder, _ in adapters]
-    template, origins = _template(folders), _origins(folders)
+    template, origins = _template(folders), [_on_this_base(origin, layout) for origin in _origins(folders)]
+    if not allow_base_mismatch:
+        _check_one_base(folders, origins)
     allowed = {"any_base": allow_base_mismatch, "any_fields": allow_unknown_fields}
     specs = [(folder, verify(folder, layout, MAX_RANK, **allowed), weight) for folder, weight in adapters]
     read = [(read_weights(folder, spec), weight) for folder, spec, weight in specs]
@@ -115,12 +122,12 @@ def check_merge(
     *,
     any_base: bool = False,
 ) -> None:
-    """All of :func:`merge`'s refusals that need no base. Raises ConfigError, AdapterRejected."""
+    """Those of :func:`merge`'s refusals that need no base. Raises ConfigError, AdapterRejected."""
     _check_options(adapters, out, method, rank, density)
     folders = [folder for folder, _ in adapters]
     _template(folders)
     if not any_base:
-        _check_one_base(folders, _origins(folders))
+        _check_one_base(folders, _origins(folders), may_be_one=_alike)
 
 
 def _check_options(
@@ -152,7 +159,7 @@ def _template(folders: Sequence[Path]) -> bytes | None:
     return templates.pop()
 
 
-def _origins(folders: Sequence[Path]) -> list[dict[str, Any]]:
+def _origins(folders: Sequence[Path]) -> list[Origin]:
     """What each ``manylora.json`` says."""
     return [read_json(folder, ORIGIN) if (folder / ORIGIN).is_file() else {} for folder in folders]
 
@@ -224,24 +231,42 @@ def _write(folder: Path, merged: Mapping[str, tuple[Tensor, Tensor]]) -> None:
     make_ordinary(folder)
 
 
-def _check_one_base(folders: Sequence[Path], origins: Sequence[Mapping[str, Any]]) -> None:
-    """Updates of different weights have no sum. An adapter that names no base may be of any."""
-    bases = [(folder, origin.get("base_fingerprint")) for folder, origin in zip(folders, origins, strict=True)]
-    named = [(folder, base) for folder, base in bases if base is not None]
-    for folder, base in named[1:]:
+def _check_one_base(
+    folders: Sequence[Path], origins: Sequence[Origin], may_be_one: Callable[[Origin, Origin], bool] = lambda *_: False
+) -> None:
+    """Updates of different weights have no sum. An adapter that names no base may be of any.
+
+    ``may_be_one`` says of two with different fingerprints whether their bases may be one all the same.
+    """
+    named = [pair for pair in zip(folders, origins, strict=True) if pair[1].get("base_fingerprint") is not None]
+    for folder, origin in named[1:]:
         first, expected = named[0]
-        if base != expected:
+        base, other = expected["base_fingerprint"], origin["base_fingerprint"]
+        if base != other and not may_be_one(expected, origin):
             raise ConfigError(
-                f"--merge: {first} was trained on the base {_short(expected)} and {folder} on {_short(base)}, so their "
+                f"--merge: {first} was trained on the base {_short(base)} and {folder} on {_short(other)}, so their "
                 "changes have no sum"
             )
+
+
+def _alike(one: Origin, other: Origin) -> bool:
+    """Whether nothing that both say of their bases differs: which fingerprints mean one base, only that base tells."""
+    said = [field for field in _TELLING if field in one and field in other]
+    return bool(said) and all(one[field] == other[field] for field in said)
+
+
+def _on_this_base(origin: Origin, layout: BaseLayout) -> Origin:
+    """The same with this base's own fingerprint, where it says another one that means this base."""
+    if origin.get("base_fingerprint") not in layout.equivalents:
+        return origin
+    return {**origin, "base_fingerprint": layout.fingerprint}
 
 
 def _short(fingerprint: object) -> str:
     return f"fp_{str(fingerprint)[:12]}"
 
 
-def _agreed(origins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _agreed(origins: Sequence[Origin]) -> dict[str, Any]:
     """What ``manylora.json`` says of the base, where all of them say the same."""
     first, *others = origins
     agreed = (field for field in _OF_THE_BASE if all(origin.get(field) == first.get(field) for origin in others))

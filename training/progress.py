@@ -2,28 +2,31 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
+from statistics import mean
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from training.counting import LINE_SECONDS, Say, draws_bars
+from adapters.upload_bar import LINE_SECONDS, draws_bars
+from training.counting import Say
 
-SMOOTHING = 0.9
-"""Weight of the past in the loss that is shown."""
+MEAN_OF = 10
+"""Steps whose mean is the loss that is shown: one step's is of few rows, and leaps."""
 
 
 class ShowProgress(TrainerCallback):
-    """Step, smoothed loss, tokens a second and time left. ``tokens`` tells the tokens computed so far."""
+    """Step, mean loss of the last steps, tokens a second and time left. ``tokens`` tells the tokens computed so far."""
 
     def __init__(self, tokens: Callable[[], int], say: Say, console: Console) -> None:
         self._tokens = tokens
         self._say = say
         self._console = console
         self._bar: Progress | None = None
-        self._loss: float | None = None
+        self._losses: deque[float] = deque(maxlen=MEAN_OF)
         self._started = 0.0
         self._told = -math.inf
         """When the last line was."""
@@ -55,7 +58,7 @@ class ShowProgress(TrainerCallback):
         if "eval_loss" in logs:
             self._line(f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}")
         if "loss" in logs:
-            self._loss = logs["loss"] if self._loss is None else _blend(self._loss, logs["loss"])
+            self._losses.append(logs["loss"])
             self._show(state)
 
     def close(self) -> None:
@@ -66,7 +69,10 @@ class ShowProgress(TrainerCallback):
 
     def _show(self, state: TrainerState) -> None:
         seconds = time.monotonic() - self._started
-        figures = f"loss {self._loss:.4f}  {self._tokens() / max(seconds, 1e-9):,.0f} tokens/s"
+        steps = f"mean of {len(self._losses)} steps" if len(self._losses) > 1 else "1 step"
+        figures = (
+            f"training loss {mean(self._losses):.4f} ({steps}), {self._tokens() / max(seconds, 1e-9):,.0f} tokens/s"
+        )
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=state.global_step, figures=figures)
         elif state.global_step == state.max_steps or time.monotonic() - self._told >= LINE_SECONDS:
@@ -80,7 +86,3 @@ class ShowProgress(TrainerCallback):
             self._bar.console.print(text, markup=False, highlight=False)
         else:
             self._say(text)
-
-
-def _blend(past: float, new: float) -> float:
-    return SMOOTHING * past + (1 - SMOOTHING) * new

@@ -14,6 +14,7 @@ from adapters.snapshot import Target
 from adapters.spec import BaseLayout
 from adapters.unreachable import no_answer
 from bases.errors import ConfigError, ManyloraError
+from training.settings import API_KEY
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -66,7 +67,8 @@ def served_base(server: Server, say: Say = lambda _: None) -> str | None:
         models = _get(http, "/v1/models", shown, say)
         if not models.is_success:
             asked, status = models.request.url.path, models.status_code
-            raise ConfigError(f"--publish: GET {asked} of {shown} is answered with {status}")
+            hint = f"; it wants a key that it knows: --api-key or {API_KEY}" if status in (401, 403) else ""
+            raise ConfigError(f"--publish: GET {asked} of {shown} is answered with {status}{hint}")
         if not isinstance(_json(models).get("data"), list):
             raise ConfigError(f"--publish: what answers at {shown} is no server of models")
         version = _get(http, "/version", shown, say)

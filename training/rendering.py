@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, UndefinedError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
@@ -177,10 +177,7 @@ class Renderer:
                 errors.append(error)
             else:
                 return messages, whole
-        # What is found out here, or what the template itself says, is worth more than what Python says of a shape that
-        # the template was not made for.
-        errors.sort(key=lambda error: not isinstance(error.__cause__, TemplateError | None))
-        raise errors[0]
+        raise min(errors, key=_accidental)
 
     def _apply(
         self, messages: list[dict[str, Any]], conversation: Conversation, *, prompt: bool = False, tools: bool = True
@@ -304,6 +301,15 @@ class Renderer:
         if found or end is None:
             raise DataError("the chat template ends the assistant's turns with no special token of their own")
         return int(end)
+
+
+def _accidental(error: DataError) -> bool:
+    """Whether it says only what Python or Jinja stumbled over in a shape that the template was not made for.
+
+    What is found out here, or what the template itself says, tells more.
+    """
+    cause = error.__cause__
+    return isinstance(cause, UndefinedError) or not isinstance(cause, TemplateError | None)
 
 
 def _answers(conversation: Conversation) -> list[int]:

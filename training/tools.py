@@ -17,6 +17,10 @@ _OF_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definition
 _OF_DATA = frozenset({"default", "const", "enum", "examples", "example"})
 """Keywords whose value is data, so that a null in it says something."""
 
+MAX_DEPTH = 100
+"""Objects and lists within each other, in tools and in a call's arguments. What is written here and in templates calls
+itself for each of them, and Python ends that at a thousand calls."""
+
 Message = dict[str, Any]
 """A turn as a chat template gets it."""
 
@@ -77,18 +81,29 @@ def in_python(messages: Sequence[Message], text: str) -> bool:
 def _objects(value: Any, field: str) -> list[dict[str, Any]]:
     if not value:
         return []
-    try:
-        objects = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise DataError(f"`{field}` is no valid JSON: {error}") from None
+    objects = _loaded(value, field)
     if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
         raise DataError(f"`{field}` must be a list of objects")
     try:
-        json.dumps(objects)
-    except (TypeError, ValueError) as error:
+        json.dumps(objects, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"`{field}` has half a surrogate pair") from None
+    except (TypeError, ValueError, RecursionError) as error:
         # Parquet has dates and bytes, for which transformers would put in a word of its own.
         raise DataError(f"`{field}` is no JSON: {error}") from None
+    _check_depth(objects, field)
     return objects
+
+
+def _check_depth(value: Any, field: str) -> None:
+    """Raises DataError for values within values that templates, and what is below, could not follow to the end."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise DataError(f"`{field}` is nested more than {MAX_DEPTH} deep")
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [item for items in inner for item in items]
 
 
 def _schema(value: Any) -> Any:
@@ -110,18 +125,22 @@ def _schema(value: Any) -> Any:
 
 def _with_arguments(function: dict[str, Any], field: str, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A called function with its arguments, which may be left out where there are none."""
-    arguments = function.get("arguments") or {}
+    arguments = function.get("arguments")
+    if arguments in (None, "") or arguments == []:  # in PHP an object without keys is an empty list
+        return function | {"arguments": {}}
     if isinstance(arguments, dict):
         return function | {"arguments": _given(arguments, _parameters(function.get("name"), tools))}
-    if not isinstance(_loaded(arguments, field), dict):
+    written = _loaded(arguments, field)
+    if not isinstance(written, dict):
         raise DataError(f"`{field}` must be an object, or one as JSON text")
+    _check_depth(written, field)
     return function
 
 
 def _loaded(arguments: Any, field: str) -> Any:
     try:
         return json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"`{field}` is no valid JSON: {error}") from None
 
 
@@ -150,14 +169,19 @@ def _given(value: Any, schema: Any) -> Any:
 def _may_be_null(schema: Any) -> bool:
     if not isinstance(schema, dict):
         return False
-    kinds = schema.get("type")
-    unions = [option for name in ("anyOf", "oneOf") for option in schema.get(name) or ()]
+    kinds, enum = schema.get("type"), schema.get("enum")
+    unions = [option for name in ("anyOf", "oneOf") for option in _list(schema.get(name))]
     return (
-        "null" in (kinds if isinstance(kinds, list) else [kinds])
+        "null" in [kinds, *_list(kinds)]
         or schema.get("nullable") is True
-        or None in (schema.get("enum") or ())
+        or None in _list(enum)
         or any(map(_may_be_null, unions))
     )
+
+
+def _list(value: Any) -> list[Any]:
+    """What a keyword of a schema lists; nothing where it is no list, whatever it is instead."""
+    return value if isinstance(value, list) else []
 
 
 def _shaped(message: Message, *, as_text: bool) -> Message:

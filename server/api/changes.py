@@ -9,7 +9,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from adapters.registry import Options
 from adapters.selection import MAX_NAMED, Selection
-from server.api.schemas import Name, Schema, Text
+from server.api.schemas import ENCODABLE, Name, Schema
 
 MAX_TARGETS = 16
 FILES = {
@@ -44,7 +44,7 @@ class Registration(Schema):
         )
 
 
-Address = Annotated[Text, Field(min_length=1, max_length=4096)]
+Address = Annotated[str, Field(min_length=1, max_length=4096), ENCODABLE]
 
 
 class AdapterRequest(Registration):
@@ -91,7 +91,7 @@ def _json(value: object) -> object:
         raise ValueError("must be JSON") from None
 
 
-Names = Annotated[list[Annotated[Text, Field(max_length=1024)]], Field(max_length=MAX_NAMED)]
+Names = Annotated[list[Annotated[str, Field(max_length=1024), ENCODABLE]], Field(max_length=MAX_NAMED)]
 
 
 class LeftOut(Schema):
@@ -181,7 +181,7 @@ class LoadRequest(Schema):
     model_config = ConfigDict(json_schema_extra={"examples": [{"lora_name": "legal", "lora_path": "legal"}]})
 
     lora_name: Name = ""
-    lora_path: Annotated[Text, Field(max_length=4096)] = ""
+    lora_path: Annotated[str, Field(max_length=4096), ENCODABLE] = ""
     load_inplace: bool = False
     is_3d_lora_weight: Literal[False] = False
 

@@ -1,11 +1,12 @@
 """Connection: one client's, which may close its sending side and still get its answer.
 
-A client that has sent its request may say that nothing more will come (``shutdown(SHUT_WR)``, ``nc -N``), and one that
-is gone closes its socket: both send the same FIN, and uvicorn takes either for gone. They differ once something is sent
-to them: a host answers what reaches a closed socket with a reset. Each token of a stream finds that out. A whole answer
-is sent when it is complete, and until then would be computed for nobody. So after a FIN its beginning is sent, byte by
-byte: ``HTTP/1.1`` and a space, which all answers have in common. Interim answers (``102 Processing``) would do the
-same, but not for HTTP/1.0, and not for every client.
+A client that has sent its request may close only its sending side (``shutdown(SHUT_WR)``, ``nc -N``); one that has
+left closes its socket. The server gets the same FIN from both, and uvicorn takes both for gone. The difference shows
+when the server sends something: the host of a closed socket answers with a reset. A stream sends something with every
+token. A whole answer sends nothing until it is complete, and would be computed to its end for a client that has left.
+So after a FIN the first bytes of that answer are sent ahead, one at each look: ``HTTP/1.1`` and a space, with which
+every answer begins. Interim answers (``102 Processing``) would do the same, but HTTP/1.0 has none, and not every client
+takes them.
 
 What that costs: a client that leaves is noticed a tenth of a second after its FIN instead of at once. The bytes are
 spent after 26 s; from then on TCP's keep-alive asks, which a host goes on answering for a socket closed less than a
@@ -36,9 +37,12 @@ class Connection(H11Protocol):
         self._half_closed = False
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether the connection stays: its whole request is there, and its answer is not."""
-        self._half_closed = self._due()
-        if self._half_closed:
+        """Whether the connection stays: its whole request is there, and its answer is not.
+
+        Called again for the same FIN after each pause in reading, as between requests that came together.
+        """
+        known, self._half_closed = self._half_closed, self._due()
+        if self._half_closed and not known:
             _ask_by_tcp(self.transport.get_extra_info("socket"))
             self._look(FIRST_LOOK)
         return self._half_closed

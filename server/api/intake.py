@@ -21,7 +21,8 @@ class Intake:
     registrations: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_REGISTRATIONS))
     """Of their own: a download may take an hour, and rolling back must not wait for that."""
     under_way: int = 0
-    """Uploads and registrations that have begun and not ended, with or without their clients."""
+    """Uploads and registrations that have begun and not ended, with or without their clients: each counts once, and a
+    server that drains waits for all of them."""
 
     @contextmanager
     def counted(self) -> Iterator[None]:

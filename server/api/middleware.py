@@ -1,5 +1,6 @@
 """What every request passes before any route: an id, a count by status and a line in the log, a bound on its body."""
 
+import asyncio
 import logging
 import re
 from time import monotonic
@@ -19,6 +20,7 @@ CLIENT_LEFT = 499
 """Counted for a request whose client was gone before an answer began; nginx's number."""
 PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 """Asked every few seconds by machines: logged at debug only."""
+CUT_OFF = "The server has shut down before it had this request as a whole, or was done with it."
 LONGEST_LOGGED = 200
 """Characters of a path that are logged."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -55,7 +57,7 @@ class Door:
 
 
 class Unforeseen:
-    """Answers where something happens that no route expects."""
+    """Answers where something happens that no route expects, and where the server ends before a request is complete."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -70,6 +72,13 @@ class Unforeseen:
 
         try:
             await self._app(scope, receive, noting_send)
+        except asyncio.CancelledError:
+            # uvicorn does this to what is left when its time to close is over: bodies that still come in, for one.
+            if scope["type"] != "http":
+                raise
+            log.warning("Request %s was given up at the end", scope["state"]["request_id"])
+            if not begun:
+                await Json(envelope(503, CUT_OFF, code="draining"), 503)(scope, receive, send)
         except Exception:
             if scope["type"] != "http":
                 raise

@@ -1,5 +1,6 @@
 """Paths: one spelling of each, and which methods may be asked of it."""
 
+import re
 from urllib.parse import unquote
 
 from fastapi import FastAPI
@@ -9,13 +10,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 METHODS = ("GET", "PUT", "POST", "PATCH", "DELETE")
 """Those that routes are declared with. HEAD goes where GET goes, OPTIONS everywhere."""
+_ORIGIN = re.compile(r"https?://[^/]*(?:/|\Z)", re.IGNORECASE)
+"""What a URL has before its path. A path itself begins with a slash."""
 
 
 class Paths:
     """Takes a path with doubled or trailing slashes for the one without, HEAD for GET, and answers OPTIONS.
 
-    Nothing is redirected: clients that follow leave out the body. An escaped slash (``%2F``) is part of a name, and
-    ``..`` is nothing but a name that no adapter has.
+    A request that names the whole URL, as one to a proxy does, means its path (RFC 9112, 3.2.2). Nothing is
+    redirected: clients that follow leave out the body. An escaped slash (``%2F``) is part of a name, and ``..`` is
+    nothing but a name that no adapter has.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -49,7 +53,10 @@ def _has(app: FastAPI, scope: Scope) -> bool:
 
 def _plain(raw_path: bytes) -> Scope:
     """Both forms of a path, without the slashes that mean nothing."""
-    raw = "/" + "/".join(part for part in raw_path.decode("latin-1").split("/") if part)
+    told = raw_path.decode("latin-1")
+    if origin := _ORIGIN.match(told):
+        told = told[origin.end() :]
+    raw = "/" + "/".join(part for part in told.split("/") if part)
     path = unquote(raw)
     # Starlette's routes overlook a line break at the end: "red%0A" would be "red". Left escaped, it is no name.
     return {"path": raw if "\n" in path else path, "raw_path": raw.encode("latin-1")}

@@ -36,7 +36,7 @@ async def register_named(service: Service, request: AdapterRequest, expected: in
     options = request.options(expected)
     if request.path is not None:
         return await register_path(service, request.name, request.path, options)
-    with _outcome(service.metrics, "source"):
+    with _outcome(service.metrics, "source"), service.intake.counted():
         check_name(request.name, frozenset({service.base.name}))  # before a long download
         return await _to_the_end(service, lambda: _fetched(service, request.name, str(request.source), options))
 
@@ -48,7 +48,7 @@ async def register_path(service: Service, name: str, path: str, options: Options
         folder = allowed_folder(service.settings.adapter_root, path)
         return service.registry.register_folder(name, folder, options)
 
-    with _outcome(service.metrics, "path"):
+    with _outcome(service.metrics, "path"), service.intake.counted():
         return await _to_the_end(service, register)
 
 
@@ -96,7 +96,7 @@ def _checked(fields: Mapping[str, str]) -> AdapterUpload:
 
 
 async def _to_the_end(service: Service, register: Callable[[], Registered]) -> Registered:
-    """Register on a thread, although the client may leave before it is done; a server that drains waits for it.
+    """Register on a thread, although the client may leave before it is done.
 
     Not on asyncio's own few threads, where prompts are encoded, nor on those that other changes take: registrations
     wait for disks and networks.
@@ -108,11 +108,7 @@ async def _to_the_end(service: Service, register: Callable[[], Registered]) -> R
         service.metrics.registered("accepted" if registered.new else "same")
         return registered
 
-    async def counted() -> Registered:
-        with service.intake.counted():
-            return await to_thread.run_sync(registering, limiter=service.intake.registrations)
-
-    return await asyncio.shield(counted())
+    return await asyncio.shield(to_thread.run_sync(registering, limiter=service.intake.registrations))
 
 
 @contextmanager

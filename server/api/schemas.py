@@ -100,9 +100,11 @@ def _whole(value: object) -> object:
 
 
 Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
-Text = Annotated[str, AfterValidator(_encodable)]
-Name = Annotated[Text, Field(max_length=256)]
-Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+ENCODABLE = AfterValidator(_encodable)
+"""After what bounds the length: pydantic would otherwise speak of a text's items."""
+Text = Annotated[str, ENCODABLE]
+Name = Annotated[str, Field(max_length=256), ENCODABLE]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH), ENCODABLE]
 
 
 class Schema(BaseModel):
@@ -313,7 +315,7 @@ class GenerationRequest(Tolerant):
         | None
     ) = None
     ignore_eos: bool | None = None
-    user: Annotated[Text, Field(max_length=MAX_USER_LENGTH)] | None = None
+    user: Annotated[str, Field(max_length=MAX_USER_LENGTH), ENCODABLE] | None = None
     """Gets the same target of an alias each time."""
 
 

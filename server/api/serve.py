@@ -71,8 +71,9 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise ConfigError(f"--host: {host!r} is no address of this machine: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:  # the latter for what cannot be a name: an empty or a very long part
+        reason = error.strerror if isinstance(error, OSError) else "it cannot be the name of a machine"
+        raise ConfigError(f"--host: {host!r} is no address of this machine: {reason}") from error
     for reuse in (0, 1):
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
@@ -125,9 +126,8 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Say so when requests are taken."""
-        for listener in (
-            sockets or ()
-        ):  # connections inherit it, and the next server can bind beside what is left of them
+        # Connections inherit it, so that the next server can bind beside what is left of them.
+        for listener in sockets or ():
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         await super().startup(sockets)
         if self.started and sockets:

@@ -206,6 +206,7 @@ def _first_line(error: BaseException | None) -> str:
 def _ties(base: Base, settings: Settings, engine: Engine, probe: Probe) -> Ties:
     return Ties(
         base=base.layout.fingerprint,
+        equivalents=base.layout.equivalents,
         max_rank=settings.max_rank,
         reserved=frozenset({base.name}),
         probe=lambda spec, keep: _dry_load(probe, spec, keep),

@@ -165,7 +165,7 @@ def test_a_target_without_a_number_follows_what_is_active(live: Live, prod: str,
         ("x@1", [{"adapter": "red"}], 400, "name"),
         ("x,y", [{"adapter": "red"}], 400, "name"),
         ("PROD", [{"adapter": "red"}], 400, "name"),
-        ("", [{"adapter": "red"}], 400, "name"),
+        ("", [{"adapter": "red"}], 405, None),
     ],
     ids=lambda value: str(value)[:40],
 )

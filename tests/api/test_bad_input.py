@@ -8,6 +8,7 @@ import pytest
 
 from adapters.errors import AdapterError
 from server.api.errors import STATUS
+from server.api.schemas import MAX_STOP_LENGTH, MAX_USER_LENGTH
 from tests.api.live import Live, request
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -264,6 +265,14 @@ def test_unknown_names(live: Live, fields: dict[str, Any], param: str, code: str
 def test_an_empty_stop_string_is_refused_with_the_reason(live: Live, stop: Any) -> None:
     error = refused(live, live.http.post(COMPLETIONS, json=request(stop=stop)), 400, "stop")
     assert error["message"] == "an empty stop string would end every answer before it begins; leave it out (in `stop`)."
+
+
+@pytest.mark.parametrize(
+    ("field", "most"), [("model", 256), ("adapter", 256), ("user", MAX_USER_LENGTH), ("stop", MAX_STOP_LENGTH)]
+)
+def test_too_long_a_text_is_told_in_characters(live: Live, field: str, most: int) -> None:
+    error = live.http.post("/v1/completions", json=request(**{field: "x" * (most + 1)})).json()["error"]
+    assert f"at most {most} characters" in error["message"]
 
 
 def test_an_empty_name_is_called_empty(live: Live) -> None:

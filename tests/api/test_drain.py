@@ -13,7 +13,7 @@ import pytest
 
 from server.api import serve
 from tests.adapter_folders import CONFIG, WEIGHTS
-from tests.api.live import running, tiny_service, wait_for
+from tests.api.live import PATIENCE, running, tiny_service, wait_for
 from tests.api.test_kill import Zygote
 
 BOUNDARY = "b" * 20
@@ -81,25 +81,28 @@ def test_an_upload_half_sent_is_finished_and_kept(zygote: Zygote, folders: Mappi
         assert not staged(tmp_path)
 
 
+@pytest.mark.parametrize("way", ["path", "upload"])
 def test_a_registration_is_finished_although_its_client_has_left(
-    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """The disk takes its time to say that the bytes are stored."""
     reached, gate, fsync = threading.Event(), threading.Event(), os.fsync
 
     def slow(descriptor: int) -> None:
         reached.set()
-        assert gate.wait(30)
+        assert gate.wait(PATIENCE)
         fsync(descriptor)
 
     monkeypatch.setattr(serve, "LINGER", 0.1)  # what connections get besides must not be what it lives on
     with running(tiny_service(tmp_path, adapter_root=folders["spare"].parent)) as live:
         monkeypatch.setattr(os, "fsync", slow)
         body = json.dumps({"name": "left", "path": "spare"}).encode()
+        head = f"POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        by_path = head.encode() + b"Content-Type: application/json\r\n\r\n" + body
         with connect(live.http) as client:
-            head = f"POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-            client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
-            assert reached.wait(10)
+            client.sendall(by_path if way == "path" else b"".join(form(folders["spare"], "left")))
+            assert reached.wait(PATIENCE)
+            assert live.service.under_way == 1
         live.server.drain()
         live.thread.join(2)
         assert live.thread.is_alive()
@@ -110,13 +113,19 @@ def test_a_registration_is_finished_although_its_client_has_left(
         live.complete(adapter="left")
 
 
-def test_an_upload_that_takes_too_long_is_not_waited_for(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_an_upload_that_takes_too_long_is_not_waited_for(
+    folders: Mapping[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first, _ = form(folders["spare"], "late")
     with running(tiny_service(tmp_path, drain_seconds=0)) as live, connect(live.http) as upload:
         upload.sendall(first)
         wait_for(lambda: staged(tmp_path))
         live.server.drain()
         wait_for(lambda: not live.thread.is_alive())
+        answer = upload.recv(1 << 16)
+    assert answer.startswith(b"HTTP/1.1 503 "), answer
+    assert b'"code":"draining"' in answer
+    assert "Traceback" not in caplog.text
     with running(tiny_service(tmp_path)) as live:
         assert live.http.get("/v1/adapters").json()["data"] == []
         assert not staged(tmp_path)

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.connection import BEGINNING
-from server.api.serve import LINGER
+from server.api import serve
+from server.api.connection import BEGINNING, FIRST_LOOK, Connection
 from tests.api.live import Live, enduring_model, request, running, tiny_service, unchanged, wait_for
 
 LONG = {"max_tokens": 15_000}
@@ -111,6 +110,22 @@ def test_slashes_that_mean_nothing(live: Live, path: str, plain: str) -> None:
         assert asked.content == same.content
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        *((f"{origin}/v1//models/?x=//", 200) for origin in ("http://models.example.com", "HTTPS://x:8443", "http://")),
+        ("http://models.example.com", 200),
+        ("http://models.example.com/nowhere", 404),
+        ("/http://x/v1/models", 404),
+    ],
+)
+def test_a_request_that_names_the_whole_url_means_its_path(live: Live, target: str, status: int) -> None:
+    """As one to a proxy; every server must take it."""
+    with connected(live) as client:
+        client.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        assert read_all(client).startswith(f"HTTP/1.1 {status} ".encode())
+
+
 @pytest.mark.parametrize("path", ["/v1/completions/", "//v1/completions", "/v1//completions//"])
 def test_a_post_is_not_redirected(live: Live, path: str) -> None:
     response = httpx.post(str(live.http.base_url).rstrip("/") + path, json=request())
@@ -178,6 +193,23 @@ def test_several_requests_before_the_end_are_all_answered(enduring: Live) -> Non
         assert read_all(client).count(b"HTTP/1.1 200 ") == 3
 
 
+def test_one_end_is_looked_after_once(enduring: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many requests came before it: the bytes that are sent ahead must last."""
+    pauses: list[float] = []
+    look = Connection._look
+
+    def noted(self: Connection, pause: float) -> None:
+        pauses.append(pause)
+        look(self, pause)
+
+    monkeypatch.setattr(Connection, "_look", noted)
+    with connected(enduring) as client:
+        client.sendall(asking(max_tokens=200) * 4)
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client).count(b"HTTP/1.1 200 ") == 4
+    assert pauses.count(FIRST_LOOK) == 1
+
+
 def test_half_a_request_gets_nothing(enduring: Live) -> None:
     with connected(enduring) as client:
         client.sendall(asking()[:-1])
@@ -208,14 +240,13 @@ def test_a_connection_is_closed_when_its_time_is_over(tmp_path: Path) -> None:
         assert read_all(client).startswith(b"HTTP/1.1 200 ")
 
 
-def test_the_end_waits_for_no_idle_connection(tmp_path: Path) -> None:
+def test_the_end_waits_for_no_idle_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "LINGER", 600)  # what it would wait if it did
     with running(tiny_service(tmp_path)) as live, connected(live) as idle, connected(live) as fresh:
         idle.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_for(lambda: b"}" in idle.recv(65536))
-        started = time.monotonic()
         live.server.drain()
-        live.thread.join(60)
-        assert time.monotonic() - started < LINGER
+        wait_for(lambda: not live.thread.is_alive())
         assert (idle.recv(1), fresh.recv(1)) == (b"", b"")
 
 

@@ -55,6 +55,12 @@ def test_a_port_that_another_server_holds_while_it_loads() -> None:
         bind("127.0.0.1", loading.getsockname()[1])
 
 
+@pytest.mark.parametrize("host", ["..", "x" * 64])
+def test_a_host_that_is_none(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"--host: .* is no address of this machine: [A-Za-z]"):
+        bind(host, 0)
+
+
 def test_a_port_can_be_had_again_at_once(tmp_path: Path) -> None:
     """A server that ends closes its connections first, and the system keeps them in mind for a minute."""
     with running(tiny_service(tmp_path)) as live:

@@ -1,14 +1,12 @@
-"""How far a part of the work is: lines in a log file, a bar on a terminal that can draw one."""
+"""How far a part of the work is: lines in a log file, a bar on a terminal."""
 
 import os
 import pty
 import sys
 
 import pytest
-from rich.console import Console
 
 from training import counting
-from training.counting import draws_bars
 
 
 def test_a_log_file_gets_a_line_now_and_then(
@@ -26,14 +24,6 @@ def test_a_log_file_gets_a_line_now_and_then(
     sent = ("0 bytes", "10.0 MB", "20.0 MB", "25.0 MB")
     assert said == [f"writing: {amount} of 25.0 MB" for amount in sent]
     assert capfd.readouterr() == ("", ""), "nothing but what is said"
-
-
-@pytest.mark.parametrize(("term", "bar"), [("xterm", True), ("dumb", False), ("unknown", False)])
-def test_a_terminal_that_only_takes_text_gets_lines_too(term: str, bar: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", term)
-    ours, theirs = pty.openpty()
-    with os.fdopen(ours, "rb"), os.fdopen(theirs, "w") as terminal:
-        assert draws_bars(Console(file=terminal)) == bar
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

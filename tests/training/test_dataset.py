@@ -299,6 +299,15 @@ def test_bad_rows_are_left_out_and_counted_where_that_is_asked_for(tmp_path: Pat
     assert dataset.report.counts()["left_out"] == {"bad (--skip-bad)": 4}
 
 
+def test_a_row_that_makes_several_examples_is_one_bad_row(tmp_path: Path) -> None:
+    turns = [("user", "a"), ("assistant", "b"), ("user", "ca"), ("assistant", "b")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    data = str(write_rows(tmp_path / "rows.jsonl", [row, row]))
+    settings = TrainSettings(data=(data,), name="test", max_length=2, too_long="fail")
+    with pytest.raises(DataError, match=r"^2 rows cannot be trained on:\n  .*:1: it has 3 tokens.*\n  .*:2: it has 3"):
+        build(settings, merging_tokenizer(), CONTEXT)
+
+
 def test_a_file_of_no_format_is_told_once(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"question": str(index)} for index in range(30)])
     for skip in (False, True):

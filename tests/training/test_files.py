@@ -91,3 +91,30 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_long_field_of_a_csv(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "text\n" + "x" * 200_000 + "\n")
     assert len(next(read_rows(path))[1]["text"]) == 200_000
+
+
+TIME = pyarrow.timestamp("ns")
+ODD: dict[str, pyarrow.Array] = {
+    "a key twice": pyarrow.array([[], [("k", 1), ("k", 2)], []], pyarrow.map_(pyarrow.string(), pyarrow.int64())),
+    "nanoseconds": pyarrow.array([0, 123456789012345679, 0], TIME),
+    "a date beyond Python's": pyarrow.array([0, 2**30, 0], pyarrow.date32()),
+    "text that is not UTF-8": pyarrow.array([b"", b"\xff", b""]).view(pyarrow.string()),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_value_of_parquet_that_python_has_not(tmp_path: Path, kind: str) -> None:
+    """It is one row's fault: the others are read."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a", "b", "c"], "odd": ODD[kind]}), path)
+    refused: list[DataError] = []
+    assert [number for number, _ in read_rows(path, refused.append)] == [1, 3]
+    (error,) = refused
+    assert str(error).startswith(f"{path}:2: a value cannot be read: ")
+
+
+def test_columns_of_one_name(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="names 'text' more than once"):
+        list(read_rows(tmp_path / "a.parquet"))

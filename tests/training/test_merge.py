@@ -1,6 +1,7 @@
 """Merges against their definitions, written down on dense updates, and against PEFT where PEFT is right."""
 
 import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from bases.options import BaseOptions
 from tests.adapter_folders import layout_of, set_config
 from tests.tiny import save_adapter, tiny_model, tiny_tokenizer
 from training.export import export
-from training.merge import Method, merge
+from training.merge import Method, check_merge, merge
 
 WEIGHTS = (0.7, -0.3)
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
@@ -229,6 +230,30 @@ def test_adapters_of_different_bases_have_no_sum(layout: BaseLayout, tmp_path: P
         merge(parts, layout, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert merge(parts, layout, tmp_path / "out", allow_base_mismatch=True).spec.base_fingerprint is None
+
+
+def test_fingerprints_of_one_base_are_no_different_bases(layout: BaseLayout, tmp_path: Path) -> None:
+    """A processor may have rounded the base otherwise; before the base is open, what else is said of it tells."""
+    layout = dataclasses.replace(layout, equivalents=frozenset({"e" * 64}))
+    said = {"tokenizer_sha256": "t", "base_parts": {"weights": "w"}}
+    one = described(tmp_path / "one", base_fingerprint=layout.fingerprint, **said)
+    parts = [(one, 0.5), (described(tmp_path / "other", base_fingerprint="e" * 64, **said), 0.5)]
+    check_merge(parts, tmp_path / "out", "linear", None)
+    merge(parts, layout, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "manylora.json").read_text())
+    assert (written["base_fingerprint"], written["base_parts"]) == (layout.fingerprint, {"weights": "w"})
+    unlike = [(one, 0.5), (described(tmp_path / "unlike", base_fingerprint="f" * 64, **said), 0.5)]
+    check_merge(unlike, tmp_path / "new", "linear", None)
+    with pytest.raises(ConfigError, match="their changes have no sum"):
+        merge(unlike, layout, tmp_path / "new")
+    said["base_parts"] = {"weights": "x"}
+    with pytest.raises(ConfigError, match="their changes have no sum"):
+        check_merge(
+            [(one, 0.5), (described(tmp_path / "third", base_fingerprint="e" * 64, **said), 0.5)],
+            tmp_path / "new",
+            "linear",
+            None,
+        )
 
 
 def test_a_merge_can_be_exported(folders: tuple[Path, Path], layout: BaseLayout, tmp_path: Path) -> None:

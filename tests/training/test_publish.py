@@ -234,7 +234,9 @@ def test_the_key_is_shown_when_asking_and_when_publishing(tmp_path: Path, finger
         thread.start()
         server = Server(f"http://127.0.0.1:{keeper.server_port}", "sesame")
         try:
-            with pytest.raises(ConfigError, match=r"GET /v1/models of .* is answered with 401") as refused:
+            with pytest.raises(
+                ConfigError, match=r"GET /v1/models of .* is answered with 401; it wants a key "
+            ) as refused:
                 served_base(server)
             with pytest.raises(PublishFailed, match="not published") as failed:
                 publish(server, folder, "a", None)

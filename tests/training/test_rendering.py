@@ -210,10 +210,9 @@ def test_tools_need_a_template_that_knows_them() -> None:
     assert "clock" in trained_texts(example)[0]
     with pytest.raises(DataError, match="a:1: it has `tools`, which the chat template does not know"):
         RENDERER.render(Conversation("a:1", (Turn("user", "Hi"), Turn("assistant", "x", trained=True)), [CALL]))
-    with pytest.raises(DataError, match="a:1: it has `tool_calls`, which the chat template does not know"):
-        Renderer(TOKENIZER, CHAT_TEMPLATE.replace("message['content']", "(message.content or '')")).render(
-            Conversation("a:1", conversation.turns)
-        )
+    for template in (CHAT_TEMPLATE, CHAT_TEMPLATE.replace("message['content']", "(message.content or '')")):
+        with pytest.raises(DataError, match="a:1: it has `tool_calls`, which the chat template does not know"):
+            Renderer(TOKENIZER, template).render(Conversation("a:1", conversation.turns))
 
 
 def test_without_a_template_there_are_only_texts() -> None:

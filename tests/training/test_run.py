@@ -2,6 +2,7 @@
 
 from itertools import chain
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -227,8 +228,10 @@ def test_reporting_to_what_is_not_installed_is_refused(tmp_path: Path) -> None:
 def test_progress_is_told_line_by_line_where_there_is_no_terminal(tmp_path: Path) -> None:
     said: list[str] = []
     settings = tiny_settings(tmp_path)
-    trained(settings, said.append)
-    assert [line for line in said if line.startswith("step 8/8: loss ") and line.endswith(" 0 s left")]
+    run = trained(settings, said.append)
+    first, last = f"{losses(run.history)[0]:.4f} (1 step), ", f"{mean(losses(run.history)):.4f} (mean of 8 steps), "
+    assert [line for line in said if line.startswith(f"step 1/8: training loss {first}")]
+    assert [line for line in said if line.startswith(f"step 8/8: training loss {last}") and line.endswith(" 0 s left")]
     assert [line for line in said if line.startswith("step 8: held-out loss ")]
 
 

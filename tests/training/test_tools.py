@@ -262,3 +262,50 @@ def test_maps_are_objects(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist([{"messages": messages}], schema), tmp_path / "rows.parquet")
     (row,) = conversations(tmp_path / "rows.parquet")
     assert row.turns[1].more["tool_calls"][0]["function"]["arguments"] == {"city": "Rome"}
+
+
+SURROGATE = json.loads('"\\ud800"')
+DEEP = '{"a":' * 20_000 + "1" + "}" * 20_000
+
+
+@pytest.mark.parametrize("arguments", [None, "", {}, [], "{}"])
+def test_arguments_that_are_left_out(arguments: object) -> None:
+    (call,) = read_calls([{"function": {"name": "now", "arguments": arguments}}], "tool_calls", [])
+    assert call["function"]["arguments"] in ({}, "{}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        *[(value, "must be an object, or one as JSON text") for value in (0, 1, 1.5, True, False, [1], "null", "[]")],
+        ("{", "is no valid JSON"),
+        (DEEP, "is no valid JSON: maximum recursion"),
+        ('{"a":' * 200 + "1" + "}" * 200, "is nested more than 100 deep"),
+    ],
+)
+def test_arguments_of_every_other_type(arguments: object, said: str) -> None:
+    with pytest.raises(DataError, match=f"`c\\[0\\].function.arguments` {said}"):
+        read_calls([{"function": {"name": "now", "arguments": arguments}}], "c", [])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([{"a": SURROGATE}], "has half a surrogate pair"),
+        ([{SURROGATE: 1}], "has half a surrogate pair"),
+        (DEEP, "is no valid JSON"),
+        ([{"a": json.loads("[" * 400 + "]" * 400)}], "is nested more than 100 deep"),
+    ],
+)
+def test_what_no_template_could_write(value: object, said: str) -> None:
+    """One such row must not end the run in a traceback: --skip-bad leaves it out."""
+    for read in (read_tools, lambda value: read_calls(value, "tools", [])):
+        with pytest.raises(DataError, match=f"`tools` {said}"):
+            read(value)
+
+
+@pytest.mark.parametrize("schema", [{"anyOf": 5}, {"oneOf": {"a": 1}}, {"enum": 5}, {"type": {}}, 5])
+def test_a_schema_that_is_none_allows_no_nulls(schema: object) -> None:
+    tools = [{"function": {"name": "now", "parameters": {"properties": {"a": schema}}}}]
+    (call,) = read_calls([{"function": {"name": "now", "arguments": {"a": None, "b": 1}}}], "tool_calls", tools)
+    assert call["function"]["arguments"] == {"b": 1}

@@ -1,113 +1,25 @@
 """Archives: an adapter's files come out, other files are left out unread; all else is refused, in little memory.
 
-Nothing outside the folder is touched. What trainers leave in a folder is in ``test_trainers.py``.
+Nothing outside the folder is touched. What trainers leave in a folder is in ``test_trainers.py``, what attackers send
+in ``test_hostile_archives.py``.
 """
 
 import gzip
-import io
 import shutil
 import struct
 import subprocess
 import tarfile
-import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from adapters import archive
-from adapters.archive import AROUND_BYTES, MAX_TAR_HEADER_BYTES, max_bytes, unpack
-from adapters.errors import AdapterRejected
-from adapters.files import CONFIG, FILES, MAX_FILES, MAX_JSON_BYTES, ORIGIN, WEIGHTS
+from adapters.archive import AROUND_BYTES, max_bytes
+from adapters.files import CONFIG, MAX_FILES, MAX_JSON_BYTES, ORIGIN, WEIGHTS
 from adapters.selection import MAX_NAMED, Selection
-
-LIMIT = 200_000
-GOOD = {CONFIG: b'{"r": 4}', WEIGHTS: bytes(range(256)) * 700}
-MIB = 1 << 20
-SMALL = 16 * MIB
-"""What may come with the adapters of the bombs; the real bound makes slow tests."""
-
-
-def tar(*members: tuple[tarfile.TarInfo, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=format) as archive:
-        for info, content in members:
-            archive.addfile(info, io.BytesIO(content))
-    return file.getvalue()
-
-
-def entry(name: str, content: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    for field, value in fields.items():
-        setattr(info, field, value)
-    return info, content
-
-
-def tar_of(files: dict[str, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
-    return tar(*[entry(name, content) for name, content in files.items()], format=format)
-
-
-def zip_of(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED, **fields: object) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", method) as archive:
-        for name, content in files.items():
-            info = zipfile.ZipInfo(name)
-            info.compress_type = method
-            for field, value in fields.items():
-                setattr(info, field, value)
-            archive.writestr(info, content)
-    return file.getvalue()
-
-
-FORMATS: dict[str, Callable[[dict[str, bytes]], bytes]] = {
-    "tar": tar_of,
-    "gnu tar": lambda files: tar_of(files, tarfile.GNU_FORMAT),
-    "ustar": lambda files: tar_of(files, tarfile.USTAR_FORMAT),
-    "tar.gz": lambda files: gzip.compress(tar_of(files)),
-    "zip": zip_of,
-    "stored zip": lambda files: zip_of(files, zipfile.ZIP_STORED),
-}
-
-
-class Bench:
-    """A folder to unpack in, with a neighbour that must stay as it is."""
-
-    def __init__(self, root: Path) -> None:
-        self.archive = root / "upload"
-        self.staging = root / "staging"
-        self.staging.mkdir()
-        self._root = root
-
-    def unpack(self, data: bytes) -> Selection:
-        for path in self.staging.iterdir():
-            path.unlink()
-        self.archive.write_bytes(data)
-        try:
-            return unpack(self.archive, self.staging, LIMIT)
-        finally:
-            assert {path.name for path in self._root.iterdir()} == {"upload", "staging"}
-            assert self.archive.read_bytes() == data
-            for path in self.staging.iterdir():
-                assert path.name in FILES
-                assert path.is_file()
-                assert not path.is_symlink()
-                assert path.stat().st_size <= (LIMIT if path.name == WEIGHTS else MAX_JSON_BYTES)
-
-    def files(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in self.staging.iterdir()}
-
-    def refused(self, data: bytes, reason: str) -> AdapterRejected:
-        with pytest.raises(AdapterRejected, match=reason) as refusal:
-            self.unpack(data)
-        assert len(str(refusal.value)) < 500
-        return refusal.value
+from tests.unit.archives import FORMATS, GOOD, LIMIT, Bench, entry, tar, tar_of, zip_of
 
 
 @pytest.fixture
@@ -326,6 +238,10 @@ def test_too_many_members(bench: Bench) -> None:
     bench.refused(zip_of({str(index): b"" for index in range(MAX_FILES + 1)}), "more than 4096 files and folders")
 
 
+def test_a_directory_of_too_many_members(bench: Bench) -> None:
+    bench.refused(zip_of({**GOOD, **{f"{number:0200}": b"" for number in range(MAX_FILES)}}), "pack only the adapter's")
+
+
 def test_a_name_with_a_nul(bench: Bench) -> None:
     name = CONFIG.encode()
     data = zip_of({CONFIG: b"{}"}).replace(name, name[:-5] + b"\0json")
@@ -359,81 +275,6 @@ def test_what_is_no_archive(bench: Bench, data: bytes) -> None:
     bench.refused(data, "is missing" if data == bytes(1024) else "damaged|cut short")
 
 
-def pax_bomb() -> bytes:
-    return tar(entry(CONFIG, b"{}", pax_headers={"comment": "x" * 50 * MIB}))
-
-
-def long_name_bomb() -> bytes:
-    return tar(entry("x" * 50 * MIB, b"{}"), format=tarfile.GNU_FORMAT)
-
-
-def long_name_chain() -> bytes:
-    info = tarfile.TarInfo("././@LongLink")
-    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 512
-    return (info.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")) * 3000
-
-
-def directory_bomb() -> bytes:
-    return zip_of({f"{index:0100}": b"" for index in range(20_000)})
-
-
-def extra_bomb() -> bytes:
-    extra = b"\xfe\xca" + struct.pack("<H", 65_000) + bytes(65_000)
-    return zip_of({str(index): b"" for index in range(500)}, extra=extra)
-
-
-def endless_tail() -> bytes:
-    return tar_of(GOOD) + bytes(100 * MIB)
-
-
-def endless_readme() -> bytes:
-    return tar_of({"README.md": bytes(100 * MIB)})
-
-
-def zip_bomb() -> bytes:
-    data = zip_of({WEIGHTS: bytes(100 * MIB), CONFIG: b"{}"})
-    place = data.index(b"PK\1\2") + 24
-    return data[:place] + struct.pack("<I", 1000) + data[place + 4 :]
-
-
-BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
-    "pax header": (pax_bomb, f"header larger than {MAX_TAR_HEADER_BYTES}"),
-    "long name": (long_name_bomb, f"header larger than {MAX_TAR_HEADER_BYTES}"),
-    "long names": (long_name_chain, f"header larger than {MAX_TAR_HEADER_BYTES}"),
-    "zip directory": (directory_bomb, "directory larger than"),
-    "zip extra fields": (extra_bomb, "directory larger than"),
-    "tail": (endless_tail, f"more than {SMALL + 4 * LIMIT} bytes"),
-    "left out": (endless_readme, f"more than {SMALL + 4 * LIMIT} bytes"),
-    "weights": (lambda: tar_of({CONFIG: b"{}", WEIGHTS: bytes(10 * MIB)}), "is larger than"),
-    "zip": (zip_bomb, "damaged"),
-}
-
-
-@pytest.mark.parametrize("name", BOMBS)
-def test_bombs_take_little_memory(bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "AROUND_BYTES", SMALL)
-    make, reason = BOMBS[name]
-    data = make()
-    refused_in_little_memory(bench, data, reason)
-    if data[:2] != b"PK":
-        refused_in_little_memory(bench, gzip.compress(data, 1), reason)
-
-
-def refused_in_little_memory(bench: Bench, data: bytes, reason: str) -> None:
-    for path in bench.staging.iterdir():
-        path.unlink()
-    bench.archive.write_bytes(data)
-    tracemalloc.start()
-    try:
-        with pytest.raises(AdapterRejected, match=reason):
-            unpack(bench.archive, bench.staging, LIMIT)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 3 * MIB
-    assert sum(path.stat().st_size for path in bench.staging.iterdir()) <= LIMIT
-
-
 def test_a_checkpoint_of_the_largest_adapter_fits_beside_it() -> None:
     """Its weights again and two moments of an optimizer, and four times the largest tokenizer."""
     assert max_bytes(1 << 30) >= (4 << 30) + 4 * 40_000_000
@@ -443,48 +284,3 @@ def test_a_checkpoint_of_the_largest_adapter_fits_beside_it() -> None:
 def test_a_gzip_with_a_wrong_checksum(bench: Bench) -> None:
     data = gzip.compress(tar_of(GOOD))
     bench.refused(data[:-8] + struct.pack("<I", zlib.crc32(b"")) + data[-4:], "damaged")
-
-
-NAMES = st.one_of(
-    st.sampled_from([*FILES, "README.md", "", ".", "..", "/", "\\", "C:", "legal", "\0", "\udc80", "..."]),
-    st.text(max_size=5),
-)
-PATHS = st.lists(NAMES, min_size=1, max_size=4).map("/".join)
-TYPES = st.sampled_from([tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, b"x"])
-
-
-@given(st.lists(st.tuples(PATHS, st.binary(max_size=600), TYPES, PATHS), max_size=5), st.booleans())
-def test_hostile_tars(members: list[tuple[str, bytes, bytes, str]], packed: bool) -> None:
-    data = tar(*[entry(path, content, type=kind, linkname=link) for path, content, kind, link in members])
-    any_outcome(gzip.compress(data, 1) if packed else data)
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
-@given(st.lists(st.tuples(PATHS.filter(lambda path: "\udc80" not in path), st.binary(max_size=600)), max_size=5))
-def test_hostile_zips(members: list[tuple[str, bytes]]) -> None:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for path, content in members:
-            archive.writestr(zipfile.ZipInfo(path), content)
-    any_outcome(file.getvalue())
-
-
-@given(
-    st.sampled_from(list(FORMATS)),
-    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=8)), min_size=1, max_size=6),
-)
-def test_damaged_archives(format: str, changes: list[tuple[float, bytes]]) -> None:
-    data = bytearray(FORMATS[format]({"a/" + CONFIG: b"{}", "a/" + WEIGHTS: bytes(range(256)), "a/README.md": b""}))
-    for place, change in changes:
-        start = int(place * len(data))
-        data[start : start + len(change)] = change
-    any_outcome(bytes(data))
-
-
-def any_outcome(data: bytes) -> None:
-    """Taken or refused, with nothing but the adapter's files in the folder and nothing outside touched."""
-    with TemporaryDirectory() as root:
-        bench = Bench(Path(root))
-        with suppress(AdapterRejected):
-            bench.unpack(data)
-            assert {CONFIG, WEIGHTS} <= bench.files().keys()

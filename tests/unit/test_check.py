@@ -1,8 +1,10 @@
 """Model folders that cannot be served are refused before their weights are read, by serving and the doctor alike."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,10 @@ def as_another(folder: Path, config: MixtralConfig | GPT2Config) -> None:
     config.save_pretrained(folder)
 
 
+def lead(folder: Path, name: str) -> None:
+    edit(folder / "model.safetensors.index.json", lambda it: it["weight_map"].update({"lost.weight": name}))
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tokenizer": (without_tokenizer, r"/tiny has no tokenizer: copy the model's tokenizer.json"),
     "empty tokenizer": (
@@ -101,6 +107,25 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": [1]}'),
         "/model.safetensors.index.json has no weight_map",
     ),
+    "index without tensors": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}'),
+        "/model.safetensors.index.json has no weight_map",
+    ),
+    **{
+        f"index that leads to {name[:20]!r}": (
+            partial(lead, name=name),
+            f"names {re.escape(repr(name[:80]))}, which is no",
+        )
+        for name in (
+            "../../etc/passwd",
+            "/etc/passwd",
+            "shards/../../x.safetensors",
+            "",
+            ".",
+            "a" * 5000,
+            "\x1b[31m\ud800",
+        )
+    },
     "pickled": (
         lambda folder: with_whole_weights(folder, b"", "pytorch_model.bin"),
         r"/tiny has pickled weights only \(pytorch_model.bin\)",
@@ -123,6 +148,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "config with a field of another type": (
         lambda folder: edit(folder / "config.json", lambda it: it.update(num_hidden_layers="two")),
         "transformers cannot load .*/tiny: .*num_hidden_layers",
+    ),
+    "no context": (
+        lambda folder: edit(folder / "config.json", lambda it: it.update(max_position_embeddings=0)),
+        r"^tiny cannot be served: its config says that its context has 0 tokens \(max_position_embeddings\)$",
+    ),
+    "no layers": (
+        lambda folder: edit(folder / "config.json", lambda it: it.update(num_hidden_layers=0, layer_types=[])),
+        "^tiny cannot be served: it has no layers$",
     ),
     "Mixtral": (lambda folder: as_another(folder, MixtralConfig()), "^tiny cannot be served: mixtures of experts"),
     "GPT-2": (lambda folder: as_another(folder, GPT2Config()), r"^tiny cannot be served: .*\(Conv1D\)"),

@@ -106,13 +106,19 @@ def test_adapters_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
         ("https://Chat.example.com/", "https://chat.example.com"),
         ("http://localhost:3000", "http://localhost:3000"),
         ("app://obsidian.md", "app://obsidian.md"),
+        ("https://chat.example.com:443", "https://chat.example.com"),
+        ("http://[::1]:80/", "http://[::1]"),
+        ("http://localhost:443", "http://localhost:443"),
     ],
 )
 def test_origins(given: str, read: str) -> None:
     assert read_settings(["--cors-origin", given]).cors_origin == (read,)
 
 
-@pytest.mark.parametrize("origin", ["chat.example.com", "https://chat.example.com/page", "https://", "null"])
+@pytest.mark.parametrize(
+    "origin",
+    ["chat.example.com", "https://chat.example.com/page", "https://", "null", "https://*.example.com", "http://x:*"],
+)
 def test_what_is_no_origin(origin: str) -> None:
     with pytest.raises(ConfigError, match=r"^--cors-origin: must be \* or an origin such as https://"):
         read_settings(["--cors-origin", "*", "--cors-origin", origin])

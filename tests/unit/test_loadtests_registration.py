@@ -263,13 +263,17 @@ def test_a_server_may_be_behind_a_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("peer", "answer", "reason"),
     [
-        ("manylora", "[]", "this is no manylora server: of /v1/models the answer must be a JSON object$"),
-        ("manylora", "<html>", "of /v1/models the answer is not JSON$"),
-        ("manylora", '{"data": null}', "of /v1/models data must be a list$"),
-        ("vllm", '{"data": [{"id": 3}]}', "this is no vllm server: of /v1/models data.0.id must be a text$"),
-        ("manylora", '{"data": ["tiny"]}', "of /v1/models data.0 must be a JSON object$"),
-        ("manylora", "[" * 100_000, "of /v1/models the answer is not JSON$"),
-        ("llamacpp", '{"data": [{"id": "tiny"}]}', "of /lora-adapters the answer must be a list$"),
+        ("manylora", "[]", "this is no manylora server: /v1/models gives another answer: it must be a JSON object$"),
+        ("manylora", "<html>", "/v1/models gives another answer: it is not JSON$"),
+        ("manylora", '{"data": null}', "/v1/models gives another answer: data must be a list$"),
+        (
+            "vllm",
+            '{"data": [{"id": 3}]}',
+            "no vllm server: /v1/models gives another answer: data.0.id must be a text$",
+        ),
+        ("manylora", '{"data": ["tiny"]}', "/v1/models gives another answer: data.0 must be a JSON object$"),
+        ("manylora", "[" * 100_000, "/v1/models gives another answer: it is not JSON$"),
+        ("llamacpp", '{"data": [{"id": "tiny"}]}', "/lora-adapters gives another answer: it must be a list$"),
     ],
 )
 def test_a_server_of_another_kind_is_told(peer: PeerName, answer: str, reason: str) -> None:

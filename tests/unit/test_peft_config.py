@@ -134,6 +134,12 @@ def test_unknown_fields_are_refused_together(folder: Path, layout: BaseLayout) -
     assert "allow_unknown_fields: true" in caught.value.reason
 
 
+def test_unknown_fields_are_told_without_what_a_terminal_would_obey(folder: Path, layout: BaseLayout) -> None:
+    set_config(folder, **{"a\n\x1b[31m": 1})
+    with pytest.raises(AdapterRejected, match=r"^adapter_config.json: a\?\?\[31m: is not known"):
+        verify(folder, layout, MAX_RANK)
+
+
 def test_unknown_fields_are_passed_over_where_that_is_asked(folder: Path, layout: BaseLayout) -> None:
     plain = verify(folder, layout, MAX_RANK)
     assert plain.unknown_fields == ()

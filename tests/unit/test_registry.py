@@ -1,5 +1,6 @@
 """The registry: versions, aliases, pins, leases; durable, and bytes that stay while somebody refers to them."""
 
+import json
 import random
 import shutil
 import sqlite3
@@ -473,6 +474,21 @@ def test_another_base_checks_for_itself(tmp_path: Path, folders: list[Path]) -> 
                 registry.acquire(["bad"])
     with open_registry(tmp_path) as registry:
         assert registry.version("bad").refused is None
+
+
+def test_what_was_allowed_on_a_base_is_allowed_under_its_other_fingerprint(tmp_path: Path, folders: list[Path]) -> None:
+    """As where it was quantised anew after an update: an operator's word is not asked for again."""
+    (folders[0] / "manylora.json").write_text(json.dumps({"base_fingerprint": "f" * 64}))
+    with open_registry(tmp_path, base="before") as registry:
+        registry.register_folder("foreign", folders[0], Options(allow_base_mismatch=True))
+    with open_registry(tmp_path, base="after", equivalents=frozenset({"before"})) as registry:
+        version = registry.version("foreign")
+        receipt = registry.receipt(version)
+        assert version.refused is None
+        assert receipt is not None
+        assert (receipt["base_fingerprint"], receipt["base_mismatch_allowed"]) == ("after", True)
+    with open_registry(tmp_path, base="another") as registry:
+        assert "trained on the base" in str(registry.version("foreign").refused)
 
 
 def test_unknown_fields_are_noted_on_every_base_and_asked_about_once(tmp_path: Path, folders: list[Path]) -> None:

@@ -75,6 +75,21 @@ def test_names_that_are_no_text_are_told_as_far_as_they_go(tmp_path: Path) -> No
     assert survey(folder).ignored == ("??",)
 
 
+HOSTILE = "a\n\x1b[31m\udcff"
+"""A folder's name with a line break, a terminal's colour, and a byte that is no text."""
+
+
+def test_a_folders_name_is_told_without_what_a_terminal_would_obey() -> None:
+    assert choose({f"{HOSTILE}/{CONFIG}", f"{HOSTILE}/{WEIGHTS}"}).receipt()["taken_from"] == "a??[31m?"
+
+
+@pytest.mark.parametrize(("there", "missing"), [(CONFIG, WEIGHTS), (WEIGHTS, CONFIG)])
+def test_so_is_that_of_a_missing_file(there: str, missing: str) -> None:
+    with pytest.raises(AdapterRejected) as refusal:
+        choose({f"{HOSTILE}/{there}"})
+    assert refusal.value.file == f"a??[31m?/{missing}"
+
+
 def test_a_mac_writes_no_adapter_of_its_own() -> None:
     files = Output((f"__MACOSX/{CONFIG}", f"__MACOSX/{WEIGHTS}", f"a/{CONFIG}", f"a/{WEIGHTS}"), "a")
     assert choose(files.files) == Selection("a", files.files[:2], 2)

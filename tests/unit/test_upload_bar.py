@@ -1,6 +1,10 @@
-"""How far an upload is, where nobody looks at a terminal."""
+"""How far an upload is: lines in a log file, a bar on a terminal that can draw one."""
+
+import os
+import pty
 
 import pytest
+from rich.console import Console
 
 from adapters import upload_bar
 
@@ -29,3 +33,11 @@ def test_a_quick_upload_is_told_by_its_result_alone(capfd: pytest.CaptureFixture
         advance(1, 2)
         advance(2, 2)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("term", "bar"), [("xterm", True), ("dumb", False), ("unknown", False)])
+def test_a_terminal_that_only_takes_text_gets_lines_too(term: str, bar: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", term)
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb"), os.fdopen(theirs, "w") as terminal:
+        assert upload_bar.draws_bars(Console(file=terminal)) == bar
