@@ -106,7 +106,7 @@ def train(options: Sequence[str]) -> int:
     """``manylora train``; status 3 where the adapter was not good enough to be published."""
     from training.commands import run_train
 
-    with interrupts.raised():
+    with interrupts.raised(), interrupts.ends_raised():
         return run_train(options)
 
 
@@ -114,7 +114,7 @@ def export(options: Sequence[str]) -> int:
     """``manylora export``."""
     from training.commands import run_export
 
-    with interrupts.raised():
+    with interrupts.raised(), interrupts.ends_raised():
         return run_export(options)
 
 

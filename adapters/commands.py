@@ -244,7 +244,8 @@ def rm(server: Server, name: ReferenceWord, yes: Yes = False) -> None:
     """
     if not yes:
         if not sys.stdin.isatty():
-            raise typer.BadParameter("nobody is there to ask: say --yes", param_hint="--yes")
+            reason = "rm asks before it removes, and there is no terminal to ask on: give --yes"
+            raise typer.BadParameter(reason, param_hint="--yes")
         versions = len(server.show(name)["versions"])
         what = name if "@" in name or versions < 2 else f"{name} and its {versions} versions"
         typer.confirm(f"Remove {what}?", abort=True, err=True)

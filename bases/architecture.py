@@ -236,7 +236,7 @@ def _record(
 
 
 def _check_attention(calls: list[_Attention], layers: int) -> None:
-    if not calls:
+    if not layers:
         raise BaseRejected("it has no layers")
     if [call.layer for call in calls] != list(range(layers)):
         raise BaseRejected(_OWN_ATTENTION)

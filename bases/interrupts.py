@@ -54,6 +54,23 @@ def raised() -> Iterator[None]:
         exec("")
 
 
+@contextmanager
+def ends_raised() -> Iterator[None]:
+    """While it lasts SIGTERM and SIGHUP are a KeyboardInterrupt, too: what was half made is taken away.
+
+    For the main thread. What is ignored, as SIGHUP under nohup, stays so.
+    """
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    for each, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(each, _raise)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 def _raise(number: int, frame: FrameType | None) -> None:
     if not _importing(frame):
         raise KeyboardInterrupt

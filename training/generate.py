@@ -1,6 +1,6 @@
 """Greedy answers to many prompts at once, as the server would give them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,19 +24,26 @@ class Answer:
 
 @torch.inference_mode()
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], ends: frozenset[int], max_tokens: int, context: int, rows: int = ROWS
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    max_tokens: int,
+    context: int,
+    rows: int = ROWS,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> list[Answer]:
     """The likeliest answer to each prompt, token by token, in the order of the prompts.
 
     At most ``max_tokens`` each, the end token counted, and no more than ``context`` with the prompt. Prompts of like
-    length share a batch of ``rows``, padded on the left; a row that has ended leaves it.
+    length share a batch of ``rows``, padded on the left; a row that has ended leaves it. ``advance`` is told how many
+    more answers are complete.
     """
     answers = [Answer() for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     for start in range(0, len(order), rows):
         chosen = order[start : start + rows]
         _Batch(model, [prompts[place] for place in chosen], [answers[place] for place in chosen]).run(
-            ends, max_tokens, context
+            ends, max_tokens, context, advance
         )
     return answers
 
@@ -57,11 +64,13 @@ class _Batch:
         self._positions = (self._mask.cumsum(1) - 1).clamp(min=0)
         self._cache = DynamicCache(config=model.config)
 
-    def run(self, ends: frozenset[int], max_tokens: int, context: int) -> None:
+    def run(self, ends: frozenset[int], max_tokens: int, context: int, advance: Callable[[int], None]) -> None:
         """Until every row has ended or is as long as it may be."""
-        while self._answers:
+        while rows := len(self._answers):
             tokens = self._step()
             self._commit(tokens.tolist(), ends, max_tokens, context)
+            if len(self._answers) < rows:
+                advance(rows - len(self._answers))
 
     def _step(self) -> Tensor:
         """The next token of each row, int64 [rows]."""

@@ -17,6 +17,7 @@ from peft import PeftModel
 from bases.base import Base
 from bases.errors import ConfigError
 from training.conversation import Conversation, Turn
+from training.counting import counting
 from training.dataset import Dataset
 from training.files import read_rows
 from training.generate import Answer, generate
@@ -69,10 +70,11 @@ def judge(settings: TrainSettings, base: Base, folder: Path, dataset: Dataset, s
     model = _adapted(base, folder)
     answered = answerable(settings, dataset)
     general = dataset.general or general_examples(base, dataset.chat_template)
-    say(f"judging: {len(dataset.evaluation)} held-out rows, {len(answered)} of them answered")
-    adapter, said = _scores(settings, base, model, dataset.evaluation, answered)
+    say(f"judging: loss on {len(dataset.evaluation)} held-out rows, answers to {len(answered)}")
+    adapter, said = _scores(settings, base, model, dataset.evaluation, answered, "answers of the adapter", say)
     with model.disable_adapter():
-        plain, base_said = _scores(settings, base, model, dataset.evaluation, answered)
+        plain, base_said = _scores(settings, base, model, dataset.evaluation, answered, "answers of the base", say)
+    say(f"judging: distance from the base on {len(general)} general prompts")
     divergence = mean_kl(model, general)
     model.unload()
     samples = [Sample(example, *texts) for example, *texts in zip(answered, base_said, said, strict=True)]
@@ -141,14 +143,23 @@ def _adapted(base: Base, folder: Path) -> Any:
 
 
 def _scores(
-    settings: TrainSettings, base: Base, model: Any, held_out: Sequence[Example], answered: Sequence[Example]
+    settings: TrainSettings,
+    base: Base,
+    model: Any,
+    held_out: Sequence[Example],
+    answered: Sequence[Example],
+    title: str,
+    say: Say,
 ) -> tuple[Scores, list[str]]:
-    """Of the model as it stands, and its answers to ``answered``."""
+    """Of the model as it stands, and its answers to ``answered``; ``title`` names them while they are counted."""
     loss = mean_loss(model, held_out) if held_out else None
     if not answered:
         return Scores(loss), []
     prompts = [example.prompt for example in answered]
-    answers = generate(model, prompts, base.eos_token_ids, settings.judge_tokens, base.max_model_len)
+    with counting(title, len(prompts), say) as advance:
+        answers = generate(
+            model, prompts, base.eos_token_ids, settings.judge_tokens, base.max_model_len, advance=advance
+        )
     texts = _decode(base, answers)
     return replace(score_answers(answered, answers, texts), loss=loss), texts
 

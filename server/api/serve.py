@@ -82,7 +82,8 @@ def bind(host: str, port: int) -> socket.socket:
         except OSError as error:
             listener.close()
             if error.errno != errno.EADDRINUSE or reuse:
-                raise ConfigError(f"--port: cannot listen on {host} port {port}: {error.strerror}") from error
+                reason = f"{error.strerror}; --port takes another, 0 any free one"
+                raise ConfigError(f"--port: cannot listen on {host} port {port}: {reason}") from error
         else:
             break
     return listener

@@ -38,10 +38,10 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixtur
         yield caplog
 
 
-def lines(logged: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[str]:
-    """What was said of requests at this level, once something was."""
+def lines(logged: pytest.LogCaptureFixture, level: int = logging.INFO, count: int = 1) -> list[str]:
+    """What was said of requests, once there are so many lines of this level: an answer may come before its line."""
     name = "server.api.middleware"
-    wait_for(lambda: any(record.name == name and record.levelno == level for record in logged.records))
+    wait_for(lambda: sum(record.name == name and record.levelno == level for record in logged.records) >= count)
     return [record.getMessage() for record in logged.records if record.name == name and record.levelno >= logging.INFO]
 
 
@@ -86,7 +86,7 @@ def test_nothing_secret_is_logged(live: Live, logged: pytest.LogCaptureFixture) 
     headers = {"authorization": f"Bearer {SECRET}"}
     live.http.post("/v1/completions", params={"key": SECRET}, json=request(prompt=SECRET), headers=headers)
     live.http.post("/v1/completions", json={"prompt": SECRET, SECRET: 1}, headers=headers)
-    assert len(lines(logged)) == 2
+    assert len(lines(logged, count=2)) == 2
     said = [record.getMessage() for record in logged.records if not record.name.startswith(("httpx", "httpcore"))]
     assert SECRET not in "\n".join(said)
 
@@ -94,7 +94,7 @@ def test_nothing_secret_is_logged(live: Live, logged: pytest.LogCaptureFixture) 
 def test_a_path_cannot_forge_a_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
     live.http.get("/v1/models/x%0AINFO%20forged")
     live.http.get(f"/v1/models/{'y' * 5000}")
-    first, second = lines(logged)
+    first, second = lines(logged, count=2)
     assert first.startswith("GET /v1/models/x%0AINFO%20forged 404 ")
     assert len(second) < 300
 

@@ -281,6 +281,7 @@ def test_another_format_is_told_alike_by_every_way(
         told = {
             way: refused(live, live.http.post("/v1/adapters", data={"name": "x"}, files=pack(folder)), 422, "file")
             for way, pack in WAYS.items()
+            if way != "multipart" or format != "an archive in an archive"  # alone in a form it is the archive
         }
         told["path"] = refused(live, by_path(live, "x", folder), 422, "path")
     assert {(error["file"], reason in error["message"]) for error in told.values()} == {(file, True)}

@@ -173,6 +173,15 @@ def test_judging_twice_finds_the_same_and_leaves_the_base_as_it_was(root: Path, 
     assert judged(root, ready, "weak").base == first.base
 
 
+def test_judging_says_how_far_it_is(root: Path, ready: tuple[Base, Dataset]) -> None:
+    said: list[str] = []
+    base, dataset = ready
+    judgement = judge(tiny_settings(root, judge_tokens=16), base, root / "strong", dataset, said.append)
+    assert said[0] == f"judging: loss on {judgement.rows} held-out rows, answers to {judgement.answered}"
+    for whose in ("adapter", "base"):
+        assert f"answers of the {whose}: {judgement.answered} of {judgement.answered}" in said
+
+
 def test_the_figures_belong_to_base_and_adapter(root: Path, ready: tuple[Base, Dataset]) -> None:
     weak, strong = judged(root, ready, "weak"), judged(root, ready, "strong")
     assert weak.divergence < 1e-3 < 0.1 < strong.divergence

@@ -18,9 +18,16 @@ from torch import Tensor
 from bases.errors import ConfigError
 from tests.training.rows import question, write_rows
 from tests.training.tiny_run import losses, prepared, same, tiny_settings, trained, weights
+from training import progress
 from training.run import Say, Trained, train
 from training.settings import TrainSettings
 from training.workplace import STATE, Workplace, requested, working
+
+
+@pytest.fixture(autouse=True)
+def a_line_for_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are cut off at the line of a step; ten seconds between lines are longer than these runs."""
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
 
 
 def long(root: Path, **more: Any) -> TrainSettings:

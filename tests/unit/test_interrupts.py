@@ -133,3 +133,29 @@ def test_no_progress_bars_where_no_terminal_is(tmp_path: Path) -> None:
     status, err = serve_until("curl", tmp_path)
     assert status == 0
     assert all(re.match(r"\d{4}-\d\d-\d\d .* INFO ", line) for line in err.splitlines()), err
+
+
+ENDED = """
+import sys, tempfile, time
+from bases import interrupts
+
+interrupts.end_silently()
+try:
+    with interrupts.raised(), interrupts.ends_raised(), tempfile.TemporaryDirectory(dir=sys.argv[1]):
+        print("working", flush=True)
+        time.sleep(60)
+except KeyboardInterrupt:
+    sys.exit(interrupts.STATUS)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_ended_takes_away_what_is_half_made(tmp_path: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ENDED, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    assert list(tmp_path.iterdir())
+    process.send_signal(number)
+    assert process.wait(60) == 130
+    process.stdout.close()
+    assert not list(tmp_path.iterdir())
