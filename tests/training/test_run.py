@@ -302,10 +302,11 @@ def test_overfitting_is_validation_rising_twice_while_training_falls(
 
 
 def test_overfitting_is_warned_of_once(tmp_path: Path) -> None:
+    """The learning rate is one at which losses do not leap: at 1e-2 the last bit of a weight decided."""
     rows = [{"prompt": f"Draw {place}", "completion": str((place * 7919) % 997)} for place in range(16)]
     data = (str(write_rows(tmp_path / "random.jsonl", rows)),)
     settings = tiny_settings(
-        tmp_path, data=data, eval_share=0.4, max_steps=120, eval_steps=10, learning_rate=1e-2, r=16, schedule="constant"
+        tmp_path, data=data, eval_share=0.4, max_steps=120, eval_steps=10, learning_rate=2e-3, r=16, schedule="constant"
     )
     run = trained(settings)
     assert [warning.partition(" has risen")[0].partition(": ")[2] for warning in run.warnings] == ["the held-out loss"]
