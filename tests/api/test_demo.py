@@ -139,10 +139,17 @@ def check_adapters(sdk: OpenAI, http: httpx.Client) -> None:
 
 
 def test_an_idle_server_takes_less_than_a_gigabyte(root: Path) -> None:
+    """Of its own. How many pages of torch's libraries are resident, 0.1 to 0.2 GB, is up to the system's page cache."""
     with serving(root, plain=True) as served:
-        assert psutil.Process(served.process.pid).memory_info().rss < 1e9
+        assert own_memory(served.process.pid) < 0.9e9
         served.sdk.chat.completions.create(model="smollm2-135m-instruct", messages=[QUESTION], max_tokens=32)  # type: ignore[list-item]
-        assert psutil.Process(served.process.pid).memory_info().rss < 1e9
+        assert own_memory(served.process.pid) < 0.9e9
+
+
+def own_memory(pid: int) -> int:
+    """Bytes that are resident and no file's."""
+    memory = psutil.Process(pid).memory_info()
+    return memory.rss - memory.shared
 
 
 def test_sigterm_drains_and_ends_well(root: Path) -> None:
