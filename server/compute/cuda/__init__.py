@@ -19,7 +19,10 @@ def misfit(device: torch.device) -> str | None:
     if device.type != "cuda":
         return "it is for CUDA devices"
     if importlib.util.find_spec("triton") is None:
-        log.warning("Triton is not installed: LoRA and attention run as plain torch operators, which are slower.")
+        log.warning(
+            "Triton is not installed: LoRA and attention run as plain torch operators, and adapters are copied to the "
+            "device between steps, which is slower."
+        )
         return "Triton is not installed"
     return None
 
