@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     from bases.errors import ConfigError, ManyloraError
-    from bases.waiting import SERVING, TRAINING, wait_briefly
+    from bases.openmp import SERVING, TRAINING, wait_briefly
 
     words = list(sys.argv[1:] if argv is None else argv)
     command, options = (words[0], words[1:]) if words else ("--help", [])
@@ -96,7 +96,7 @@ def doctor(options: Sequence[str]) -> int:
 
 def adapters(options: Sequence[str]) -> int:
     """``manylora adapters``, over HTTP."""
-    from adapters.commands import run
+    from adapters.cli.commands import run
 
     with interrupts.raised():
         return run(options)

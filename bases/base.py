@@ -30,18 +30,18 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from adapters.spec import BaseLayout
+from adapters.format.spec import BaseLayout
 from bases import machine
 from bases.architecture import check_architecture, check_context
-from bases.check import check_gguf, check_source, check_tokenizer, context_length, read_tokenizer, reason
+from bases.double_quant import double_quantise
 from bases.errors import BaseRejected, ConfigError
+from bases.file_modes import make_ordinary
 from bases.fingerprint import Identity, identify
-from bases.modes import make_ordinary
+from bases.memory_check import QUANTISED, UNPACKED, WHOLE, check_memory
+from bases.model_source import ModelSource, find_source
 from bases.nf4 import Linear4bit
 from bases.options import BaseOptions
-from bases.room import QUANTISED, UNPACKED, WHOLE, check_room
-from bases.scales import double_quantise
-from bases.source import Source, find_source
+from bases.preflight import check_gguf, check_source, check_tokenizer, context_length, read_tokenizer, reason
 
 _FINGERPRINT = "fingerprint"
 """The file in a cached base that says what its contents must hash to."""
@@ -81,7 +81,7 @@ def load_base(options: BaseOptions, say: Say = lambda _: None) -> Base:
     dtype = torch.float32 if options.dtype == "fp32" else torch.bfloat16
     source = find_source(options.model)
     folder = _ready_folder(source, options, dtype, say)
-    check_room(folder, WHOLE, device)
+    check_memory(folder, WHOLE, device)
     say(f"loading {source.name} from {folder}")
     with _quiet(progress=False):
         model = _read_model(folder, dtype)
@@ -132,7 +132,7 @@ def _device(wanted: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
 
 
-def _ready_folder(source: Source, options: BaseOptions, dtype: torch.dtype, say: Say) -> Path:
+def _ready_folder(source: ModelSource, options: BaseOptions, dtype: torch.dtype, say: Say) -> Path:
     """The folder to load: the source itself where nothing is to be converted, else its entry in the cache."""
     if options.quantization == "none" and not source.gguf:
         check_source(source, options.max_model_len)
@@ -151,24 +151,24 @@ def _ready_folder(source: Source, options: BaseOptions, dtype: torch.dtype, say:
     return folder
 
 
-def _key(source: Source, options: BaseOptions, dtype: torch.dtype) -> str:
+def _key(source: ModelSource, options: BaseOptions, dtype: torch.dtype) -> str:
     """Names a cached base by all that its bytes depend on."""
     depends = [_CACHE_FORMAT, source.identity(), options.quantization, str(dtype)]
     depends += [version("transformers"), version("bitsandbytes")]
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
 
 
-def _prepare(source: Source, folder: Path, options: BaseOptions, dtype: torch.dtype, say: Say) -> None:
+def _prepare(source: ModelSource, folder: Path, options: BaseOptions, dtype: torch.dtype, say: Say) -> None:
     """Convert the source into ``folder``, which appears whole or not at all."""
     with tempfile.TemporaryDirectory(prefix="tmp-", dir=folder.parent) as temporary, _quiet(progress=True):
         path = source.path
         if source.gguf:
-            check_room(path, UNPACKED, torch.device("cpu"))
+            check_memory(path, UNPACKED, torch.device("cpu"))
             say(f"unpacking {path.name} (once)")
             path = _save(*_read_gguf(path, dtype), Path(temporary, "unpacked"))
         if options.quantization == "nf4":
-            check_source(Source(source.name, path), options.max_model_len)
-            check_room(path, QUANTISED, torch.device("cpu"))
+            check_source(ModelSource(source.name, path), options.max_model_len)
+            check_memory(path, QUANTISED, torch.device("cpu"))
             say(f"quantising {source.name} to NF4 (once)")
             nf4 = BitsAndBytesConfig(
                 load_in_4bit=True,

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bases.double_quant import code_table
 from bases.nf4 import Linear4bit
-from bases.scales import code_table
 
 _PIECE = 64 * 2**20
 """Bytes hashed at a time, so that a device tensor is never copied whole."""

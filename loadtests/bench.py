@@ -12,20 +12,20 @@ import aiohttp
 from yarl import URL
 
 from loadtests import interrupts, plain
-from loadtests.arrivals import Closed
-from loadtests.drive import Round, run_closed, run_open
+from loadtests.drive.peers import PeerName, Target
+from loadtests.drive.progress import Display
+from loadtests.drive.registration import Registrar, Supply, find_peer, supplied
+from loadtests.drive.rounds import Round, run_closed, run_open
+from loadtests.drive.server_process import spawned
 from loadtests.errors import ServerUnusable
-from loadtests.figures import figures, measured
 from loadtests.machine import describe_machine, own_version
-from loadtests.peers import PeerName, Target
-from loadtests.progress import Display
-from loadtests.record import Record, Result, make_record
-from loadtests.registration import Registrar, Supply, find_peer, supplied
-from loadtests.report import number
+from loadtests.report.figures import figures, measured
+from loadtests.report.record import Record, Result, make_record
+from loadtests.report.table import number
+from loadtests.report.thresholds import judge
 from loadtests.settings import BenchSettings
-from loadtests.spawned import spawned
-from loadtests.thresholds import judge
-from loadtests.workload import Request, Workload, draw, draw_warm_up
+from loadtests.workload.arrivals import Closed
+from loadtests.workload.workload import Request, Workload, draw, draw_warm_up
 
 CONNECT_SECONDS = 10.0
 CLOCK = "%Y-%m-%dT%H:%M:%SZ"

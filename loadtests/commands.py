@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from loadtests import report
 from loadtests.bench import Bench
-from loadtests.compare import compare
+from loadtests.drive.progress import Display
 from loadtests.errors import BadOption, BenchError
-from loadtests.progress import Display
-from loadtests.record import Record, read_record, write_record
+from loadtests.report import table as report
+from loadtests.report.compare import compare
+from loadtests.report.record import Record, read_record, write_record
 from loadtests.settings import BenchSettings, CompareSettings, read_bench, read_compare
 
 
@@ -38,7 +38,7 @@ def _bench(settings: BenchSettings) -> int:
     if settings.json_file:
         write_record(record, settings.json_file)
     if settings.html:
-        from loadtests.page import run_page
+        from loadtests.report.page import run_page
 
         settings.html.write_text(run_page(record), encoding="utf-8")
     _show(f"\n{report.printed(report.table(record), settings.table)}\n({report.NOTE})")
@@ -58,7 +58,7 @@ def _compare(settings: CompareSettings) -> int:
     for line in comparison.remarks:
         print(line, file=sys.stderr)
     if settings.html:
-        from loadtests.page import compare_page
+        from loadtests.report.page import compare_page
 
         settings.html.write_text(compare_page(comparison), encoding="utf-8")
     return 0

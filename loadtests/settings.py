@@ -18,9 +18,7 @@ from pydantic_settings import (
 )
 from yarl import URL
 
-from loadtests import arrivals, mixes, plain
-from loadtests.adapters import RANK, Geometry, Recipe, Targets
-from loadtests.arrivals import parse_arrivals
+from loadtests import plain
 from loadtests.bounds import (
     MOST_ADAPTERS,
     MOST_RANK,
@@ -31,14 +29,17 @@ from loadtests.bounds import (
     MOST_WORDS,
     within,
 )
+from loadtests.drive.peers import EndpointName, PeerName
+from loadtests.drive.registration import Supply
 from loadtests.errors import BadOption
-from loadtests.lengths import parse_lengths
-from loadtests.mixes import parse_mix
-from loadtests.peers import EndpointName, PeerName
-from loadtests.registration import Supply
-from loadtests.thresholds import Threshold, check_applied, parse_threshold
-from loadtests.trace import read_trace
-from loadtests.workload import Prefix, Workload
+from loadtests.report.thresholds import Threshold, check_applied, parse_threshold
+from loadtests.workload import arrivals, mixes
+from loadtests.workload.adapters import RANK, Geometry, Recipe, Targets
+from loadtests.workload.arrivals import parse_arrivals
+from loadtests.workload.lengths import parse_lengths
+from loadtests.workload.mixes import parse_mix
+from loadtests.workload.trace import read_trace
+from loadtests.workload.workload import Prefix, Workload
 
 HERE = "http://127.0.0.1:8000"
 MOST_TIMEOUT = 86_400.0

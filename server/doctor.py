@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 
 from bases import machine
-from bases.check import check_source
 from bases.errors import BaseRejected, ConfigError
+from bases.model_source import DEMO, find_source, on_hub
 from bases.nf4 import functional
-from bases.source import DEMO, find_source, on_hub
-from server.api.serve import bind
+from bases.preflight import check_source
 from server.compute.cpu import kernels as cpu_kernels
 from server.config import Settings
+from server.listener import bind
 
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "safetensors", "tokenizers", "fastapi", "uvicorn")
 _GIB = 2**30

@@ -13,7 +13,7 @@
     └── EngineError          our doing: a step that failed, an adapter that could not be read; 500
 
 Errors about adapters are in :mod:`adapters.errors`. The one table from error to HTTP status is in
-:mod:`server.api.errors`.
+:mod:`server.api.http.errors`.
 """
 
 from bases.errors import ManyloraError

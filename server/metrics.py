@@ -9,9 +9,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from adapters.errors import UnknownAdapter
-from adapters.names import parse_reference
-from adapters.registry import Registry
-from server.engine import EngineStats
+from adapters.registry.names import parse_reference
+from adapters.registry.registry import Registry
+from server.engine.engine import EngineStats
 
 Outcome = Literal["ok", "error", "cancelled"]
 """How a request ended; cancelled: its client left."""

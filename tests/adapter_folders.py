@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from adapters.spec import AdapterSpec, BaseLayout
-from adapters.store import AdapterStore
+from adapters.format.spec import AdapterSpec, BaseLayout
+from adapters.store.store import AdapterStore
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from bases.waiting import wait_briefly
+from bases.openmp import wait_briefly
 
 wait_briefly()
 

@@ -7,7 +7,7 @@ TRL's are those of a run of TRL 1.16 (SFTTrainer, LoRA, ``save_model``); transfo
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapters.files import CONFIG, ORIGIN, WEIGHTS
+from adapters.format.files import CONFIG, ORIGIN, WEIGHTS
 
 TOKENIZER = ("chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
 STATE = ("optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", "training_args.bin")

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from adapters.errors import AdapterError
-from adapters.files import CONFIG, ORIGIN, read_json
+from adapters.format.files import CONFIG, ORIGIN, read_json
 from bases.errors import ConfigError
 from bases.options import BaseOptions, default_data
 
@@ -30,8 +30,8 @@ def run_train(words: Sequence[str]) -> int:
     from training.settings import read_settings
 
     settings = read_settings(words)
-    from training.conversation import DataError
-    from training.job import Job
+    from training.data.conversation import DataError
+    from training.run.job import Job
 
     try:
         # Of the processes that `accelerate launch` starts, one tells.
@@ -176,14 +176,14 @@ def _base(
 def _check_merge(parts: list[tuple[Path, float]], out: Path, method: str, rank: int | None, any_base: bool) -> None:
     """Raises what stands in the way of the merge, before the base is opened, which takes long."""
     from bases import nf4  # noqa: F401  (before PEFT, which would import bitsandbytes as it comes)
-    from training.merge import check_merge
+    from training.export.merge import check_merge
 
     check_merge(parts, out, method, rank, any_base=any_base)
 
 
 def _merge(parts: list[tuple[Path, float]], base: BaseOptions, out: Path, options: dict[str, Any]) -> None:
     from bases.base import load_base
-    from training.merge import merge
+    from training.export.merge import merge
 
     merged = merge(parts, load_base(base, _say).layout, out, say=_say, **options)
     _say(f"merged {len(parts)} adapters into one of rank {merged.spec.rank}; {merged.lost:.2%} of the update was lost")
@@ -191,7 +191,7 @@ def _merge(parts: list[tuple[Path, float]], base: BaseOptions, out: Path, option
 
 def _write(adapter: Path | None, base: BaseOptions, out: Path, options: dict[str, Any]) -> None:
     from bases import nf4  # noqa: F401  (before PEFT, which would import bitsandbytes as it comes)
-    from training.export import export
+    from training.export.export import export
 
     for line in export(adapter, base, out, say=_say, **options).lines():
         _say(line)

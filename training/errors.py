@@ -10,7 +10,7 @@
 """
 
 from bases.errors import ManyloraError
-from training.conversation import DataError
+from training.data.conversation import DataError
 
 __all__ = ["DataError", "Diverged", "TrainingError"]
 

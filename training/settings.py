@@ -22,7 +22,7 @@ from pydantic_settings import (
 )
 
 from adapters.errors import AdapterNameError
-from adapters.names import check_name
+from adapters.registry.names import check_name
 from bases.errors import ConfigError
 from bases.option_errors import describe
 from bases.options import BaseOptions, default_data

@@ -9,10 +9,11 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from adapters.archive import max_bytes
-from server.api import adapters, aliases, completions, document, errors, health, index, models, tokenize, vllm
-from server.api.middleware import BodyLimit, Door, Unforeseen
-from server.api.paths import METHODS, Paths
+from adapters.format.archive import max_bytes
+from server.api.http import document, errors
+from server.api.http.middleware import BodyLimit, Door, Unforeseen
+from server.api.http.paths import METHODS, Paths
+from server.api.routes import adapters, aliases, completions, health, index, models, tokenize, vllm
 from server.api.service import Service
 
 BEYOND_UPLOADS = 1 << 20
@@ -26,7 +27,7 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.switchboard.bind()
+        service.event_router.bind()
         try:
             yield
         finally:

@@ -1,7 +1,6 @@
 """``manylora serve``: load, listen, answer, drain."""
 
 import asyncio
-import errno
 import json
 import logging
 import os
@@ -17,13 +16,13 @@ import uvicorn
 
 import bases.nf4  # noqa: F401 - before transformers, for the reason it gives
 from bases.base import load_base
-from bases.errors import ConfigError
 from bases.interrupts import end_at_once
 from server.api.app import create_app
-from server.api.connection import Connection
+from server.api.http.connection import Connection
 from server.api.service import Service, begin, open_service
 from server.compute.cpu.memory import give_back
 from server.config import Settings, service_links
+from server.listener import bind
 
 log = logging.getLogger(__name__)
 
@@ -60,33 +59,6 @@ def say(line: str) -> None:
     """Tell the person who started the server."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket on the address, not listening yet. Raises ConfigError where that cannot be.
-
-    With SO_REUSEADDR, two servers may bind one port as long as neither listens, and the second learns of the first
-    after it has loaded its base. So it is bound without; where that fails, with: for a minute after a server has ended,
-    what is left of its connections keeps the port from being bound in any other way.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:  # the latter for what cannot be a name: an empty or a very long part
-        reason = error.strerror if isinstance(error, OSError) else "it cannot be the name of a machine"
-        raise ConfigError(f"--host: {host!r} is no address of this machine: {reason}") from error
-    for reuse in (0, 1):
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
-        try:
-            listener.bind(address)
-        except OSError as error:
-            listener.close()
-            if error.errno != errno.EADDRINUSE or reuse:
-                reason = f"{error.strerror}; --port takes another, 0 any free one"
-                raise ConfigError(f"--port: cannot listen on {host} port {port}: {reason}") from error
-        else:
-            break
-    return listener
 
 
 def welcome(service: Service, listener: socket.socket) -> str:
@@ -150,7 +122,7 @@ class DrainingServer(uvicorn.Server):
 
     def drain(self) -> None:
         """Take nothing new; end when nothing is open, or ``drain_seconds`` from now."""
-        self._service.switchboard.draining = True
+        self._service.event_router.draining = True
         self._deadline = monotonic() + self._service.settings.drain_seconds
         # Clients and balancers that keep connections learn it with their next answer.
         self.config.encoded_headers.append((b"connection", b"close"))
@@ -169,5 +141,5 @@ class DrainingServer(uvicorn.Server):
 
 def _under_way(service: Service) -> str:
     """Such as ``1 request and 2 registrations``."""
-    counts = {"request": len(service.switchboard), "registration": service.intake.under_way}
+    counts = {"request": len(service.event_router), "registration": service.intake.under_way}
     return " and ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items() if count)

@@ -12,29 +12,29 @@ from fastapi import Depends, Request
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from adapters.database import Database, open_postgres, open_sqlite
 from adapters.errors import AdapterConflict, AdapterError
-from adapters.names import check_name
-from adapters.registry import Registry
-from adapters.remote import Remote
-from adapters.schema import NewerSchema
-from adapters.seen import SeenFolders
-from adapters.sources import Sources
-from adapters.spec import AdapterSpec
-from adapters.store import AdapterStore
-from adapters.ties import Ties
-from adapters.watch import Watch
+from adapters.format.spec import AdapterSpec
+from adapters.registry.database import Database, open_postgres, open_sqlite
+from adapters.registry.hooks import RegistryHooks
+from adapters.registry.names import check_name
+from adapters.registry.registry import Registry
+from adapters.registry.schema import NewerSchema
+from adapters.sources.folder_states import FolderStates
+from adapters.sources.sources import Sources
+from adapters.sources.watched_folder import WatchedFolder
+from adapters.store.remote_store import RemoteStore
+from adapters.store.store import AdapterStore
 from bases.base import Base
 from bases.errors import ConfigError
-from server.api.intake import Intake
-from server.api.switchboard import Switchboard
+from server.api.registry.intake import Intake
 from server.config import Settings
-from server.engine import Engine
+from server.dry_load import DryLoad
+from server.engine.engine import Engine
+from server.engine.event_router import EventRouter
+from server.engine.runner import Runner
+from server.engine.sequence import WeightedAdapter
 from server.errors import InvalidRequest, ServerError
 from server.metrics import Metrics
-from server.probe import Probe
-from server.runner import Runner
-from server.sequence import Adapted
 from server.text import Codec
 
 GIB = 2**30
@@ -51,8 +51,8 @@ class Service:
     store: AdapterStore
     registry: Registry
     sources: Sources
-    watch: Watch | None
-    switchboard: Switchboard
+    watch: WatchedFolder | None
+    event_router: EventRouter
     metrics: Metrics
     closing: ExitStack
     """What is to be let go at the end."""
@@ -68,11 +68,11 @@ class Service:
     @property
     def under_way(self) -> int:
         """Requests, uploads and registrations that have begun and not ended: what a drain waits for."""
-        return len(self.switchboard) + self.intake.under_way
+        return len(self.event_router) + self.intake.under_way
 
     def close(self) -> None:
         """End the engine and let everything go."""
-        self.switchboard.draining = True
+        self.event_router.draining = True
         self.closing.close()
 
 
@@ -81,7 +81,7 @@ class Beginning:
     """What a server needs beside its base, opened before the base is: that may take minutes, and then be refused."""
 
     database: Database
-    remote: Remote | None
+    remote: RemoteStore | None
     closing: ExitStack
     """What is to be let go at the end."""
 
@@ -132,19 +132,19 @@ def open_service(
         )
         sources = _sources(settings, store.limit)
         codec = Codec(base.tokenizer, base.model.config.get_text_config().vocab_size, base.max_model_len)
-        switchboard = Switchboard()
-        engine = Engine(Runner(base, settings), settings, store.read, switchboard.deliver)
+        event_router = EventRouter()
+        engine = Engine(Runner(base, settings), settings, store.read, event_router.deliver)
         say(engine.runner.room.reason)
-        ties = _ties(base, settings, engine, Probe(base, codec, engine, switchboard))
+        ties = _ties(base, settings, engine, DryLoad(base, codec, engine, event_router))
         registry = Registry(database, store, ties, _bytes(settings.store_quota_gib))
         engine.start()
         closing.callback(engine.stop)
         closing.callback(registry.close)
         _fill(registry, settings, say)
-        watch = _watch(registry, SeenFolders(database), settings, closing, say)
+        watch = _watch(registry, FolderStates(database), settings, closing, say)
         metrics = Metrics(base.name, settings.max_device_adapters, engine.stats, registry)
         return Service(
-            base, settings, codec, engine, store, registry, sources, watch, switchboard, metrics, closing.pop_all()
+            base, settings, codec, engine, store, registry, sources, watch, event_router, metrics, closing.pop_all()
         )
 
 
@@ -170,9 +170,9 @@ def _lock(folder: Path) -> FileLock:
     return lock
 
 
-def _remote(settings: Settings) -> Remote | None:
+def _remote(settings: Settings) -> RemoteStore | None:
     try:
-        return None if settings.store_url is None else Remote(settings.store_url)
+        return None if settings.store_url is None else RemoteStore(settings.store_url)
     except ValueError as error:
         raise ConfigError(f"--store-url: {error}") from error
 
@@ -203,20 +203,20 @@ def _first_line(error: BaseException | None) -> str:
     return str(error).partition("\n")[0]
 
 
-def _ties(base: Base, settings: Settings, engine: Engine, probe: Probe) -> Ties:
-    return Ties(
+def _ties(base: Base, settings: Settings, engine: Engine, probe: DryLoad) -> RegistryHooks:
+    return RegistryHooks(
         base=base.layout.fingerprint,
         equivalents=base.layout.equivalents,
         max_rank=settings.max_rank,
         reserved=frozenset({base.name}),
         probe=lambda spec, keep: _dry_load(probe, spec, keep),
         fits=engine.fits_pinned,
-        on_pins=lambda versions: engine.pin([Adapted(v.content, 1.0, v.rank) for v in versions]),
+        on_pins=lambda versions: engine.pin([WeightedAdapter(v.content, 1.0, v.rank) for v in versions]),
         on_unused=engine.forget,
     )
 
 
-def _dry_load(probe: Probe, spec: AdapterSpec, keep: bool) -> dict[str, Any]:
+def _dry_load(probe: DryLoad, spec: AdapterSpec, keep: bool) -> dict[str, Any]:
     try:
         return probe.measure(spec, keep=keep)
     except InvalidRequest as error:
@@ -239,14 +239,14 @@ def _fill(registry: Registry, settings: Settings, say: Callable[[str], None]) ->
 
 
 def _watch(
-    registry: Registry, seen: SeenFolders, settings: Settings, closing: ExitStack, say: Callable[[str], None]
-) -> Watch | None:
+    registry: Registry, seen: FolderStates, settings: Settings, closing: ExitStack, say: Callable[[str], None]
+) -> WatchedFolder | None:
     """The watched folder, looked into once, then on a thread of its own."""
     root = settings.adapter_dir
     if root is None:
         return None
     say(f"looking for adapters in {root}")
-    watch = Watch(root, registry, seen.under(str(root)), seen.put)
+    watch = WatchedFolder(root, registry, seen.under(str(root)), seen.put)
     watch.scan(time())
     stop = Event()
     thread = Thread(target=watch.run, args=(stop,), name="watch", daemon=True)

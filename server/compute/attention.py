@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from server.sequence import Batch
+from server.engine.sequence import Batch
 
 IMPLEMENTATION = "manylora_paged"
 

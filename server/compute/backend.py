@@ -2,8 +2,8 @@
 
 :class:`~server.compute.reference.backend.ReferenceBackend` is the plain one and what all others are tested against. A
 new one is a folder with these parts, most of them the reference's at first, and an entry in
-:data:`server.compute.BACKENDS`; ``tests/numeric/test_backends.py`` then runs over it. ``docs/design.md`` shows it step
-by step.
+:data:`server.compute.BACKENDS`; ``tests/numeric/compute/test_backends.py`` then runs over it. ``docs/design.md``
+shows it step by step.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bases.base import Base
 from server.compute.attention import AttentionParams, PagedAttention
 from server.compute.mapping import LoraMapping
-from server.sequence import Batch
+from server.engine.sequence import Batch
 
 if TYPE_CHECKING:
     from server.compute.pool import AdapterPool

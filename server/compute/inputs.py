@@ -8,7 +8,7 @@ from torch import Tensor
 
 from server.compute.attention import PagedAttention
 from server.compute.transfer import send
-from server.sequence import Batch
+from server.engine.sequence import Batch
 
 
 def packed_rows(batch: Batch) -> tuple[list[int], list[int], list[int]]:

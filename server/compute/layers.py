@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from adapters.spec import BaseLayout
+from adapters.format.spec import BaseLayout
 from server.compute.backend import GroupShape
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from adapters.spec import AdapterId
-from server.sequence import Adaptation, Batch
+from adapters.format.spec import AdapterId
+from server.engine.sequence import Adaptation, Batch
 
 T = TypeVar("T")
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from adapters.spec import AdapterId, BaseLayout
-from adapters.weights import AdapterWeights
+from adapters.format.spec import AdapterId, BaseLayout
+from adapters.format.weights import AdapterWeights
 from server.compute.backend import Backend, PackedGroup
 from server.compute.layers import LinearGroup, LoraLinear, sibling_groups
 from server.compute.mapping import LoraMapping, Placed
-from server.slots import PAGE, pages_for
+from server.engine.slots import PAGE, pages_for
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class Live:
     def idle(self) -> bool:
         """Whether nothing is left of any request."""
         stats = self.service.engine.stats()
-        return not (stats.running or stats.waiting or stats.blocks_used or len(self.service.switchboard))
+        return not (stats.running or stats.waiting or stats.blocks_used or len(self.service.event_router))
 
     def sampled(self) -> int:
         """Tokens sampled since the start."""

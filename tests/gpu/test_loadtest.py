@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loadtests.gpu import main
+from loadtests.micro.gpu import main
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

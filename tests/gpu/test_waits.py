@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from loadtests.gpu import Bench
-from loadtests.random_base import TINY, random_base
-from server.sequence import SamplingParams
+from loadtests.micro.gpu import Bench
+from loadtests.micro.random_base import TINY, random_base
+from server.engine.sequence import SamplingParams
 
 pytestmark = pytest.mark.gpu
 

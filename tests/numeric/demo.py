@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from adapters.store import AdapterStore
+from adapters.store.store import AdapterStore
 from bases.base import load_base
 from bases.nf4 import Linear4bit, functional
 from server.config import Settings
-from server.engine import Engine
-from server.runner import Runner
-from server.sequence import Adapted, Failed, SamplingParams, Sequence
+from server.engine.engine import Engine
+from server.engine.runner import Runner
+from server.engine.sequence import Failed, SamplingParams, Sequence, WeightedAdapter
 from tests.adapter_folders import add
 from tests.numeric.drive import recorded_logits
 from tests.numeric.oracle import Mix, Oracle, kl
@@ -63,7 +63,7 @@ def serve_demo(root: Path, device: str) -> Mapping[Mix, Answers]:
     with recorded_logits(engine) as recorded:
         sequences = {}
         for mix in MIXES:
-            adaptation = tuple(Adapted(specs[name].id, weight, specs[name].rank) for name, weight in mix)
+            adaptation = tuple(WeightedAdapter(specs[name].id, weight, specs[name].rank) for name, weight in mix)
             sampling = SamplingParams(temperature=0, max_tokens=LENGTH)
             sequences[mix] = [Sequence(f"{mix} {p}", list(p), sampling, adaptation) for p in prompts]
         _run(engine, [sequence for of_mix in sequences.values() for sequence in of_mix])

@@ -9,15 +9,15 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adapters.spec import AdapterId, AdapterSpec
-from adapters.store import AdapterStore
+from adapters.format.spec import AdapterId, AdapterSpec
+from adapters.store.store import AdapterStore
 from bases.base import make_base
 from server.compute.backend import Backend
 from server.config import Settings
-from server.engine import Engine
-from server.runner import Runner
-from server.sequence import Adaptation, Adapted, Batch, Event, Failed, SamplingParams
-from server.sequence import Sequence as EngineSequence
+from server.engine.engine import Engine
+from server.engine.runner import Runner
+from server.engine.sequence import Adaptation, Batch, Event, Failed, SamplingParams, WeightedAdapter
+from server.engine.sequence import Sequence as EngineSequence
 from tests.adapter_folders import add
 from tests.numeric.oracle import Mix, Request
 from tests.tiny import tiny_tokenizer
@@ -61,7 +61,7 @@ class Drive:
 
     def adaptation(self, mix: Mix) -> Adaptation:
         """What the API makes of the names in a request."""
-        return tuple(Adapted(self.specs[name].id, weight, self.specs[name].rank) for name, weight in mix)
+        return tuple(WeightedAdapter(self.specs[name].id, weight, self.specs[name].rank) for name, weight in mix)
 
     def submit(self, mix: Mix, prompt: Sequence[int], sampling: SamplingParams) -> str:
         """Hand a request for an adaptation by name to the engine; returns its id."""

@@ -12,8 +12,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adapters.weights import AdapterWeights
-from server.sequence import Adaptation
+from adapters.format.weights import AdapterWeights
+from server.engine.sequence import Adaptation
 
 Mix = tuple[tuple[str, float], ...]
 """(adapter name, weight) pairs; empty for the base."""

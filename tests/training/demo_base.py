@@ -4,7 +4,7 @@ from functools import cache
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bases.source import demo_file
+from bases.model_source import demo_file
 
 
 @cache

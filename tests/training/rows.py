@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from training.conversation import Conversation, Turn
-from training.formats import read_conversations
+from training.data.conversation import Conversation, Turn
+from training.data.formats import read_conversations
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

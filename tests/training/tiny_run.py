@@ -12,11 +12,11 @@ from torch import Tensor
 from bases.base import Base
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.rows import question, write_rows
-from training.base import open_base
-from training.dataset import Dataset, build
-from training.run import Say, Trained, checked_plan, train
+from training.data.dataset import Dataset, build
+from training.model.base import open_base
+from training.run.run import Say, Trained, checked_plan, train
+from training.run.run_folder import requested, working
 from training.settings import TrainSettings
-from training.workplace import requested, working
 
 ROWS = 24
 

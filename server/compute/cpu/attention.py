@@ -11,7 +11,7 @@ from server.compute.cpu.batches import PagedRuns
 from server.compute.cpu.kernels import Kernels
 from server.compute.cpu.memory import HugePages
 from server.compute.reference.attention import PaddedKvCache
-from server.sequence import Batch
+from server.engine.sequence import Batch
 
 
 class KernelKvCache(PaddedKvCache):

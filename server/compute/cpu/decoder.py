@@ -27,7 +27,7 @@ from server.compute.inputs import packed_rows
 from server.compute.layers import LinearGroup
 from server.compute.llama import is_llama_shaped
 from server.compute.mapping import make_mapping
-from server.sequence import Batch
+from server.engine.sequence import Batch
 
 STATIC = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose angles depend on nothing but the position."""

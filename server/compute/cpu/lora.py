@@ -12,7 +12,7 @@ from server.compute.cpu.memory import huge_pages
 from server.compute.cpu.structures import Lora
 from server.compute.mapping import LoraMapping, Use
 from server.compute.reference.lora import SpanLora
-from server.sequence import Adaptation
+from server.engine.sequence import Adaptation
 
 MAX_IN = 16384
 """Inputs of a layer that the kernel can take."""

@@ -13,7 +13,7 @@ from server.compute.cuda.kv_cache import TritonKvCache
 from server.compute.cuda.lora import TritonLora
 from server.compute.inputs import CallModel, call_modules
 from server.compute.reference.backend import ModuleForward, ReferenceBackend
-from server.sequence import Batch
+from server.engine.sequence import Batch
 
 
 class CudaBackend(ReferenceBackend):

@@ -23,7 +23,7 @@ from server.compute.cuda import attention, lora
 from server.compute.inputs import CallModel
 from server.compute.mapping import LoraMapping, Placed
 from server.compute.pool import AdapterPool
-from server.sequence import Batch
+from server.engine.sequence import Batch
 
 log = logging.getLogger(__name__)
 

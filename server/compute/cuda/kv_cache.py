@@ -5,7 +5,7 @@ from torch import Tensor
 from server.compute.attention import AttentionParams, PagedAttention, block_runs
 from server.compute.cuda.attention import AttentionTiles, attend, attention_tiles
 from server.compute.reference.attention import PaddedKvCache
-from server.sequence import Batch
+from server.engine.sequence import Batch
 
 
 class TritonKvCache(PaddedKvCache):

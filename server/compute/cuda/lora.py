@@ -30,7 +30,7 @@ from server.compute.cuda.dots import dot_type
 from server.compute.mapping import LoraMapping
 from server.compute.reference.lora import SpanLora
 from server.compute.transfer import send
-from server.slots import PAGE
+from server.engine.slots import PAGE
 
 FIELDS = 5
 """Of a tile: first row of the batch, rows, offset into pages, how many of them, offset into h in uses."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from server.compute.attention import AttentionParams, PagedAttention, block_runs, token_places
 from server.compute.transfer import send
-from server.sequence import Batch, Chunk
+from server.engine.sequence import Batch, Chunk
 
 
 class PaddedKvCache:

@@ -23,7 +23,7 @@ from server.compute.pool import page_runs
 from server.compute.reference.attention import PaddedKvCache
 from server.compute.reference.lora import SpanLora
 from server.compute.reference.sampling import TorchSampling
-from server.sequence import Batch
+from server.engine.sequence import Batch
 
 
 class ReferenceBackend:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from server.compute.backend import GroupShape, PackedGroup
 from server.compute.mapping import LoraMapping, LoraSegment
 from server.compute.transfer import send
-from server.slots import PAGE
+from server.engine.slots import PAGE
 
 MAX_GAP = 16
 """Pages of other adapters that are cheaper to compute and discard than a second pair of matrix products."""

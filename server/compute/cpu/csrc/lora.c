@@ -1,7 +1,7 @@
 // LoRA for the rows of a batch on Intel AMX: every row has its own adapters; up to 16 rows with the same ones are a group
 // and read them together.
 //
-// An adapter owns pages of 8 rank columns (server/slots.py). A is [pages, members, in / 2, 8, 2] and B, for each member,
+// An adapter owns pages of 8 rank columns (server/engine/slots.py). A is [pages, members, in / 2, 8, 2] and B, for each member,
 // [pages, out / 16, 4, 16, 2], both bf16: what is to be multiplied comes in pairs, as tiles want it, and every tile is
 // read in one piece. B carries the scaling. Sums are float32, h = x A^T is rounded to bf16 between the products (as PEFT
 // does), and the pages of a row are summed in the order the batch gives: a row's result depends on its own adapters alone.

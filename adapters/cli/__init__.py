@@ -1,0 +1,1 @@
+"""``manylora adapters``, and the client it uses."""

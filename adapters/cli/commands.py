@@ -1,0 +1,327 @@
+"""``manylora adapters``: the adapters of a running server, from the command line.
+
+Exit status 0; 1 where the server refuses, cannot be reached, or the folder holds no adapter; 2 for a bad option.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.filesize import decimal
+
+from adapters.cli.client import AdapterClient, Card, Pushed, RemoteError, ServerRefused
+from adapters.cli.tables import minute, one_line, show_fields, show_table
+from adapters.cli.upload_bar import upload_bar
+from adapters.errors import AdapterError, AdapterNameError, UnknownAdapter
+from adapters.registry.names import check_name, parse_reference
+from adapters.registry.snapshot import Target
+
+HERE = "http://127.0.0.1:8000"
+"""Where ``manylora serve`` listens unless told otherwise."""
+
+NO_ADAPTERS = "no adapters are registered; upload one with: manylora adapters push DIR --name NAME"
+NO_ALIASES = "there are no aliases; make one with: manylora adapters alias set ALIAS NAME"
+
+# rich's boxes around help and errors are of no use in a log; the other commands' help is plain, too.
+PLAIN: Mapping[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+app = typer.Typer(name="adapters", add_completion=False, **PLAIN)
+alias = typer.Typer(help="What a name like `prod` stands for.", **PLAIN)
+app.add_typer(alias, name="alias")
+
+
+def run(words: Sequence[str]) -> int:
+    """One command, from the words after ``manylora adapters``; returns the exit status."""
+    try:
+        app(list(words), prog_name="manylora adapters")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except (RemoteError, AdapterError) as error:
+        return _failed(error)
+    return 0
+
+
+def _failed(error: RemoteError | AdapterError) -> int:
+    """Tell the error in one line; returns the exit status."""
+    said = str(error)
+    if isinstance(error, ServerRefused):
+        said += f" ({error.status}, {error.code})" if error.code else f" ({error.status})"
+    typer.echo(f"manylora: {one_line(said)}", err=True)
+    return 2 if isinstance(error, AdapterNameError | UnknownAdapter) else 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What the group was given."""
+
+    url: str
+    api_key: str | None
+
+
+def _connect(context: typer.Context, url: str | None) -> AdapterClient:
+    """The server that the command or the group was given."""
+    given: _Given = context.obj
+    try:
+        client = AdapterClient(given.url if url is None else url, api_key=given.api_key)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--url, --api-key") from None
+    context.call_on_close(client.close)
+    return client
+
+
+def _targets(words: Sequence[str]) -> list[Target]:
+    """``["legal@1=90", "legal@2=10"]`` as targets; the weight is 1 unless said."""
+    targets = []
+    for word in words:
+        reference, equals, weight = word.partition("=")
+        parsed = parse_reference(reference)
+        try:
+            value = float(weight) if equals else 1.0
+        except ValueError:
+            value = math.nan
+        if not (value > 0 and math.isfinite(value)):
+            raise typer.BadParameter(
+                f"{word!r} is not NAME[@VERSION]=WEIGHT with a weight above 0", param_hint="TARGET"
+            )
+        targets.append(Target(parsed.name, parsed.version, value))
+    return targets
+
+
+Server = Annotated[
+    AdapterClient,
+    typer.Option(
+        "--url", metavar="URL", parser=str, callback=_connect, default_factory=lambda: None, show_default=False,
+        help="The server's address.",
+    ),
+]  # fmt: skip
+Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
+ReferenceWord = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@app.callback()
+def adapters(
+    context: typer.Context,
+    url: Annotated[str, typer.Option(envvar="MANYLORA_URL", metavar="URL", help="The server's address.")] = HERE,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="MANYLORA_API_KEY", metavar="KEY", help="Where the server, or a proxy, asks for one."),
+    ] = None,
+) -> None:
+    """The adapters of a running server."""
+    context.obj = _Given(url, api_key or None)
+
+
+@app.command("list")
+def list_adapters(server: Server, as_json: Json = False) -> None:
+    """All adapters.
+
+    Below them what the server's watched folder has that cannot be served, with the reason.
+    """
+    listing = server.list()
+    if as_json:
+        _json({"data": listing.adapters, "refused": listing.refused, "store": listing.store})
+        return
+    columns = ("name", "version", "versions", "rank", "size", "residency", "pinned", "status")
+    show_table(columns, (_row(card) for card in listing.adapters), NO_ADAPTERS)
+    if listing.refused:
+        typer.echo("\nrefused in the watched folder:")
+        show_table(
+            ("name", "source", "reason"), ((bad["name"], bad["source"], bad["reason"]) for bad in listing.refused)
+        )
+    quota = listing.store["quota_bytes"]
+    typer.echo(f"\nstored: {decimal(listing.store['bytes'])}" + (f" of {decimal(quota)}" if quota else ""))
+
+
+@app.command()
+def show(server: Server, name: ReferenceWord, as_json: Json = False) -> None:
+    """One adapter or version, with its receipt.
+
+    The receipt is what the checks found when it was registered. A terminal gets the beginnings of digests, --json all
+    of everything.
+    """
+    card = server.show(name)
+    if as_json:
+        _json(card)
+        return
+    versions = card.get("version_details")
+    elsewhere = {"object", "version_details", *(["versions"] if versions is not None else [])}
+    show_fields({key: value for key, value in card.items() if key not in elsewhere})
+    if versions is not None:
+        typer.echo()
+        columns = ("version", "created (UTC)", "rank", "size", "residency", "status", "content")
+        show_table(columns, (_version(each) for each in versions))
+
+
+@app.command()
+def push(
+    server: Server,
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, metavar="DIR", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="What to call it (the folder's name).", show_default=False)] = None,
+    no_activate: Annotated[
+        bool, typer.Option("--no-activate", help="Only store it: the name means what it did.")
+    ] = False,
+    pin: Annotated[bool, typer.Option("--pin", help="Keep it on the device.")] = False,
+    preload: Annotated[bool, typer.Option("--preload", help="Bring it to the device at once.")] = False,
+    allow_base_mismatch: Annotated[
+        bool, typer.Option("--allow-base-mismatch", help="Take it even where it was trained on another base.")
+    ] = False,
+    allow_unknown_fields: Annotated[
+        bool,
+        typer.Option("--allow-unknown-fields", help="Take it even where its config has fields that are not known."),
+    ] = False,
+    to: Annotated[
+        str | None, typer.Option("--alias", help="An alias that is to mean this version, and no other.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Upload DIR as the next version of a name."""
+    name = name or folder.resolve().name
+    if to is not None:
+        check_name(to)  # before the upload, not after it
+    with upload_bar(name) as progress:
+        pushed = server.push(
+            folder,
+            name,
+            activate=not no_activate,
+            pinned=pin or None,
+            preload=preload,
+            allow_base_mismatch=allow_base_mismatch,
+            allow_unknown_fields=allow_unknown_fields,
+            progress=progress,
+        )
+    if not as_json:
+        typer.echo(_registered(name, pushed))
+        if pushed.selection.others:
+            others = ", ".join(pushed.selection.others)
+            typer.echo(one_line(f"taken from the top of {folder}; left out, the other adapters in it: {others}"))
+    if to is not None:
+        server.put_alias(to, [Target(name, pushed.version, 1.0)])
+        if not as_json:
+            typer.echo(f"{to} means {name}@{pushed.version}")
+    if as_json:
+        _json({**pushed.card, "new": pushed.new})
+
+
+@app.command()
+def pin(
+    server: Server, name: Name, off: Annotated[bool, typer.Option("--off", help="Let it go again.")] = False
+) -> None:
+    """Keep an adapter on the device."""
+    card = server.pin(name, not off)
+    typer.echo(f"{name} is {'pinned' if card['pinned'] else 'not pinned'}")
+
+
+@app.command()
+def activate(
+    server: Server,
+    name: ReferenceWord,
+    version: Annotated[int | None, typer.Argument(min=1, metavar="VERSION", show_default=False)] = None,
+) -> None:
+    """Let a name mean another of its versions.
+
+    As `activate legal 1`, or `activate legal@1`.
+    """
+    reference = parse_reference(name)
+    match reference.version, version:
+        case (int(number), None) | (None, int(number)):
+            card = server.activate(reference.name, number)
+            typer.echo(f"{reference.name} means {reference.name}@{card['active']}")
+        case _:
+            raise typer.BadParameter("say which version, once", param_hint="VERSION")
+
+
+@app.command()
+def rm(server: Server, name: ReferenceWord, yes: Yes = False) -> None:
+    """Forget an adapter, or one version.
+
+    Asks first; where stdin is no terminal, it needs --yes.
+    """
+    if not yes:
+        if not sys.stdin.isatty():
+            reason = "rm asks before it removes, and there is no terminal to ask on: give --yes"
+            raise typer.BadParameter(reason, param_hint="--yes")
+        versions = len(server.show(name)["versions"])
+        what = name if "@" in name or versions < 2 else f"{name} and its {versions} versions"
+        typer.confirm(f"Remove {what}?", abort=True, err=True)
+    server.remove(name)
+    typer.echo(f"removed {name}")
+
+
+@alias.command("list")
+def list_aliases(server: Server, as_json: Json = False) -> None:
+    """All aliases and what they stand for."""
+    cards = server.aliases()
+    if as_json:
+        _json({"data": cards})
+        return
+    targets = ((card["id"], target) for card in cards for target in card["targets"])
+    show_table(
+        ("alias", "target", "weight", "serves"),
+        ([name, each["adapter"], f"{each['weight']:g}", each["serves"]] for name, each in targets),
+        NO_ALIASES,
+    )
+
+
+@alias.command("set")
+def set_alias(
+    server: Server,
+    name: Name,
+    targets: Annotated[list[str], typer.Argument(metavar="NAME[@VERSION]=WEIGHT", show_default=False)],
+) -> None:
+    """Let an alias mean adapters, by weight.
+
+    As `alias set prod legal@1=90 legal@2=10`; a weight is 1 unless said.
+    """
+    card = server.put_alias(name, _targets(targets))
+    meant = (f"{target['adapter']}={target['weight']:g}" for target in card["targets"])
+    typer.echo(f"{name} means {', '.join(meant)}")
+
+
+@alias.command("rm")
+def remove_alias(server: Server, name: Name) -> None:
+    """Forget an alias.
+
+    What it stood for stays.
+    """
+    server.remove_alias(name)
+    typer.echo(f"removed {name}")
+
+
+def _row(card: Card) -> list[object]:
+    """An adapter in the list."""
+    versions = len(card["versions"])
+    pinned = "pinned" if card["pinned"] else None
+    return [card["id"], card["active"], versions, card["rank"], _size(card), card["residency"], pinned, _status(card)]
+
+
+def _version(card: Card) -> list[object]:
+    """A version in the list of an adapter's."""
+    of_content = (card["rank"], _size(card), card["residency"], _status(card), card["content"])
+    return [card["version"], minute(card["created"]), *of_content]
+
+
+def _size(card: Card) -> str | None:
+    size = card["size_bytes"]
+    return None if size is None else decimal(size)
+
+
+def _status(card: Card) -> str:
+    return f"{card['status']}: {card['reason']}" if card.get("reason") else str(card["status"])
+
+
+def _registered(name: str, pushed: Pushed) -> str:
+    """What an upload came to, in a sentence."""
+    version, active = f"{name}@{pushed.version}", pushed.card["active"]
+    done = f"registered {version}" if pushed.new else f"{version} has this content already"
+    means = f"{name} means {name}@{active}" if active else f"{name} means none of its versions yet"
+    return f"{done}; {means}"
+
+
+def _json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2))

@@ -1,0 +1,1 @@
+"""The format: what an adapter's files say, and whether they can be trusted."""

@@ -1,0 +1,161 @@
+"""The files an adapter is made of: opening them, and the identity of their content."""
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from adapters.errors import AdapterRejected
+from adapters.format.foreign_formats import recognise
+from adapters.format.spec import AdapterId
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+ORIGIN = "manylora.json"
+"""Optional; says which base the adapter was trained on."""
+
+HASHED = {CONFIG: "adapter_config_sha256", WEIGHTS: "weights_sha256"}
+"""File -> the field of :data:`ORIGIN` that says, optionally, what its SHA-256 was when the adapter was judged."""
+
+FILES = (CONFIG, WEIGHTS, ORIGIN)
+"""All an adapter's content, in the order in which it is hashed."""
+
+MAX_FILES = 4096
+"""Files and folders that are looked at in one place, be it a folder, an archive or a form."""
+MAX_JSON_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 20
+
+_SCHEME = b"manylora adapter 1\n"
+
+
+def present(folder: Path) -> tuple[str, ...]:
+    """Names of the adapter's files in ``folder``, in the order of :data:`FILES`.
+
+    Raises :class:`AdapterRejected` where the config or the weights are missing, with what is there instead.
+    """
+    names = _present(folder)
+    for name in (CONFIG, WEIGHTS):
+        if name not in names:
+            raise recognise(listing(folder)) or AdapterRejected("is missing", file=name)
+    return names
+
+
+def listing(folder: Path) -> list[str]:
+    """Paths of the files in ``folder`` and below it, relative to it; those of an adapter at its top come first.
+
+    At most :data:`MAX_FILES`, and nothing behind a link to a folder.
+    """
+    found = dict.fromkeys(_present(folder))
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        within = os.path.relpath(place, folder)
+        found |= dict.fromkeys(sorted(os.path.normpath(f"{within}/{name}") for name in names))
+        if len(found) >= MAX_FILES:
+            break
+    return list(found)[:MAX_FILES]
+
+
+def _present(folder: Path) -> tuple[str, ...]:
+    if not folder.is_dir():
+        raise AdapterRejected("is not a folder that can be read", file=folder.name)
+    return tuple(name for name in FILES if os.path.lexists(folder / name))
+
+
+def open_file(folder: Path, name: str) -> BinaryIO:
+    """Open one of the adapter's files for reading. Symbolic links are followed, but only to regular files."""
+    try:
+        # Opening a FIFO would block until somebody writes to it; O_NONBLOCK changes nothing for regular files.
+        descriptor = os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        reason = "is missing" if error.errno == errno.ENOENT else f"cannot be read: {error.strerror}"
+        raise AdapterRejected(reason, file=name) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise AdapterRejected("is not a regular file", file=name)
+    return os.fdopen(descriptor, "rb")
+
+
+def sync(path: Path) -> None:
+    """Put a file's bytes, or a folder's names, on stable storage."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def size_of(file: BinaryIO) -> int:
+    """Size of an open file in bytes."""
+    return os.fstat(file.fileno()).st_size
+
+
+def chunks(file: BinaryIO, name: str, limit: int | None = None) -> Iterator[bytes]:
+    """The file's bytes from where it stands to its end, at most ``limit``.
+
+    Raises :class:`AdapterRejected` for a longer file and for a disk that fails to read.
+    """
+    left = limit
+    if limit is not None and size_of(file) > limit:
+        raise AdapterRejected(f"is larger than {limit} bytes", file=name)
+    while True:
+        try:
+            chunk = file.read(CHUNK_BYTES)
+        except OSError as error:
+            raise AdapterRejected(f"cannot be read: {error.strerror}", file=name) from error
+        if not chunk:
+            return
+        if left is not None:
+            left -= len(chunk)
+            # Its size says less than there is: the file grows, or lives in /proc.
+            if left < 0:
+                raise AdapterRejected(f"is larger than {limit} bytes", file=name)
+        yield chunk
+
+
+def content_id(folder: Path) -> AdapterId:
+    """sha256 (hex) over the adapter's content.
+
+    Scheme: a fixed first line, then for each of :data:`FILES` that is there: the length of its name, its name, the
+    length of its bytes (both lengths as 8 bytes, little-endian), its bytes. Other files do not count.
+    """
+    digest = hashlib.sha256(_SCHEME)
+    for name in present(folder):
+        with open_file(folder, name) as file:
+            size = size_of(file)
+            digest.update(len(name).to_bytes(8, "little") + name.encode() + size.to_bytes(8, "little"))
+            for chunk in chunks(file, name):
+                digest.update(chunk)
+                size -= len(chunk)
+            if size:
+                raise AdapterRejected("changed while it was read", file=name)
+    return AdapterId(digest.hexdigest())
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A small JSON file that holds an object."""
+    with open_file(folder, name) as file:
+        return parse_object(b"".join(chunks(file, name, MAX_JSON_BYTES)), name)
+
+
+def parse_object(data: bytes, name: str) -> dict[str, Any]:
+    """A JSON object in UTF-8. A key that occurs twice is refused: readers differ in which of the two they take."""
+    try:
+        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise AdapterRejected(f"is not valid JSON: {error}", file=name) from error
+    if not isinstance(parsed, dict):
+        raise AdapterRejected("is not a JSON object", file=name)
+    return parsed
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    unique: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in unique:
+            raise ValueError(f"the key {key[:200]!r} occurs twice")
+        unique[key] = value
+    return unique

@@ -1,0 +1,360 @@
+"""Catalog: the durable half of the registry. What is in it has been acknowledged; what is not, has not.
+
+Each method is one transaction.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, insert, select, update
+
+from adapters.errors import AdapterConflict, AdapterNameError, RevisionMismatch, UnknownAdapter
+from adapters.format.selection import Selection
+from adapters.format.spec import AdapterId
+from adapters.registry import schema
+from adapters.registry.contents import Admission, check_stored, put_admission, touch
+from adapters.registry.database import Database
+from adapters.registry.names import Reference, could_be_name, fold
+from adapters.registry.snapshot import Alias, Entry, Target, Version
+
+UNCHECKED = "it has not been checked on this base yet"
+"""Why a content without an admission is not served."""
+Fits = Callable[[Collection[int]], bool]
+"""Whether adapters of these ranks may be pinned together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How a name is to change."""
+
+    name: str
+    expected: int | None = None
+    """The revision that the caller has seen, 0 where it saw nothing of the name; None where it does not mind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What has changed since a revision."""
+
+    revision: int
+    entries: Sequence[Entry] = ()
+    aliases: Sequence[Alias] = ()
+    gone: Sequence[str] = ()
+    unchecked: frozenset[AdapterId] = field(default_factory=frozenset)
+    """Contents among the entries that have no admission."""
+
+
+class Catalog:
+    """Names, versions and aliases in a database."""
+
+    def __init__(self, database: Database, fits: Fits, max_rank: int) -> None:
+        self._database = database
+        self._fits = fits
+        self._max_rank = max_rank
+
+    # What there is
+
+    def load(self, since: int, base: str) -> Changes:
+        """Everything that has changed after revision ``since``, as it stands on the base of this fingerprint."""
+        with self._database.reading() as connection:
+            revision = connection.execute(select(schema.registry.c.revision)).scalar_one()
+            if revision == since:
+                return Changes(revision)
+            changed = schema.names.c.revision > since
+            rows = connection.execute(select(schema.names).where(changed)).all()
+            held = self._versions(connection, base, changed)
+            meant = _targets(connection, changed)
+        return Changes(
+            revision,
+            [_entry(row, held.get(row.name, [])) for row in rows if row.kind == "adapter"],
+            [Alias(row.name, tuple(meant[row.name]), row.created, row.revision) for row in rows if row.kind == "alias"],
+            [row.name for row in rows if row.kind == "gone"],
+            frozenset(v.content for each in held.values() for v in each if v.refused == UNCHECKED),
+        )
+
+    def origin(self, name: str, number: int) -> dict[str, Any]:
+        """Where a version came from, and what came with it, for the receipt. Raises :class:`UnknownAdapter`."""
+        with self._database.reading() as connection:
+            row = _version(connection, name, number)
+            return {"source": row.source, **(row.selection or {})}
+
+    # Names
+
+    def add_version(
+        self,
+        change: Change,
+        content: AdapterId,
+        admission: Admission,
+        source: str,
+        selection: Selection,
+        *,
+        activate: bool,
+        pin: bool | None,
+    ) -> tuple[int, bool]:
+        """Give a reserved content a name; the version's number, and False where the name already had this content."""
+        with self._database.writing() as (connection, revision), self._pinning(connection):
+            row = _free_or(connection, change, "adapter")
+            held = schema.versions
+            number = connection.execute(
+                select(held.c.number).where(held.c.name == change.name, held.c.content == content)
+            ).scalar()
+            new = number is None
+            number = (row.last if row else 0) + 1 if number is None else number
+            known = row is not None and row.kind == "adapter"
+            _put_name(
+                connection,
+                change.name,
+                row,
+                kind="adapter",
+                active=number if activate else row.active if row and known else None,
+                last=max(number, row.last if row else 0),
+                pinned=(row.pinned if row and known else False) if pin is None else pin,
+                created=row.created if row and known else _now(),
+                revision=revision,
+            )
+            if new:
+                check_stored(connection, content)
+                connection.execute(
+                    insert(held).values(
+                        name=change.name,
+                        number=number,
+                        content=content,
+                        created=_now(),
+                        source=source,
+                        selection=selection.receipt(),
+                    )
+                )
+            put_admission(connection, content, admission, revision)
+        return number, new
+
+    def activate(self, change: Change, number: int) -> None:
+        """Make a version the one that the name means."""
+        with self._database.writing() as (connection, revision), self._pinning(connection):
+            _known(connection, change, "adapter")
+            _version(connection, change.name, number)
+            _set_name(connection, change.name, active=number, revision=revision)
+
+    def pin(self, change: Change, pinned: bool) -> None:
+        """Say whether the active version stays on the device."""
+        with self._database.writing() as (connection, revision), self._pinning(connection):
+            _known(connection, change, "adapter")
+            _set_name(connection, change.name, pinned=pinned, revision=revision)
+
+    def remove(self, change: Change, number: int | None = None) -> None:
+        """Forget an adapter, or one of its versions that is not active. Not while an alias means it."""
+        with self._database.writing() as (connection, revision):
+            row = _known(connection, change, "adapter")
+            held = schema.versions
+            if number is None:
+                _check_no_alias(connection, change.name)
+                self._forget(connection, held.c.name == change.name)
+                _set_name(connection, change.name, kind="gone", active=None, pinned=False, revision=revision)
+                return
+            _version(connection, change.name, number)
+            if row.active == number:
+                raise AdapterConflict(
+                    f"`{change.name}@{number}` is the active version of `{change.name}`; activate another, "
+                    "or delete the adapter",
+                    code="version_active",
+                )
+            _check_no_alias(connection, change.name, number)
+            self._forget(connection, (held.c.name == change.name) & (held.c.number == number))
+            _set_name(connection, change.name, revision=revision)
+
+    def put_alias(self, change: Change, targets: Sequence[Target]) -> bool:
+        """Say what an alias means; True where it is new."""
+        with self._database.writing() as (connection, revision):
+            row = _free_or(connection, change, "alias")
+            for target in targets:
+                _check_target(connection, target)
+            known = row is not None and row.kind == "alias"
+            _put_name(
+                connection,
+                change.name,
+                row,
+                kind="alias",
+                active=None,
+                last=row.last if row else 0,
+                pinned=False,
+                created=row.created if row and known else _now(),
+                revision=revision,
+            )
+            meant = schema.targets
+            connection.execute(delete(meant).where(meant.c.alias == change.name))
+            connection.execute(
+                insert(meant),
+                [
+                    {"alias": change.name, "position": i, "adapter": t.adapter, "number": t.version, "weight": t.weight}
+                    for i, t in enumerate(targets)
+                ],
+            )
+        return not known
+
+    def remove_alias(self, change: Change) -> None:
+        """Forget an alias."""
+        with self._database.writing() as (connection, revision):
+            _known(connection, change, "alias")
+            connection.execute(delete(schema.targets).where(schema.targets.c.alias == change.name))
+            _set_name(connection, change.name, kind="gone", revision=revision)
+
+    def _versions(self, connection: Connection, base: str, changed: Any) -> dict[str, list[Version]]:
+        held, contents, admissions = schema.versions, schema.contents, schema.admissions
+        columns = (held.c.name, held.c.number, held.c.content, held.c.created)
+        query = (
+            select(*columns, contents, admissions.c.base, admissions.c.refused)
+            .join(schema.names, schema.names.c.name == held.c.name)
+            .join(contents, contents.c.id == held.c.content)
+            .outerjoin(admissions, and_(admissions.c.content == contents.c.id, admissions.c.base == base))
+            .where(changed)
+            .order_by(held.c.number)
+        )
+        found: dict[str, list[Version]] = {}
+        for row in connection.execute(query):
+            refused = UNCHECKED if row.base is None else row.refused
+            if refused is None and row.rank > self._max_rank:
+                refused = f"its rank {row.rank} is above this server's --max-rank {self._max_rank}"
+            version = Version(
+                row.name,
+                row.number,
+                AdapterId(row.content),
+                row.rank,
+                row.size_bytes,
+                row.targets,
+                row.created,
+                refused,
+            )
+            found.setdefault(row.name, []).append(version)
+        return found
+
+    def _forget(self, connection: Connection, versions: ColumnElement[bool]) -> None:
+        # Other servers may be using what loses its name here: its time of grace begins now.
+        used = schema.contents.c.id.in_(select(schema.versions.c.content).where(versions))
+        touch(connection, used, self._database.now(connection))
+        connection.execute(delete(schema.versions).where(versions))
+
+    @contextmanager
+    def _pinning(self, connection: Connection) -> Iterator[None]:
+        """Raises :class:`AdapterConflict` for a change after which more is pinned than before, and than fits.
+
+        Where pins do not fit from the start, as on a server with fewer slots, other changes must still be possible.
+        """
+        before = _pinned_ranks(connection)
+        yield
+        ranks = _pinned_ranks(connection)
+        more = len(ranks) > len(before) or any(rank > had for rank, had in zip(ranks, before, strict=False))
+        if more and not self._fits(ranks):
+            raise AdapterConflict(
+                f"{len(ranks)} pinned adapters, of ranks up to {max(ranks)}, do not fit the device: one slot must "
+                "stay free for the others",
+                code="too_many_pins",
+            )
+
+
+def _now() -> int:
+    return int(time.time())
+
+
+def _targets(connection: Connection, changed: Any) -> dict[str, list[Target]]:
+    table = schema.targets
+    query = select(table).join(schema.names, schema.names.c.name == table.c.alias).where(changed)
+    found: dict[str, list[Target]] = {}
+    for row in connection.execute(query.order_by(table.c.alias, table.c.position)):
+        found.setdefault(row.alias, []).append(Target(row.adapter, row.number, row.weight))
+    return found
+
+
+def _entry(row: Row[Any], held: Iterable[Version]) -> Entry:
+    versions = {version.number: version for version in held}
+    return Entry(row.name, row.created, row.active, row.pinned, versions, row.revision)
+
+
+def _pinned_ranks(connection: Connection) -> list[int]:
+    """Of the contents that are pinned, largest first."""
+    names, held, contents = schema.names, schema.versions, schema.contents
+    query = (
+        select(contents.c.id, contents.c.rank)
+        .join(held, held.c.content == contents.c.id)
+        .join(names, and_(names.c.name == held.c.name, names.c.active == held.c.number))
+        .where(names.c.pinned)
+        .distinct()
+    )
+    return sorted((row.rank for row in connection.execute(query)), reverse=True)
+
+
+def _row(connection: Connection, name: str) -> Row[Any] | None:
+    if not could_be_name(name):
+        return None
+    return connection.execute(select(schema.names).where(schema.names.c.name == name)).first()
+
+
+def _check_seen(change: Change, row: Row[Any] | None) -> None:
+    """The caller has seen the name as it is."""
+    revision = 0 if row is None or row.kind == "gone" else row.revision
+    if change.expected is not None and change.expected != revision:
+        raise RevisionMismatch(f"`{change.name}` has changed since you looked; look again")
+
+
+def _known(connection: Connection, change: Change, kind: str) -> Row[Any]:
+    row = _row(connection, change.name)
+    _check_seen(change, row)
+    if row is None or row.kind != kind:
+        raise UnknownAdapter(change.name)
+    return row
+
+
+def _free_or(connection: Connection, change: Change, kind: str) -> Row[Any] | None:
+    """The name's row if there is one; no other kind of thing, and nothing of almost the same name, has it."""
+    row = _row(connection, change.name)
+    if row is not None and row.kind not in (kind, "gone"):
+        raise AdapterConflict(f"`{change.name}` is an {row.kind} already", code="name_taken")
+    _check_seen(change, row)
+    table = schema.names
+    query = select(table.c.name).where(
+        table.c.folded == fold(change.name), table.c.name != change.name, table.c.kind != "gone"
+    )
+    other = connection.execute(query).scalar()
+    if other is not None:
+        raise AdapterNameError(f"{change.name!r} differs from {other!r}, which exists, in upper and lower case only")
+    return row
+
+
+def _put_name(connection: Connection, name: str, row: Row[Any] | None, **values: Any) -> None:
+    if row is None:
+        connection.execute(insert(schema.names).values(name=name, folded=fold(name), **values))
+    else:
+        _set_name(connection, name, **values)
+
+
+def _set_name(connection: Connection, name: str, **values: Any) -> None:
+    connection.execute(update(schema.names).where(schema.names.c.name == name).values(**values))
+
+
+def _version(connection: Connection, name: str, number: int) -> Row[Any]:
+    table = schema.versions
+    row = connection.execute(select(table).where(table.c.name == name, table.c.number == number)).first()
+    if row is None:
+        raise UnknownAdapter(str(Reference(name, number)))
+    return row
+
+
+def _check_target(connection: Connection, target: Target) -> None:
+    row = _known(connection, Change(target.adapter), "adapter")
+    if target.version is not None:
+        _version(connection, target.adapter, target.version)
+    elif row.active is None:
+        raise AdapterConflict(f"`{target.adapter}` has no active version to stand for", code="no_active_version")
+
+
+def _check_no_alias(connection: Connection, name: str, number: int | None = None) -> None:
+    table = schema.targets
+    query = select(table.c.alias).where(table.c.adapter == name)
+    if number is not None:
+        query = query.where(table.c.number == number)
+    alias = connection.execute(query.order_by(table.c.alias)).scalar()
+    if alias is not None:
+        raise AdapterConflict(
+            f"the alias `{alias}` stands for `{Reference(name, number)}`; change or delete it first", code="aliased"
+        )

@@ -1,0 +1,173 @@
+"""Contents: which bytes are stored, and what the checks of them have shown. The durable half of the store.
+
+Each method is one transaction.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, case, delete, exists, func, insert, select, true, update
+
+from adapters.errors import QuotaExceeded, RegistryUnavailable
+from adapters.format.spec import AdapterId, AdapterSpec
+from adapters.registry import schema
+from adapters.registry.database import Database
+
+DELETING_SECONDS = 10
+"""How long a registration waits for the deletion of the same content by another server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What the checks of a content on a base have shown."""
+
+    base: str
+    receipt: dict[str, Any]
+    refused: str | None = None
+
+
+class Contents:
+    """Contents and admissions in a database. A content's row is there before its bytes, and goes after them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def referenced(self) -> set[AdapterId]:
+        """Everything that some version refers to."""
+        with self._database.reading() as connection:
+            return set(connection.execute(select(schema.versions.c.content).distinct()).scalars())
+
+    def stored_bytes(self) -> int:
+        """Bytes of all contents."""
+        with self._database.reading() as connection:
+            return _stored_bytes(connection)
+
+    def admission(self, content: AdapterId, base: str) -> Admission | None:
+        """What is known of a content on a base."""
+        table = schema.admissions
+        with self._database.reading() as connection:
+            row = connection.execute(select(table).where(table.c.content == content, table.c.base == base)).first()
+        return None if row is None else Admission(row.base, row.receipt, row.refused)
+
+    def reserve(self, spec: AdapterSpec, stored_bytes: int, quota: int | None) -> None:
+        """Announce a content whose bytes are about to be stored: none of them may be stored before.
+
+        Waits where another server is just deleting the same content. Raises :class:`QuotaExceeded`.
+        """
+        deadline = time.monotonic() + DELETING_SECONDS
+        while not self._reserve(spec, stored_bytes, quota):
+            if time.monotonic() > deadline:
+                raise RegistryUnavailable("another server is still deleting the same content; try again later")
+            time.sleep(0.05)
+
+    def _reserve(self, spec: AdapterSpec, stored_bytes: int, quota: int | None) -> bool:
+        table = schema.contents
+        with self._database.writing() as (connection, _):
+            row = connection.execute(select(table).where(table.c.id == spec.id)).first()
+            if row is not None and row.deleting:
+                return False
+            now = self._database.now(connection)
+            if row is not None:
+                touch(connection, table.c.id == spec.id, now)
+                return True
+            used = _stored_bytes(connection)
+            if quota is not None and used + stored_bytes > quota:
+                raise QuotaExceeded(
+                    f"no room to store the adapter: it takes {stored_bytes} bytes, and {used} of the quota of "
+                    f"{quota} are in use"
+                )
+            connection.execute(
+                insert(table).values(
+                    id=spec.id,
+                    size_bytes=spec.size_bytes,
+                    stored_bytes=stored_bytes,
+                    rank=spec.rank,
+                    targets=len(spec.targets),
+                    touched=now,
+                    deleting=False,
+                )
+            )
+        return True
+
+    def admit(self, content: AdapterId, admission: Admission) -> None:
+        """Note what the checks of a stored content have shown on a base it was not admitted on before."""
+        with self._database.writing() as (connection, revision):
+            check_stored(connection, content)
+            put_admission(connection, content, admission, revision)
+
+    def unreferenced(self, grace: float) -> list[tuple[AdapterId, int]]:
+        """Contents that no version refers to, not touched for ``grace`` seconds, and when they were.
+
+        Those that are being deleted are among them: whoever began that must have died.
+        """
+        table = schema.contents
+        with self._database.reading() as connection:
+            # Without grace clocks do not count: one that was set back would keep things for ever.
+            old = table.c.touched <= self._database.now(connection) - int(grace * 1e6) if grace else true()
+            rows = connection.execute(select(table.c.id, table.c.touched).where(old, ~_referenced())).all()
+        return [(AdapterId(row.id), row.touched) for row in rows]
+
+    def begin_delete(self, content: AdapterId, touched: int) -> int | None:
+        """The claim on the content by which its bytes may go now; until :meth:`end_delete` nobody stores them again.
+
+        None where it was touched since, be it by somebody else who deletes it.
+        """
+        table = schema.contents
+        mine = (table.c.id == content) & (table.c.touched == touched) & ~_referenced()
+        with self._database.writing() as (connection, _):
+            if connection.execute(select(table.c.id).where(mine)).first() is None:
+                return None
+            touch(connection, mine, self._database.now(connection))
+            claim = update(table).where(table.c.id == content).values(deleting=True).returning(table.c.touched)
+            return int(connection.execute(claim).scalar_one())
+
+    def end_delete(self, content: AdapterId, claim: int) -> None:
+        """The content's bytes are gone. Does nothing where somebody else has taken over the deletion."""
+        table = schema.contents
+        mine = (table.c.id == content) & (table.c.touched == claim)
+        with self._database.writing() as (connection, _):
+            if connection.execute(select(table.c.id).where(mine)).first() is not None:
+                connection.execute(delete(schema.admissions).where(schema.admissions.c.content == content))
+                connection.execute(delete(table).where(mine))
+
+
+def _stored_bytes(connection: Connection) -> int:
+    return int(connection.execute(select(func.coalesce(func.sum(schema.contents.c.stored_bytes), 0))).scalar_one())
+
+
+def _names(content: AdapterId) -> Select[tuple[str]]:
+    return select(schema.versions.c.name).where(schema.versions.c.content == content)
+
+
+def _referenced() -> Any:
+    return exists().where(schema.versions.c.content == schema.contents.c.id)
+
+
+def touch(connection: Connection, which: ColumnElement[bool], now: int) -> None:
+    """Note that these contents are in use at ``now`` (microseconds of Unix time), later than ever before."""
+    touched = schema.contents.c.touched
+    later = case((touched < now, now), else_=touched + 1)
+    connection.execute(update(schema.contents).where(which).values(touched=later))
+
+
+def check_stored(connection: Connection, content: AdapterId) -> None:
+    """Raises :class:`RegistryUnavailable` where the content's bytes are not to be relied on."""
+    table = schema.contents
+    deleting = connection.execute(select(table.c.deleting).where(table.c.id == content)).scalar()
+    if deleting is not False:
+        raise RegistryUnavailable("the content was deleted while it was being registered; try again")
+
+
+def put_admission(connection: Connection, content: AdapterId, admission: Admission, revision: int) -> None:
+    """In place of what was known of the content on that base. Where the outcome is another, all its names change."""
+    table = schema.admissions
+    known = (table.c.content == content) & (table.c.base == admission.base)
+    before = connection.execute(select(table.c.refused).where(known)).first()
+    if before is None or before.refused != admission.refused:
+        named = schema.names.c.name.in_(_names(content))
+        connection.execute(update(schema.names).where(named).values(revision=revision))
+    connection.execute(delete(table).where(known))
+    connection.execute(
+        insert(table).values(content=content, base=admission.base, refused=admission.refused, receipt=admission.receipt)
+    )

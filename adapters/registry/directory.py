@@ -1,0 +1,149 @@
+"""Directory: what every name means and who uses what, in memory."""
+
+import threading
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+from adapters.errors import AdapterUnavailable, UnknownAdapter
+from adapters.format.spec import AdapterId
+from adapters.registry.canary import choose
+from adapters.registry.names import parse_reference
+from adapters.registry.snapshot import Alias, Entry, Snapshot, Version
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A version that a request uses."""
+
+    version: Version
+    alias: str | None = None
+    """The alias that it was asked for by."""
+
+
+class Directory:
+    """Names, leases and holds. Any thread may call any method; all are quick, and none asks a database."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._snapshot = Snapshot()
+        self._leases: Counter[AdapterId] = Counter()
+        self._held: Counter[AdapterId] = Counter()
+        """Registrations under way."""
+        self._idle: set[AdapterId] = set()
+        """Contents that may have lost their last reference."""
+        self._poke = threading.Event()
+        """Set when there is something in ``_idle``."""
+
+    def entry(self, name: str) -> Entry:
+        """Raises :class:`UnknownAdapter`."""
+        with self._lock:
+            return _known(self._snapshot.entries, name)
+
+    def alias(self, name: str) -> Alias:
+        """Raises :class:`UnknownAdapter`."""
+        with self._lock:
+            return _known(self._snapshot.aliases, name)
+
+    def version(self, reference: str) -> Version:
+        """What ``legal`` or ``legal@2`` means. Raises :class:`UnknownAdapter`."""
+        with self._lock:
+            return self._snapshot.version(parse_reference(reference))
+
+    def knows(self, reference: str) -> bool:
+        """Whether a request may ask for it."""
+        with self._lock:
+            if reference in self._snapshot.aliases:
+                return True
+            try:
+                self._snapshot.version(parse_reference(reference))
+            except UnknownAdapter:
+                return False
+            return True
+
+    def entries(self, after: str = "", limit: int | None = None) -> list[Entry]:
+        """Adapters after ``after``, in the order of their names."""
+        with self._lock:
+            return self._snapshot.entries_after(after, limit)
+
+    def aliases(self, after: str = "", limit: int | None = None) -> list[Alias]:
+        """Aliases after ``after``, in the order of their names."""
+        with self._lock:
+            return self._snapshot.aliases_after(after, limit)
+
+    def names(self, after: str = "", limit: int | None = None) -> list[tuple[str, Version | Alias]]:
+        """Everything a request may ask for: each adapter with its versions, and each alias, in the order of names."""
+        with self._lock:
+            return list(islice(self._snapshot.servable(after), limit))
+
+    def names_of(self, contents: Collection[AdapterId]) -> list[str]:
+        """What these contents are called."""
+        with self._lock:
+            return self._snapshot.names_of(contents)
+
+    def aliased_to(self, name: str) -> list[str]:
+        """The aliases that may mean this adapter."""
+        with self._lock:
+            return self._snapshot.aliased_to(name)
+
+    def acquire(self, references: Sequence[str], user: str | None = None) -> tuple[Lease, ...]:
+        """Look up all names at one moment and lease what they mean, one lease for each. All or none.
+
+        An alias means one of its targets by weight, the same one each time for one ``user``. Raises
+        :class:`UnknownAdapter`, or :class:`AdapterUnavailable`.
+        """
+        with self._lock:
+            leases = tuple(self._resolve(reference, user) for reference in references)
+            self._leases.update(lease.version.content for lease in leases)
+        return leases
+
+    def release(self, leases: Iterable[Lease]) -> None:
+        """Give back what :meth:`acquire` returned, once. Raises :class:`ValueError` for a lease that is not held."""
+        contents = Counter(lease.version.content for lease in leases)
+        with self._lock:
+            if not contents <= self._leases:
+                raise ValueError("released more leases than were acquired")
+            self._leases -= contents
+            self._note_idle(contents)
+
+    def _resolve(self, text: str, user: str | None) -> Lease:
+        alias = self._snapshot.aliases.get(text)
+        reference = choose(alias, user).reference if alias else text
+        version = self._snapshot.version(parse_reference(reference))
+        if version.refused is not None:
+            raise AdapterUnavailable(text, version.refused)
+        return Lease(version, alias.name if alias else None)
+
+    @contextmanager
+    def _holding(self, content: AdapterId) -> Iterator[None]:
+        """Keep a content's bytes while it has no name yet."""
+        with self._lock:
+            self._held[content] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held -= Counter([content])
+                self._note_idle([content])
+
+    def _note_idle(self, contents: Iterable[AdapterId]) -> None:
+        """With the lock: those of ``contents`` that nothing refers to any more may go."""
+        idle = {content for content in contents if not self._refers_to(content)}
+        if idle:
+            self._idle |= idle
+            self._poke.set()
+
+    def _refers_to(self, content: AdapterId) -> bool:
+        return bool(self._snapshot.refers_to(content) or self._leases[content] or self._held[content])
+
+
+def _known(known: Mapping[str, T], name: str) -> T:
+    try:
+        return known[name]
+    except KeyError:
+        raise UnknownAdapter(name) from None

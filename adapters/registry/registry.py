@@ -1,0 +1,430 @@
+"""Which adapter goes by which name, who uses it, and how all of that changes.
+
+What is durable is in the catalog (names, versions, aliases, pins) and in the store (bytes). In memory there is a
+snapshot of the catalog, so that looking up a request's names asks no database, and the leases of this server. A
+content's bytes stay here for as long as a version, a lease or a registration under way refers to them.
+"""
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import AdapterError, AdapterRejected, RegistryUnavailable, UnknownAdapter
+from adapters.format.selection import ALONE, Selection
+from adapters.format.spec import AdapterId, AdapterSpec
+from adapters.registry.catalog import Catalog, Change, Changes
+from adapters.registry.contents import Admission, Contents
+from adapters.registry.database import Database, storable
+from adapters.registry.directory import Directory
+from adapters.registry.hooks import RegistryHooks
+from adapters.registry.names import check_name, parse_reference
+from adapters.registry.snapshot import Alias, Entry, Target, Version
+from adapters.store.store import AdapterStore, folder_bytes
+
+_log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+"""How often a shared database is asked for others' changes."""
+GRACE_SECONDS = 600
+"""How long bytes that no name means stay in a shared store: another server may be using or registering them."""
+CHECK_SECONDS = 60
+"""How long until a content is checked again whose check has ended without a result."""
+
+MISSING = "its bytes are missing from the store; register it again"
+"""Why a version is not served whose bytes were gone when the server started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a registration may ask for."""
+
+    activate: bool = True
+    """Whether the name means this version from now on."""
+    pinned: bool | None = None
+    """Whether the active version stays on the device; None leaves it as it is."""
+    preload: bool = False
+    """Whether it is brought to the device before the registration ends."""
+    allow_base_mismatch: bool = False
+    """Whether it is taken although it says that it was trained on another base."""
+    allow_unknown_fields: bool = False
+    """Whether it is taken although its config has fields that are not known."""
+    expected: int | None = None
+    """The revision of the name that the caller has seen; 0 for a name that must be new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What a registration came to."""
+
+    version: Version
+    entry: Entry
+    new: bool
+    """False where the name already had this content as a version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How much is registered."""
+
+    bytes: int
+    quota_bytes: int | None
+    adapters: int
+    versions: int
+
+
+class Registry(Directory):
+    """Names, versions, aliases, pins and leases over a store. Any thread may call any method.
+
+    What changes something is slow and durable when it returns; it raises an AdapterError, and has then changed nothing.
+    ``acquire``, ``release`` and what only looks are quick, and go on when the database is away.
+    """
+
+    def __init__(self, database: Database, store: AdapterStore, ties: RegistryHooks, quota: int | None = None) -> None:
+        super().__init__()
+        self._catalog = Catalog(database, ties.fits, ties.max_rank)
+        self._contents = Contents(database)
+        self._store = store
+        self._ties = ties
+        self._quota = quota
+        self._shared = database.shared
+        self._missing: frozenset[AdapterId] = frozenset()
+        self._unchecked: dict[AdapterId, float] = {}
+        """Contents that have not been checked on this base -> the time (monotonic) of their next check."""
+        self._revision = 0
+        self._stored_bytes = 0
+        self._pins: list[Version] = []
+        self._refreshing = threading.Lock()
+        self._tidying = threading.Lock()
+        self._swept = 0.0
+        self._unfinished = False
+        """Whether something is still to be deleted."""
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self.available = True
+        """False while the database cannot be reached."""
+
+    # Life
+
+    def open(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Take in what is registered and clear away what a crash has left. Before anything else.
+
+        Contents that have never been checked on this base are checked now; ``progress`` is told how many of them.
+        """
+        referenced = self._contents.referenced()
+        self._store.sweep(referenced)
+        if self._store.remote is None:
+            self._missing = frozenset(referenced - self._store.ids())
+        self.refresh()
+        for content in self._missing:
+            _log.error("the bytes of adapter %s are missing: %s", content, self.names_of([content]))
+        self._delete_unreferenced()
+        unchecked = sorted(self._unchecked)
+        for done, content in enumerate(unchecked):
+            progress(done, len(unchecked))
+            self._try_check(content)
+
+    def start(self) -> None:
+        """Follow others' changes and clear up behind ended leases, on a thread of its own."""
+        self._thread = threading.Thread(target=self._keep, name="registry", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stopping = True
+        self._poke.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    # Changes
+
+    def register(
+        self,
+        name: str,
+        staging: Path,
+        source: str,
+        options: Options = Options(),
+        selection: Selection = ALONE,
+    ) -> Registered:
+        """Check what was brought into ``staging`` (of the store), store it, and give it a name.
+
+        ``source`` and ``selection`` (which of the files that came these are) go into the receipt.
+        """
+        check_name(name, self._ties.reserved)
+        spec = self._store.seal(staging, any_base=options.allow_base_mismatch, any_fields=options.allow_unknown_fields)
+        with self._holding(spec.id):
+            self._contents.reserve(spec, folder_bytes(staging), self._quota)
+            self._store.publish(staging, spec.id)
+            admission = self._admission(spec, options)
+            number, new = self._catalog.add_version(
+                Change(name, options.expected),
+                spec.id,
+                admission,
+                source,
+                selection,
+                activate=options.activate,
+                pin=options.pinned,
+            )
+            self._found(spec.id)
+            self.refresh()
+        version = Version(
+            name, number, spec.id, spec.rank, spec.size_bytes, len(spec.targets), created=int(time.time())
+        )
+        try:
+            entry = self.entry(name)
+        except UnknownAdapter:  # removed again already, but it was registered
+            entry = Entry(name, version.created, None, False, {}, 0)
+        return Registered(entry.versions.get(number, version), entry, new)
+
+    def register_folder(self, name: str, folder: Path, options: Options = Options()) -> Registered:
+        """Copy a PEFT folder, and register the copy."""
+        check_name(name, self._ties.reserved)
+        with self._store.stage() as staging:
+            selection = self._store.copy(folder, staging)
+            return self.register(name, staging, storable(f"folder {folder.name}"), options, selection)
+
+    def activate(self, name: str, number: int, expected: int | None = None) -> Entry:
+        """Let the name mean another of its versions."""
+        self._catalog.activate(Change(name, expected), number)
+        self.refresh()
+        return self.entry(name)
+
+    def pin(self, name: str, pinned: bool, expected: int | None = None) -> Entry:
+        """Keep the active version on the device, or no longer."""
+        self._catalog.pin(Change(name, expected), pinned)
+        self.refresh()
+        return self.entry(name)
+
+    def remove(self, reference: str, expected: int | None = None) -> None:
+        """Forget an adapter, or with ``legal@1`` one version. Those who hold a lease keep their content."""
+        parsed = parse_reference(reference)
+        self._catalog.remove(Change(parsed.name, expected), parsed.version)
+        self.refresh()
+        self._try_tidy()
+        if self._unfinished:
+            self._poke.set()
+
+    def put_alias(self, name: str, targets: Sequence[Target], expected: int | None = None) -> tuple[Alias, bool]:
+        """Say what an alias means; True where it is new. Targets are adapters or versions, not aliases."""
+        check_name(name, self._ties.reserved)
+        new = self._catalog.put_alias(Change(name, expected), targets)
+        self.refresh()
+        return self.alias(name), new
+
+    def remove_alias(self, name: str, expected: int | None = None) -> None:
+        """Forget an alias."""
+        self._catalog.remove_alias(Change(name, expected))
+        self.refresh()
+
+    # Looking further
+
+    def receipt(self, version: Version) -> dict[str, Any] | None:
+        """What the checks of a version have shown, and where it came from. Asks the database."""
+        admission = self._contents.admission(version.content, self._ties.base)
+        origin = self._catalog.origin(version.adapter, version.number)
+        return None if admission is None else {**admission.receipt, **origin}
+
+    def usage(self) -> Usage:
+        """How much is registered."""
+        with self._lock:
+            return Usage(self._stored_bytes, self._quota, len(self._snapshot.entries), self._snapshot.versions)
+
+    # Behind the scenes
+
+    def refresh(self) -> None:
+        """Take in what has changed in the catalog, by whomever."""
+        with self._refreshing:
+            changes = self._load()
+            if changes.revision == self._revision:
+                return
+            stored_bytes = self._contents.stored_bytes()
+            with self._lock:
+                entries = [self._marked(entry) for entry in changes.entries]
+                self._note_idle(self._snapshot.take(entries, changes.aliases, changes.gone))
+                self._revision, self._stored_bytes = changes.revision, stored_bytes
+                self._note_unchecked(changes)
+            self._update_pins()
+
+    def tidy(self) -> None:
+        """Let go of the bytes that nothing refers to any more."""
+        with self._tidying:
+            idle = self._detach_idle()
+            if idle and not self._shared:
+                self._unfinished = True
+            due = time.monotonic() - self._swept > GRACE_SECONDS / 10 if self._shared else self._unfinished
+            if due:
+                self._delete_unreferenced()
+                self._unfinished = False
+
+    def _try_tidy(self) -> None:
+        """What cannot go now goes later, and is nothing that whoever removed a name must learn."""
+        try:
+            self.tidy()
+        except (AdapterError, OSError) as error:
+            _log.warning("bytes that nothing refers to are still there: %s", error)
+            self._unfinished = True
+
+    def _load(self) -> Changes:
+        changes = self._catalog.load(self._revision, self._ties.base)
+        if changes.revision >= self._revision:
+            return changes
+        # A backup was restored, or a replica has taken over that had not seen the last changes.
+        _log.warning("the registry's database has gone back from revision %d", self._revision)
+        changes = self._catalog.load(-1, self._ties.base)
+        kept = {entry.name for entry in changes.entries} | {alias.name for alias in changes.aliases}
+        lost = (self._snapshot.entries.keys() | self._snapshot.aliases.keys()) - kept
+        return replace(changes, gone=sorted(lost))
+
+    def _found(self, content: AdapterId) -> None:
+        """Bytes that were missing are back: whatever means them is to be looked at again."""
+        with self._refreshing:
+            if content in self._missing:
+                self._missing -= {content}
+                self._revision = -1
+
+    def _note_unchecked(self, changes: Changes) -> None:
+        """With the lock: which contents this base has never seen."""
+        checked = {v.content for entry in changes.entries for v in entry.versions.values()} - changes.unchecked
+        due = dict.fromkeys(changes.unchecked - self._missing, 0.0) | self._unchecked
+        self._unchecked = {c: t for c, t in due.items() if c not in checked and self._snapshot.refers_to(c)}
+
+    def _marked(self, entry: Entry) -> Entry:
+        """The entry, with those of its versions refused whose bytes somebody has taken away."""
+        if not any(version.content in self._missing for version in entry.versions.values()):
+            return entry
+        versions = {
+            number: replace(version, refused=MISSING) if version.content in self._missing else version
+            for number, version in entry.versions.items()
+        }
+        return replace(entry, versions=versions)
+
+    def _keep(self) -> None:
+        while not self._stopping:
+            self._poke.wait(self._pause())
+            self._poke.clear()
+            try:
+                self.available = self._follow()
+                if self.available:
+                    self._try_tidy()
+                    self._check_due()
+            except Exception:
+                # Whatever it is, the next change must not be missed for it.
+                _log.exception("could not follow the registry")
+                self._unfinished = True
+
+    def _pause(self) -> float | None:
+        """Seconds until there is something to do, if nothing is said before."""
+        if self._shared or not self.available:
+            return POLL_SECONDS
+        return CHECK_SECONDS if self._unfinished or self._unchecked else None
+
+    def _follow(self) -> bool:
+        try:
+            self.refresh()
+        except RegistryUnavailable as error:
+            if self.available:
+                _log.warning("%s", error)
+            return False
+        return True
+
+    def _detach_idle(self) -> list[AdapterId]:
+        """Take contents without references out of the store; with the lock, so that nobody finds one half gone.
+
+        The server is told first: a load that fails because the bytes went must not count against those who ask for the
+        same content once it is registered again.
+        """
+        with self._lock:
+            idle = [content for content in self._idle if not self._refers_to(content)]
+            self._idle.clear()
+            for content in idle:
+                self._ties.on_unused(content)
+            trash = [self._store.detach(content) for content in idle]
+        for path in trash:
+            if path is not None:
+                shutil.rmtree(path)
+        return idle
+
+    def _delete_unreferenced(self) -> None:
+        """Delete what no version on any server means, and nobody here uses."""
+        self._swept = time.monotonic()
+        grace = GRACE_SECONDS if self._shared else 0
+        for content, touched in self._contents.unreferenced(grace):
+            with self._lock:
+                used = self._refers_to(content)
+            claim = None if used else self._contents.begin_delete(content, touched)
+            if claim is not None:
+                self._store.erase(content)
+                self._contents.end_delete(content, claim)
+                self.refresh()  # how much is stored now
+
+    def _admission(self, spec: AdapterSpec, options: Options) -> Admission:
+        """The dry load, unless this content has passed it on this base before."""
+        known = self._contents.admission(spec.id, self._ties.base)
+        if known and known.refused is None:
+            if options.preload:
+                self._ties.probe(spec, True)
+            return known
+        receipt = {
+            "checked": int(time.time()),
+            "base_fingerprint": self._ties.base,
+            "trained_on": spec.base_fingerprint,
+            "base_mismatch_allowed": options.allow_base_mismatch,
+            "unknown_fields_allowed": [storable(name) for name in spec.unknown_fields],
+            "probe": dict(self._ties.probe(spec, options.preload)),
+        }
+        return Admission(self._ties.base, receipt)
+
+    def _check_due(self) -> None:
+        for content, due in list(self._unchecked.items()):
+            if not self._stopping and due <= time.monotonic():
+                self._try_check(content)
+
+    def _try_check(self, content: AdapterId) -> None:
+        """Check a content; where that has no result, whatever the reason, others and the server go on without it."""
+        try:
+            with self._holding(content):
+                self._check(content)
+        except Exception:
+            _log.exception("could not check adapter %s on this base; it is tried again later", content)
+            with self._lock:
+                if content in self._unchecked:
+                    self._unchecked[content] = time.monotonic() + CHECK_SECONDS
+
+    def _check(self, content: AdapterId) -> None:
+        """Find out whether a content that another base has admitted can be served by this one."""
+        try:
+            allowed = self._mismatch_allowed(content)
+            spec = self._store.inspect(content, any_base=allowed)
+            admission = self._admission(spec, Options(allow_base_mismatch=allowed))
+        except AdapterRejected as error:
+            receipt = {"checked": int(time.time()), "base_fingerprint": self._ties.base}
+            admission = Admission(self._ties.base, receipt, refused=str(error))
+        self._contents.admit(content, admission)
+        self.refresh()
+
+    def _mismatch_allowed(self, content: AdapterId) -> bool:
+        """Whether it was taken on this very base, under another of its fingerprints, although trained on another."""
+        known = [self._contents.admission(content, base) for base in self._ties.equivalents]
+        return any(each.receipt.get("base_mismatch_allowed", False) for each in known if each is not None)
+
+    def _update_pins(self) -> None:
+        """Tell which versions are to stay on the device; as many as fit, in the order of names."""
+        with self._lock:
+            entries = [self._snapshot.entries[name] for name in sorted(self._snapshot.pinned)]
+        pins: dict[AdapterId, Version] = {}
+        for entry in entries:
+            version = entry.current
+            if version is None or version.content in pins or version.refused is not None:
+                continue
+            ranks = [pinned.rank for pinned in pins.values()]
+            if self._ties.fits([*ranks, version.rank]):
+                pins[version.content] = version
+            else:
+                _log.warning("%s is pinned, but does not fit this server's device", version.name)
+        if list(pins.values()) != self._pins:
+            self._pins = list(pins.values())
+            self._ties.on_pins(self._pins)

@@ -1,0 +1,129 @@
+"""The registry's tables, and their migration to the newest form when a server starts.
+
+Every change to a table is a new file in ``adapters/registry/migrations/versions``. A test checks that all of them
+together make the tables below.
+"""
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+
+registry = Table(
+    "registry",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("revision", BigInteger, nullable=False),
+)
+"""One row. Every change begins by raising its revision, so changes come one after the other, on every server."""
+
+contents = Table(
+    "contents",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("stored_bytes", BigInteger, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("targets", Integer, nullable=False),
+    Column("touched", BigInteger, nullable=False),
+    Column("deleting", Boolean, nullable=False),
+)
+"""Bytes that are stored, about to be, or about to go. ``touched``: microseconds of Unix time, raised at each use."""
+
+names = Table(
+    "names",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("folded", String(128), nullable=False, index=True),
+    Column("kind", String(8), nullable=False),
+    Column("active", Integer),
+    Column("last", Integer, nullable=False),
+    Column("pinned", Boolean, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False, index=True),
+)
+"""Adapters and aliases. A deleted name stays as ``gone``: others learn of it, and no version number comes twice."""
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("name", String(128), ForeignKey("names.name"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("content", String(64), ForeignKey("contents.id"), nullable=False, index=True),
+    Column("created", BigInteger, nullable=False),
+    Column("source", Text, nullable=False),
+    UniqueConstraint("name", "content", name="one_version_per_content"),
+    Column("selection", JSON),
+)
+"""``selection``: where the adapter lay in what came from the source, and what else was there, for the receipt."""
+
+targets = Table(
+    "targets",
+    metadata,
+    Column("alias", String(128), ForeignKey("names.name"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("adapter", String(128), ForeignKey("names.name"), nullable=False, index=True),
+    Column("number", Integer),
+    Column("weight", Float, nullable=False),
+)
+"""What aliases mean."""
+
+admissions = Table(
+    "admissions",
+    metadata,
+    Column("content", String(64), ForeignKey("contents.id"), primary_key=True),
+    Column("base", String(64), primary_key=True),
+    Column("refused", Text),
+    Column("receipt", JSON, nullable=False),
+)
+"""What the checks of a content on a base (by fingerprint) have shown."""
+
+watched = Table(
+    "watched",
+    metadata,
+    Column("folder", String(1024), primary_key=True),
+    Column("signature", Text, nullable=False),
+    Column("refused", Text),
+    Column("since", BigInteger, nullable=False),
+)
+"""Folders in a watched folder as they were when they were last looked into."""
+
+
+class NewerSchema(Exception):
+    """The tables were made by a newer manylora."""
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the tables to the newest form, all steps or none; many servers may do so at once.
+
+    Raises :class:`NewerSchema`, and changes nothing, where they are ahead of this program.
+    """
+    if connection.dialect.name == "postgresql":
+        # Held until the transaction ends. Any number will do, if it is always the same.
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(6276940712850447)")
+    config = Config()
+    config.set_main_option("script_location", "adapters.registry:migrations")
+    config.set_main_option("path_separator", "os")
+    current = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if current is not None and current not in known:
+        raise NewerSchema(current)
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -1,0 +1,227 @@
+"""Adapters' content elsewhere: in a folder, a bucket or whatever fsspec reaches, for all servers that share it."""
+
+import errno
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlsplit
+
+from adapters.errors import AdapterError, AdapterRejected, RegistryUnavailable, StoreFull
+from adapters.format.files import CHUNK_BYTES, CONFIG, MAX_JSON_BYTES, ORIGIN, WEIGHTS, present, sync
+from adapters.format.spec import AdapterId
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+_PART_BYTES = 8 << 20
+_ID = re.compile(r"[0-9a-f]{64}")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s?#%]+")
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_S3: Mapping[str, Any] = {
+    "default_block_size": _PART_BYTES,
+    "config_kwargs": {
+        "connect_timeout": 5,
+        "read_timeout": 20,
+        "retries": {"total_max_attempts": 2, "mode": "standard"},
+    },
+}
+_CLIENT = {
+    "s3": _S3,
+    "s3a": _S3,
+    "gs": {"block_size": _PART_BYTES, "requests_timeout": 60},
+    "gcs": {"block_size": _PART_BYTES, "requests_timeout": 60},
+    "file": {"auto_mkdir": True},
+}
+"""By protocol: a bound on every wait, and on how much of a file is in memory."""
+_UPLOAD = {
+    "s3": {"chunksize": _PART_BYTES, "max_concurrency": 2},
+    "s3a": {"chunksize": _PART_BYTES, "max_concurrency": 2},
+    "gs": {"chunksize": _PART_BYTES},
+    "gcs": {"chunksize": _PART_BYTES},
+}
+
+
+class RemoteStore:
+    """Contents by their digest under one address, each a folder of its files. Threads may share it.
+
+    The config is what is uploaded last and deleted first: a content without it is not there. Nobody else is trusted to
+    keep the bytes, so readers compare their digest with the one they asked for.
+    """
+
+    def __init__(self, url: str) -> None:
+        """``url``: any address of fsspec's, e.g. ``s3://bucket/adapters``; credentials come from the environment.
+
+        Asks the network nothing. Raises :class:`ValueError` for an address that means no store, or one that takes an
+        extra which is not installed.
+        """
+        self.url = url
+        self._files, root = connect(url)
+        self._root = root.rstrip("/")
+        self._protocol = urlsplit(url).scheme
+
+    def put(self, adapter_id: AdapterId, folder: Path) -> None:
+        """Upload the adapter's files from ``folder``, whatever is there already: a damaged copy is replaced.
+
+        Raises :class:`RegistryUnavailable`, :class:`StoreFull`.
+        """
+        names = present(folder)
+        for name in (ORIGIN, WEIGHTS, CONFIG):
+            if name in names:
+                self._upload(folder / name, self._path(adapter_id, name))
+        if self._protocol == "file":
+            with self._reached():
+                content = Path(self._path(adapter_id))
+                for each in (content, content.parent, content.parent.parent):
+                    sync(each)
+
+    def get(self, adapter_id: AdapterId, staging: Path, limit: int) -> None:
+        """Download the adapter's files into the empty folder ``staging``; weights of at most ``limit`` bytes.
+
+        Whether they are the right bytes is for the caller to find out. Raises :class:`AdapterError` where the content
+        is not there, :class:`RegistryUnavailable`.
+        """
+        for name in (CONFIG, ORIGIN, WEIGHTS):
+            data = self._open(adapter_id, name)
+            if data is not None:
+                receive(data, staging / name, limit if name == WEIGHTS else MAX_JSON_BYTES)
+            elif name != ORIGIN:
+                self._check_bucket()
+                raise self._missing(adapter_id)
+
+    def delete(self, adapter_id: AdapterId) -> None:
+        """Delete a content, or what there is of it. Raises :class:`RegistryUnavailable`."""
+        for path in (self._path(adapter_id, CONFIG), self._path(adapter_id)):
+            try:
+                with self._reached():
+                    self._files.rm(path, recursive=True)
+            except FileNotFoundError:
+                self._check_bucket()
+
+    def ids(self) -> Iterator[AdapterId]:
+        """Every content there is anything of, half uploads included. Raises :class:`RegistryUnavailable`."""
+        try:
+            with self._reached():
+                paths = self._files.ls(self._root, detail=False, refresh=True)
+        except FileNotFoundError:
+            # A store nothing has been put into yet has no folder.
+            self._check_bucket()
+            return
+        for path in paths:
+            name = path.rstrip("/").rpartition("/")[2]
+            if _ID.fullmatch(name):
+                yield AdapterId(name)
+
+    def _path(self, adapter_id: AdapterId, *name: str) -> str:
+        if not _ID.fullmatch(adapter_id):
+            raise AdapterError(f"{adapter_id!r} is not an adapter id")
+        return "/".join((self._root, adapter_id, *name))
+
+    def _upload(self, source: Path, path: str) -> None:
+        try:
+            with self._reached():
+                if self._protocol == "file":
+                    self._copy(source, Path(path))
+                else:
+                    self._files.put_file(str(source), path, **_UPLOAD.get(self._protocol, {}))
+        except FileNotFoundError as error:
+            raise self._unavailable(error) from error
+
+    def _copy(self, source: Path, path: Path) -> None:
+        # An object appears whole or not at all; a file in a folder does so when it is renamed.
+        part = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        try:
+            self._files.put_file(str(source), str(part))
+            sync(part)
+            part.rename(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _open(self, adapter_id: AdapterId, name: str) -> Iterator[bytes] | None:
+        """The bytes of a file; None where there is no such file."""
+        path = self._path(adapter_id, name)
+        try:
+            with self._reached():
+                if name == WEIGHTS:
+                    return self._chunks(adapter_id, self._files.open(path, "rb"))
+                # One request: `open` asks for the size first, and lists the bucket where there is no such file.
+                return iter((self._files.cat_file(path, start=0, end=MAX_JSON_BYTES + 1),))
+        except FileNotFoundError:
+            return None
+
+    def _chunks(self, adapter_id: AdapterId, file: BinaryIO) -> Iterator[bytes]:
+        with file:
+            while True:
+                try:
+                    with self._reached():
+                        data = file.read(CHUNK_BYTES)
+                except FileNotFoundError as error:
+                    raise self._missing(adapter_id) from error
+                if not data:
+                    return
+                yield data
+
+    def _missing(self, adapter_id: AdapterId) -> AdapterError:
+        return AdapterError(f"adapter {adapter_id} is not in the store {self.url}")
+
+    def _check_bucket(self) -> None:
+        """Tell a file that is not there from a bucket that is not."""
+        if self._protocol not in _EXTRAS:
+            return
+        try:
+            with self._reached():
+                self._files.info(self._root.partition("/")[0])
+        except FileNotFoundError as error:
+            raise self._unavailable(error) from error
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, RegistryUnavailable):
+            raise
+        except Exception as error:
+            # Each store's client has exceptions of its own; all of them mean that it did not answer as it should.
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreFull(f"no room in the store {self.url}: {error.strerror}") from error
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> RegistryUnavailable:
+        # Its kind only: texts of clients hold signed addresses.
+        return RegistryUnavailable(f"the store {self.url} does not answer as it should: {type(error).__name__}")
+
+
+def connect(url: str) -> "tuple[AbstractFileSystem, str]":
+    """The file system that an address is on, and the path it has there. Raises :class:`ValueError`.
+
+    Nothing is remembered about what is there: other servers change it.
+    """
+    import fsspec
+
+    if not _URL.fullmatch(url) or "::" in url or "@" in urlsplit(url).netloc or ".." in url.split("/"):
+        raise ValueError("must be an address like s3://bucket/adapters, without credentials, query, `..` or blanks")
+    protocol = urlsplit(url).scheme
+    options = _CLIENT.get(protocol, {})
+    try:
+        files, path = fsspec.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **options)
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        install = f"run: pip install manylora[{extra}]" if extra else str(error)
+        raise ValueError(f"{protocol}:// needs a package that is not installed; {install}") from error
+    if hasattr(files, "retries"):
+        # s3fs tries again what botocore has tried again.
+        files.retries = 2
+    return files, path
+
+
+def receive(data: Iterable[bytes], target: Path, limit: int) -> None:
+    """Write what arrives to the new file ``target``. Raises :class:`AdapterRejected` past ``limit`` bytes."""
+    size = 0
+    with target.open("xb") as file:
+        for chunk in data:
+            size += len(chunk)
+            if size > limit:
+                raise AdapterRejected(f"is larger than {limit} bytes", file=target.name)
+            file.write(chunk)

@@ -1,0 +1,313 @@
+"""Where adapters live on disk: one directory per content, named by its sha256, never changed once it is there."""
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Set
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from adapters.errors import AdapterError, AdapterRejected, StoreFull
+from adapters.format.files import FILES, MAX_JSON_BYTES, WEIGHTS, chunks, content_id, open_file, present, sync
+from adapters.format.safetensors_header import MAX_HEADER_BYTES
+from adapters.format.selection import Selection, survey
+from adapters.format.spec import AdapterId, AdapterSpec, BaseLayout
+from adapters.format.verify import read_spec, verify
+from adapters.format.weights import AdapterWeights, read_weights
+from adapters.store.remote_store import RemoteStore
+
+_ID = re.compile(r"[0-9a-f]{64}")
+_TEMPORARY = ".tmp-"
+MAX_SPECS = 512
+"""Configs of entries that are kept in memory once read."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class AdapterStore:
+    """Content-addressed directories under ``root``, which one process owns. Any thread may call any method.
+
+    With a ``remote``, that keeps the content, for other servers too; what is under ``root`` are copies of it, the least
+    recently used of which go when all together take more than ``cache`` bytes.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        layout: BaseLayout,
+        max_rank: int,
+        *,
+        remote: RemoteStore | None = None,
+        cache: int | None = None,
+    ) -> None:
+        self.root = root
+        self.remote = remote
+        self._cache = cache if remote is not None else None  # without a remote these are no copies
+        self._layout = layout
+        self._max_rank = max_rank
+        # The largest weights file an adapter of this base can have: float32 throughout.
+        values = max_rank * sum(inputs + outputs for inputs, outputs in layout.linears.values())
+        self.limit = 8 + MAX_HEADER_BYTES + 4 * values
+        """Bytes of the largest weights file that is taken."""
+        self._specs: OrderedDict[AdapterId, AdapterSpec] = OrderedDict()
+        self._lock = threading.Condition(threading.Lock())
+        """For what is in memory alone; never held while the disk or the remote works."""
+        self._readers: Counter[AdapterId] = Counter()
+        self._leaving: AdapterId | None = None
+        """The copy that is just being dropped."""
+        self._trims = 0
+        """How often copies have become more since the thread that drops some has last looked; 0 where none does."""
+        self._sizes: dict[AdapterId, int] = {}
+        """Bytes of each copy, as far as they were asked for."""
+        root.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def stage(self) -> Iterator[Path]:
+        """An empty folder to bring an adapter's files into; gone at the end, unless it was published."""
+        with full_disk_named():
+            path = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.root))
+            try:
+                yield path
+            finally:
+                if path.exists():
+                    shutil.rmtree(path)
+
+    def copy(self, folder: Path, staging: Path) -> Selection:
+        """Bring in the files of a PEFT folder; what else is in it is told.
+
+        Raises :class:`AdapterRejected`, or :class:`StoreFull`.
+        """
+        selection = survey(folder)
+        for name in present(folder):
+            _copy(folder, staging, name, self.limit if name == WEIGHTS else MAX_JSON_BYTES)
+        return selection
+
+    def seal(self, staging: Path, *, any_base: bool = False, any_fields: bool = False) -> AdapterSpec:
+        """Verify what was brought in and put it on stable storage. Raises :class:`AdapterRejected`."""
+        for name in present(staging):
+            sync(staging / name)
+        sync(staging)
+        return verify(staging, self._layout, self._max_rank, any_base=any_base, any_fields=any_fields)
+
+    def publish(self, staging: Path, adapter_id: AdapterId) -> None:
+        """Give sealed content its name. Content that is here already stays as it is.
+
+        The entry is on stable storage when this returns, and in the remote if there is one.
+        """
+        with self._reading(adapter_id):
+            self._place(staging, adapter_id)
+            if self.remote is not None:
+                self.remote.put(adapter_id, self.path(adapter_id))
+            self._trim()
+
+    def __contains__(self, adapter_id: AdapterId) -> bool:
+        return self.path(adapter_id).is_dir()
+
+    def ids(self) -> set[AdapterId]:
+        """Everything that is under ``root``."""
+        return {AdapterId(path.name) for path in self.root.iterdir() if _ID.fullmatch(path.name)}
+
+    def path(self, adapter_id: AdapterId) -> Path:
+        """The entry's directory, whether it exists or not."""
+        if not _ID.fullmatch(adapter_id):
+            raise AdapterError(f"{adapter_id!r} is not an adapter id")
+        return self.root / adapter_id
+
+    def read(self, adapter_id: AdapterId) -> AdapterWeights:
+        """Read an adapter into memory. Raises :class:`AdapterError` where the bytes are gone or no longer the same."""
+        with self._present(adapter_id) as path:
+            spec = self._specs.get(adapter_id)
+            if spec is None:
+                spec = read_spec(path, self._layout, self._max_rank, adapter_id)
+                self._remember(spec)
+            return read_weights(path, spec)
+
+    def inspect(self, adapter_id: AdapterId, *, any_base: bool = False) -> AdapterSpec:
+        """Verify an entry once more, for the base at hand. Raises :class:`AdapterError`, as :meth:`read` does."""
+        with self._present(adapter_id) as path:
+            # Whoever had it stored has allowed its fields, and they do not depend on the base.
+            return verify(path, self._layout, self._max_rank, any_base=any_base, any_fields=True)
+
+    def detach(self, adapter_id: AdapterId) -> Path | None:
+        """Take an entry out of ``root`` in one atomic step; its bytes stay in the returned directory."""
+        self._specs.pop(adapter_id, None)
+        self._sizes.pop(adapter_id, None)
+        trash = self.root / f"{_TEMPORARY}{secrets.token_hex(8)}"
+        try:
+            return self.path(adapter_id).rename(trash)
+        except FileNotFoundError:
+            return None
+
+    def erase(self, adapter_id: AdapterId) -> None:
+        """Delete an entry everywhere, if it is there."""
+        trash = self.detach(adapter_id)
+        if trash is not None:
+            shutil.rmtree(trash)
+        if self.remote is not None:
+            self.remote.delete(adapter_id)
+
+    def sweep(self, keep: Set[AdapterId]) -> None:
+        """Remove entries under ``root`` that are not in ``keep``, and what a crash left half done. Before all else."""
+        for path in self.root.iterdir():
+            if path.name.startswith(_TEMPORARY) or (_ID.fullmatch(path.name) and path.name not in keep):
+                shutil.rmtree(path)
+
+    def _place(self, staging: Path, adapter_id: AdapterId) -> None:
+        while True:
+            try:
+                staging.rename(self.path(adapter_id))
+                break
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+            if self._intact(adapter_id):
+                break
+            # An entry that has rotted makes way for the good copy; one that is just being removed is gone already.
+            trash = self.detach(adapter_id)
+            if trash is not None:
+                shutil.rmtree(trash)
+        sync(self.root)
+
+    def _intact(self, adapter_id: AdapterId) -> bool:
+        try:
+            return content_id(self.path(adapter_id)) == adapter_id
+        except AdapterRejected:
+            return False
+
+    @contextmanager
+    def _present(self, adapter_id: AdapterId) -> Iterator[Path]:
+        """An entry whose bytes are as they were, and stay while they are read."""
+        with self._reading(adapter_id):
+            if not self._intact(adapter_id):
+                self._restore(adapter_id)
+            if self._cache is not None:
+                self._note_read(adapter_id)
+            yield self.path(adapter_id)
+
+    @contextmanager
+    def _reading(self, adapter_id: AdapterId) -> Iterator[None]:
+        """Keep a copy from making way for others."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._leaving != adapter_id)
+            self._readers[adapter_id] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers[adapter_id] -= 1
+                self._readers += Counter()
+
+    def _restore(self, adapter_id: AdapterId) -> None:
+        if self.remote is None:
+            raise AdapterError(f"adapter {adapter_id} is {'damaged on disk' if adapter_id in self else 'not stored'}")
+        with self.stage() as staging:
+            self.remote.get(adapter_id, staging, self.limit)
+            if content_id(staging) != adapter_id:
+                raise AdapterError(f"adapter {adapter_id} is damaged in the remote store")
+            for name in present(staging):
+                sync(staging / name)
+            self._place(staging, adapter_id)
+        self._trim()
+
+    def _trim(self) -> None:
+        """Drop the least recently read copies until the others fit ``cache``; those that are being read stay.
+
+        One thread at a time: another that has made the copies more leaves it to the one that is at it already. No lock
+        is held while the disk works, so that loads go on, however slow it is.
+        """
+        if self._cache is None:
+            return
+        with self._lock:
+            self._trims += 1
+            if self._trims > 1:
+                return
+        while True:
+            try:
+                self._drop_excess(self._cache)
+            except BaseException:
+                with self._lock:
+                    self._trims = 0
+                raise
+            with self._lock:
+                if self._trims == 1:
+                    self._trims = 0
+                    return
+                self._trims = 1
+
+    def _drop_excess(self, cache: int) -> None:
+        sizes = {adapter_id: self._size(adapter_id) for adapter_id in self.ids()}
+        used = sum(sizes.values())
+        if used <= cache:
+            return
+        for adapter_id in sorted(sizes, key=self._last_read):
+            if self._drop(adapter_id):
+                used -= sizes[adapter_id]
+            if used <= cache:
+                return
+
+    def _drop(self, adapter_id: AdapterId) -> bool:
+        """Delete a copy, unless it is being read. Who wants it meanwhile waits until its name is gone."""
+        with self._lock:
+            if self._readers[adapter_id]:
+                return False
+            self._leaving = adapter_id
+        try:
+            trash = self.detach(adapter_id)
+        finally:
+            with self._lock:
+                self._leaving = None
+                self._lock.notify_all()
+        if trash is not None:
+            shutil.rmtree(trash)
+        return True
+
+    def _note_read(self, adapter_id: AdapterId) -> None:
+        with suppress(FileNotFoundError):
+            now = time.time_ns()
+            os.utime(self.path(adapter_id), ns=(now, now))  # the kernel's own clock is coarser
+
+    def _last_read(self, adapter_id: AdapterId) -> int:
+        try:
+            return self.path(adapter_id).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def _size(self, adapter_id: AdapterId) -> int:
+        if adapter_id not in self._sizes:
+            with suppress(FileNotFoundError):
+                self._sizes[adapter_id] = folder_bytes(self.path(adapter_id))
+        return self._sizes.get(adapter_id, 0)
+
+    def _remember(self, spec: AdapterSpec) -> None:
+        """What an entry's config has told: reading it costs more than reading small weights. Bounded."""
+        with self._lock:
+            self._specs[spec.id] = spec
+            if len(self._specs) > MAX_SPECS:
+                self._specs.popitem(last=False)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of an adapter's files in bytes."""
+    return sum((folder / name).stat().st_size for name in FILES if (folder / name).exists())
+
+
+def _copy(source: Path, target: Path, name: str, limit: int) -> None:
+    with open_file(source, name) as reader, (target / name).open("xb") as writer:
+        for chunk in chunks(reader, name, limit):
+            writer.write(chunk)
+
+
+@contextmanager
+def full_disk_named() -> Iterator[None]:
+    """Raises :class:`StoreFull` in place of an OSError that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreFull(f"no room to store the adapter: {error.strerror}") from error
+        raise

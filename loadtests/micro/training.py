@@ -1,0 +1,265 @@
+"""How fast an adapter is trained: ``python -m loadtests.micro.training [--steps 24] [--threads 1] [--device cuda]``.
+
+Our run beside what a user of the libraries writes: the same NF4 base, PEFT's adapter with the same settings and the
+same first weights, transformers' Trainer with its own batches, a collator that pads, and mixed precision in bf16. Both
+go through the same rows as often, in batches of as many. Each way runs in a process of its own, by turns, so that a
+busy machine hits both; the first steps warm up and are not counted, and what is compared is the median step. On a busy
+machine the seconds of processor are to be trusted, not those of the clock.
+
+Unlike the other load tests this one imports the trainer.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from bases.openmp import wait_briefly
+
+wait_briefly()
+
+import psutil  # noqa: E402 - OpenMP reads what was just set
+import torch  # noqa: E402
+
+from loadtests.machine import describe_machine  # noqa: E402
+from training.data.dataset import Dataset, build  # noqa: E402
+from training.model.base import open_base  # noqa: E402
+from training.model.lora import adapted  # noqa: E402
+from training.run.library_logging import quiet  # noqa: E402
+from training.run.run import learning_rate, train  # noqa: E402
+from training.run.run_folder import requested, working  # noqa: E402
+from training.run.trainer import AdapterTrainer  # noqa: E402
+from training.settings import TrainSettings  # noqa: E402
+
+DATA = Path(__file__).parents[2] / "examples" / "support-json.jsonl"
+WARM_UP = 3
+"""Steps that are not counted."""
+WAYS = ("peft", "ours")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One run."""
+
+    way: str
+    step: float
+    """Seconds of a step on the clock, the median."""
+    processor: float
+    """Seconds of processor a step, of all threads, the median."""
+    tokens: float
+    """Of the rows, without padding, in a step; the mean."""
+    memory: int
+    """Bytes at the peak, on top of the process with its base; on CUDA what torch had allocated."""
+    loss: float
+    """Mean of the last five steps: both must have learned the same."""
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second of the clock."""
+        return self.tokens / self.step
+
+
+class Clock:
+    """Called at the end of each step: times, tokens and losses."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.marks: list[tuple[float, float]] = []
+        self.tokens: list[int] = []
+        self.losses: list[float] = []
+
+    def mark(self, loss: float, tokens: int) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        self.marks.append((time.perf_counter(), time.process_time()))
+        self.losses.append(loss)
+        self.tokens.append(tokens)
+
+    def speed(self, way: str, memory: int) -> Speed:
+        counted = self.marks[WARM_UP:]
+        wall, processor = zip(*((b[0] - a[0], b[1] - a[1]) for a, b in pairwise(counted)), strict=True)
+        tokens = statistics.fmean(self.tokens[WARM_UP + 1 :])
+        loss = statistics.fmean(self.losses[-5:])
+        return Speed(way, statistics.median(wall), statistics.median(processor), tokens, memory, loss)
+
+
+def main() -> int:
+    """Run both ways by turns and print the table; or, with ``--way``, one run of one."""
+    args = _arguments()
+    torch.set_num_threads(args.threads)
+    if args.way:
+        print(json.dumps(asdict(_run(args))))
+        return 0
+    speeds: dict[str, list[Speed]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as folder:
+        data = args.data or Path(folder)
+        open_base(_settings(args, data))  # quantised here, so that no run's memory holds that
+        for repeat in range(args.repeats):
+            for way in WAYS if repeat % 2 == 0 else WAYS[::-1]:
+                speeds[way].append(_in_a_process(way, data))
+                _print(speeds[way][-1])
+    return _conclude(args, speeds)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.micro.training", description="How fast an adapter is trained."
+    )
+    parser.add_argument("--data", type=Path, help="folder with the quantised base (default: a temporary one)")
+    parser.add_argument("--rows", type=Path, default=DATA, help="examples to train on")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each way")
+    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _settings(args: argparse.Namespace, data: Path) -> TrainSettings:
+    return TrainSettings(
+        data=(str(args.rows),), name="speed", data_dir=data, model=args.model, device=args.device, report_to="none",
+        eval_share=0, max_steps=args.steps, save_steps=10 * args.steps, batch_size=args.batch_size, optimizer="adamw",
+        gradient_checkpointing=False,
+    )  # fmt: skip
+
+
+def _in_a_process(way: str, data: Path) -> Speed:
+    """The run that this command line asks for, of one way."""
+    command = [sys.executable, "-W", "ignore", "-m", "loadtests.micro.training", *sys.argv[1:], "--way", way]
+    done = subprocess.run([*command, "--data", str(data)], stdout=subprocess.PIPE, text=True, check=True)
+    return Speed(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _run(args: argparse.Namespace) -> Speed:
+    settings = _settings(args, args.data)
+    base = open_base(settings)
+    dataset = build(settings, base.tokenizer, base.max_model_len)
+    clock = Clock(base.device)
+    work: Callable[..., None] = _ours if args.way == "ours" else _peft
+    with _peak(base.device) as memory, tempfile.TemporaryDirectory() as folder:
+        work(settings.model_copy(update={"out": Path(folder) / "adapter"}), base, dataset, clock)
+    return clock.speed(args.way, memory())
+
+
+def _ours(settings: TrainSettings, base: Any, dataset: Dataset, clock: Clock) -> None:
+    step = AdapterTrainer.training_step
+
+    def timed(trainer: AdapterTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        before = trainer.tokens_seen
+        loss = step(trainer, *args, **kwargs)
+        clock.mark(float(loss), trainer.tokens_seen - before)
+        return loss
+
+    AdapterTrainer.training_step = timed  # type: ignore[method-assign, assignment]  # for this process, which does nothing else
+    with working(settings.folder, requested(settings, base, dataset), resume=False) as place:
+        train(settings, base, dataset, place)
+
+
+def _peft(settings: TrainSettings, base: Any, dataset: Dataset, clock: Clock) -> None:
+    """get_peft_model and Trainer, with the defaults of both where our run has no setting for it."""
+    from torch import nn
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    class Timed(Trainer):
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            tokens = int(inputs["attention_mask"].sum())
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            clock.mark(float(loss), tokens)
+            return loss
+
+    rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in dataset.train]
+    arguments = TrainingArguments(
+        output_dir=str(settings.folder),
+        use_cpu=base.device.type == "cpu",
+        bf16=True,
+        per_device_train_batch_size=settings.batch_size,
+        max_steps=settings.max_steps or 1,
+        learning_rate=learning_rate(settings, base),
+        lr_scheduler_type="cosine",
+        warmup_steps=5,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=settings.seed,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    with quiet(), adapted(settings, base) as model:
+        for name, module in list(model.named_modules()):
+            if type(module).__name__ == "Dropout" and ".lora_dropout." in name:
+                model.set_submodule(name, nn.Dropout(module.p))  # PEFT's own, not our faster one
+        collator = DataCollatorForSeq2Seq(base.tokenizer, padding=True)
+        Timed(model=model, args=arguments, train_dataset=rows, data_collator=collator).train()
+
+
+@contextmanager
+def _peak(device: torch.device) -> Iterator[Callable[[], int]]:
+    """Gives what tells the peak of memory since, in bytes on top of what there was."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device) - before
+        return
+    process, done = psutil.Process(), threading.Event()
+    before = peak = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.005):
+            peak = max(peak, process.memory_info().rss)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield lambda: peak - before
+    finally:
+        done.set()
+        thread.join()
+
+
+def _print(speed: Speed) -> None:
+    print(
+        f"{speed.way:5} {speed.step:6.3f} s a step, {speed.processor:6.3f} s of processor, {speed.rate:6.0f} tokens/s, "
+        f"{speed.memory / 2**20:5.0f} MiB on top of the base, loss {speed.loss:.3f}",
+        flush=True,
+    )
+
+
+def _conclude(args: argparse.Namespace, speeds: dict[str, list[Speed]]) -> int:
+    """Medians of the runs, and what they are to each other."""
+    median = {
+        way: {name: statistics.median(getattr(run, name) for run in runs) for name in ("rate", "processor", "memory")}
+        for way, runs in speeds.items()
+    }
+    per_token = {way: statistics.median(run.processor / run.tokens for run in runs) for way, runs in speeds.items()}
+    ratios = {
+        "tokens/s": median["ours"]["rate"] / median["peft"]["rate"],
+        "tokens per second of processor": per_token["peft"] / per_token["ours"],
+        "memory": median["ours"]["memory"] / median["peft"]["memory"],
+    }
+    print("ours / peft: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
+    if args.json:
+        runs = {way: [asdict(run) | {"tokens_per_second": run.rate} for run in found] for way, found in speeds.items()}
+        work = {"steps": args.steps, "batch_size": args.batch_size, "threads": args.threads, "device": args.device}
+        figures = {"machine": describe_machine(), "work": work, "runs": runs, "ratios": ratios}
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What a load test asks for: adapters, prompts, lengths and arrival times."""

@@ -1,0 +1,51 @@
+"""The same adapters as llama.cpp reads them (GGUF), for bases of the Llama architecture."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from loadtests.workload.adapters import SCALE, Recipe
+from loadtests.workload.workload import adapter_name
+
+_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_gguf(recipe: Recipe, root: Path, number: int) -> Path:
+    """Write one adapter as ``bench-000.gguf`` under ``root``; returns the file."""
+    root.mkdir(parents=True, exist_ok=True)
+    file = root / f"{adapter_name(number)}.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, recipe.rank(number) * SCALE)
+    for name, a, b in recipe.tensors(number):
+        _, _, layer, module = name.split(".", 3)
+        if heads := _rotated_heads(recipe, module):
+            b = _permuted(b, heads)
+        writer.add_tensor(f"blk.{layer}.{_NAMES[module]}.weight.lora_a", a)
+        writer.add_tensor(f"blk.{layer}.{_NAMES[module]}.weight.lora_b", b)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def _rotated_heads(recipe: Recipe, module: str) -> int:
+    """Heads of a layer whose outputs are rotated by position; 0 for the others."""
+    return {"self_attn.q_proj": recipe.geometry.heads, "self_attn.k_proj": recipe.geometry.kv_heads}.get(module, 0)
+
+
+def _permuted(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Rows [heads * dim, rank] in llama.cpp's order: it rotates neighbours where Hugging Face rotates halves."""
+    halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, rows.shape[1])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows.shape))

@@ -1,0 +1,1 @@
+"""HTTP itself: middleware, connections, paths, errors, ETags, lists, and the OpenAPI document."""

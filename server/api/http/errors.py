@@ -1,0 +1,198 @@
+"""Errors on the wire: the one table from error to HTTP status, in OpenAI's shape."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+
+from adapters.errors import (
+    AdapterConflict,
+    AdapterError,
+    AdapterNameError,
+    AdapterRejected,
+    AdapterUnavailable,
+    QuotaExceeded,
+    RegistryUnavailable,
+    RevisionMismatch,
+    SourceRefused,
+    StoreFull,
+    UnknownAdapter,
+)
+from server.api.http.paths import allowed_methods
+from server.errors import (
+    ContextOverflow,
+    Draining,
+    EngineError,
+    InvalidRequest,
+    QueueFull,
+    RequestError,
+    ServerError,
+    UnknownModel,
+    UploadTooLarge,
+)
+
+
+class Refusal(RequestError):
+    """An adapter that is rejected, with the field of the request that it came by."""
+
+    def __init__(self, error: AdapterRejected, param: str) -> None:
+        super().__init__(str(error), param=param, code=error.code)
+        self.file = error.file
+        self.tensor = error.tensor
+
+
+STATUS: Mapping[type[Exception], int] = {
+    RequestValidationError: 400,
+    InvalidRequest: 400,
+    ContextOverflow: 400,
+    AdapterNameError: 400,
+    SourceRefused: 400,
+    UnknownModel: 404,
+    UnknownAdapter: 404,
+    AdapterConflict: 409,
+    RevisionMismatch: 412,
+    UploadTooLarge: 413,
+    AdapterRejected: 422,
+    AdapterUnavailable: 422,
+    Refusal: 422,
+    QueueFull: 429,
+    ClientDisconnect: 499,  # for the books only: nobody is left to read it
+    EngineError: 500,
+    Draining: 503,
+    RegistryUnavailable: 503,
+    StoreFull: 507,
+    QuotaExceeded: 507,
+}
+"""Error -> HTTP status. What is not here is our own fault: 500."""
+
+RETRY_AFTER: Mapping[int, str] = {429: "1", 503: "5"}
+"""Status -> when to come again, in seconds."""
+
+NO_RETRY = (409, 507)
+"""Statuses after which OpenAI's clients would try again, although only somebody's doing can change the answer."""
+
+LONGEST_ECHO = 80
+"""Characters of a caller's key that are told back to it."""
+
+PARAMS: Mapping[type[Exception], str] = {
+    AdapterNameError: "name",
+    SourceRefused: "source",
+    UnknownAdapter: "adapter",
+    AdapterUnavailable: "adapter",
+    RevisionMismatch: "If-Match",
+}
+"""The field at fault, for errors that do not know of requests."""
+
+CODES: Mapping[type[Exception], str] = {
+    AdapterNameError: "invalid_adapter_name",
+    SourceRefused: "source_refused",
+    UnknownAdapter: "adapter_not_found",
+    AdapterUnavailable: "adapter_unavailable",
+    RevisionMismatch: "revision_mismatch",
+    RegistryUnavailable: "registry_unavailable",
+    StoreFull: "store_full",
+    QuotaExceeded: "quota_exceeded",
+}
+
+
+class Json(JSONResponse):
+    """JSON in plain ASCII: what a caller sent, stray surrogates included, can be told back to it."""
+
+    def render(self, content: Any) -> bytes:
+        """Compact UTF-8."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
+def envelope(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """OpenAI's error object."""
+    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status that tells of ``error``."""
+    return error.status_code if isinstance(error, HTTPException) else STATUS.get(type(error), 500)
+
+
+def error_body(error: Exception) -> tuple[int, dict[str, Any]]:
+    """HTTP status and body for an error raised on purpose."""
+    status = status_of(error)
+    param, code = PARAMS.get(type(error)), CODES.get(type(error))
+    if isinstance(error, RequestError):
+        param, code = error.param, error.code
+    elif isinstance(error, AdapterConflict | AdapterRejected):
+        code = error.code
+    body = envelope(status, str(error), param, code)
+    if isinstance(error, Refusal | AdapterRejected):
+        body["error"] |= {"file": error.file, "tensor": error.tensor}
+    return status, body
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error in OpenAI's shape."""
+    app.add_exception_handler(ServerError, _on_purpose)
+    app.add_exception_handler(AdapterError, _on_purpose)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _left)
+
+
+def respond(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> Json:
+    """The answer to an error, with what tells a client whether to come again."""
+    retry = {"retry-after": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
+    if status in NO_RETRY:
+        retry["x-should-retry"] = "false"
+    return Json(body, status, {**(headers or {}), **retry})
+
+
+async def _on_purpose(request: Request, error: Exception) -> Json:
+    return respond(*error_body(error))
+
+
+async def _left(request: Request, error: Exception) -> Json:
+    """The client went away in the middle of its body."""
+    return Json(None, status_of(error))
+
+
+async def _http(request: Request, error: Exception) -> Json:
+    """What the framework raises: no such route or method, a body that is too large or no JSON."""
+    assert isinstance(error, HTTPException)
+    message = {
+        404: f"There is no {request.method} {request.url.path} here.",
+        405: f"{request.method} is not allowed on {request.url.path}.",
+        413: "The request body is too large.",
+    }.get(error.status_code, str(error.detail))
+    headers = error.headers
+    if error.status_code == 405:
+        headers = {"allow": ", ".join(allowed_methods(request.scope))}  # the framework's are those of one route
+    return respond(error.status_code, envelope(error.status_code, message), headers)
+
+
+async def _invalid(request: Request, error: Exception) -> Json:
+    """The first thing that is wrong with the request's fields."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = [str(part)[:LONGEST_ECHO] for part in first["loc"][1:]]
+    message, code = first["msg"], None
+    match first["type"]:
+        case "json_invalid":
+            message, place = f"The body is not valid JSON: {first['ctx']['error']} at {place[0]}.", []
+        case "missing" if not place:
+            message = "The body is empty."
+        case "model_type" | "model_attributes_type" if not place:
+            message = "The body must be a JSON object, sent with `Content-Type: application/json`."
+        case "unserved":
+            place, code = [*place, first["ctx"]["field"]], "unsupported_parameter"
+        case "field":
+            place = [*place, first["ctx"]["field"]]
+        case "unknown":
+            place = [*place, str(first["ctx"]["field"])[:LONGEST_ECHO]]
+            message, code = f"Unknown field `{'.'.join(place)}`.", "unknown_parameter"
+        case _:
+            message = f"{message.removeprefix('Value error, ')} (in `{'.'.join(place)}`)."
+    return respond(400, envelope(400, message, ".".join(place) or None, code))

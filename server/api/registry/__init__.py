@@ -1,0 +1,1 @@
+"""From an upload, a folder or an address to a version in the registry."""

@@ -1,0 +1,309 @@
+"""An adapter in a form (multipart/form-data, RFC 7578): its files go to disk as they come in, never into memory."""
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from adapters.errors import AdapterError, AdapterRejected, shown
+from adapters.format.archive import PACK_LESS, max_bytes, unpack
+from adapters.format.files import FILES, MAX_FILES, MAX_JSON_BYTES, WEIGHTS
+from adapters.format.foreign_formats import recognise
+from adapters.format.selection import Selection, choose, plain, refuse
+from adapters.store.store import full_disk_named
+from server.errors import InvalidRequest, UploadTooLarge
+
+MAX_FIELDS = 16
+MAX_FIELD_BYTES = 64 << 10
+"""The names of a hundred files that were left out fit."""
+BATCH_BYTES = 1 << 20
+"""How much is gathered before a thread takes it apart and writes it."""
+STALL_SECONDS = 60.0
+"""How long an upload may send nothing."""
+UPLOAD_SECONDS = 3600.0
+"""How long it may take in all."""
+
+_ARCHIVE = re.compile(r".*\.(tar\.gz|tgz|tar|zip)", re.IGNORECASE | re.DOTALL)
+_RECEIVED = ".received"
+"""A folder within the one that an upload is received in: an archive, or files of which some may be left out."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What came with the files, which are in the folder they were received in."""
+
+    fields: Mapping[str, str]
+    selection: Selection
+    """Which of the files that came these are."""
+
+
+async def receive(request: Request, staging: Path, limit: int) -> Upload:
+    """Receive an adapter's files, or one archive with them in it, into the empty folder ``staging``.
+
+    Files are told apart by their filenames, which may have folders before them; those that are not the adapter's are
+    left out. Fields may stand before or after them. The weights may have ``limit`` bytes. Raises
+    :class:`AdapterRejected` for a file, :class:`InvalidRequest` for a field, :class:`UploadTooLarge`,
+    :class:`StoreFull`, HTTPException (400 for what is no form, 408 for one that does not go on), and ClientDisconnect.
+    ``staging`` is then to be thrown away: there may be something in it.
+    """
+    form = _Form(staging, limit)
+    parser = _parser(request, form)
+    body = _within(request, max_bytes(limit))
+    try:
+        with full_disk_named(), closing(form):
+            await _feed(parser, body)
+            return Upload(form.fields, await _on_thread(form.finish))
+    except (AdapterError, InvalidRequest, HTTPException):
+        # Most clients read no answer before they have sent all they have to say.
+        with suppress(HTTPException):
+            async for _ in body:
+                pass
+        raise
+
+
+def _parser(request: Request, form: "_Form") -> MultipartParser:
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    boundary = options.get(b"boundary")
+    if kind != b"multipart/form-data" or not boundary:
+        raise _malformed("its Content-Type is not multipart/form-data with a boundary")
+    with _malformation_named():
+        return MultipartParser(
+            boundary,
+            {
+                "on_part_begin": form.begin_part,
+                "on_header_field": form.add_header_name,
+                "on_header_value": form.add_header_value,
+                "on_header_end": form.end_header,
+                "on_headers_finished": form.open_part,
+                "on_part_data": form.add_data,
+                "on_part_end": form.end_part,
+                "on_end": form.end,
+            },
+        )
+
+
+async def _within(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The body as it comes in, if it keeps within ``limit`` bytes."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(limit)
+    left = limit
+    async for chunk in _lively(request.stream()):
+        left -= len(chunk)
+        if left < 0:
+            raise _too_large(limit)
+        yield chunk
+
+
+async def _lively(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same chunks, if each comes in time: a client that forgot about its upload would hold its bytes for ever."""
+    clock = asyncio.get_running_loop().time
+    end = clock() + UPLOAD_SECONDS
+    while True:
+        try:
+            async with asyncio.timeout_at(min(clock() + STALL_SECONDS, end)):
+                chunk = await anext(chunks, None)
+        except TimeoutError as error:
+            raise HTTPException(408, "The upload takes too long.") from error
+        if chunk is None:
+            return
+        yield chunk
+
+
+async def _feed(parser: MultipartParser, body: AsyncIterator[bytes]) -> None:
+    """Send a body through the parser, in batches that are worth a thread."""
+
+    def parse(batch: bytes) -> None:
+        with _malformation_named():
+            parser.write(batch)
+
+    gathered = bytearray()
+    async for chunk in body:
+        gathered += chunk
+        if len(gathered) >= BATCH_BYTES:
+            await _on_thread(partial(parse, bytes(gathered)))
+            gathered.clear()
+    await _on_thread(partial(parse, bytes(gathered)))
+
+
+async def _on_thread(work: Callable[[], T]) -> T:
+    """Do blocking work. A cancelled caller waits for its end, too: the folder it writes to is about to go."""
+    running = asyncio.ensure_future(run_in_threadpool(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.gather(running, return_exceptions=True)
+        raise
+
+
+@dataclass(slots=True)
+class _Part:
+    name: str
+    """Of a field; of a file, what its filename says."""
+    writer: BinaryIO
+    limit: int
+    """Bytes it may have."""
+    is_file: bool
+    size: int = 0
+
+
+class _Form:
+    """A form's parts, as a parser comes by them: fields are kept, files written to ``staging``."""
+
+    def __init__(self, staging: Path, limit: int) -> None:
+        self.fields: dict[str, str] = {}
+        self._staging = staging
+        self._limit = limit
+        self._received = staging / _RECEIVED
+        self._paths: list[str] = []
+        """Of all files that came; the adapter's are kept by their place in this."""
+        self._packed: str | None = None
+        """The name that an archive came by."""
+        self._headers: dict[str, bytes] = {}
+        self._name, self._value = bytearray(), bytearray()
+        """Of the header that is just coming in."""
+        self._part: _Part | None = None
+        self._ended = False
+
+    def begin_part(self) -> None:
+        self._headers.clear()
+
+    def add_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def add_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def end_header(self) -> None:
+        self._headers[self._name.decode("latin-1").lower()] = bytes(self._value)
+        self._name.clear()
+        self._value.clear()
+
+    def open_part(self) -> None:
+        """Decide by its headers what the part is."""
+        kind, options = parse_options_header(self._headers.get("content-disposition"))
+        if kind != b"form-data" or b"name" not in options:
+            raise _malformed("a part of it has no Content-Disposition of form-data with a name")
+        encoding = self._headers.get("content-transfer-encoding", b"binary").strip().lower()
+        if encoding not in (b"binary", b"8bit", b"7bit"):
+            raise _malformed("a part of it has a Content-Transfer-Encoding, which forms do not have")
+        filename = options.get(b"filename")
+        self._part = self._field(options[b"name"]) if filename is None else self._file(filename)
+
+    def add_data(self, data: bytes, start: int, end: int) -> None:
+        part = self._part
+        assert part is not None
+        part.size += end - start
+        if part.size > part.limit:
+            if part.is_file:
+                raise AdapterRejected(f"is larger than {part.limit} bytes", file=shown(part.name))
+            raise InvalidRequest(f"A field is at most {MAX_FIELD_BYTES} bytes long.", param=shown(part.name))
+        part.writer.write(memoryview(data)[start:end])
+
+    def end_part(self) -> None:
+        part, self._part = self._part, None
+        assert part is not None
+        if isinstance(part.writer, BytesIO):
+            self.fields[part.name] = _text(part.writer.getvalue(), part.name)
+        part.writer.close()
+
+    def end(self) -> None:
+        self._ended = True
+
+    def finish(self) -> Selection:
+        """Once all of the form is there, leave the adapter's files in the folder, and nothing else."""
+        if not self._ended:
+            raise _malformed("it ends before its last boundary")
+        selection = self._take() if self._packed is None else self._unpack(self._packed)
+        shutil.rmtree(self._received)
+        return selection
+
+    def _take(self) -> Selection:
+        if len(self._paths) == 1 and self._paths[0] not in FILES and recognise(self._paths) is None:
+            reason = f"is neither one of an adapter's files ({', '.join(FILES)}) nor a .tar.gz, .tgz, .tar or .zip"
+            refuse(self._paths[0], reason)
+        selection = choose(self._paths)
+        for number, path in enumerate(self._paths):
+            folder, _, name = path.rpartition("/")
+            if folder == selection.folder and name in FILES:
+                (self._received / str(number)).rename(self._staging / name)
+        return selection
+
+    def _unpack(self, name: str) -> Selection:
+        try:
+            return unpack(self._received / "0", self._staging, self._limit)
+        except AdapterRejected as error:
+            raise AdapterRejected(error.reason, file=error.file or shown(name), code=error.code) from error
+
+    def close(self) -> None:
+        """Let go of a file that will not be complete."""
+        if self._part is not None:
+            self._part.writer.close()
+
+    def _field(self, name: bytes) -> _Part:
+        text = _text(name, shown(name.decode("utf-8", "replace")))
+        if text in self.fields:
+            raise InvalidRequest("The field occurs twice in the form.", param=shown(text))
+        if len(self.fields) == MAX_FIELDS or len(name) > MAX_FIELD_BYTES:
+            raise InvalidRequest(f"A form has at most {MAX_FIELDS} fields.", param=shown(text))
+        return _Part(text, BytesIO(), MAX_FIELD_BYTES, is_file=False)
+
+    def _file(self, filename: bytes) -> _Part:
+        path = plain(filename.decode("utf-8", "replace"))
+        packed = _ARCHIVE.fullmatch(path) is not None
+        if not path:
+            raise AdapterRejected("the form has a file without a name")
+        if self._packed is not None or (packed and self._paths):
+            refuse(path, "comes with other files: send an adapter's files or one archive")
+        if len(self._paths) == MAX_FILES:
+            raise AdapterRejected(f"the form has more than {MAX_FILES} files: send only {', '.join(FILES)}")
+        self._paths.append(path)
+        if packed:
+            self._packed = path
+        return _Part(path, *self._kept(path.rpartition("/")[2], packed), is_file=True)
+
+    def _kept(self, name: str, packed: bool) -> tuple[BinaryIO, int]:
+        """Where the latest file goes, and how many bytes it may have; what is none of an adapter's goes nowhere."""
+        if not packed and name not in FILES:
+            return Path(os.devnull).open("wb"), max_bytes(self._limit)
+        limit = max_bytes(self._limit) if packed else self._limit if name == WEIGHTS else MAX_JSON_BYTES
+        self._received.mkdir(exist_ok=True)
+        return (self._received / str(len(self._paths) - 1)).open("xb"), limit
+
+
+@contextmanager
+def _malformation_named() -> Iterator[None]:
+    try:
+        yield
+    except FormParserError as error:
+        raise _malformed(str(error)) from error
+
+
+def _too_large(limit: int) -> UploadTooLarge:
+    return UploadTooLarge(f"The upload is larger than {limit} bytes: {PACK_LESS}.")
+
+
+def _malformed(reason: str) -> HTTPException:
+    return HTTPException(400, f"The body cannot be read as a form: {reason}.")
+
+
+def _text(data: bytes, field: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("The field is not in UTF-8.", param=shown(field)) from error

@@ -1,0 +1,55 @@
+"""``/v1/aliases``: names that mean one of several adapters or versions, by weight."""
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from adapters.registry.names import parse_reference
+from adapters.registry.snapshot import Target
+from server.api.http.document import ETAG, answer, refusals
+from server.api.http.errors import Json
+from server.api.http.etag import Expected, etag
+from server.api.http.listing import After, Card, Limit, listing
+from server.api.registry.cards import alias_card
+from server.api.schemas.answers import Alias, Aliases, Deleted
+from server.api.schemas.registry import AliasRequest, TargetEntry
+from server.api.service import Served
+
+router = APIRouter(prefix="/v1/aliases", tags=["aliases"])
+
+
+@router.get("", responses=answer(Aliases) | refusals(400))
+async def list_aliases(service: Served, after: After = None, limit: Limit = None) -> Response:
+    """Aliases in the order of their names."""
+
+    def page(after: str | None, count: int) -> list[Card]:
+        return [alias_card(service.registry, alias) for alias in service.registry.aliases(after or "", count)]
+
+    return listing(page, after, limit)
+
+
+@router.get("/{name:path}", responses=answer(Alias, headers=ETAG) | refusals(404))
+async def get_alias(name: str, service: Served) -> Response:
+    """One alias."""
+    alias = service.registry.alias(name)
+    return Json(alias_card(service.registry, alias), headers=etag(alias.revision))
+
+
+@router.put("/{name:path}", responses=answer(Alias, 200, 201, headers=ETAG) | refusals(400, 404, 409, 412, 413, 503))
+async def put_alias(name: str, request: AliasRequest, service: Served, expected: Expected) -> Response:
+    """Say what an alias means from now on: 201 where it is new, else 200."""
+    targets = [_target(entry) for entry in request.targets]
+    alias, new = await run_in_threadpool(service.registry.put_alias, name, targets, expected)
+    return Json(alias_card(service.registry, alias), 201 if new else 200, etag(alias.revision))
+
+
+@router.delete("/{name:path}", responses=answer(Deleted) | refusals(400, 404, 412, 503))
+async def remove_alias(name: str, service: Served, expected: Expected) -> Json:
+    """Forget an alias; what it meant stays."""
+    await run_in_threadpool(service.registry.remove_alias, name, expected)
+    return Json({"id": name, "object": "alias", "deleted": True})
+
+
+def _target(entry: TargetEntry) -> Target:
+    reference = parse_reference(entry.adapter)
+    return Target(reference.name, reference.version, entry.weight)

@@ -1,0 +1,28 @@
+"""``GET /``: what this is, and where to go from here."""
+
+from importlib.metadata import version
+
+from fastapi import APIRouter
+
+from server.api.http.document import answer
+from server.api.http.errors import Json
+from server.api.schemas.answers import Index
+from server.api.service import Served
+
+router = APIRouter(tags=["server"])
+
+LINKS = {
+    "documentation": "/docs",
+    "openapi": "/openapi.json",
+    "models": "/v1/models",
+    "adapters": "/v1/adapters",
+    "health": "/health",
+    "metrics": "/metrics",
+}
+"""What there is to see -> its path."""
+
+
+@router.get("/", responses=answer(Index))
+async def index(service: Served) -> Json:
+    """The server's name, version and base, and links."""
+    return Json({"name": "manylora", "version": version("manylora"), "model": service.base.name, "links": LINKS})

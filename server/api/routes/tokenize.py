@@ -1,0 +1,104 @@
+"""``POST /tokenize`` and ``/detokenize``, as vLLM has them: the token ids of a prompt or messages, and their text."""
+
+import asyncio
+from typing import Annotated, Literal
+
+from fastapi import APIRouter
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.api.http.document import answer, refusals
+from server.api.http.errors import Json
+from server.api.schemas.answers import Detokenized, Tokens
+from server.api.schemas.generation import MAX_MESSAGES, Message, Name, Schema, Text
+from server.api.service import Served
+from server.errors import InvalidRequest, UnknownModel
+from server.text import Codec
+
+router = APIRouter(tags=["tokens"])
+
+
+def _few(value: object) -> object:
+    """Counted before any is looked at."""
+    if isinstance(value, list) and len(value) > MAX_MESSAGES:
+        raise ValueError(f"must have at most {MAX_MESSAGES} messages (got {len(value)})")
+    return value
+
+
+class TokenizeRequest(Schema):
+    """Either a prompt, as for completions, or messages, as for chat completions."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "The capital of France is"}]})
+
+    model: Name | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(_few)] | None = None
+    add_generation_prompt: Literal[True] = True
+    """vLLM's field; a request ends where the assistant begins to speak."""
+    add_special_tokens: bool | None = None
+    """Whether a prompt gets those that the tokenizer adds; null is as for completions, which is yes."""
+    return_token_strs: bool | None = None
+    """Whether the tokens are told as the vocabulary writes them, too."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise PydanticCustomError("unserved", "Give one of `prompt` and `messages`.", {"field": "messages"})
+        if self.messages is not None and self.add_special_tokens:
+            # A chat is never served with them: it would begin twice.
+            reason = "The chat template writes the special tokens of `messages`."
+            raise PydanticCustomError("unserved", reason, {"field": "add_special_tokens"})
+        return self
+
+
+class DetokenizeRequest(Schema):
+    """Tokens, special ones included."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [72, 105]}]})
+
+    model: Name | None = None
+    tokens: Annotated[list[int], Field(fail_fast=True)]
+
+
+@router.post("/tokenize", responses=answer(Tokens) | refusals(400, 404, 413))
+async def tokenize(request: TokenizeRequest, service: Served) -> Json:
+    """Their ids, and how many they are of how many."""
+    _check_model(request.model, service)
+    tokens = await asyncio.to_thread(_tokens, request, service.codec)
+    strings = await asyncio.to_thread(_strings, tokens, service.codec) if request.return_token_strs else None
+    limit = service.base.max_model_len
+    return Json({"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": strings})
+
+
+@router.post("/detokenize", responses=answer(Detokenized) | refusals(400, 404, 413))
+async def detokenize(request: DetokenizeRequest, service: Served) -> Json:
+    """Their text, with that of special tokens."""
+    _check_model(request.model, service)
+    return Json({"prompt": await asyncio.to_thread(_text, request.tokens, service.codec)})
+
+
+def _check_model(model: str | None, service: Served) -> None:
+    if model not in (None, service.base.name) and not service.registry.knows(model):
+        raise UnknownModel(model)
+
+
+def _tokens(request: TokenizeRequest, codec: Codec) -> list[int]:
+    if request.messages is not None:
+        return codec.encode_chat([message.turn() for message in request.messages])
+    assert request.prompt is not None
+    served = codec.encode_prompt(request.prompt)
+    if request.add_special_tokens is not False:
+        return served
+    return list(codec.backend.encode_batch([request.prompt], add_special_tokens=False)[0].ids)
+
+
+def _strings(tokens: list[int], codec: Codec) -> list[str | None]:
+    return [codec.backend.id_to_token(token) for token in tokens]
+
+
+def _text(tokens: list[int], codec: Codec) -> str:
+    for token in tokens:
+        if not 0 <= token < codec.vocabulary:
+            raise InvalidRequest(f"Token ids are 0 to {codec.vocabulary - 1}; {token} is not.", param="tokens")
+    # Unlike decode, decode_batch lets other threads run meanwhile.
+    return str(codec.backend.decode_batch([tokens], skip_special_tokens=False)[0])

@@ -1,0 +1,196 @@
+"""Requests that change the registry, checked field by field like those in :mod:`server.api.schemas.generation`."""
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from adapters.format.selection import MAX_NAMED, Selection
+from adapters.registry.registry import Options
+from server.api.schemas.generation import ENCODABLE, Name, Schema
+
+MAX_TARGETS = 16
+FILES = {
+    "type": "array",
+    "items": {"type": "string", "format": "binary"},
+    "minItems": 1,
+    "description": "`adapter_config.json` and `adapter_model.safetensors`, told apart by their filenames, or one "
+    "archive of them: .tar, .tar.gz or .zip. Other files are left out, and the receipt names them.",
+}
+"""How the document describes what comes with a form."""
+
+
+class Registration(Schema):
+    """What a registration says besides where the bytes are."""
+
+    name: Name
+    activate: bool = True
+    pinned: bool | None = None
+    preload: bool = False
+    allow_base_mismatch: bool = False
+    allow_unknown_fields: bool = False
+
+    def options(self, expected: int | None) -> Options:
+        """For the registry; ``expected`` is the revision that the caller has seen."""
+        return Options(
+            activate=self.activate,
+            pinned=self.pinned,
+            allow_base_mismatch=self.allow_base_mismatch,
+            allow_unknown_fields=self.allow_unknown_fields,
+            expected=expected,
+            preload=self.preload,
+        )
+
+
+Address = Annotated[str, Field(min_length=1, max_length=4096), ENCODABLE]
+
+
+class AdapterRequest(Registration):
+    """``POST /v1/adapters`` in JSON: a folder on the server, or an address elsewhere; one of them."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "legal", "path": "legal"}]})
+
+    path: Address | None = None
+    source: Address | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _no_nul(cls, path: str | None) -> str | None:
+        if path is not None and "\0" in path:
+            raise ValueError("must not contain NUL")
+        return path
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "AdapterRequest":
+        if (self.path is None) == (self.source is None):
+            raise PydanticCustomError(
+                "field",
+                "Give either `path` or `source`, or upload the files as multipart/form-data.",
+                {"field": "path"},
+            )
+        return self
+
+
+def _flag(value: object) -> object:
+    if value not in ("true", "false"):
+        raise ValueError('must be "true" or "false"')
+    return value == "true"
+
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
+"""A boolean in a form, where everything is text."""
+
+
+def _json(value: object) -> object:
+    """What a form's field holds as JSON."""
+    try:
+        return json.loads(str(value))
+    except (ValueError, RecursionError):
+        raise ValueError("must be JSON") from None
+
+
+Names = Annotated[list[Annotated[str, Field(max_length=1024), ENCODABLE]], Field(max_length=MAX_NAMED)]
+
+
+class LeftOut(Schema):
+    """What was beside an adapter and has not been sent: for its receipt."""
+
+    files: Names = Field(default=[])
+    count: int = Field(default=0, ge=0, lt=10**9)
+    """Of the files, of which not all need be named."""
+    adapters: Names = Field(default=[])
+    """Folders with other adapters."""
+
+
+class AdapterUpload(Registration):
+    """The fields of ``POST /v1/adapters`` as a form; its files never come here."""
+
+    activate: Flag = True
+    pinned: Flag | None = None
+    preload: Flag = False
+    allow_base_mismatch: Flag = False
+    allow_unknown_fields: Flag = False
+    left_out: Annotated[LeftOut, BeforeValidator(_json)] = LeftOut()
+
+    def after(self, selection: Selection) -> Selection:
+        """What came, and what whoever sent it has left out before."""
+        return selection.after(self.left_out.files, self.left_out.count, self.left_out.adapters)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The form, files included."""
+        schema = handler(core)
+        described = handler.resolve_ref_schema(schema)
+        described["properties"]["file"] = FILES
+        described["required"].append("file")
+        return schema
+
+
+class ActivateRequest(Schema):
+    """``POST /v1/adapters/NAME/activate``."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1}]})
+
+    version: int = Field(ge=1, lt=10**9)
+
+
+class PinRequest(Schema):
+    """``POST /v1/adapters/NAME/pin``."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"pinned": True}]})
+
+    pinned: bool
+
+
+class TargetEntry(Schema):
+    """One target of an alias."""
+
+    adapter: Name
+    weight: float = Field(1.0, ge=0, le=1e9)
+
+
+class AliasRequest(Schema):
+    """``PUT /v1/aliases/NAME``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"targets": [{"adapter": "legal@1", "weight": 90}, {"adapter": "german", "weight": 10}]},
+            ]
+        }
+    )
+
+    targets: Annotated[list[TargetEntry], Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)]
+
+    @field_validator("targets")
+    @classmethod
+    def _weighted(cls, targets: list[TargetEntry]) -> list[TargetEntry]:
+        names = [target.adapter for target in targets]
+        if len(set(names)) < len(names):
+            raise ValueError("names a target twice")
+        if not any(target.weight for target in targets):
+            raise ValueError("needs a weight above 0")
+        return targets
+
+
+class LoadRequest(Schema):
+    """``POST /v1/load_lora_adapter``, vLLM's body."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"lora_name": "legal", "lora_path": "legal"}]})
+
+    lora_name: Name = ""
+    lora_path: Annotated[str, Field(max_length=4096), ENCODABLE] = ""
+    load_inplace: bool = False
+    is_3d_lora_weight: Literal[False] = False
+
+
+class UnloadRequest(Schema):
+    """``POST /v1/unload_lora_adapter``, vLLM's body."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"lora_name": "legal"}]})
+
+    lora_name: Name = ""
+    lora_int_id: int | None = None
+    """Not looked at, as in vLLM."""

@@ -1,0 +1,312 @@
+"""``/openapi.json`` is valid, and true of what the server takes and answers; ``/docs`` shows it."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import httpx
+import openapi_spec_validator
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from jsonschema import Draft202012Validator
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi import checks
+
+from server.api.http.document import REASONS
+from server.api.http.errors import STATUS
+from tests.api.live import Live, request, running, tiny_service
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+QUESTION = [{"role": "user", "content": "Why?"}]
+ADAPTER, ALIAS, MODEL = "/v1/adapters/{reference}", "/v1/aliases/{name}", "/v1/models/{name}"
+ACTIVATE, PIN = "/v1/adapters/{name}/activate", "/v1/adapters/{name}/pin"
+LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+
+
+def closed(schema: Any) -> Any:
+    """The same schema, but an object may have no fields of which it says nothing."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    described = {key: closed(value) for key, value in schema.items()}
+    return {"additionalProperties": False, **described} if "properties" in schema else described
+
+
+class Documented:
+    """The document, and which of its answers were seen."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.document = document
+        self.seen: set[tuple[str, str, str]] = set()
+        self._components = closed(document["components"])
+
+    def check(self, response: httpx.Response, path: str) -> httpx.Response:
+        """Whether ``response`` is one of those that the document says come from ``path``."""
+        method, status = response.request.method.lower(), str(response.status_code)
+        answers = self.document["paths"][path][method]["responses"]
+        assert status in answers, f"{method} {path} answers {status}, undocumented: {response.text}"
+        kind = response.headers["content-type"].partition(";")[0]
+        schema = answers[status]["content"][kind]["schema"]
+        if kind == "application/json":
+            self._validate(response.json(), schema)
+        if kind == "text/event-stream":
+            for line in response.text.split("\n\n")[:-2]:
+                self._validate(json.loads(line.removeprefix("data: ")), schema["contentSchema"])
+        sometimes = {"x-manylora-adapter"}
+        assert {name.lower() for name in answers[status]["headers"]} - sometimes <= set(response.headers)
+        self.seen.add((method, path, status))
+        return response
+
+    def all(self) -> set[tuple[str, str, str]]:
+        """Every answer that is documented."""
+        return {
+            (method, path, status)
+            for path, operations in self.document["paths"].items()
+            for method, operation in operations.items()
+            for status in operation["responses"]
+        }
+
+    def _validate(self, body: Any, schema: Any) -> None:
+        Draft202012Validator({**closed(schema), "components": self._components}).validate(body)
+
+
+@pytest.fixture
+def documented(live: Live) -> Documented:
+    return Documented(live.http.get("/openapi.json").json())
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, folders: Mapping[str, Path]) -> Iterator[Live]:
+    """A server of its own, for numbers of versions count on: under its ``adapter_root``, ``legal`` and ``german``."""
+    root = tmp_path / "root"
+    for name, source in (("legal", "spare"), ("german", "green")):
+        shutil.copytree(folders[source], root / name)
+    registered = {name: folders[name] for name in ("red", "team/blue")}
+    limits: dict[str, Any] = {"max_body_mib": 0.25, "max_rank": 16, "max_device_adapters": 2}
+    service = tiny_service(tmp_path, adapter=registered, adapter_root=root, **limits)
+    with running(service) as live:
+        yield live
+
+
+def test_the_document_is_valid(documented: Documented) -> None:
+    openapi_spec_validator.validate(documented.document)
+    text = json.dumps(documented.document)
+    assert "HTTPValidationError" not in text
+    assert not re.search(r'"(ge|gt|le|lt|min_length|max_length)":', text), "pydantic's words, not JSON Schema's"
+    for path, operations in documented.document["paths"].items():
+        for method, operation in operations.items():
+            assert operation["description"], (method, path)
+            for status, answer in operation["responses"].items():
+                for kind, content in answer["content"].items():
+                    assert content["schema"], (method, path, status, kind)
+
+
+def test_every_error_has_a_reason() -> None:
+    assert set(STATUS.values()) - {499} <= set(REASONS)
+
+
+def test_a_request_says_all_that_it_takes(documented: Documented) -> None:
+    schemas = documented.document["components"]["schemas"]
+    for name, field in (("ChatRequest", "adapter"), ("ChatRequest", "stop"), ("Message", "content")):
+        kinds = schemas[name]["properties"][field]["anyOf"]
+        assert [kind["type"] for kind in kinds] == ["string", "array", "null"]
+    assert {"n", "tools", "metadata"} <= set(schemas["ChatRequest"]["properties"])
+    bodies = documented.document["paths"]["/v1/adapters"]["post"]["requestBody"]["content"]
+    assert bodies["multipart/form-data"]["schema"] == {"$ref": "#/components/schemas/AdapterUpload"}
+    assert {"name", "file", "activate"} <= set(schemas["AdapterUpload"]["properties"])
+
+
+def test_every_answer_is_as_the_document_says(fresh: Live, documented: Documented, folders: Mapping[str, Path]) -> None:
+    """All operations, in order, with every answer that a request alone can bring about."""
+
+    def call(method: str, path: str, *, at: str | None = None, **request: Any) -> httpx.Response:
+        return documented.check(fresh.http.request(method, at or path, **request), path)
+
+    completions(call)
+    for path in ("/", "/livez", "/readyz", "/health", "/version", "/metrics"):
+        assert call("GET", path).status_code == 200
+    adapters(call, folders)
+    aliases(call)
+    operators(call)
+    of_the_server = {"408", "429", "500", "503", "507"}
+    missed = {each for each in documented.all() - documented.seen if each[2] not in of_the_server}
+    # What another base has admitted, and a pinned adapter's next version that is too large.
+    elsewhere = {("post", path, "422") for path in (CHAT, COMPLETIONS, ACTIVATE, PIN)} | {("post", ACTIVATE, "409")}
+    assert missed == elsewhere
+
+
+def completions(call: Any) -> None:
+    big = "x" * 300_000
+    for stream in (False, True):
+        for options in ({}, {"include_usage": True}, {"continuous_usage_stats": True}):
+            more = {"stream": stream, "stream_options": options, "adapter": "red"}
+            call("POST", CHAT, json={"messages": QUESTION, "max_tokens": 3, **more})
+            call("POST", COMPLETIONS, json=request(**more))
+    for path, body in ((CHAT, {"messages": QUESTION}), (COMPLETIONS, {"prompt": "x"})):
+        call("POST", path, json={**body, "n": 2})
+        call("POST", path, json={**body, "model": "nobody"})
+        call("POST", path, json={**body, "user": big})
+    for path, body in (("/tokenize", {"prompt": "x", "return_token_strs": True}), ("/detokenize", {"tokens": [1]})):
+        call("POST", path, json=body)
+        call("POST", path, json={**body, "model": "nobody"})
+        call("POST", path, json={**body, "colour": 1})
+        call("POST", path, json={**body, "model": big})
+    call("POST", "/tokenize", json={"messages": QUESTION})
+    call("GET", "/v1/models")
+    call("GET", "/v1/models", params={"limit": 0})
+    for name in ("tiny", "team/blue", "red@1", "nobody"):
+        call("GET", MODEL, at=f"/v1/models/{name}")
+
+
+def adapters(call: Any, folders: Mapping[str, Path]) -> None:
+    path, big = "/v1/adapters", json.dumps({"name": "x" * 300_000})
+    body = {"name": "legal", "path": "legal"}
+    files = [("file", (f.name, f.read_bytes())) for f in folders["green"].glob("adapter_*")]
+    wrong = [("file", ("adapter_config.json", b"{}"))]
+    typed = {"headers": {"content-type": "application/json"}}
+    asked: list[tuple[int, dict[str, Any]]] = [
+        (201, {"json": body}),
+        (200, {"json": body}),
+        (201, {"data": {"name": "german"}, "files": files}),
+        (400, {"json": {"name": "x"}}),
+        (412, {"json": body, "headers": {"if-match": '"0"'}}),
+        (413, {"content": big, **typed}),
+        (415, {"content": "x"}),
+        (422, {"data": {"name": "x"}, "files": wrong}),
+    ]
+    for status, fields in asked:
+        assert call("POST", path, **fields).status_code == status
+    call("GET", path)
+    call("GET", path, params={"limit": 0})
+    for name in ("legal", "legal@1", "nobody"):
+        call("GET", ADAPTER, at=f"{path}/{name}")
+    for template, change in ((ACTIVATE, {"version": 1}), (PIN, {"pinned": False})):
+        place = template.format(name="legal")
+        assert call("POST", template, at=place, json=change).status_code == 200
+        assert call("POST", template, at=place, json={}).status_code == 400
+        assert call("POST", template, at=template.format(name="nobody"), json=change).status_code == 404
+        assert call("POST", template, at=place, json=change, headers={"if-match": '"1"'}).status_code == 412
+        assert call("POST", template, at=place, content=big, **typed).status_code == 413
+    assert call("POST", PIN, at="/v1/adapters/red/pin", json={"pinned": True}).status_code == 200
+    assert call("POST", PIN, at="/v1/adapters/german/pin", json={"pinned": True}).status_code == 409
+
+
+def aliases(call: Any) -> None:
+    body = {"targets": [{"adapter": "legal", "weight": 3}, {"adapter": "german@1"}]}
+    prod = {"at": "/v1/aliases/prod"}
+    assert call("PUT", ALIAS, **prod, json=body).status_code == 201
+    assert call("PUT", ALIAS, **prod, json=body).status_code == 200
+    assert call("PUT", ALIAS, **prod, json={"targets": []}).status_code == 400
+    assert call("PUT", ALIAS, **prod, json={"targets": [{"adapter": "nobody"}]}).status_code == 404
+    assert call("PUT", ALIAS, at="/v1/aliases/red", json=body).status_code == 409
+    assert call("PUT", ALIAS, **prod, json=body, headers={"if-match": '"0"'}).status_code == 412
+    assert call("PUT", ALIAS, **prod, json={"targets": [{"adapter": "x" * 300_000}]}).status_code == 413
+    call("GET", "/v1/aliases")
+    call("GET", "/v1/aliases", params={"limit": 0})
+    call("GET", ALIAS, **prod)
+    call("GET", ALIAS, at="/v1/aliases/nobody")
+    call("POST", COMPLETIONS, json=request(model="prod", user="somebody"))
+    assert call("POST", "/v1/adapters", json={"name": "prod", "path": "legal"}).status_code == 409
+    assert call("POST", LOAD, json={"lora_name": "prod", "lora_path": "legal"}).status_code == 409
+    assert call("DELETE", ADAPTER, at="/v1/adapters/legal").status_code == 409
+    assert call("DELETE", ALIAS, **prod, headers={"if-match": "x"}).status_code == 400
+    assert call("DELETE", ALIAS, **prod, headers={"if-match": '"0"'}).status_code == 412
+    assert call("DELETE", ALIAS, **prod).status_code == 200
+    assert call("DELETE", ALIAS, **prod).status_code == 404
+    legal = {"at": "/v1/adapters/legal"}
+    assert call("DELETE", ADAPTER, **legal, headers={"if-match": "x"}).status_code == 400
+    assert call("DELETE", ADAPTER, **legal, headers={"if-match": '"0"'}).status_code == 412
+    assert call("DELETE", ADAPTER, **legal).status_code == 200
+    assert call("DELETE", ADAPTER, **legal).status_code == 404
+
+
+def operators(call: Any) -> None:
+    assert call("POST", LOAD, json={"lora_name": "legal", "lora_path": "legal"}).status_code == 200
+    assert call("POST", LOAD, json={"lora_name": "legal"}).status_code == 400
+    assert call("POST", LOAD, json={"lora_name": "legal", "colour": 1}).status_code == 400
+    assert call("POST", LOAD, json={"lora_name": "x" * 300_000}).status_code == 413
+    call("PUT", ALIAS, at="/v1/aliases/prod", json={"targets": [{"adapter": "legal"}]})
+    assert call("POST", UNLOAD, json={"lora_name": "legal"}).status_code == 409
+    call("DELETE", ALIAS, at="/v1/aliases/prod")
+    assert call("POST", UNLOAD, json={"lora_name": "legal"}).status_code == 200
+    assert call("POST", UNLOAD, json={"lora_name": "legal"}).status_code == 404
+    assert call("POST", UNLOAD, json={}).status_code == 400
+    assert call("POST", UNLOAD, json={"lora_name": "x" * 300_000}).status_code == 413
+
+
+def test_every_example_works(fresh: Live, documented: Documented) -> None:
+    for name in ("legal", "german"):
+        assert fresh.http.post("/v1/adapters", json={"name": name, "path": name}).status_code == 201
+    bodies = 0
+    for path, operations in documented.document["paths"].items():
+        for method, operation in operations.items():
+            content = operation.get("requestBody", {}).get("content", {})
+            reference = content.get("application/json", {}).get("schema", {}).get("$ref", "").rpartition("/")[2]
+            if not reference:
+                continue
+            if path == LOAD:  # it must be new
+                fresh.http.delete("/v1/aliases/prod")
+                fresh.http.delete("/v1/adapters/legal")
+            for example in documented.document["components"]["schemas"][reference]["examples"]:
+                place = path.format(name="prod" if "aliases" in path else "legal")
+                response = fresh.http.request(method, place, json=example)
+                assert response.is_success, (path, example, response.text)
+                bodies += 1
+    assert bodies >= 12
+
+
+@pytest.mark.parametrize("mode", GenerationMode)
+def test_whatever_is_sent_is_answered_as_the_document_says(
+    live: Live, documented: Documented, mode: GenerationMode
+) -> None:
+    """Requests as the document allows them, and such as it forbids, which are refused."""
+    negative = mode is GenerationMode.NEGATIVE
+    expected = [
+        not_a_server_error,
+        checks.status_code_conformance,
+        checks.content_type_conformance,
+        checks.response_headers_conformance,
+        checks.response_schema_conformance,
+        *([checks.negative_data_rejection] if negative else ()),
+    ]
+    for found in schemathesis.openapi.from_dict(documented.document).get_all_operations():
+        operation = found.ok()
+        if negative and not operation.body and not operation.query:
+            continue  # nothing that could be wrong
+
+        @given(case=operation.as_strategy(generation_mode=mode))
+        @settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate], database=None,
+                  suppress_health_check=list(HealthCheck))  # fmt: skip
+        def ask(case: schemathesis.Case) -> None:
+            case.call_and_validate(base_url=str(live.http.base_url), checks=expected)
+
+        ask()
+
+
+def test_the_documentation_needs_nothing_from_elsewhere(live: Live) -> None:
+    page = live.http.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "/openapi.json" in page.text
+    wanted = re.findall(r'(?:src|href)="([^"]*)"', page.text)
+    assert len(wanted) >= 3
+    for place in wanted:
+        assert urljoin("http://here/docs", place).startswith("http://here/"), place
+        asset = live.http.get(place)
+        assert asset.status_code == 200
+        assert len(asset.content) > 1000
+    assert live.http.get("/redoc").status_code == 404
+
+
+def test_the_index_leads_on(live: Live) -> None:
+    index = live.http.get("/").json()
+    assert (index["name"], index["model"]) == ("manylora", "tiny")
+    assert index["version"] == live.http.get("/version").json()["version"]
+    for place in index["links"].values():
+        assert live.http.get(place).status_code == 200

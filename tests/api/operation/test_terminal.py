@@ -1,0 +1,161 @@
+"""What whoever runs a server sees: a line for each request, and what Ctrl-C waits for."""
+
+import logging
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.api.live import Live, enduring_model, request, running, tiny_service, wait_for
+
+ROOT = Path(__file__).parents[3]
+ENDURING = """
+import sys
+from pathlib import Path
+from bases import interrupts
+from server.api.serve import DrainingServer
+from server.listener import bind
+from tests.api.live import enduring_model, tiny_service
+
+interrupts.end_silently()
+service = tiny_service(Path(sys.argv[1]), enduring_model())
+with bind("127.0.0.1", 0) as listener:
+    DrainingServer(service).run(sockets=[listener])
+"""
+SECRET = "s3cret"
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    with caplog.at_level(logging.DEBUG):
+        yield caplog
+
+
+def lines(logged: pytest.LogCaptureFixture, level: int = logging.INFO, count: int = 1) -> list[str]:
+    """What was said of requests, once there are so many lines of this level: an answer may come before its line."""
+    name = "server.api.http.middleware"
+    wait_for(lambda: sum(record.name == name and record.levelno == level for record in logged.records) >= count)
+    return [record.getMessage() for record in logged.records if record.name == name and record.levelno >= logging.INFO]
+
+
+def test_a_whole_answer_is_one_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
+    live.complete(adapter="green", prompt="Once upon a time")
+    (line,) = lines(logged)
+    wanted = r"POST /v1/completions 200 in \d+ ms, adapter green@1, \d+ prompt and 12 answer tokens, "
+    assert re.fullmatch(wanted + r"first after \d+ ms, id [0-9a-f]{32}", line), line
+
+
+def test_a_stream_is_one_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
+    mix = [{"name": "red", "weight": 0.5}, {"name": "team/blue", "weight": 0.5}]
+    live.stream(**request(adapter=mix))
+    (line,) = lines(logged)
+    assert ", adapter red@1 + team/blue@1, " in line
+    assert re.search(r" 12 answer tokens, first after \d+ ms, id ", line), line
+
+
+def test_a_refusal_is_one_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
+    live.http.get("/v1/adapters/nobody", headers={"x-request-id": "mine"})
+    (line,) = lines(logged)
+    assert re.fullmatch(r"GET /v1/adapters/nobody 404 in \d+ ms, id mine", line), line
+
+
+def test_a_client_that_leaves_is_told(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
+    body = request(max_tokens=16_000, stream=True)
+    with running(tiny_service(tmp_path, enduring_model())) as live:
+        with live.http.stream("POST", "/v1/completions", json=body) as response:
+            next(response.iter_lines())
+        (line,) = lines(logged)
+    assert " cancelled, id " in line
+
+
+def test_probes_are_for_debugging(live: Live, logged: pytest.LogCaptureFixture) -> None:
+    for path in ("/livez", "/readyz", "/health", "/health/", "/metrics"):
+        live.http.get(path)
+    assert lines(logged, logging.DEBUG) == []
+
+
+def test_nothing_secret_is_logged(live: Live, logged: pytest.LogCaptureFixture) -> None:
+    """At no level, by no part of the server."""
+    headers = {"authorization": f"Bearer {SECRET}"}
+    live.http.post("/v1/completions", params={"key": SECRET}, json=request(prompt=SECRET), headers=headers)
+    live.http.post("/v1/completions", json={"prompt": SECRET, SECRET: 1}, headers=headers)
+    assert len(lines(logged, count=2)) == 2
+    said = [record.getMessage() for record in logged.records if not record.name.startswith(("httpx", "httpcore"))]
+    assert SECRET not in "\n".join(said)
+
+
+def test_a_path_cannot_forge_a_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
+    live.http.get("/v1/models/x%0AINFO%20forged")
+    live.http.get(f"/v1/models/{'y' * 5000}")
+    first, second = lines(logged, count=2)
+    assert first.startswith("GET /v1/models/x%0AINFO%20forged 404 ")
+    assert len(second) < 300
+
+
+@contextmanager
+def serving(folder: Path, requests: int) -> Iterator[subprocess.Popen[str]]:
+    """A server in a process of its own with so many long answers under way."""
+    command = [sys.executable, "-c", ENDURING, str(folder)]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    with process, ExitStack() as stack:
+        stack.callback(process.kill)
+        assert process.stdout is not None
+        curl = next(line for line in process.stdout if line.startswith("curl "))
+        http = stack.enter_context(httpx.Client(base_url=curl.split()[1].partition("/v1")[0], timeout=60))
+        for _ in range(requests):
+            body = request(max_tokens=16_000, stream=True)
+            stack.enter_context(http.stream("POST", "/v1/completions", json=body))
+        yield process
+
+
+@pytest.mark.parametrize(("requests", "said"), [(1, "1 request"), (2, "2 requests")])
+def test_ctrl_c_says_what_it_waits_for_and_the_second_waits_no_longer(tmp_path: Path, requests: int, said: str) -> None:
+    with serving(tmp_path, requests) as process:
+        assert process.stdout is not None
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == f"finishing {said}; press Ctrl-C again to stop now\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 130
+
+
+def test_ctrl_c_counts_uploads(tmp_path: Path) -> None:
+    with serving(tmp_path, 1) as process, ExitStack() as stack:
+        assert process.stdout is not None
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", port(process)), timeout=60))
+        head = "POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        client.sendall(f"{head}Content-Length: 9\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert client.recv(1024).startswith(b"HTTP/1.1 100 ")  # it waits for the body
+        process.send_signal(signal.SIGINT)
+        told = "finishing 1 request and 1 registration; press Ctrl-C again to stop now\n"
+        assert process.stdout.readline() == told
+
+
+def port(process: subprocess.Popen[str]) -> int:
+    """Where it listens."""
+    (found,) = [each.laddr.port for each in psutil.Process(process.pid).net_connections() if each.status == "LISTEN"]
+    return int(found)
+
+
+def test_sigterm_is_no_keyboard(tmp_path: Path) -> None:
+    with serving(tmp_path, 1) as process:
+        assert process.stdout is not None
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "finishing 1 request\n"
+
+
+def test_without_requests_ctrl_c_ends_a_server_in_order(tmp_path: Path) -> None:
+    with serving(tmp_path, 0) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 0

@@ -1,0 +1,225 @@
+"""The native decoder against the model's own modules, and both against float32."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from adapters.format.spec import AdapterId, AdapterSpec, LoraTarget
+from adapters.format.weights import AdapterWeights
+from bases.base import Base, make_base
+from bases.nf4 import Linear4bit, functional
+from server.compute.backend import Forward
+from server.compute.cpu import kernels
+from server.compute.cpu.decoder import Decoder
+from server.compute.inputs import call_modules
+from server.compute.reference.backend import ModuleForward
+from server.config import Settings
+from server.engine.runner import Runner
+from server.engine.sequence import Adaptation, Batch, Chunk, SamplingParams, Sequence, WeightedAdapter
+from tests.tiny import tiny_tokenizer
+
+SHAPE = {
+    **{"vocab_size": 200, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 256},
+}
+ROTARY = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}
+STRETCH = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPE, tie_word_embeddings=True),
+    "llama 3": LlamaConfig(**SHAPE, attention_bias=True, rope_parameters={**ROTARY, **STRETCH}),
+    "mistral": MistralConfig(**SHAPE, sliding_window=7),
+    "qwen 2": Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=7, max_window_layers=1),
+    "qwen 3": Qwen3Config(**SHAPE),
+}
+ADAPTERS: list[Adaptation] = [
+    (),
+    (WeightedAdapter(AdapterId("a"), 1.0, 16),),
+    (WeightedAdapter(AdapterId("b"), 1.0, 5),),
+    (WeightedAdapter(AdapterId("a"), 0.5, 16), WeightedAdapter(AdapterId("b"), -0.7, 5)),
+]
+LENGTHS = (1, 1, 1, 1, 40, 3, 17, 2)
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    if kernels.load() is None:
+        pytest.skip("no AMX, or no compiler")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def quantised(config: PreTrainedConfig) -> Any:
+    """A random model whose decoder's layers are NF4, the rest bf16; norms and biases are not what they begin as."""
+    torch.manual_seed(0)
+    model = (
+        AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        .to(torch.bfloat16)
+        .eval()
+        .requires_grad_(requires_grad=False)
+    )
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and "layers" in name:
+            bias = layer.bias is not None
+            four = Linear4bit(layer.in_features, layer.out_features, bias, torch.bfloat16, quant_type="nf4")
+            four.weight.data = layer.weight.data * 3
+            if bias:
+                four.bias = layer.bias
+            model.set_submodule(name, four.to("cpu").requires_grad_(requires_grad=False))
+    return model
+
+
+def in_float32(model: Any) -> Any:
+    """The same weights without rounding in between."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, Linear4bit):
+            weight = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+            plain = nn.Linear(weight.shape[1], weight.shape[0], layer.bias is not None)
+            plain.weight.data = weight
+            if layer.bias is not None:
+                plain.bias.data = layer.bias.data
+            model.set_submodule(name, plain)
+    return nn.Module.float(model)
+
+
+@dataclass
+class Lab:
+    """One model behind the runner."""
+
+    config: PreTrainedConfig
+    data: Path
+    changes: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.base: Base = make_base(quantised(self.config), tiny_tokenizer(), "tiny", "cpu", max_model_len=128)
+        settings = Settings(data=self.data, device="cpu", kv_memory_gib=0.01, max_model_len=128, **self.changes)
+        self.runner = Runner(self.base, settings)
+        self.decoder: Forward = self.runner.forward
+        self.modules: Forward = ModuleForward(self.runner.model, call_modules(self.base.model))
+
+    def place(self, adapter: str, rank: int, pages: tuple[int, ...], *leaves: str) -> None:
+        generator = torch.Generator().manual_seed(rank)
+        tensors = {
+            name: (torch.randn(rank, i, generator=generator) / i**0.5, torch.randn(o, rank, generator=generator) * 0.1)
+            for name, (i, o) in self.base.layout.linears.items()
+            if name.endswith(leaves)
+        }
+        spec = AdapterSpec(AdapterId(adapter), {name: LoraTarget(rank, 1.0) for name in tensors}, 0)
+        self.runner.place(AdapterId(adapter), pages, self.runner.pool.pack(AdapterWeights(spec, tensors)))
+
+    def logits(self, adaptations: list[Adaptation]) -> tuple[Tensor, Tensor]:
+        """[rows, vocabulary] of prompts of LENGTHS in one step after their first token, and the first layer's keys."""
+        batches: list[list[Chunk]] = [[], []]
+        for i, length in enumerate(LENGTHS):
+            tokens = [(7 * i + 13 * j) % 200 for j in range(length + 1)]
+            sequence = Sequence(f"{i}", tokens, SamplingParams(), adaptations[i % len(adaptations)])
+            sequence.blocks = list(range(i * 4, i * 4 + 4))
+            batches[0].append(Chunk(sequence, 0, 1))
+            batches[1].append(Chunk(sequence, 1, length))
+        self.runner.kv.clear(range(4 * len(LENGTHS)))
+        for chunks in batches:
+            logits = self.runner.logits(Batch(tuple(chunks)))
+        return logits, self.runner.kv.layers[0][0].clone()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_decoder_is_the_models_modules(name: str, tmp_path: Path) -> None:
+    lab = Lab(CONFIGS[name], tmp_path)
+    lab.place("b", 5, (4,), "q_proj", "v_proj", "up_proj")
+    lab.place("a", 16, (3, 9), "proj")  # the first that needs memory in some layers
+    assert isinstance(lab.decoder, Decoder)
+    plain: list[Tensor] = []
+    for adaptations in ([()], ADAPTERS):
+        lab.runner.forward = lab.decoder
+        mine, my_keys = lab.logits(adaptations)
+        lab.runner.forward = lab.modules
+        theirs, their_keys = lab.logits(adaptations)
+        assert (my_keys != their_keys).float().mean() < 0.005, "the first layer differs by a last bit here and there"
+        assert error(mine, theirs) < 0.02
+        plain = plain or list(mine)
+    changed = [not torch.equal(row, before) for row, before in zip(mine, plain, strict=True)]
+    assert changed == [bool(ADAPTERS[i % len(ADAPTERS)]) for i in range(len(LENGTHS))]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_decoder_is_as_near_to_float32_as_the_modules_are(name: str, tmp_path: Path) -> None:
+    lab = Lab(CONFIGS[name], tmp_path)
+    assert isinstance(lab.decoder, Decoder)
+    mine, _ = lab.logits([()])
+    lab.runner.forward = lab.modules
+    theirs, _ = lab.logits([()])
+    truth = in_float32(quantised(CONFIGS[name]))
+    with torch.inference_mode():
+        prompts = ([(7 * i + 13 * j) % 200 for j in range(n + 1)] for i, n in enumerate(LENGTHS))
+        exact = torch.stack([truth(torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
+    assert error(theirs, exact) < 0.05
+    assert error(mine, exact) < 1.3 * error(theirs, exact)
+
+
+def test_a_row_does_not_depend_on_the_others(tmp_path: Path) -> None:
+    """More rows are sampled than fit in two tiles."""
+    lab = Lab(CONFIGS["qwen 3"], tmp_path)
+    lab.place("a", 16, (3, 9), "proj")
+    sequences = [Sequence(f"{i}", [i, 2 * i], SamplingParams(), ADAPTERS[i % 2]) for i in range(45)]
+    for i, sequence in enumerate(sequences):
+        sequence.blocks = [i]
+    together = lab.runner.logits(Batch(tuple(Chunk(sequence, 0, 2) for sequence in sequences)))
+    for sequence, expected in zip(sequences, together, strict=True):
+        lab.runner.logits(Batch((Chunk(sequence, 0, 1),)))
+        alone = lab.runner.logits(Batch((Chunk(sequence, 1, 1),)))
+        assert torch.equal(alone[0], expected)
+
+
+def test_a_row_that_is_not_finite_stays_so_and_alone(tmp_path: Path) -> None:
+    lab = Lab(CONFIGS["llama 3"], tmp_path)
+    lab.base.model.model.embed_tokens.weight[5] = torch.nan
+    sequences = [Sequence(f"{token}", [token], SamplingParams()) for token in (4, 5, 6)]
+    for i, sequence in enumerate(sequences):
+        sequence.blocks = [i]
+    logits = lab.runner.logits(Batch(tuple(Chunk(sequence, 0, 1) for sequence in sequences)))
+    assert logits[[0, 2]].isfinite().all()
+    assert not logits[1].isfinite().any()
+
+
+def test_a_step_that_finds_another_steps_mapping_stops(tmp_path: Path) -> None:
+    """The kernels would write outside of their outputs."""
+    lab = Lab(CONFIGS["llama"], tmp_path)
+    lab.place("a", 16, (3, 9), "proj")
+    lab.runner.forward = lab.modules
+    lab.logits(ADAPTERS[:2])
+    with pytest.raises(AssertionError, match="another step's"):
+        lab.runner._record_layers()
+
+
+@pytest.mark.parametrize(("change", "reason"), [({"block_size": 8}, "block-size"), ({}, "GemmaForCausalLM")])
+def test_layers_one_by_one_are_said_with_the_reason(
+    change: dict[str, int], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    lab = Lab(CONFIGS["llama"] if change else GemmaConfig(**SHAPE), tmp_path, change)
+    assert isinstance(lab.decoder, ModuleForward)
+    assert any("one by one" in record.message and reason in record.message for record in caplog.records)
+
+
+def error(x: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference, of that of ``expected``."""
+    return ((x - expected).pow(2).mean() / expected.pow(2).mean()).sqrt().item()

@@ -1,0 +1,86 @@
+"""What only the C kernels promise: the same bits for a row whatever is beside it, and memory taken at start."""
+
+import psutil
+import pytest
+import torch
+
+from server.compute import cpu
+from server.compute.attention import AttentionParams, block_bytes
+from server.compute.cpu.attention import KernelAttention, KernelKvCache
+from server.compute.cpu.kernels import Kernels, load
+from server.compute.cpu.linear import FusedNf4
+from server.engine.sequence import Batch, Chunk, SamplingParams, Sequence
+from tests.numeric.backends import BF16, nf4_layer
+
+pytestmark = pytest.mark.usefixtures("two_threads")
+
+
+@pytest.fixture
+def kernels() -> Kernels:
+    found = load()
+    if found is None:
+        pytest.skip("no AMX, or no compiler")
+    return found
+
+
+def test_the_nf4_kernel_is_bitsandbytes_and_a_row_does_not_depend_on_the_others(kernels: Kernels) -> None:
+    torch.manual_seed(0)
+    fused = FusedNf4([nf4_layer(576, 192)[0]], kernels)
+    x = torch.randn(50, 576, dtype=BF16)
+    mine, theirs = kernels.nf4_matmul(x, fused.native), fused.reference(x)
+    assert (mine != theirs).float().mean() < 0.01, "more than a last-bit difference here and there"
+    torch.testing.assert_close(mine, theirs, rtol=0.01, atol=1e-3)
+    alone = torch.cat([kernels.nf4_matmul(row.unsqueeze(0), fused.native) for row in x])
+    assert torch.equal(mine, alone)
+
+
+def test_strided_input_to_the_nf4_kernel(kernels: Kernels) -> None:
+    fused = FusedNf4([nf4_layer(128, 64)[0]], kernels)
+    wide = torch.randn(16, 256, dtype=BF16)
+    strided = wide[:, :128]
+    expected = kernels.nf4_matmul(strided.clone(), fused.native)
+    assert torch.equal(kernels.nf4_matmul(strided, fused.native), expected)
+
+
+def test_memory_for_keys_and_values_is_taken_at_start() -> None:
+    """A machine without room for it must fail then, not hours later under load."""
+    before = psutil.Process().memory_info().rss
+    shapes = {0: (4, 64)}
+    cache = cpu.make(torch.device("cpu"), BF16).kv_cache(shapes, 8192, 16)
+    taken = psutil.Process().memory_info().rss - before
+    assert taken > 0.9 * 8192 * block_bytes(shapes, 16, BF16)
+    assert not cache.layers[0][0][-1].any()
+
+
+def test_the_attention_kernel_gives_a_row_the_same_bits_alone_as_among_many(kernels: Kernels) -> None:
+    """Few rows are shared out by heads, many by sequences; neither may show."""
+    cache = KernelKvCache({0: (3, 64)}, 200, 16, kernels)
+    torch.manual_seed(0)
+    blocks = torch.randperm(200).tolist()
+    chunks = []
+    for number in range(24):
+        sequence = Sequence(str(number), [1] * (5 * number + 1), SamplingParams())
+        sequence.blocks = [blocks.pop() for _ in range(5 * number // 16 + 1)]
+        chunks.append(Chunk(sequence, 5 * number, 1))
+    for stored in cache.layers[0]:
+        stored.normal_()
+    q, k, v = (torch.randn(24, heads, 64, dtype=BF16) for heads in (9, 3, 3))
+    for params in (AttentionParams(0.125), AttentionParams(0.125, window=40)):
+        together = KernelAttention(Batch(tuple(chunks)), cache).attend(0, q, k, v, params)
+        for row, chunk in enumerate(chunks):
+            mine = slice(row, row + 1)
+            alone = KernelAttention(Batch((chunk,)), cache).attend(0, q[mine], k[mine], v[mine], params)
+            assert torch.equal(alone[0], together[row])
+
+
+def test_a_key_that_is_not_finite_spoils_no_row_before_it(kernels: Kernels) -> None:
+    for bad in (torch.nan, torch.inf):
+        cache = KernelKvCache({0: (2, 64)}, 4, 16, kernels)
+        sequence = Sequence("s", [1] * 20, SamplingParams())
+        sequence.blocks = [0, 1]
+        q, k, v = (torch.ones(20, heads, 64, dtype=BF16) for heads in (4, 2, 2))
+        k[4] = bad
+        k[4, :, ::2] *= -1
+        out = KernelAttention(Batch((Chunk(sequence, 0, 20),)), cache).attend(0, q, k, v, AttentionParams(0.125))
+        assert out[:4].isfinite().all()
+        assert not out[4:].isfinite().any()

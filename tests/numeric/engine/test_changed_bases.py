@@ -1,0 +1,152 @@
+"""Adapters that changed their base in training: what their refusal says can be done, done with PEFT, and served.
+
+LoftQ is not among them: PEFT computes it on CUDA alone.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, LoraGAConfig, PeftModel, get_peft_model
+from peft.tuners.lora.config import CordaConfig
+from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.lora.loraga import preprocess_loraga
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from adapters.errors import AdapterRejected
+from adapters.format.verify import verify
+from tests.adapter_folders import layout_of, set_config
+from tests.numeric.drive import Drive, settings
+from tests.numeric.oracle import Oracle, Request, draw_requests
+from tests.tiny import tiny_model
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # PEFT's, about what these tests are about; and about how LoRA-GA takes gradients
+    pytest.mark.filterwarnings("ignore:.*changes the base weights of the model:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*specified but will be ignored:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning"),
+]
+
+INITS: Mapping[str, Mapping[str, Any]] = {
+    "pissa": {},
+    "pissa_niter_4": {},
+    "olora": {},
+    "corda": {"corda_config": CordaConfig(corda_method="kpm")},
+    "lora_ga": {"lora_ga_config": LoraGAConfig()},
+}
+"""Starting values that change the base -> the other arguments of ``LoraConfig`` that they take."""
+TOKENS = torch.arange(65, 105)[None]
+STEPS = 8
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained adapter, and what PEFT answers with it."""
+
+    after: Path
+    """As it was saved."""
+    converted: Path
+    """As the refusal says."""
+    requests: list[Request]
+
+
+def config(init: str) -> LoraConfig:
+    return LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=init, **INITS[init]
+    )
+
+
+def begin(init: str) -> PeftModel:
+    """A tiny model with a new adapter, its base changed."""
+    model, lora = tiny_model(), config(init)
+    if init == "corda":
+        preprocess_corda(model, lora, run_model=lambda: model(TOKENS))
+    if init == "lora_ga":
+        model.requires_grad_(True)
+        preprocess_loraga(model, lora, lambda: model(TOKENS, labels=TOKENS).loss.backward())
+    return get_peft_model(model, lora)
+
+
+def train(model: PeftModel) -> None:
+    """Far enough that the untrained adapter would answer otherwise."""
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
+    for _ in range(STEPS):
+        model(TOKENS, labels=TOKENS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.fixture(params=INITS)
+def init(request: pytest.FixtureRequest) -> str:
+    """Each starting value in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def trained(init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """With the calls that the refusal names."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = begin(init)
+    model.save_pretrained("init")
+    train(model)
+    model.save_pretrained("after")
+    model.save_pretrained("out", path_initial_model_for_weight_conversion="init")
+    requests = draw_requests(Oracle.of(model), [(("default", 1.0),)] * 6, random.Random(0))
+    return Trained(tmp_path / "after", tmp_path / "out", requests)
+
+
+def serve(model: PreTrainedModel, folder: Path, requests: list[Request], root: Path) -> None:
+    """Demand PEFT's answers of the engine."""
+    drive = Drive(model, {"served": folder}, settings(root))
+    drive.serve([replace(request, mix=(("served", 1.0),)) for request in requests], random.Random(1))
+
+
+def test_as_it_is_it_is_refused_with_what_to_do(trained: Trained) -> None:
+    with pytest.raises(AdapterRejected) as caught:
+        verify(trained.after, layout_of(tiny_model()), 16)
+    for part in (
+        "init_lora_weights: '",
+        "changes the base's own weights",
+        'before training: then `model.save_pretrained("init")`',
+        '`model.save_pretrained("out", path_initial_model_for_weight_conversion="init")`',
+        "docs/registry.md",
+    ):
+        assert part in str(caught.value)
+
+
+def test_the_base_as_it_was_would_answer_otherwise(trained: Trained) -> None:
+    """Without this, nothing would have to be done."""
+    set_config(trained.after, init_lora_weights=True)
+    oracle = Oracle(tiny_model(), {"trained": trained.after})
+    for request in trained.requests:
+        assert oracle.solo((("trained", 1.0),), request.prompt, len(request.answer)).tokens != request.answer
+
+
+def test_converted_it_answers_as_peft_does(trained: Trained, tmp_path: Path) -> None:
+    serve(tiny_model(), trained.converted, trained.requests, tmp_path / "served")
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_where_the_beginning_follows_from_the_base_it_can_be_made_again(
+    init: str, trained: Trained, tmp_path: Path
+) -> None:
+    """As docs/registry.md says."""
+    begin(init).save_pretrained("again")
+    model = PeftModel.from_pretrained(tiny_model(), trained.after)
+    model.save_pretrained("converted", path_initial_model_for_weight_conversion="again")
+    serve(tiny_model(), tmp_path / "converted", trained.requests, tmp_path / "served")
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_the_changed_base_can_be_served_instead(trained: Trained, tmp_path: Path) -> None:
+    """As docs/registry.md says; it is all there is for LoftQ."""
+    PeftModel.from_pretrained(tiny_model(), trained.after).unload().save_pretrained("base")
+    set_config(trained.after, init_lora_weights=True)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    serve(base, trained.after, trained.requests, tmp_path / "served")

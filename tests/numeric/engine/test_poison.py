@@ -1,0 +1,126 @@
+"""What goes wrong fails its own requests, and only those."""
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from server.compute.reference.lora import SpanLora
+from server.engine.sequence import Batch, SamplingParams
+from tests.numeric.drive import Drive, settings
+from tests.numeric.lab import Lab
+from tests.numeric.oracle import Mix, draw_requests
+from tests.tiny import save_adapter, tiny_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+BAD: Mix = (("bad", 1.0),)
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+
+
+@pytest.fixture(params=["lora_A", "lora_B"])
+def poisoned(llama: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Drive:
+    """A drive with one more adapter: finite and well formed, but one factor is so large that products overflow."""
+    lora = {"r": 8, "lora_alpha": 8, "target_modules": "all-linear"}
+    folder = save_adapter(tiny_model("llama"), tmp_path / "bad", seed=1, **lora)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    huge = {key: tensor.sign() * 1e38 if request.param in key else tensor for key, tensor in tensors.items()}
+    save_file(huge, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = settings(tmp_path, max_batch_tokens=24, max_device_adapters=3)
+    return Drive(tiny_model("llama"), {**llama.folders, "bad": folder}, config)
+
+
+def test_overflow_fails_alone(llama: Lab, poisoned: Drive) -> None:
+    """Its rows share batches, pages next door and, later, recycled blocks with healthy ones.
+
+    Prompts of one token run among the rows that decode, in the same products.
+    """
+    rng = random.Random(1)
+    mixes: list[Mix] = [(), (("all", 1.0),), (("odd", 1.0),), (("all", 0.5), ("odd", 0.5))] * 4
+    bad = []
+    for index, request in enumerate(draw_requests(llama.oracle, mixes, rng)):
+        bad.append(poisoned.submit(BAD, request.prompt[: 1 if index % 2 else None], GREEDY))
+        poisoned.serve([request], rng)
+        healthy = poisoned.ask(request)
+        poisoned.step()
+        bad.append(poisoned.submit(BAD, request.prompt[:1], GREEDY))
+        poisoned.run()
+        assert tuple(poisoned.tokens[healthy]) == request.answer
+    assert all("not finite" in poisoned.failed[id_] for id_ in bad)
+    assert not any(poisoned.tokens[id_] for id_ in bad)
+
+
+def test_bytes_that_are_gone_fail_alone(llama: Lab, tmp_path: Path) -> None:
+    rng = random.Random(2)
+    drive = llama.drive(tmp_path)
+    shutil.rmtree(drive.store.path(drive.specs["all"].id))
+    lost = drive.submit((("all", 1.0),), (1, 2, 3), GREEDY)
+    drive.serve(draw_requests(llama.oracle, [(), (("odd", 1.0),)], rng), rng)
+    assert drive.failed.keys() == {lost}
+    assert "could not be loaded" in drive.failed[lost]
+
+
+def test_a_failed_step_fails_what_was_in_it(llama: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that waited are served; three such steps in a row show in the health, and one good step heals it."""
+    drive = llama.drive(tmp_path, max_batch_sequences=2)
+    prompt = tuple(range(40, 50))
+    asked = [drive.submit((), prompt, GREEDY) for _ in range(7)]
+
+    def broken(batch: Batch) -> list[int | None]:
+        raise RuntimeError("the device is on fire")
+
+    with monkeypatch.context() as fault:
+        fault.setattr(drive.engine.runner, "run", broken)
+        for healthy in (True, True, False):
+            drive.step()
+            assert drive.engine.stats().healthy == healthy
+    while drive.open:
+        drive.step()
+    assert list(drive.failed) == asked[:6]
+    assert tuple(drive.tokens[asked[6]]) == llama.oracle.solo((), prompt, GREEDY.max_tokens).tokens
+    stats = drive.engine.stats()
+    assert stats.healthy
+    assert (stats.failed_steps, stats.running, stats.blocks_used) == (3, 0, 0)
+
+
+def test_no_memory_for_an_adapter_fails_it_alone(llama: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drive = llama.drive(tmp_path)
+    running = drive.submit((), (5, 6, 7), GREEDY)
+    drive.step()
+
+    def full(_: object, *shape: int) -> None:
+        raise MemoryError(f"no room for {shape}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SpanLora, "_zeros", full)
+        refused = drive.submit((("all", 1.0),), (1, 2, 3), GREEDY)
+        drive.run()
+    assert drive.failed.keys() == {refused}
+    assert tuple(drive.tokens[running]) == llama.oracle.solo((), (5, 6, 7), 12).tokens
+    served = drive.submit((("all", 1.0),), (1, 2, 3), GREEDY)
+    drive.run()
+    assert tuple(drive.tokens[served]) == llama.oracle.solo((("all", 1.0),), (1, 2, 3), 12).tokens
+
+
+def test_a_forward_that_breaks_halfway_leaves_nothing_in_the_layers(
+    llama: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that share an input remember it within a step; a broken step must not answer for the next."""
+    drive = llama.drive(tmp_path)
+    up = drive.engine.runner.base.model.get_submodule("model.layers.0.mlp.up_proj")
+
+    def breaks(*_: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(up, "forward", breaks)
+        lost = drive.submit((), (1, 2, 3), GREEDY)
+        while drive.open:
+            drive.step()
+    assert drive.failed.keys() == {lost}
+    again = drive.submit((("all", 1.0),), (9, 2, 3), GREEDY)
+    while drive.open:
+        drive.step()
+    assert tuple(drive.tokens[again]) == llama.oracle.solo((("all", 1.0),), (9, 2, 3), 12).tokens

@@ -1,0 +1,103 @@
+"""Same name, new weights: what runs finishes on the old content, what comes later gets the new one, never a mixture."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adapters.registry.database import open_sqlite
+from adapters.registry.directory import Lease
+from adapters.registry.hooks import RegistryHooks
+from adapters.registry.registry import Registry
+from server.engine.sequence import SamplingParams, WeightedAdapter
+from tests.numeric.drive import Drive
+from tests.numeric.lab import Lab
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PROMPT = tuple(range(70, 95))
+LONG, SHORT = 40, 8
+OLD, NEW = (("all", 1.0),), (("rslora", 1.0),)
+
+
+@pytest.fixture
+def drive(llama: Lab, tmp_path: Path) -> Drive:
+    return llama.drive(tmp_path)
+
+
+@pytest.fixture
+def registry(drive: Drive, llama: Lab, tmp_path: Path) -> Iterator[Registry]:
+    """A registry over the engine's store that tells the engine what is gone; "bot" is the adapter "all"."""
+    ties = RegistryHooks(base=drive.engine.runner.base.layout.fingerprint, on_unused=drive.engine.forget)
+    database = open_sqlite(tmp_path / "registry.sqlite3")
+    registry = Registry(database, drive.store, ties)
+    registry.register_folder("bot", llama.folders["all"])
+    yield registry
+    database.close()
+
+
+def ask(drive: Drive, lease: Lease, length: int) -> str:
+    """Ask an acquired adapter for greedy tokens; returns the sequence's id."""
+    adaptation = (WeightedAdapter(lease.version.content, 1.0, lease.version.rank),)
+    return drive.submit_adapted(adaptation, PROMPT, SamplingParams(temperature=0, max_tokens=length))
+
+
+def test_replaced_while_running(drive: Drive, registry: Registry, llama: Lab) -> None:
+    before = llama.oracle.solo(OLD, PROMPT, LONG).tokens
+    after = llama.oracle.solo(NEW, PROMPT, LONG).tokens
+    assert before[:SHORT] != after[:SHORT]
+
+    (old,) = registry.acquire(["bot"])
+    ask(drive, old, 1)
+    drive.run()
+    running = ask(drive, old, LONG)
+    while len(drive.tokens[running]) < 5:
+        drive.step()
+    assert drive.cached[running] > 0, "the prefix cache is warm for the old content"
+
+    replaced = registry.register_folder("bot", llama.folders["rslora"])
+    (new,) = registry.acquire(["bot"])
+    assert new.version == replaced.version != old.version
+    later = ask(drive, new, SHORT)
+    drive.run()
+    assert tuple(drive.tokens[running]) == before
+    assert tuple(drive.tokens[later]) == after[:SHORT]
+    assert drive.cached[later] == 0
+
+    again = ask(drive, new, SHORT)
+    drive.run()
+    assert tuple(drive.tokens[again]) == after[:SHORT]
+    assert drive.cached[again] > 0
+
+
+def test_old_content_goes_with_its_last_lease(drive: Drive, registry: Registry, llama: Lab) -> None:
+    (old,) = registry.acquire(["bot"])
+    running = ask(drive, old, LONG)
+    while len(drive.tokens[running]) < 5:
+        drive.step()
+    registry.register_folder("bot", llama.folders["odd"])
+    registry.remove("bot")
+    drive.step()
+    assert old.version.content in drive.resident()
+    assert drive.store.path(old.version.content).is_dir()
+
+    drive.run()
+    registry.release([old])
+    registry.tidy()
+    drive.step()
+    assert old.version.content not in drive.resident()
+    assert old.version.content not in drive.engine.stats().host
+    assert not drive.store.path(old.version.content).exists()
+    assert tuple(drive.tokens[running]) == llama.oracle.solo(OLD, PROMPT, LONG).tokens
+
+
+def test_back_and_forth(drive: Drive, registry: Registry, llama: Lab) -> None:
+    """Old, new and old again under one name: each answers with its own weights, though all prefixes are warm."""
+    for name in ("all", "rslora", "all", "odd", "rslora"):
+        registry.register_folder("bot", llama.folders[name])
+        (lease,) = registry.acquire(["bot"])
+        first, second = ask(drive, lease, SHORT), ask(drive, lease, SHORT)
+        drive.run()
+        registry.release([lease])
+        expected = llama.oracle.solo(((name, 1.0),), PROMPT, SHORT).tokens
+        assert tuple(drive.tokens[first]) == tuple(drive.tokens[second]) == expected

@@ -1,0 +1,273 @@
+"""Runs that are cut off and gone on with, and runs of several processes."""
+
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bases.errors import ConfigError
+from tests.training.rows import question, write_rows
+from tests.training.tiny_run import losses, prepared, same, tiny_settings, trained, weights
+from training.run import progress
+from training.run.run import Say, Trained, train
+from training.run.run_folder import STATE, RunFolder, requested, working
+from training.settings import TrainSettings
+
+
+@pytest.fixture(autouse=True)
+def a_line_for_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are cut off at the line of a step; ten seconds between lines are longer than these runs."""
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+
+
+def long(root: Path, **more: Any) -> TrainSettings:
+    steps = {"max_steps": 12, "save_steps": 3, "eval_steps": 5, "accumulation": 2}
+    return tiny_settings(root, **{**steps, **more})
+
+
+RUN = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(int(sys.argv[2]))  # sums depend on it, and other tests may have changed this process's
+from tests.training.run.test_resume import long
+from tests.training.tiny_run import trained
+trained(long(Path(sys.argv[1]), out=Path(sys.argv[1], "killed")))
+"""
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole = trained(long(tmp_path, out=tmp_path / "whole"))
+    place = RunFolder(tmp_path / "killed")
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path), str(torch.get_num_threads())])
+    while process.poll() is None and not (last := place.last_checkpoint()):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+    assert last is not None
+    assert not place.out.exists()
+    with pytest.raises(ConfigError, match=r"^--out: a run was cut off here; go on with --resume, or delete .*killed"):
+        trained(long(tmp_path, out=place.out))
+    said: list[str] = []
+    settings = long(tmp_path, out=place.out, resume=True)
+    resumed = trained(settings, said.append)
+    assert said[0].startswith("going on from checkpoint-")
+    assert resumed.history == whole.history
+    assert same(weights(resumed.folder), weights(whole.folder))
+    assert not place.folder.exists()
+
+
+def test_ctrl_c_keeps_the_checkpoint(tmp_path: Path) -> None:
+    settings = long(tmp_path)
+    said: list[str] = []
+
+    def interrupt(line: str) -> None:
+        said.append(line)
+        if line.startswith("step 8/12"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(settings, interrupt)
+    assert said[-1] == "stopped; --resume goes on from checkpoint-6"
+    assert not settings.folder.exists()
+    assert trained(long(tmp_path, resume=True)).steps == 12
+
+
+def test_another_runs_checkpoints_are_not_gone_on_with(tmp_path: Path) -> None:
+    place = cut_off(tmp_path)
+    with pytest.raises(ConfigError, match=r"^--resume: -r was 4 when the run began, and is now 8$"):
+        trained(long(tmp_path, resume=True, r=8))
+    write_rows(tmp_path / "rows.jsonl", map(question, range(30)))
+    with pytest.raises(ConfigError, match=r"^--resume: a file was changed since the run began"):
+        trained(long(tmp_path, resume=True))
+    write_rows(tmp_path / "rows.jsonl", map(question, reversed(range(24))))
+    with pytest.raises(ConfigError, match=r"^--resume: a file was changed since the run began"):
+        trained(long(tmp_path, resume=True))
+    assert place.last_checkpoint().name == "checkpoint-3"
+
+
+def test_the_option_that_differs_is_named_and_not_what_follows_from_it(tmp_path: Path) -> None:
+    """The seed and the share choose other rows, the quantisation makes another base of the same model."""
+    place = cut_off(tmp_path)
+    for option, before, now in (
+        ("seed", "0", 1),
+        ("eval_share", "0.1", 0.2),
+        ("max_length", "256", 200),
+        ("quantization", "nf4", "none"),
+        ("save_steps", "3", 2),
+    ):
+        name = f"--{option.replace('_', '-')}"
+        with pytest.raises(ConfigError, match=rf"^--resume: {name} was {before} when the run began, and is now {now}$"):
+            trained(long(tmp_path, resume=True, **{option: now}))
+    assert place.last_checkpoint().name == "checkpoint-3"
+
+
+def test_files_may_move_while_a_run_is_cut_off(tmp_path: Path) -> None:
+    cut_off(tmp_path)
+    moved = (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
+    assert trained(long(tmp_path, resume=True, data=(str(moved),))).steps == 12
+
+
+def test_the_curves_of_an_abandoned_run_are_not_the_next_ones(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, report_to="tensorboard")
+    place = RunFolder(settings.folder)
+    place.runs.mkdir(parents=True)
+    (place.runs / "abandoned").touch()
+    assert [path.name for path in (trained(settings).folder / "runs").iterdir()] != []
+    assert not (settings.folder / "runs" / "abandoned").exists()
+
+
+def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
+    place = cut_off(tmp_path)
+    half = place.checkpoints / "checkpoint-6"
+    half.mkdir()
+    (half / "adapter_model.safetensors").write_bytes(b"half")
+    run = trained(long(tmp_path, resume=True))
+    assert (run.steps, len(losses(run.history))) == (12, 12)
+    assert all(math.isfinite(loss) for loss in losses(run.history))
+
+
+def cut_off(root: Path) -> RunFolder:
+    """A run that ended after its first checkpoint."""
+    settings = long(root)
+
+    def interrupt(line: str) -> None:
+        if line.startswith("step 4/12"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(settings, interrupt)
+    return RunFolder(settings.folder)
+
+
+STOPPING = pytest.mark.parametrize("stopping", [{}, {"early_stopping": 1, "eval_steps": 3, "learning_rate": 5e-2}])
+
+
+def short(root: Path, stopping: dict[str, Any]) -> TrainSettings:
+    return tiny_settings(root, **{"max_steps": 12, "save_steps": 3, "eval_share": 0.3, **stopping})
+
+
+def unpublished(
+    settings: TrainSettings, say: Say = lambda _: None, *, resume: bool = False
+) -> tuple[Trained, dict[str, Tensor], RunFolder]:
+    """A run to its last step, its weights and where it was: cut off before it is published."""
+    base, dataset = prepared(settings)
+    with working(settings.folder, requested(settings, base, dataset), resume=resume) as place:
+        run = train(settings, base, dataset, place, say)
+        return run, weights(run.folder), place
+
+
+@STOPPING
+def test_what_is_trained_is_not_trained_again(tmp_path: Path, stopping: dict[str, Any]) -> None:
+    """A run cut off after its last step goes on with what it has, whatever ended it."""
+    settings = short(tmp_path, stopping)
+    run, before, place = unpublished(settings)
+    assert not settings.folder.exists()
+    place.unfinished.mkdir()
+    said: list[str] = []
+    again, after, place = unpublished(settings, said.append, resume=True)
+    assert same(after, before)
+    assert said == ["it is trained already"]
+    assert (again.history, again.steps) == (run.history, run.steps)
+    assert not place.unfinished.exists()
+
+
+@STOPPING
+def test_a_run_cut_off_before_its_adapter_is_written_makes_no_step_more(
+    tmp_path: Path, stopping: dict[str, Any]
+) -> None:
+    settings = short(tmp_path, stopping)
+    run, before, place = unpublished(settings)
+    shutil.rmtree(place.adapter)
+    again, after, _ = unpublished(settings, resume=True)
+    assert same(after, before)
+    assert (again.history, again.steps) == (run.history, run.steps)
+
+
+def test_early_stopping_goes_on_counting(tmp_path: Path) -> None:
+    """Of two evaluations without improvement one came before the run was cut off."""
+    stopping = {"eval_steps": 1, "save_steps": 1, "eval_share": 0.3, "early_stopping": 2, "learning_rate": 1e-1}
+    whole = trained(long(tmp_path, out=tmp_path / "whole", **stopping))
+    assert whole.steps < 12
+
+    def interrupt(line: str) -> None:
+        if line.startswith(f"step {whole.steps}/12"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(long(tmp_path, **stopping), interrupt)
+    resumed = trained(long(tmp_path, resume=True, **stopping))
+    assert (resumed.history, resumed.steps) == (whole.history, whole.steps)
+    assert same(weights(resumed.folder), weights(whole.folder))
+
+
+def test_an_adapter_that_another_run_left_is_not_taken(tmp_path: Path) -> None:
+    place = RunFolder(tmp_path / "adapter")
+    place.adapter.mkdir(parents=True)
+    (place.adapter / "adapter_model.safetensors").write_bytes(b"left")
+    assert weights(trained(tiny_settings(tmp_path)).folder)
+
+
+@pytest.mark.parametrize("state", [None, "", '{"epoch": 1.'])
+def test_a_checkpoint_whose_state_was_cut_off_is_none(state: str | None, tmp_path: Path) -> None:
+    """It is written last: killed at that moment, a run goes on from the checkpoint before."""
+    place = RunFolder(tmp_path / "adapter")
+    whole, cut_off = (place.checkpoints / f"checkpoint-{step}" for step in (2, 4))
+    for folder, text in ((whole, "{}"), (cut_off, state)):
+        folder.mkdir(parents=True)
+        if text is not None:
+            (folder / STATE).write_text(text)
+    assert place.last_checkpoint() == whole
+    place.sweep()
+    assert list(place.checkpoints.iterdir()) == [whole]
+
+
+def test_to_resume_what_has_not_begun_is_to_begin(tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = tiny_settings(tmp_path, resume=True)
+    trained(settings, said.append)
+    assert said[0] == "there is no checkpoint yet: from the beginning"
+
+
+# Several processes
+
+SHARED = """
+import sys
+from pathlib import Path
+from tests.training.tiny_run import tiny_settings, trained
+root = Path(sys.argv[1])
+trained(tiny_settings(root, out=root / "shared", batch_size=2, dropout=0.0, learning_rate=1e-2))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_larger_batch(tmp_path: Path) -> None:
+    data = (str(write_rows(tmp_path / "rows.jsonl", map(question, range(4)))),)
+    alone = tiny_settings(tmp_path, data=data, batch_size=4, dropout=0.0, learning_rate=1e-2, out=tmp_path / "alone")
+    expected = weights(trained(alone).folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARED, str(tmp_path)],
+            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    found = weights(tmp_path / "shared")
+    for name in expected:
+        # A hundredth of the learning rate: AdamW makes a step of a gradient near 0 that is rounded otherwise, too.
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)

@@ -1,0 +1,61 @@
+"""Which rows go through the model together, and in which order."""
+
+import random
+from collections.abc import Iterator, Sequence
+
+from torch.utils.data import Sampler
+
+from training.data.packing import Packed, pack
+from training.data.rendering import Example
+
+SORTED_BATCHES = 16
+"""Batches among which rows of similar length are brought together: enough to save the padding, few enough that a batch
+is still a random choice."""
+
+
+def make_rows(examples: Sequence[Example], max_length: int, packing: bool, seed: int) -> list[Packed]:
+    """The rows of a batch: examples packed together, or each alone."""
+    if packing:
+        return pack(examples, max_length, seed)
+    return [row for example in examples for row in pack([example], len(example.input_ids))]
+
+
+class SimilarLengths(Sampler[int]):
+    """Rows in random order, such that consecutive ``batch_size`` of them are about equally long.
+
+    The order depends on the seed and the epoch alone, so that a resumed run sees what the uninterrupted one would.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        chance = random.Random(f"{self._seed}-{self._epoch}-order")
+        order = list(range(len(self._lengths)))
+        chance.shuffle(order)
+        size = self._batch_size
+        rest = len(order) % size
+        # The batch that is not full must come last: what reads the indices cuts them into batches by counting.
+        full, last = order[: len(order) - rest], order[len(order) - rest :]
+        group = size * SORTED_BATCHES
+        batches = []
+        for start in range(0, len(full), group):
+            near = sorted(full[start : start + group], key=lambda row: self._lengths[row])
+            batches += [near[place : place + size] for place in range(0, len(near), size)]
+        chance.shuffle(batches)
+        return iter([row for batch in batches for row in batch] + last)
+
+
+def in_order(rows: Sequence[Packed], batch_size: int) -> list[list[Packed]]:
+    """All rows in batches, by length: for evaluating."""
+    near = sorted(rows, key=lambda row: len(row.input_ids))
+    return [near[start : start + batch_size] for start in range(0, len(near), batch_size)]

@@ -1,0 +1,1 @@
+"""Plain weights: a base with an adapter merged into it."""

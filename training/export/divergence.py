@@ -1,0 +1,156 @@
+"""How far one model's answers are from another's, over a few prompts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bases.nf4 import Linear4bit
+from training.model.base import keep_trainable
+from training.progress_bar import Advance
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    'Reply with JSON: the order 1042 of "Ana" arrived late, and she wants her money back.',
+    "def fibonacci(n):",
+    "Ma facture est fausse, que dois-je faire ?",
+    "List three fruits, one a line.",
+)
+"""Questions, prose, data, code and another language: an error in any part of a model moves some of them."""
+NEW_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a model said."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    """Prompt and answer, by prompt: what ``log_probs`` are over."""
+    log_probs: tuple[Tensor, ...]
+    """By prompt, float32 [tokens, vocabulary]: of the token that follows each."""
+    answers: tuple[tuple[int, ...], ...]
+    """Its own greedy answers, at most NEW_TOKENS each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """A model against its reference."""
+
+    mean_kl: float
+    """KL(reference, model) in nats, over all positions of prompts and answers; NaN where a logit is."""
+    max_kl: float
+    top1: float
+    """Share of the positions where both find the same token likeliest."""
+    greedy: int
+    """Tokens at which their greedy answers agree before they part, all prompts together."""
+    greedy_of: int
+    positions: int
+
+    def within(self, limit: "Limit") -> bool:
+        """Whether this is as near as ``limit`` asks. NaN is not near."""
+        return self.mean_kl <= limit.mean_kl and self.top1 >= limit.top1
+
+    def __str__(self) -> str:
+        return (
+            f"KL {self.mean_kl:.2g} (at most {self.max_kl:.2g}), same likeliest token at {self.top1:.1%} of "
+            f"{self.positions} positions, greedy answers agree for {self.greedy} of {self.greedy_of} tokens"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The largest divergence that rounding explains."""
+
+    mean_kl: float
+    top1: float
+
+
+def encode_prompts(tokenizer: Any) -> list[list[int]]:
+    """PROMPTS as token ids, as a chat's first turn where the tokenizer has a chat template."""
+    if tokenizer.chat_template is None:
+        return [list(tokenizer(text)["input_ids"]) for text in PROMPTS]
+    turns = ([{"role": "user", "content": text}] for text in PROMPTS)
+    return [list(tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]) for turn in turns]
+
+
+def compute_exactly(model: nn.Module) -> None:
+    """Let a model that has not been run compute in float32, with the weights it has.
+
+    Activations in bfloat16 alone move two runs of one model apart by a KL of 0.01, which would hide what an export gets
+    wrong.
+    """
+    keep_trainable(model)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype, module.compute_type_is_set = torch.float32, True
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+
+
+@torch.no_grad()
+def observe(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    reference: Observed | None = None,
+    advance: Advance = lambda _: None,
+) -> Observed:
+    """The model's greedy answers to ``prompts``, and its logits over its own answers, or over the reference's.
+
+    ``advance`` is told of each answer.
+    """
+    answers = tuple(_answer(model, prompt, advance) for prompt in prompts)
+    own = tuple((*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True))
+    tokens = reference.tokens if reference else own
+    log_probs = tuple(_logits(model, ids).log_softmax(-1) for ids in tokens)
+    return Observed(tokens, log_probs, answers)
+
+
+def compare(reference: Observed, observed: Observed) -> Divergence:
+    """Both over the same tokens."""
+    kls, same = [], []
+    for ours, theirs in zip(observed.log_probs, reference.log_probs, strict=True):
+        # Rounding can make a KL of nothing negative; NaN stays NaN.
+        kls.append((theirs.exp() * (theirs - ours)).sum(-1).clamp(min=0))
+        same.append(ours.argmax(-1) == theirs.argmax(-1))
+    kl = torch.cat(kls)
+    return Divergence(
+        mean_kl=kl.mean().item(),
+        max_kl=kl.max().item() if not kl.isnan().any() else math.nan,
+        top1=torch.cat(same).float().mean().item(),
+        greedy=sum(_agree(*pair) for pair in zip(reference.answers, observed.answers, strict=True)),
+        greedy_of=sum(map(len, reference.answers)),
+        positions=kl.numel(),
+    )
+
+
+def _answer(model: Any, prompt: Sequence[int], advance: Advance) -> tuple[int, ...]:
+    ids = torch.tensor([list(prompt)], device=model.device)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=NEW_TOKENS,
+        # What a generation config brings along for sampling only makes transformers warn.
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=0,
+    )
+    advance(1)
+    return tuple(output[0, len(prompt) :].tolist())
+
+
+def _logits(model: Any, ids: Sequence[int]) -> Tensor:
+    """float32 [tokens, vocabulary]."""
+    logits: Tensor = model(torch.tensor([list(ids)], device=model.device)).logits
+    return logits[0].float().cpu()
+
+
+def _agree(one: Sequence[int], other: Sequence[int]) -> int:
+    differ = (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differ, min(len(one), len(other)))

@@ -1,0 +1,209 @@
+"""A llama.cpp file (GGUF) of merged weights, written tensor by tensor with the ``gguf`` package.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Only the Llama architecture with a byte-level BPE
+tokenizer is written; anything else is refused before any work. llama.cpp does not read a tokenizer's own splitting
+rules: it knows a list of them by name, so a tokenizer whose rules are not on that list could only be written wrongly.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from bases.errors import BaseRejected
+from training.export.shards import MergedWeights
+from training.progress_bar import Advance
+
+_ROPE_FREQS = "rope_freqs.weight"
+_FILE_TYPES = {
+    torch.float32: gguf.LlamaFileType.ALL_F32,
+    torch.float16: gguf.LlamaFileType.MOSTLY_F16,
+    torch.bfloat16: gguf.LlamaFileType.MOSTLY_BF16,
+}
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+def check_gguf(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse what cannot be written: raises BaseRejected with what can."""
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type != "llama":
+        raise BaseRejected(f"--format gguf: llama models can be written, this one is {config.model_type}")
+    if config.hidden_act != "silu":
+        raise BaseRejected(f"--format gguf: its activation {config.hidden_act} is not silu, the one llama.cpp computes")
+    rope = config.rope_parameters["rope_type"]
+    if rope not in ("default", "llama3"):
+        raise BaseRejected(f"--format gguf: rotary embeddings default and llama3 can be written, not {rope}")
+    _splitting(tokenizer)
+
+
+def write_gguf(
+    weights: MergedWeights,
+    source: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    file: Path,
+    advance: Advance = lambda _: None,
+) -> None:
+    """Write ``weights`` to ``file`` as ``source``'s config and ``tokenizer`` describe them.
+
+    One tensor is in memory at a time; ``advance`` is told the bytes of each. Raises BaseRejected.
+    """
+    config = AutoConfig.from_pretrained(source)
+    writer = gguf.GGUFWriter(file, "llama")
+    _add_shape(writer, config, file.stem, weights.dtype)
+    _add_vocabulary(writer, tokenizer, config.vocab_size)
+    _add_ends(writer, tokenizer, source)
+    freqs = _rope_factors(config)
+    if freqs is not None:
+        writer.add_tensor_info(_ROPE_FREQS, freqs.shape, freqs.dtype, freqs.nbytes)
+    names = list(weights.base.shapes)
+    for name, stored in zip(names, _stored_names(names, config.num_hidden_layers), strict=True):
+        shape, dtype, raw = _storage(weights.base.shapes[name], weights.dtype)
+        writer.add_tensor_info(stored, shape, dtype, int(np.prod(shape)) * dtype.itemsize, raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if freqs is not None:
+        writer.write_tensor_data(freqs)
+    for name, tensor in weights.each(advance):
+        writer.write_tensor_data(_array(_permuted(name, tensor, config)))
+    writer.close()
+
+
+def _add_shape(writer: gguf.GGUFWriter, config: Any, name: str, dtype: torch.dtype) -> None:
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_name(name)
+    writer.add_file_type(_FILE_TYPES[dtype])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(head)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+    """Tokens, their kinds and the merges. Rows of the embedding that no token has are unused."""
+    parsed = json.loads(tokenizer.backend_tokenizer.to_str())
+    names = {index: token for token, index in tokenizer.get_vocab().items()}
+    types = dict.fromkeys(names, gguf.TokenType.NORMAL)
+    for added in parsed["added_tokens"]:
+        types[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_splitting(tokenizer))
+    writer.add_token_list([names.get(index, f"[PAD{index}]") for index in range(size)])
+    writer.add_token_types([types.get(index, gguf.TokenType.UNUSED) for index in range(size)])
+    merges = parsed["model"]["merges"]
+    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
+
+
+def _add_ends(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, source: Path) -> None:
+    """The special tokens, whether a prompt begins with one, and the chat template."""
+    for kind in ("bos", "eos", "unk", "pad"):
+        index = getattr(tokenizer, f"{kind}_token_id")
+        if index is not None:
+            getattr(writer, f"add_{kind}_token_id")(index)
+    ends = _generation_ends(source) - {tokenizer.eos_token_id}
+    if ends:
+        # llama.cpp has one more place for an end, and stops at either.
+        writer.add_eot_token_id(min(ends))
+    writer.add_add_bos_token(tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _generation_ends(source: Path) -> set[int]:
+    file = source / "generation_config.json"
+    found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    return set(found) if isinstance(found, list) else set() if found is None else {found}
+
+
+def _splitting(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What llama.cpp calls the rules by which the tokenizer splits text before it merges."""
+    parsed = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, steps = parsed["model"], parsed["pre_tokenizer"] or {}
+    if model["type"] != "BPE" or model.get("byte_fallback") or parsed["normalizer"]:
+        raise BaseRejected("--format gguf: byte-level BPE tokenizers can be written, this base has another kind")
+    match steps.get("pretokenizers", [steps]):
+        case [{"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}]:
+            return "gpt-2"
+        case [
+            {"type": "Digits", "individual_digits": True},
+            {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False},
+        ]:
+            return "smollm"
+        case [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "use_regex": False, "add_prefix_space": False},
+        ] if pattern == _LLAMA3 and model.get("ignore_merges"):
+            return "llama-bpe"
+    raise BaseRejected(
+        "--format gguf: its tokenizer splits text by rules other than those of GPT-2, SmolLM and Llama 3, which are "
+        "the ones that can be written"
+    )
+
+
+def _stored_names(names: Iterable[str], blocks: int) -> Iterator[str]:
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, blocks)
+    for name in names:
+        stored = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        if stored is None:
+            raise BaseRejected(f"--format gguf: a llama model has no tensor {name}")
+        yield stored
+
+
+def _rope_factors(config: Any) -> np.ndarray[Any, Any] | None:
+    """What llama.cpp divides each rotary frequency by: float32 [head_dim / 2], or None where it is 1."""
+    if config.rope_parameters["rope_type"] == "default":
+        return None
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    exponents = torch.arange(scaled.numel(), dtype=torch.float32) / scaled.numel()
+    plain = 1.0 / config.rope_parameters["rope_theta"] ** exponents
+    factors: np.ndarray[Any, Any] = (plain / scaled).float().numpy()
+    return factors
+
+
+def _storage(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[tuple[int, ...], np.dtype[Any], gguf.GGMLQuantizationType | None]:
+    """Shape, dtype and kind of the array that :func:`_array` makes. Vectors stay float32: llama.cpp adds in it."""
+    if len(shape) == 1 or dtype == torch.float32:
+        return shape, np.dtype(np.float32), None
+    if dtype == torch.float16:
+        return shape, np.dtype(np.float16), None
+    return (*shape[:-1], 2 * shape[-1]), np.dtype(np.uint8), gguf.GGMLQuantizationType.BF16
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Numpy has no bfloat16: such a matrix goes as bytes."""
+    if tensor.dim() == 1:
+        tensor = tensor.float()
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.contiguous().view(torch.uint8)
+    array: np.ndarray[Any, Any] = tensor.contiguous().numpy()
+    return array
+
+
+def _permuted(name: str, tensor: Tensor, config: Any) -> Tensor:
+    """Rotary dimensions in llama.cpp's order: pairs side by side, not one half after the other."""
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    if heads is None:
+        return tensor
+    halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
+    return halves.transpose(1, 2).reshape(tensor.shape)

@@ -1,0 +1,136 @@
+"""What a model is measured by: its loss, its distance from another, and its answers against the right ones."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from training.data.rendering import UNTRAINED, Example
+from training.judge.generate import Answer
+
+BATCH_TOKENS = 1024
+"""Tokens of a batch, padding included, whose logits are computed at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One model on the held-out rows; None where there was nothing to measure it on. Shares are 0 to 1."""
+
+    loss: float | None = None
+    """Nats, the mean over trained tokens."""
+    exact_match: float | None = None
+    """Answers equal to the right one, but for white space around them."""
+    stop_share: float | None = None
+    """Answers that ended by themselves, before the limit."""
+    json_validity: float | None = None
+    """Of the answers whose right one is a JSON object or array, those that are JSON, too."""
+    json_equality: float | None = None
+    """Of the same, those with the same keys and values."""
+
+
+@torch.inference_mode()
+def mean_loss(model: Any, examples: Sequence[Example]) -> float:
+    """Cross entropy in nats, the mean over all trained tokens."""
+    total, count = 0.0, 0
+    for batch in _batches(examples):
+        log_probs, labels = _log_probs(model, batch)
+        total -= log_probs.gather(1, labels[:, None]).sum(dtype=torch.float64).item()
+        count += len(labels)
+    return total / count
+
+
+@torch.inference_mode()
+def mean_kl(model: Any, examples: Sequence[Example]) -> float:
+    """KL(adapter || base) in nats, the mean over all trained tokens; ``model`` is a PEFT model."""
+    total, count = 0.0, 0
+    for batch in _batches(examples):
+        adapted, labels = _log_probs(model, batch)
+        with model.disable_adapter():
+            plain, _ = _log_probs(model, batch)
+        # Rounding can make a KL of nothing negative; NaN stays NaN.
+        kl = (adapted.exp() * (adapted - plain)).sum(-1).clamp(min=0)
+        total += kl.sum(dtype=torch.float64).item()
+        count += len(labels)
+    return total / count
+
+
+def score_answers(examples: Sequence[Example], answers: Sequence[Answer], texts: Sequence[str]) -> Scores:
+    """All but the loss; ``texts`` are the answers decoded."""
+    said = [text.strip() for text in texts]
+    right = [example.answer.strip() for example in examples]
+    pairs = [
+        (wanted, parse_json(text)) for text, answer in zip(said, right, strict=True) if (wanted := parse_json(answer))
+    ]
+    return Scores(
+        exact_match=_share(text == answer for text, answer in zip(said, right, strict=True)),
+        stop_share=_share(answer.ended for answer in answers),
+        json_validity=_share(found is not None for _, found in pairs) if pairs else None,
+        json_equality=_share(found == wanted for wanted, found in pairs) if pairs else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A JSON object or array. Each number in it is a tuple of one: to Python ``1 == True``."""
+
+    value: dict[str, Any] | list[Any]
+
+
+def parse_json(text: str) -> Parsed | None:
+    """What ``text`` says, where all of it is a JSON object or array. A bare number or word is no structured answer."""
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_int=_integer, parse_float=_real)
+    except (ValueError, RecursionError):
+        return None
+    return Parsed(value) if isinstance(value, dict | list) else None
+
+
+def _integer(digits: str) -> tuple[int]:
+    return (int(digits),)
+
+
+def _real(digits: str) -> tuple[float]:
+    return (float(digits),)
+
+
+def _refuse(word: str) -> NoReturn:
+    """Python's reader takes NaN and Infinity, which JSON does not have."""
+    raise ValueError(f"{word} is no JSON")
+
+
+def _share(hits: Iterable[bool]) -> float:
+    found = list(hits)
+    return sum(found) / len(found)
+
+
+def _batches(examples: Sequence[Example]) -> Iterator[list[Example]]:
+    """Rows of like length together, in no more than BATCH_TOKENS, or one row."""
+    batch: list[Example] = []
+    for example in sorted(examples, key=lambda example: len(example.input_ids)):
+        if batch and (len(batch) + 1) * len(example.input_ids) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(example)
+    if batch:
+        yield batch
+
+
+def _log_probs(model: Any, batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """(float32 [trained tokens, vocabulary] at the place before each, int64 [trained tokens] the tokens)."""
+    longest = len(batch[-1].input_ids)
+    lengths = [len(example.input_ids) for example in batch]
+    pads = [longest - length for length in lengths]
+    ids = torch.tensor([example.input_ids + [0] * pad for example, pad in zip(batch, pads, strict=True)])
+    labels = torch.tensor([example.labels + [UNTRAINED] * pad for example, pad in zip(batch, pads, strict=True)])
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    wanted = labels[:, 1:] != UNTRAINED
+    # Only these columns go through the output layer, which is most of a small model.
+    columns = wanted.any(0).nonzero()[:, 0]
+    device = model.device
+    output = model(input_ids=ids.to(device), attention_mask=mask.to(device), logits_to_keep=columns.to(device))
+    here = wanted[:, columns]
+    logits = output.logits[here.to(device)].float()
+    return logits.log_softmax(-1), labels[:, 1:][:, columns][here].to(device)

@@ -1,0 +1,130 @@
+"""The adapted linear layers of a run, several over one input at once, with their backward written by hand.
+
+PEFT's forward is the reference: it adds to the base's product ``scale * dropout(x) A^T B^T``, in float32 and with some
+twenty small operations for each layer, which on a CPU cost more than the products do. Here everything is computed in
+the base's dtype, as under autocast; A, B, their gradients and the optimizer stay float32.
+
+Layers over one input share its dropout mask, where PEFT draws one for each, and the gradient of that input.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from training.model.dropout import kept_bits, kept_scale, mask_, masked
+
+Weight = Callable[[], Tensor]
+"""Gives a base layer's weight [out, in], in the dtype it is computed in."""
+
+
+@dataclass(frozen=True)
+class AdaptedLinear:
+    """One of PEFT's layers, and what it is computed from."""
+
+    layer: Any
+    """PEFT's, with one plain adapter."""
+    weight: Weight
+    dtype: torch.dtype
+    """Of the weight, and of what is computed."""
+    bias: Tensor | None
+    down: Tensor
+    """A: float32 [rank, in]."""
+    up: Tensor
+    """B: float32 [out, rank]."""
+    scale: float
+
+
+class LinearGroup:
+    """Layers of one module that get the same input: the first to be called computes for all."""
+
+    def __init__(self, members: Sequence[AdaptedLinear], dropout: float) -> None:
+        self.members = members
+        self._dropout = dropout
+        self._input: Tensor | None = None
+        self._outputs: dict[int, Tensor] = {}
+
+    def forward_of(self, number: int) -> Callable[..., Tensor]:
+        """The forward of one member: ``x`` [..., in] -> [..., out]. Where its adapter is off, PEFT's own."""
+        layer = self.members[number].layer
+
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if args or kwargs or layer.disable_adapters or layer.merged:
+                own: Tensor = type(layer).forward(layer, x, *args, **kwargs)
+                return own
+            return self._take(number, x)
+
+        return forward
+
+    def _take(self, number: int, x: Tensor) -> Tensor:
+        if self._input is not x or number not in self._outputs:
+            self._input, self._outputs = x, dict(enumerate(self.compute(x)))
+        output = self._outputs.pop(number)
+        if not self._outputs:
+            self._input = None
+        return output
+
+    def compute(self, given: Tensor) -> tuple[Tensor, ...]:
+        """Every member's output for ``given`` [..., in], in its dtype."""
+        x = given.to(self.members[0].dtype)
+        training = self._dropout and self.members[0].layer.training
+        kept = kept_bits(self._dropout, x) if training else None
+        scale = kept_scale(self._dropout) if training else 1.0
+        factors = [factor for member in self.members for factor in (member.down, member.up)]
+        outputs = _Products.apply(x, kept, scale, self.members, *factors)
+        return tuple(output.to(given.dtype) for output in outputs)
+
+
+class _Products(torch.autograd.Function):
+    """(x, kept bits of x or None, scale of what is kept, members, A, B, A, B, ...) -> each member's output."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, kept: Tensor | None, kept_scale: float, members: Sequence[AdaptedLinear], *factors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.members, ctx.scales = members, [member.scale * kept_scale for member in members]
+        flat = x.reshape(-1, x.shape[-1])
+        bits = None if kept is None else kept.view_as(flat)
+        downs = torch.cat(factors[::2]).to(x.dtype)
+        ups = [(up * scale).to(x.dtype) for up, scale in zip(factors[1::2], ctx.scales, strict=True)]
+        hidden = torch.mm(masked(flat, bits), downs.t())
+        outputs = []
+        for member, up, part in zip(members, ups, hidden.split(_ranks(members), 1), strict=True):
+            output = _base_product(member, flat).addmm_(part, up.t())
+            outputs.append(output.view(*x.shape[:-1], -1))
+        ctx.save_for_backward(flat, bits, downs, hidden, *ups)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        flat, bits, downs, hidden, *ups = ctx.saved_tensors
+        of_hidden = torch.empty_like(hidden)
+        ranks = _ranks(ctx.members)
+        grouped = zip(ctx.members, ups, ctx.scales, hidden.split(ranks, 1), of_hidden.split(ranks, 1), strict=True)
+        flattened = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
+        of_ups = []
+        for (member, up, scale, part, of_part), rows in zip(grouped, flattened, strict=True):
+            torch.mm(rows, up, out=of_part)
+            of_ups.append(torch.mm(rows.t(), part).to(member.up.dtype).mul_(scale))
+        of_downs = torch.mm(of_hidden.t(), masked(flat, bits)).to(ctx.members[0].down.dtype).split(ranks)
+        of_x: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            of_x = mask_(torch.mm(of_hidden, downs), bits)
+            for member, rows in zip(ctx.members, flattened, strict=True):
+                of_x.addmm_(rows, member.weight())
+            of_x = of_x.view(*gradients[0].shape[:-1], -1)
+        factors = [factor for pair in zip(of_downs, of_ups, strict=True) for factor in pair]
+        return of_x, None, None, None, *factors
+
+
+def _ranks(members: Sequence[AdaptedLinear]) -> list[int]:
+    return [member.down.shape[0] for member in members]
+
+
+def _base_product(member: AdaptedLinear, x: Tensor) -> Tensor:
+    weight = member.weight().t()
+    return torch.mm(x, weight) if member.bias is None else torch.addmm(member.bias, x, weight)

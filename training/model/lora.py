@@ -1,0 +1,184 @@
+"""What is trained: PEFT's config, and which servers would refuse its result."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import set_seed
+
+from adapters.errors import AdapterRejected
+from adapters.format.peft_config import ALL_LINEAR, check_fields, read_config
+from adapters.format.spec import BaseLayout
+from bases.base import Base
+from bases.errors import ConfigError
+from training.model.dropout import Dropout
+from training.run.library_logging import quiet
+from training.settings import TrainSettings
+
+ATTENTION = ("attn", "attention")
+"""One of these is part of the name of what holds an attention's layers."""
+QV = ("q_proj", "v_proj", "query", "value")
+FUSED_QV = ("qkv_proj", "query_key_value", "Wqkv")
+"""Where query, key and value are one layer."""
+MAX_SERVED_RANK = 256
+"""The largest ``--max-rank`` of this server."""
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Values of vLLM's ``--max-lora-rank`` (0.32)."""
+VLLM_DEFAULT_RANK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a server will make of the adapter, known before it is trained."""
+
+    level: Literal["refused", "note"]
+    server: Literal["manylora", "vllm"]
+    message: str
+
+
+def lora_config(settings: TrainSettings, base: Base) -> LoraConfig:
+    """PEFT's config of the adapter. Raises ConfigError for a target that the base does not have."""
+    alpha = settings.lora_alpha
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.r,
+        lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]  # PEFT takes fractions, too
+        lora_dropout=settings.dropout,
+        target_modules=_shortest_names(_targets(settings.targets, base.layout), base.layout),
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
+    )
+
+
+@contextmanager
+def adapted(settings: TrainSettings, base: Base) -> Iterator[PeftModel]:
+    """The base with a new adapter to train, drawn from the seed; afterwards the base is as it was."""
+    set_seed(settings.seed)
+    uses_cache = base.model.config.use_cache
+    with quiet():
+        model = get_peft_model(base.model, lora_config(settings, base))
+    # PEFT writes where the model was loaded from: a folder that means nothing on another machine.
+    model.peft_config["default"].base_model_name_or_path = base.name
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Dropout and ".lora_dropout." in name:
+            model.set_submodule(name, Dropout(module.p))
+    try:
+        yield model
+    finally:
+        model.unload()
+        base.model.activation_checkpointing_disable()
+        base.model.eval().requires_grad_(False)
+        base.model.config.use_cache = uses_cache
+
+
+def target_shapes(settings: TrainSettings, base: Base) -> dict[str, tuple[int, int]]:
+    """Layer -> (in_features, out_features) of everything that gets an adapter; an embedding's are (width, rows)."""
+    layers = _targets(settings.targets, base.layout)
+    return {layer: base.layout.linears.get(layer) or _shape(base.model.get_submodule(layer)) for layer in layers}
+
+
+def count_parameters(settings: TrainSettings, base: Base) -> int:
+    """Numbers that are trained."""
+    shapes = target_shapes(settings, base).values()
+    return sum(settings.r * (inputs + outputs) + settings.dora * outputs for inputs, outputs in shapes)
+
+
+def lint(settings: TrainSettings, base: Base) -> list[Finding]:
+    """What this server and vLLM will say of the adapter, refusals first. Raises ConfigError as lora_config does."""
+    refused = [Finding("refused", "manylora", reason) for reason in _refused_here(settings, base)]
+    refused += [Finding("refused", "vllm", reason) for reason in _refused_by_vllm(settings)]
+    if not refused and settings.r > VLLM_DEFAULT_RANK:
+        rank = next(rank for rank in VLLM_RANKS if rank >= settings.r)
+        return [Finding("note", "vllm", f"start it with --max-lora-rank {rank}")]
+    return refused
+
+
+def check_findings(settings: TrainSettings, findings: Iterable[Finding]) -> None:
+    """Raises ConfigError where the run would end at a server's refusal, or any refusal is to be taken for an error."""
+    for finding in findings:
+        needed = finding.server == "manylora" and settings.publish is not None
+        if finding.level == "refused" and (needed or settings.lint == "strict"):
+            option = "--publish" if needed else "--lint strict"
+            raise ConfigError(f"{option}: {finding.server} will refuse this adapter: {finding.message}")
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    outputs, inputs = weight.shape
+    return inputs, outputs
+
+
+def _targets(wanted: str, layout: BaseLayout) -> list[str]:
+    """Full names of the layers that ``--targets`` means, in the base's order."""
+    names = list(layout.linears)
+    match wanted:
+        case "all-linear":
+            chosen = names
+        case "attention":
+            chosen = [name for name in names if any(part in name.rpartition(".")[0] for part in ATTENTION)]
+        case "qv":
+            chosen = [name for name in names if _leaf(name) in QV] or [n for n in names if _leaf(n) in FUSED_QV]
+        case _:
+            return _named([word.strip() for word in wanted.split(",")], layout)
+    if not chosen:
+        raise ConfigError(f"--targets {wanted}: no layer of this base is known to be that; {_there_is(layout)}")
+    return chosen
+
+
+def _named(words: Sequence[str], layout: BaseLayout) -> list[str]:
+    """Layers by their full names, or by endings at a dot."""
+    names = [*layout.linears, *layout.unserved]
+    for word in words:
+        if not any(_ends(name, word) for name in names):
+            raise ConfigError(f"--targets: this base has no layer {word!r}; {_there_is(layout)}")
+    return [name for name in names if any(_ends(name, word) for word in words)]
+
+
+def _shortest_names(layers: Sequence[str], layout: BaseLayout) -> list[str]:
+    """The last parts of the names, which is what other servers know; whole names where those would mean more."""
+    leaves = sorted({_leaf(layer) for layer in layers})
+    meant = {name for name in (*layout.linears, *layout.unserved) if _leaf(name) in leaves}
+    return leaves if meant == set(layers) else list(layers)
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _ends(name: str, ending: str) -> bool:
+    return bool(ending) and f".{name}".endswith(f".{ending}")
+
+
+def _there_is(layout: BaseLayout) -> str:
+    return f"there is {ALL_LINEAR}, attention, qv, and {', '.join(sorted({_leaf(name) for name in layout.linears}))}"
+
+
+def _refused_here(settings: TrainSettings, base: Base) -> list[str]:
+    """By the very rules that registration applies."""
+    reasons = []
+    if settings.r > MAX_SERVED_RANK:
+        reasons.append(f"it has rank {settings.r}; 1 to {MAX_SERVED_RANK} are served")
+    with TemporaryDirectory() as folder:
+        lora_config(settings, base).save_pretrained(folder)
+        try:
+            config = read_config(Path(folder))
+            check_fields(config.unknown)
+            config.targets(base.layout)
+        except AdapterRejected as error:
+            reasons.append(error.reason)
+    return reasons
+
+
+def _refused_by_vllm(settings: TrainSettings) -> list[str]:
+    reasons = []
+    if settings.r > VLLM_RANKS[-1]:
+        reasons.append(f"it has rank {settings.r}; up to {VLLM_RANKS[-1]} are served")
+    if settings.dora:
+        reasons.append("DoRA is not served")
+    return reasons

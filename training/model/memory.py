@@ -1,0 +1,174 @@
+"""How much memory a run will take, from the real model, the real rows and the settings, before it starts."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from bases import machine
+from bases.base import Base
+from bases.errors import ConfigError
+from bases.nf4 import Linear4bit
+from training.data.batches import make_rows
+from training.data.dataset import Dataset
+from training.data.packing import Packed
+from training.data.rendering import UNTRAINED
+from training.model.lora import count_parameters, target_shapes
+from training.model.lora_patch import group_of
+from training.settings import TrainSettings
+
+TIGHT = 0.8
+"""Share of the free memory above which it is told."""
+WORKSPACE = 150 * 2**20
+"""Bytes that the libraries take for themselves once a run begins."""
+SURE = 0.6
+"""Of an estimate: what is over the free memory even so cannot fit. Estimates for the demo model were right within a
+third."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes at the peak of a run."""
+
+    base: int
+    """The frozen model; it is in memory already."""
+    adapter: int
+    """Weights, gradients and the two moments of AdamW."""
+    unpacked: int
+    """The 4-bit layers' weights, dequantised once for the whole run; 0 where they would not fit well."""
+    activations: int
+    """What the backward pass needs of the largest batch, and one layer unpacked where they are not all."""
+    logits: int
+    """Of the largest batch's trained positions, with their gradients."""
+    checkpointing: bool
+    """Whether activations are recomputed instead of kept: as set, or where they would not fit well."""
+    free: int
+    """What there is for all but the base."""
+
+    @property
+    def more(self) -> int:
+        """On top of the base."""
+        return self.adapter + self.unpacked + self.activations + self.logits + WORKSPACE
+
+    def __str__(self) -> str:
+        parts = {
+            "base": self.base,
+            "adapter and optimizer": self.adapter,
+            **({"unpacked weights": self.unpacked} if self.unpacked else {}),
+            "activations (recomputed)" if self.checkpointing else "activations": self.activations,
+            "logits": self.logits,
+        }
+        listed = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items())
+        tight = " (this is tight)" if self.more > TIGHT * self.free else ""
+        return f"memory: {listed}; {_gib(self.free)} free for what is not the base{tight}"
+
+
+def estimate(settings: TrainSettings, base: Base, dataset: Dataset) -> Estimate:
+    """At the longest batch that can come together."""
+    rows = make_rows([*dataset.train, *dataset.evaluation], dataset.max_length, settings.packing, settings.seed)
+    longest = sorted((len(row.input_ids) for row in rows), reverse=True)[: settings.batch_size]
+    trained = sorted((_trained(row) for row in rows), reverse=True)[: settings.batch_size]
+    tokens = len(longest) * longest[0]
+    found = Estimate(
+        base=sum(tensor.nbytes for tensor in (*base.model.parameters(), *base.model.buffers())),
+        adapter=count_parameters(settings, base) * _bytes_a_parameter(settings, base),
+        unpacked=0,
+        activations=_activations(settings, base, tokens) + _largest_layer(base),
+        logits=_logits(base, sum(trained)),
+        checkpointing=False,
+        free=machine.free_memory(base.device),
+    )
+    wanted = settings.gradient_checkpointing
+    if wanted or (wanted is None and found.more > TIGHT * found.free):
+        found = replace(
+            found, activations=_recomputed(settings, base, tokens) + _largest_layer(base), checkpointing=True
+        )
+    unpacked = replace(found, unpacked=_unpacked(base), activations=found.activations - _largest_layer(base))
+    return unpacked if unpacked.unpacked and unpacked.more <= TIGHT * unpacked.free else found
+
+
+def check_memory(need: Estimate, device: torch.device) -> None:
+    """Raises ConfigError where the run cannot fit on ``device``, even if the estimate is too high."""
+    if need.more * SURE > need.free:
+        advice = "a smaller --batch-size with --accumulation, or a smaller --max-length"
+        raise ConfigError(
+            f"the run needs about {_gib(need.more)} beside the base, and {_gib(need.free)} of {device.type} memory "
+            f"are free; try {advice}"
+        )
+
+
+def _trained(row: Packed) -> int:
+    return len(row.labels) - row.labels.count(UNTRAINED)
+
+
+def _bytes_a_parameter(settings: TrainSettings, base: Base) -> int:
+    """float32 weight and gradient, and moments of 4 bytes each, or 1."""
+    eight_bit = settings.optimizer == "paged_adamw_8bit" or (
+        settings.optimizer == "auto" and base.device.type == "cuda"
+    )
+    return 4 + 4 + (2 if eight_bit else 8)
+
+
+def _activations(settings: TrainSettings, base: Base, tokens: int) -> int:
+    """Kept by the forward for the backward.
+
+    A frozen layer keeps nothing for itself; attention, activation function and norms keep about as much as goes in and
+    out of the linear layers, and the norms' float32 input.
+    """
+    linears = base.dtype.itemsize * sum(sum(shape) for shape in base.layout.linears.values())
+    norms = 2 * 4 * _width(base) * _layers(base)
+    return tokens * (linears + norms + (_peft_s if settings.dora else _adapters)(settings, base))
+
+
+def _adapters(settings: TrainSettings, base: Base) -> int:
+    """A token's: the input of siblings and the bits of its dropout, once, and each one's product with A."""
+    shapes = target_shapes(settings, base)
+    inputs = {group_of(name): inputs for name, (inputs, _) in shapes.items()}
+    kept = (2 if settings.dropout else 1) * sum(inputs.values())
+    return base.dtype.itemsize * (kept + settings.r * len(shapes))
+
+
+def _peft_s(settings: TrainSettings, base: Base) -> int:
+    """A token's where PEFT computes: each layer's input in float32, the mask of its dropout, and the product with A."""
+    mask = 1 if settings.dropout else 0
+    return sum((4 + mask) * inputs + 4 * settings.r for inputs, _ in target_shapes(settings, base).values())
+
+
+def _recomputed(settings: TrainSettings, base: Base, tokens: int) -> int:
+    """What goes in to each layer, and all of one layer's."""
+    between = tokens * base.dtype.itemsize * _width(base) * _layers(base)
+    return between + _activations(settings, base, tokens) // _layers(base)
+
+
+def _width(base: Base) -> int:
+    return int(base.model.config.hidden_size)
+
+
+def _layers(base: Base) -> int:
+    return int(base.model.config.num_hidden_layers)
+
+
+def _largest_layer(base: Base) -> int:
+    """A quantised layer's weights are unpacked while it is computed."""
+    return base.dtype.itemsize * max(inputs * outputs for inputs, outputs in base.layout.linears.values())
+
+
+def _unpacked(base: Base) -> int:
+    """All 4-bit layers; on CPUs alone, where unpacking takes as long as computing does."""
+    if base.device.type != "cpu":
+        return 0
+    layers = (base.model.get_submodule(name) for name in base.layout.linears)
+    sizes = (base.layout.linears[name] for name in base.layout.linears)
+    return base.dtype.itemsize * sum(
+        inputs * outputs
+        for layer, (inputs, outputs) in zip(layers, sizes, strict=True)
+        if isinstance(layer, Linear4bit)
+    )
+
+
+def _logits(base: Base, trained: int) -> int:
+    """In the base's dtype and in float32, their softmax, and the gradients of both."""
+    return trained * int(base.model.config.vocab_size) * (2 * base.dtype.itemsize + 3 * 4)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

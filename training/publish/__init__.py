@@ -1,0 +1,1 @@
+"""What goes with an adapter, and to a server."""

@@ -1,0 +1,251 @@
+"""The model card (README.md), its plot, and what else goes into an adapter's folder for people to read."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from bases.model_source import DEMO, DEMO_ORIGIN
+from training.data.rendering import Example
+from training.data.report import printable
+from training.judge.judge import Judgement, Sample, percent
+from training.publish.call import Call, curl, typical
+from training.publish.manifest import write_manifest
+from training.publish.snippet import snippet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CARD = "README.md"
+PLOT = "loss.png"
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Travels with the adapter where it was not trained with the base's own."""
+
+ADDRESS = '"${MANYLORA_URL:-http://127.0.0.1:8000}"'
+"""The server in the card's commands: the one that ``manylora adapters`` talks to."""
+TWO_LOSSES = (
+    "The held-out losses that training showed are of the same rows, each of the adapter at its step, with the "
+    "trainer's own kernels. The one here is of the adapter as it was saved, loaded as a server loads it. It differs "
+    "from the last that training showed by rounding, or because --early-stopping kept an earlier step."
+)
+"""Said wherever the judgement's loss stands."""
+THRESHOLDS = ("max_loss_ratio", "min_exact_match", "min_stop_share", "min_json_validity", "max_divergence")
+"""Settings that say what is good enough."""
+
+History = Sequence[Mapping[str, Any]]
+"""Lines of transformers' log: ``step``, with ``loss`` and ``learning_rate`` or with ``eval_loss``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How the adapter is asked, for people to try."""
+
+    model: str
+    """``--model`` it was trained with."""
+    eos_token_ids: list[int]
+    """Tokens at which an answer ends."""
+    call: Call
+    """What asks it one of its rows."""
+
+
+def write_card(
+    folder: Path,
+    name: str,
+    manifest: Mapping[str, Any],
+    judgement: Judgement,
+    history: History,
+    template: str | None,
+    use: Use,
+) -> None:
+    """Everything beside PEFT's own files; the manifest last, so that where it is, all is."""
+    if template is not None:
+        (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+    # Without the version of the library that drew it.
+    plot(history).savefig(folder / PLOT, dpi=100, metadata={"Software": None})
+    (folder / CARD).write_text(card(name, manifest, judgement, use), encoding="utf-8")
+    write_manifest(dict(manifest), folder)
+
+
+def card(name: str, manifest: Mapping[str, Any], judgement: Judgement, use: Use, today: str | None = None) -> str:
+    """The model card in Markdown, with the front matter that model hubs read. ``today`` is UTC's date by default."""
+    today = today or datetime.now(UTC).date().isoformat()
+    header = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True)
+    sample = shown(judgement)
+    parts = [
+        f"---\n{header}---",
+        f"# {name}",
+        f"A LoRA adapter for `{manifest['base']['name']}`, trained with manylora on {today}.",
+        "## Judgement",
+        *_judgement(judgement, manifest["settings"]),
+        *(["## A held-out row", _fenced("text", "\n".join(transcript(sample)))] if sample else []),
+        "## Use",
+        *_use(name, manifest, use),
+        "## Data",
+        *_data(manifest["data"]),
+        "## Training",
+        _training(manifest),
+        f"![training and validation loss]({PLOT})",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def shown(judgement: Judgement) -> Sample | None:
+    """The held-out row that people get to see; None where none was answered."""
+    example = typical(sample.example for sample in judgement.samples)
+    return next((sample for sample in judgement.samples if sample.example is example), None)
+
+
+def transcript(sample: Sample) -> list[str]:
+    """The row whole: what was asked, what was wanted, and what both said; further lines of a text are indented."""
+    said = [*_asked(sample.example), ("wanted", sample.example.answer), ("base", sample.base)]
+    lines = [f"{Path(sample.example.source).name}"]
+    for who, text in [*said, ("adapter", sample.adapter)]:
+        first, *more = printable(text).split("\n")
+        lines += [f"  {who:10}{first}".rstrip(), *(f"  {'':10}{line}".rstrip() for line in more)]
+    return lines
+
+
+def _asked(example: Example) -> Iterator[tuple[str, str]]:
+    row = example.row
+    if row is None or not row.turns:
+        yield "prompt", (row and row.prompt) or ""
+        return
+    if row.tools:
+        yield "tools", ", ".join(str(tool.get("function", tool).get("name")) for tool in row.tools)
+    for turn in row.turns[:-1]:
+        calls = f"{turn.content} {turn.more['tool_calls']}" if "tool_calls" in turn.more else turn.content
+        yield turn.role, calls.strip()
+
+
+def comparison(judgement: Judgement) -> list[tuple[str, str, str]]:
+    """(what, base, adapter) of everything that was measured, for people."""
+    rows = [("held-out loss, as saved", _number(judgement.base.loss), _number(judgement.adapter.loss))]
+    for what, field in (
+        ("exact match", "exact_match"),
+        ("ends by itself", "stop_share"),
+        ("JSON that parses", "json_validity"),
+        ("JSON that is equal", "json_equality"),
+    ):
+        found = [getattr(scores, field) for scores in (judgement.base, judgement.adapter)]
+        if found != [None, None]:
+            rows.append((what, percent(found[0]), percent(found[1])))
+    rows.append(("KL from the base, general prompts", "0", _number(judgement.divergence)))
+    return rows
+
+
+def plot(history: History) -> "Figure":
+    """The loss on training and, where there are any, held-out rows, and the learning rate, by step."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    losses, rates = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+    for key, label in (("loss", "training, each step"), ("eval_loss", "held-out rows")):
+        steps, values = _curve(history, key)
+        if steps:
+            losses.plot(steps, values, label=label, marker="o" if len(steps) < 20 else None)
+    rates.plot(*_curve(history, "learning_rate"), color="tab:gray")
+    losses.set_ylabel("loss, nats a token")
+    rates.set_ylabel("learning rate")
+    rates.set_xlabel("step")
+    for axes in (losses, rates):
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    rates.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # Above the plot: inside, it lies over curves.
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _curve(history: History, key: str) -> tuple[list[int], list[float]]:
+    points = [(line["step"], line[key]) for line in history if key in line]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _front_matter(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    evaluation = manifest["evaluation"]
+    measured = {name: round(value, 4) for name, value in evaluation["adapter"].items() if value is not None}
+    divergence = evaluation["divergence"]
+    model = manifest["base"]["model"]
+    return {
+        # A hub would make a link of it, so a file or folder of the machine it was trained on is left out.
+        **({"base_model": DEMO_ORIGIN if model == DEMO else model} if model else {}),
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "manylora"],
+        "metrics": sorted(measured),
+        "manylora": {
+            "base_fingerprint": manifest["base_fingerprint"],
+            "data_sha256": manifest["data"]["sha256"],
+            "results": measured | {"divergence": divergence and round(divergence, 6), "passed": evaluation["passed"]},
+        },
+    }
+
+
+def _judgement(judgement: Judgement, settings: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"On {judgement.rows} held-out rows, {judgement.answered} of them answered greedily; forgetting on "
+        f"{judgement.general} general prompts."
+    )
+    yield _table(("", "base", "adapter"), comparison(judgement))
+    yield f"{TWO_LOSSES} KL says how far its answers to general prompts moved from the base's: near 0, hardly."
+    if judgement.passed:
+        asked = [f"`{key}` {settings[key]:g}" for key in THRESHOLDS if settings.get(key) is not None]
+        yield f"It reaches every threshold that was set: {', '.join(asked)}." if asked else "No threshold was set."
+    else:
+        yield "**It was not good enough:**\n\n" + "\n".join(f"- {failure}" for failure in judgement.failures)
+
+
+def _use(name: str, manifest: Mapping[str, Any], use: Use) -> Iterator[str]:
+    why = f" It is asked by token ids, for {use.call.reason}." if use.call.reason else ""
+    yield (
+        "What it was trained with comes with the question: the same system prompt, where there is one. A server of the "
+        f"same base (`base_fingerprint` in `manylora.json`) takes this folder, and is asked the row above.{why}"
+    )
+    yield _fenced("sh", f"manylora adapters push . --name {name}\n{curl(ADDRESS, name, use.call)}")
+    on_disk = "" if manifest["base"]["model"] else " (a path of the machine it was trained on: put in yours)"
+    yield (
+        f"Without a server, with transformers and PEFT, in this folder{on_disk}. Its sums are rounded otherwise than a "
+        "server's, which may tip an answer that was a close call:"
+    )
+    yield _fenced("python", snippet(use.model, manifest["quantization"], use.eos_token_ids, use.call))
+
+
+def _fenced(language: str, text: str) -> str:
+    """A block that no run of backticks in ``text`` ends."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _data(data: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"{data['train']:,} rows to train on, {data['evaluation']:,} held out; {data['tokens']:,} tokens, "
+        f"{data['trained_tokens']:,} of them trained; the longest row has {data['longest']:,}. SHA-256 of the rows as "
+        f"tokens: `{data['sha256']}`."
+    )
+    files = [(row["file"], row["format"], f"{row['rows']:,}") for row in data["files"]]
+    yield _table(("file", "format", "rows"), files)
+    if data["left_out"]:
+        yield "Left out: " + ", ".join(f"{count:,} {reason}" for reason, count in data["left_out"].items()) + "."
+
+
+def _training(manifest: Mapping[str, Any]) -> str:
+    """Every setting, so that it can be done again."""
+    settings = {key: value for key, value in manifest["settings"].items() if value is not None}
+    quantization = ", ".join(f"{key} {value}" for key, value in manifest["quantization"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items() if number)
+    return f"Base: {quantization}. With {versions}.\n\n```yaml\n{yaml.safe_dump(settings, allow_unicode=True)}```"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

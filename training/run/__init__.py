@@ -1,0 +1,1 @@
+"""A training run, from its command to its last checkpoint."""
