@@ -306,7 +306,8 @@ def test_a_missing_extra_is_named_at_once() -> None:
 
 
 def test_importing_loads_no_client() -> None:
-    script = "import sys, adapters.store.remote_store; print({'fsspec', 's3fs', 'botocore', 'aiohttp'} & sys.modules.keys())"
+    clients = "{'fsspec', 's3fs', 'botocore', 'aiohttp'}"
+    script = f"import sys, adapters.store.remote_store; print({clients} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "set()\n"
 
