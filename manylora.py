@@ -1,129 +1,125 @@
-"""The front door: one command line. Each command imports its own part, so that help is instant.
+"""The command line: ``manylora COMMAND``. A command is imported when it is named, so that help is instant.
 
-What is imported up here is imported before Ctrl-C is silent: as little as can be.
+Import as little as possible at the top: until :func:`main` runs, Ctrl-C is not silent.
 """
 
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from bases import interrupts
 
-USAGE = """\
-usage: manylora COMMAND [OPTIONS]
+if TYPE_CHECKING:
+    import typer
 
-  serve     serve a base model and its adapters over HTTP
-  doctor    what this machine can do, and what would go wrong
-  adapters  list, push, activate and remove the adapters of a running server
-  train     make an adapter from a file of examples, judge it, publish it
-  export    write a base and an adapter as plain weights
-  bench     measure a running server, of this kind or another, over HTTP
+HELP = """\
+Serve many LoRA adapters from one frozen 4-bit base model.
 
-`manylora COMMAND --help` lists the options. Those of serve and doctor may also stand in the environment, e.g.
-MANYLORA_PORT=8001, and the server that adapters talks to in MANYLORA_URL, with its key in MANYLORA_API_KEY.
+"manylora COMMAND --help" lists the options of a command.
 """
+COMMANDS = {
+    "serve": ("server.api.commands", "Serve a base model and its adapters over HTTP."),
+    "doctor": ("server.api.commands", "Check this machine, and whether serve would start with the same options."),
+    "adapters": ("adapters.cli.commands", "List, push, activate and remove the adapters of a running server."),
+    "train": ("training.commands", "Train an adapter on a file of examples, judge it, publish it."),
+    "export": ("training.commands", "Write a base with an adapter as merged weights."),
+    "bench": ("loadtests.commands", "Measure a running server over HTTP."),
+}
+"""Command -> the module that has a typer app of that name, and its line in ``manylora --help``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 1 for a failure, 2 for a bad option, 130 for Ctrl-C.
+    """Run one command. Return 0, 1 for a failure, 2 for a bad option, 130 for Ctrl-C, or the command's own status.
 
-    Without ``argv`` it is that of the process, whose Ctrl-C is silent from here to its end, and whose libraries draw
-    progress bars on a terminal only.
+    Without ``argv``, use the arguments of the process, make its Ctrl-C silent from here to its end, and let libraries
+    draw progress bars on a terminal only.
     """
     if argv is None:
         interrupts.end_silently()
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
-    from bases.errors import ConfigError, ManyloraError
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     from bases.openmp import SERVING, TRAINING, wait_briefly
 
-    words = list(sys.argv[1:] if argv is None else argv)
-    command, options = (words[0], words[1:]) if words else ("--help", [])
-    wait_briefly(TRAINING if command in {"train", "export"} else SERVING)
-    try:
-        match command:
-            case "serve":
-                return serve(options)
-            case "doctor":
-                return doctor(options)
-            case "adapters":
-                return adapters(options)
-            case "train":
-                return train(options)
-            case "export":
-                return export(options)
-            case "bench":
-                return bench(options)
-            case "-h" | "--help" | "help":
-                print(USAGE, end="")
-                return 0
-            case "-V" | "--version":
-                from importlib.metadata import version
+    wait_briefly(TRAINING if words[0] in {"train", "export"} else SERVING)
+    import typer
 
-                print(f"manylora {version('manylora')}")
-                return 0
-        raise ConfigError(f"there is no command {command!r}; see manylora --help")
+    from bases.command_line import usage_error
+    from bases.errors import ManyloraError
+
+    try:
+        status = build()(words, prog_name="manylora", standalone_mode=False)
     except ManyloraError as error:
-        for line in str(error).splitlines():
-            print(f"manylora: {line}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        return fail(error.terminal_lines(), error.exit_status)
+    except typer.TyperException as error:
+        return fail([usage_error(error)], 2)
+    except typer.Abort:
+        return fail(["stopped; nothing was changed"], 1)
     except KeyboardInterrupt:
         return interrupts.STATUS
+    return status if isinstance(status, int) else 0
 
 
-def serve(options: Sequence[str]) -> int:
-    """``manylora serve``: until it is told to stop."""
-    from server.config import read_settings
-
-    settings = read_settings(options)
-    from server.api.serve import serve as run
-
-    with interrupts.raised():
-        run(settings)
-    return 0
+def fail(lines: Sequence[str], status: int) -> int:
+    """Print an error, whose indented lines belong to the line above, and return the exit status."""
+    for line in lines:
+        print(line if line.startswith(" ") else f"manylora: {line}", file=sys.stderr)
+    return status
 
 
-def doctor(options: Sequence[str]) -> int:
-    """``manylora doctor``, with the options one would serve with; status 1 if something would go wrong."""
-    from server.config import read_settings
+def build() -> "typer.Typer":
+    """The typer app, whose commands have their help only until they are named."""
+    import typer
+    from typer.core import TyperGroup
 
-    settings = read_settings(options, command="doctor")
-    from server.doctor import examine
+    class Commands(TyperGroup):
+        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+            name, _, rest = super().resolve_command(ctx, args)
+            assert name is not None
+            module, _ = COMMANDS[name]
+            return name, typer.main.get_command(getattr(import_module(module), name)), rest
 
-    with interrupts.raised():
-        return 1 if examine(settings) else 0
+        def invoke(self, ctx: Any) -> Any:
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:  # typer would print an empty line
+                raise typer.Exit(interrupts.STATUS) from None
+
+    app = typer.Typer(
+        cls=Commands,
+        help=HELP,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for name, (_, text) in COMMANDS.items():
+        app.command(name, help=text)(lambda: None)
+
+    @app.callback()
+    def options(
+        version: bool = typer.Option(
+            False,
+            "--version",
+            "-V",
+            callback=_print_version,
+            is_eager=True,
+            metavar="",
+            help="Show the version and exit.",
+        ),
+    ) -> None:
+        pass
+
+    return app
 
 
-def adapters(options: Sequence[str]) -> int:
-    """``manylora adapters``, over HTTP."""
-    from adapters.cli.commands import run
+def _print_version(wanted: bool) -> None:
+    import typer
 
-    with interrupts.raised():
-        return run(options)
-
-
-def train(options: Sequence[str]) -> int:
-    """``manylora train``; status 3 where the adapter was not good enough to be published."""
-    from training.commands import run_train
-
-    with interrupts.raised(), interrupts.ends_raised():
-        return run_train(options)
-
-
-def export(options: Sequence[str]) -> int:
-    """``manylora export``."""
-    from training.commands import run_export
-
-    with interrupts.raised(), interrupts.ends_raised():
-        return run_export(options)
-
-
-def bench(options: Sequence[str]) -> int:
-    """``manylora bench``, also ``bench compare``."""
-    from loadtests.commands import run
-
-    with interrupts.raised():
-        return run(options)
+    if wanted:
+        print(f"manylora {version('manylora')}")
+        raise typer.Exit
 
 
 if __name__ == "__main__":

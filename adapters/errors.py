@@ -18,6 +18,8 @@ After any of them nothing has changed; but where the database was lost just as i
 RegistryUnavailable is raised although it may have been made.
 """
 
+from bases.errors import ManyloraError, one_line
+
 LONGEST_SHOWN = 160
 """Characters of a file's name that are told back."""
 
@@ -27,8 +29,12 @@ def shown(name: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in name[:LONGEST_SHOWN])
 
 
-class AdapterError(Exception):
+class AdapterError(ManyloraError):
     """Anything that is wrong with an adapter."""
+
+    def terminal_lines(self) -> list[str]:
+        """Return the message as one line: names in it come from archives and from other people."""
+        return [one_line(str(self))]
 
 
 class AdapterRejected(AdapterError):
@@ -51,6 +57,8 @@ class AdapterRejected(AdapterError):
 class AdapterNameError(AdapterError):
     """A name that no adapter can carry."""
 
+    exit_status = 2
+
 
 class SourceRefused(AdapterError):
     """An address that is not allowed, or that gave no adapter."""
@@ -58,6 +66,8 @@ class SourceRefused(AdapterError):
 
 class UnknownAdapter(AdapterError):
     """No adapter, version or alias goes by this name."""
+
+    exit_status = 2
 
     def __init__(self, name: str) -> None:
         self.name = name

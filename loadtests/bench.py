@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from bases.interrupts import ends_raised
 from loadtests import interrupts, plain
 from loadtests.drive.peers import PeerName, Target
 from loadtests.drive.progress import Display
@@ -50,7 +51,7 @@ class Bench:
         settings.supply(settings.adapter_folder)  # what is wrong with it is told before a server is started
         started = time.strftime(CLOCK, time.gmtime())
         with ExitStack() as stack:
-            stack.enter_context(interrupts.ends_as_ctrl_c())
+            stack.enter_context(ends_raised())
             url, folder = settings.address, settings.adapter_folder
             if settings.spawn:
                 folder = Path(stack.enter_context(TemporaryDirectory(prefix="loadtests-")))

@@ -6,29 +6,41 @@ Exit status 0; 1 where requests failed, a threshold was missed or the server cou
 
 import os
 import sys
-from collections.abc import Sequence
 
+import typer
 from rich.console import Console
 
+from bases import interrupts
+from bases.command_line import Given, command
 from loadtests.bench import Bench
 from loadtests.drive.progress import Display
-from loadtests.errors import BadOption, BenchError
+from loadtests.errors import BadOption
 from loadtests.report import table as report
 from loadtests.report.compare import compare
 from loadtests.report.record import Record, read_record, write_record
-from loadtests.settings import BenchSettings, CompareSettings, read_bench, read_compare
+from loadtests.settings import BenchSettings, CompareSettings, make_bench
 
 
-def run(words: Sequence[str]) -> int:
-    """From the words after ``manylora bench``; returns the exit status."""
-    try:
-        if words and words[0] == "compare":
-            return _compare(read_compare(words[1:]))
-        return _bench(read_bench(words))
-    except BenchError as error:
-        for line in str(error).splitlines():
-            print(f"manylora: {line}", file=sys.stderr)
-        return 2 if isinstance(error, BadOption) else 1
+def run_bench(given: Given) -> int:
+    """Measure. Returns 1 if requests failed or a threshold was missed."""
+    with interrupts.raised():
+        return _bench(make_bench(given))
+
+
+def run_compare(given: Given) -> int:
+    """Compare runs."""
+    with interrupts.raised():
+        return _compare(CompareSettings(**given))
+
+
+bench = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+bench.callback()(command(BenchSettings, run_bench, BenchSettings.__doc__ or ""))
+bench.command("compare")(command(CompareSettings, run_compare, CompareSettings.__doc__ or ""))
 
 
 def _bench(settings: BenchSettings) -> int:

@@ -1,34 +1,13 @@
-"""Ctrl-C, and SIGTERM and SIGHUP as if they were one: what was put on the server is taken away before the end."""
+"""Cancel an asyncio benchmark on Ctrl-C, SIGTERM or SIGHUP, so that it removes its adapters from the server first."""
 
 import asyncio
 import signal
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Coroutine
 from typing import TypeVar
 
 T = TypeVar("T")
 
-ENDS = (signal.SIGTERM, signal.SIGHUP)
-SIGNALS = (signal.SIGINT, *ENDS)
-
-
-@contextmanager
-def ends_as_ctrl_c() -> Iterator[None]:
-    """While it lasts; in the main thread. What is ignored, as SIGHUP under nohup, stays so."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {each: signal.getsignal(each) for each in ENDS}
-    for each, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(each, interrupt)
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(main: Coroutine[None, None, T]) -> T:

@@ -2,8 +2,7 @@
 
 import errno
 import json
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -71,31 +70,6 @@ def of_value(detail: Mapping[str, Any]) -> str:
         case "json_invalid":
             return "is not JSON"
     return str(detail["msg"])
-
-
-def of_arguments(message: str, options: Iterable[str]) -> str:
-    """What argparse says of a command line. No value of an option is told: it may be a key."""
-    what, _, rest = message.partition(": ")
-    match what:
-        case "unrecognized arguments":
-            return _unknown(rest, options)
-        case "the following arguments are required":
-            return f"{rest}: is needed; --help says what goes there"
-    option = what.removeprefix("argument ")
-    if rest.startswith("expected"):
-        return f"{option}: needs a value"
-    if rest.startswith("ignored explicit argument"):
-        return f"{option}: takes no value"
-    return message
-
-
-def _unknown(words: str, options: Iterable[str]) -> str:
-    first = next((word for word in words.split() if word.startswith("-")), None)
-    if first is None:
-        return f"{words.split()[0]!r} is no option; options begin with --"
-    name = first.partition("=")[0]
-    near = get_close_matches(name, options, n=1, cutoff=0.7)
-    return f"there is no option {name}; " + (f"do you mean {near[0]}?" if near else "--help lists those there are")
 
 
 def of_connection(error: BaseException) -> str:

@@ -1,23 +1,18 @@
 """The options of ``manylora bench``: one frozen object, and the workloads they amount to."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from aiohttp import encode_basic_auth
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    CliPositionalArg,
-    CliSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import SettingsConfigDict
 from yarl import URL
 
+from bases.command_line import Given, Options, parse
 from loadtests import plain
 from loadtests.bounds import (
     MOST_ADAPTERS,
@@ -50,114 +45,132 @@ SECRET = {"--url", "--api-key"}
 OF_ADAPTERS_MADE = ("ranks", "targets", "adapter_seed", "config", "adapter_folder")
 
 
-class _Options(BaseSettings):
-    """Options from the command line alone: a variable called URL or SEED was not meant for us."""
+class _Options(Options):
+    """Options whose messages show no secrets and no more than the start of a long value."""
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        validate_default=True,
-        cli_kebab_case=True,
-        cli_exit_on_error=False,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        cli_implicit_flags="toggle",
-    )
-
-    def __init__(self, **values: Any) -> None:
-        """From keyword arguments alone. Raises BadOption, one line per error."""
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            # The first of each option: that a list is empty follows from what was wrong in it.
-            lines = {detail["loc"][:1]: _line(dict(detail)) for detail in reversed(error.errors())}
-            raise BadOption("\n".join(reversed(lines.values()))) from None
+    model_config = SettingsConfigDict(validate_default=True)
+    error = BadOption
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
+    def error_line(cls, detail: ErrorDetails, places: Mapping[str, str]) -> str:
+        """One of pydantic's errors, as ``--count: must be at least 1 (got '0')``."""
+        message = plain.of_value(dict(detail))
+        if not detail["loc"]:
+            return message
+        where, value = cls.flag(str(detail["loc"][0])), detail["input"]
+        if where == "FILES":
+            return f"FILES: give two or more, as `manylora bench --json FILE` writes them (got {len(value)})"
+        return f"{where}: {message}" if where in SECRET else f"{where}: {message} (got {repr(value)[:SHOWN]})"
 
 
 class BenchSettings(_Options):
-    """Measures a server over HTTP: every mix of adapters under every kind of arrivals.
+    """Measure a server over HTTP: every mix of adapters under every kind of arrivals.
 
-    `manylora bench compare A.json B.json` lays runs side by side.
+    Adapters: ADAPTERS_FORMS.
+
+    Arrivals: ARRIVALS_FORMS.
+
+    Example: manylora bench --adapters base,zipf:1@64 --arrivals closed:16 --html run.html
     """
+
+    panels: ClassVar[Mapping[str, Sequence[str]]] = {
+        "Server": ("url", "spawn", "api_key", "peer", "base", "endpoint"),
+        "Adapters": (
+            "adapters", "count", "ranks", "targets", "adapter_seed", "config", "adapter_folder", "registered",
+        ),
+        "Requests": (
+            "arrivals", "prompt_tokens", "output_tokens", "shared_prefix", "trace", "requests", "requests_per_client",
+            "warm_up", "repeats", "seed", "timeout",
+        ),
+        "Results": ("json_file", "html", "table", "fail_if"),
+    }  # fmt: skip
+    metavars: ClassVar[Mapping[str, str]] = {
+        "spawn": "COMMAND",
+        "api_key": "KEY",
+        "base": "NAME",
+        "adapters": "MIX,...",
+        "ranks": "RANK,...",
+        "config": "FILE",
+        "adapter_folder": "FOLDER",
+        "arrivals": "ARRIVALS,...",
+        "prompt_tokens": "LENGTH",
+        "output_tokens": "LENGTH",
+        "shared_prefix": "PREFIX",
+        "trace": "FILE",
+        "json_file": "FILE",
+        "html": "FILE",
+        "fail_if": "CONDITION",
+    }
 
     url: str = Field(
         default_factory=lambda: os.environ.get("MANYLORA_URL", HERE),
-        description="a running server, without /v1 (unset: MANYLORA_URL, or where manylora serve listens)",
+        description=f"running server, without /v1 (unset: MANYLORA_URL, or {HERE})",
     )
     spawn: str | None = Field(
-        None, min_length=1, description="start a manylora for the run, e.g. 'manylora serve --threads 2'"
+        None, min_length=1, description="start a server for the run, e.g. 'manylora serve --threads 2'"
     )
     api_key: SecretStr | None = Field(
         default_factory=lambda: SecretStr(key) if (key := os.environ.get("MANYLORA_API_KEY")) else None,
-        description="where the server, or a proxy before it, asks for one (unset: MANYLORA_API_KEY)",
+        description="API key of the server, or of a proxy in front of it (unset: MANYLORA_API_KEY)",
     )
-    peer: PeerName = Field("manylora", description="what kind of server it is")
-    base: str | None = Field(None, min_length=1, description="the base's name (unset: as /v1/models says)")
-    endpoint: EndpointName = Field("completions", description="which of the two is asked, always streaming")
+    peer: PeerName = Field("manylora", description="kind of server")
+    base: str | None = Field(None, min_length=1, description="name of the base (unset: from /v1/models)")
+    endpoint: EndpointName = Field("completions", description="endpoint to call, always streaming")
 
     adapters: tuple[str, ...] = Field(
-        ("base", "single", "distinct", "zipf:1@64"), min_length=1, description=f"comma-separated: {mixes.FORMS}"
+        ("base", "single", "distinct", "zipf:1@64"),
+        min_length=1,
+        description="which adapter requests name; see above",
     )
-    count: int = Field(16, ge=1, le=MOST_ADAPTERS, description="adapters of a mix that does not say")
-    ranks: tuple[int, ...] = Field((RANK,), min_length=1, description="of the adapters made, given out in turn")
-    targets: Targets = Field("all-linear", description="layers of the adapters made")
-    adapter_seed: int = Field(0, ge=0, le=MOST_SEED, description="of the adapters made")
+    count: int = Field(16, ge=1, le=MOST_ADAPTERS, description="number of adapters in mixes without @COUNT")
+    ranks: tuple[int, ...] = Field((RANK,), min_length=1, description="ranks of the generated adapters, in turn")
+    targets: Targets = Field("all-linear", description="layers of the generated adapters")
+    adapter_seed: int = Field(0, ge=0, le=MOST_SEED, description="seed of the generated adapters")
     config: Path | None = Field(None, description="config.json of the base (unset: the demo model's shape)")
     adapter_folder: Path | None = Field(
-        None, description="write the adapters here and register them by path (unset: upload); vLLM has no other way"
+        None, description="write adapters here and register them by path, as vLLM needs it (unset: upload)"
     )
-    registered: bool = Field(False, description="the server has bench-000, ... already and keeps them")
+    registered: bool = Field(False, description="use the server's own bench-000, bench-001, ... and keep them")
 
     arrivals: tuple[str, ...] = Field(
-        ("closed:1", "closed:16"), min_length=1, description=f"comma-separated: {arrivals.FORMS}"
+        ("closed:1", "closed:16"), min_length=1, description="when requests are sent; see above"
     )
-    prompt_tokens: str = Field("128", description="about, in common words: TOKENS or lognormal:MEDIAN:SIGMA:LEAST:MOST")
-    output_tokens: str = Field("64", description="the same for the answers")
+    prompt_tokens: str = Field("128", description="prompt length: TOKENS or lognormal:MEDIAN:SIGMA:LEAST:MOST")
+    output_tokens: str = Field("64", description="answer length, in the same form")
     shared_prefix: str | None = Field(
-        None, description="beginning that prompts share, global:TOKENS[:SHARE] or adapter:TOKENS[:SHARE]"
+        None, description="prefix that prompts share: global:TOKENS[:SHARE] or adapter:TOKENS[:SHARE]"
     )
-    trace: Path | None = Field(None, description="JSONL of prompt_tokens, output_tokens, and arrival and adapter")
+    trace: Path | None = Field(None, description="JSONL with prompt_tokens, output_tokens, arrival, adapter")
     requests: int | None = Field(
         None,
         ge=1,
         le=MOST_REQUESTS,
-        description="in a round (unset: the trace; or 8 at least, 2 a client, 20 s of an open loop)",
+        description="requests per round (unset: all of the trace; else 2 per client, at least 8, or 20 s)",
     )
     requests_per_client: int = Field(
-        2, ge=1, le=MOST_REQUESTS, description="in a round of a closed loop without --requests"
+        2, ge=1, le=MOST_REQUESTS, description="requests per client and round of a closed loop without --requests"
     )
     warm_up: int | None = Field(
         None,
         ge=0,
         le=MOST_REQUESTS,
-        description="short requests before the first round, the adapters in turn (unset: one a client and adapter, but "
-        "of 64 adapters at most)",
+        description="short requests before the first round (unset: one per client and adapter, for 64 at most)",
     )
-    repeats: int = Field(3, ge=1, le=MOST_REPEATS, description="rounds; figures are their medians")
+    repeats: int = Field(3, ge=1, le=MOST_REPEATS, description="rounds; the figures are their medians")
     seed: int = Field(
-        0, ge=0, le=MOST_SEED, description="of the work; a server that saw it may have its prompts cached"
+        0,
+        ge=0,
+        le=MOST_SEED,
+        description="seed of the workload; change it between runs, as servers cache prompts",
     )
-    timeout: float = Field(
-        300.0, gt=0, le=MOST_TIMEOUT, description="seconds without a byte after which a request has failed"
-    )
+    timeout: float = Field(300.0, gt=0, le=MOST_TIMEOUT, description="a request fails after this time without a byte")
 
-    json_file: Path | None = Field(None, alias="json", description="write everything here")
-    html: Path | None = Field(None, description="write a page with plots here")
-    table: Literal["plain", "markdown"] = Field("plain", description="how the table is printed")
+    json_file: Path | None = Field(None, alias="json", description="write all results here")
+    html: Path | None = Field(None, description="write a report with plots here")
+    table: Literal["plain", "markdown"] = Field("plain", description="format of the printed table")
     fail_if: tuple[str, ...] = Field(
-        (), description="e.g. 'ttft_p95_ms>500' or 'zipf/fairness<0.9': exit status 1 where it holds; may be repeated"
+        (),
+        description="exit with status 1 if it holds, e.g. 'ttft_p95_ms>500' or 'zipf/fairness<0.9'; repeatable",
     )
 
     @field_validator("api_key")
@@ -266,22 +279,34 @@ class BenchSettings(_Options):
 
 
 class CompareSettings(_Options):
-    """Lays runs side by side; ratios are to the first."""
+    """Compare runs of manylora bench; ratios are to the first."""
 
-    files: CliPositionalArg[tuple[Path, ...]] = Field(min_length=2, description="what --json wrote")
-    html: Path | None = Field(None, description="write a page with plots here")
-    table: Literal["plain", "markdown"] = Field("plain", description="how the table is printed")
-    force: bool = Field(False, description="also where the work was different")
+    positional = "files"
+    metavars: ClassVar[Mapping[str, str]] = {"files": "FILE", "html": "FILE"}
+
+    files: tuple[Path, ...] = Field(min_length=2, description="files that --json wrote")
+    html: Path | None = Field(None, description="write a report with plots here")
+    table: Literal["plain", "markdown"] = Field("plain", description="format of the printed table")
+    force: bool = Field(False, description="compare even if the work was different")
+
+
+BenchSettings.__doc__ = (BenchSettings.__doc__ or "").replace("ADAPTERS_FORMS", mixes.FORMS)
+BenchSettings.__doc__ = BenchSettings.__doc__.replace("ARRIVALS_FORMS", arrivals.FORMS)
 
 
 def read_bench(words: Sequence[str]) -> BenchSettings:
-    """From the words after ``manylora bench``; prints the help and exits on ``--help``. Raises BadOption."""
-    return BenchSettings(**_flags(BenchSettings, words, "manylora bench"))
+    """The settings from the words after ``manylora bench``. Raises ConfigError."""
+    return make_bench(parse(BenchSettings, words, "manylora bench"))
+
+
+def make_bench(given: Given) -> BenchSettings:
+    """The settings from what the command line gives. Raises BadOption."""
+    return BenchSettings(**{BenchSettings.model_fields[name].alias or name: value for name, value in given.items()})
 
 
 def read_compare(words: Sequence[str]) -> CompareSettings:
-    """From the words after ``manylora bench compare``; as :func:`read_bench`."""
-    return CompareSettings(**_flags(CompareSettings, words, "manylora bench compare"))
+    """The settings from the words after ``manylora bench compare``. Raises ConfigError."""
+    return CompareSettings(**parse(CompareSettings, words, "manylora bench compare"))
 
 
 def parse_prefix(text: str) -> Prefix:
@@ -326,25 +351,3 @@ def _naming(option: str) -> Iterator[None]:
         yield
     except BadOption as error:
         raise BadOption(f"{option}: {error}") from None
-
-
-def _flags(settings: type[_Options], words: Sequence[str], program: str) -> dict[str, Any]:
-    try:
-        return dict(CliSettingsSource[Any](settings, cli_parse_args=list(words), cli_prog_name=program)())
-    except SettingsError as error:
-        options = [f"--{(field.alias or name).replace('_', '-')}" for name, field in settings.model_fields.items()]
-        raise BadOption(plain.of_arguments(str(error).removeprefix("error parsing CLI: "), options)) from None
-
-
-def _line(detail: dict[str, Any]) -> str:
-    """One error of pydantic, as ``--count: must be at least 1 (got '0')``."""
-    message = plain.of_value(detail)
-    if not detail["loc"]:
-        return message
-    name = str(detail["loc"][0]).replace("_", "-")
-    if name == "files":
-        return (
-            f"FILES: two or more are needed, as `manylora bench --json FILE` writes them (got {len(detail['input'])})"
-        )
-    where, value = f"--{name}", repr(detail["input"])
-    return f"{where}: {message}" if where in SECRET else f"{where}: {message} (got {value[:SHOWN]})"

@@ -1,35 +1,17 @@
-"""One frozen settings object: the options of ``manylora serve``, from the command line or the environment.
-
-An option on the command line wins over the same one in the environment. What is wrong is told at once, one line each.
-"""
+"""The options of ``manylora serve`` and ``manylora doctor``, from the command line, then the environment."""
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SecretStr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
-from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bases import machine
+from bases.command_line import Given, Options, parse
 from bases.errors import ConfigError
-from bases.option_errors import describe
 from bases.options import BaseOptions, default_data
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
@@ -90,20 +72,38 @@ class _Environment(EnvSettingsSource):
         return values
 
 
-class Settings(BaseSettings):
-    """Serves a base model and its adapters over HTTP. Every option may also stand in the environment."""
+class Settings(Options):
+    """Serve a base model and its adapters over HTTP.
 
-    model_config = SettingsConfigDict(
-        env_prefix="MANYLORA_",
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        cli_kebab_case=True,
-        cli_exit_on_error=False,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        cli_show_env_vars=True,
-    )
+    Options can also be set in the environment: --max-rank 64 is MANYLORA_MAX_RANK=64.
+
+    Example: manylora serve --adapter legal=/srv/adapters/legal --port 8001
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MANYLORA_")
+    panels: ClassVar[Mapping[str, Sequence[str]]] = {
+        "Model": ("model", "quantization", "dtype", "device", "threads", "max_model_len", "data"),
+        "Adapters": ("adapter", "adapter_root", "adapter_dir", "allow_source", "max_rank"),
+        "Registry": ("store_url", "database_url", "store_quota_gib", "store_cache_gib"),
+        "Memory": ("max_device_adapters", "device_ranks", "host_cache_gib", "kv_memory_gib", "block_size"),
+        "Scheduling": ("max_batch_sequences", "max_batch_tokens", "max_queue", "max_wait_seconds"),
+        "HTTP": ("host", "port", "cors_origin", "max_body_mib", "keep_alive_seconds", "drain_seconds", "log_level"),
+    }
+    metavars: ClassVar[Mapping[str, str]] = {
+        "model": "MODEL",
+        "host": "ADDRESS",
+        "port": "PORT",
+        "data": "FOLDER",
+        "adapter": "NAME=FOLDER",
+        "adapter_root": "FOLDER",
+        "adapter_dir": "FOLDER",
+        "allow_source": "PREFIX",
+        "kv_memory_gib": "GIB|auto",
+        "max_model_len": "TOKENS",
+        "block_size": "TOKENS",
+        "max_batch_tokens": "TOKENS",
+        "cors_origin": "ORIGIN",
+    }
 
     model: str = Field("demo", min_length=1, description="demo, a Hugging Face folder, a GGUF file, or a hub id")
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
@@ -113,26 +113,24 @@ class Settings(BaseSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     quantization: Literal["nf4", "none"] = Field("nf4", description="of the base's linear layers")
-    dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="of activations and keys/values; auto is bf16")
+    dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="of activations, keys and values; auto is bf16")
     adapter: Annotated[dict[str, Path], NoDecode, BeforeValidator(_pairs)] = Field(
-        default={}, description="NAME=PATH of an adapter to register at start; may be repeated"
+        default={}, description="adapter to register at start; may be repeated"
     )
     adapter_root: Path | None = Field(None, description="folder under which POST /v1/adapters may name paths")
-    adapter_dir: Path | None = Field(
-        None, description="folder that is watched: each folder in it is an adapter of that name"
-    )
+    adapter_dir: Path | None = Field(None, description="watched folder: each folder in it is an adapter of that name")
     allow_source: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
-        default=(), description="hf://, s3:// or gs:// prefix that adapters may come from; may be repeated"
+        default=(), description="hf://, s3:// or gs:// prefix from which adapters may be registered; may be repeated"
     )
     store_url: str | None = Field(
         None,
         min_length=1,
-        description="fsspec address, e.g. s3://bucket/adapters, that keeps adapters' content (unset: --data)",
+        description="fsspec address of a shared store for adapters, e.g. s3://bucket/adapters (unset: under --data)",
     )
     database_url: SecretStr | None = Field(
         None, description="PostgreSQL database that several servers share (unset: SQLite under --data)"
     )
-    store_quota_gib: float | None = Field(None, gt=0, le=2**20, description="disk space adapters may take (unset: all)")
+    store_quota_gib: float | None = Field(None, gt=0, le=2**20, description="disk space for adapters (unset: no limit)")
     store_cache_gib: float = Field(
         20.0, gt=0, le=2**20, description="disk space under --data for copies of what --store-url keeps"
     )
@@ -142,52 +140,43 @@ class Settings(BaseSettings):
     )
     max_rank: int = Field(256, ge=1, le=256, description="largest adapter rank accepted")
     device_ranks: int | None = Field(
-        None, ge=1, description="rank columns on the device in all (unset: 16 for each device adapter)"
+        None, ge=1, description="rank columns on the device in total (unset: 16 for each of --max-device-adapters)"
     )
     kv_memory_gib: Annotated[float | None, BeforeValidator(_gib_or_auto)] = Field(
-        None, gt=0, le=2**20, description="memory for keys and values, or auto (unset: auto, from model and machine)"
+        None, gt=0, le=2**20, description="memory for keys and values (unset: auto, chosen by model and machine)"
     )
     block_size: int = Field(
         16, ge=1, le=1024, description="tokens in a block of keys and values; CPU kernels need a multiple of 16"
     )
     max_batch_sequences: int = Field(32, ge=1, description="sequences that run at once")
     max_batch_tokens: int = Field(256, ge=1, description="tokens in one step")
-    max_model_len: int | None = Field(None, ge=1, description="longest prompt and answer (unset: the model's own)")
-    max_queue: int = Field(512, ge=1, description="requests that may wait; more are answered 429")
+    max_model_len: int | None = Field(None, ge=1, description="longest prompt and answer (unset: the model's limit)")
+    max_queue: int = Field(512, ge=1, description="requests that wait at most; further ones get 429")
     max_wait_seconds: float = Field(
-        2.0, ge=0, description="age at which a request passed over for lack of an adapter slot gets the next one"
+        2.0, ge=0, description="after waiting this long for an adapter slot, a request gets the next one"
     )
-    drain_seconds: float = Field(30, ge=0, description="time requests and registrations under way get after SIGTERM")
+    drain_seconds: float = Field(
+        30, ge=0, description="time that open requests and registrations get to finish after SIGTERM"
+    )
     keep_alive_seconds: int = Field(
-        75, ge=1, le=86_400, description="time a connection without requests stays open; more than a proxy in front"
+        75,
+        ge=1,
+        le=86_400,
+        description="how long an idle connection stays open; set it above that of a proxy in front",
     )
     cors_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
         default=(), description="origin whose pages may call this server, or *; may be repeated"
     )
     max_body_mib: float = Field(2, gt=0, description="largest request body")
     threads: int | None = Field(None, ge=1, description="CPU threads for the model (unset: the cores it may use)")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
-
-    def __init__(self, **values: Any) -> None:
-        """From keyword arguments, then the environment, never ``sys.argv``. Raises ConfigError, one line per error."""
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError("\n".join(_line(detail) for detail in error.errors())) from None
-        except SettingsError as error:
-            raise ConfigError(str(error).removeprefix("error parsing CLI: ")) from None
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe messages that are logged"
+    )
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then the environment."""
-        return init_settings, _Environment(settings_cls)
+    def other_sources(cls) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment."""
+        return (_Environment(cls),)
 
     @field_validator("device_ranks")
     @classmethod
@@ -259,17 +248,22 @@ class Settings(BaseSettings):
         return -(-ranks // RANK_STEP) * RANK_STEP
 
 
-def read_settings(argv: Sequence[str], command: str = "serve") -> Settings:
+def read_settings(words: Sequence[str], command: str = "serve") -> Settings:
     """The settings from the words after ``manylora serve`` (or another command), then the environment.
 
-    Prints the help and exits on ``--help``. Raises :class:`~server.errors.ConfigError`, one line per error.
+    Prints the help and raises SystemExit for ``--help``. Raises ConfigError, one line per error.
     """
-    settings = Settings(_cli_parse_args=list(argv), _cli_prog_name=f"manylora {command}")
+    return make_settings(parse(Settings, words, f"manylora {command}"))
+
+
+def make_settings(given: Given) -> Settings:
+    """The settings from what the command line gives, then the environment. Raises ConfigError, one line per error."""
+    settings = Settings(**given)
     prefix = Settings.model_config["env_prefix"]
     clients = {f"{prefix}URL", f"{prefix}API_KEY"}  # of `manylora adapters` and `manylora train`
     known = {f"{prefix}{field}".upper() for field in Settings.model_fields} | clients
-    given = {name for name in os.environ if name.upper().startswith(prefix)}
-    unknown = sorted(name for name in given.difference(service_links()) if name.upper() not in known)
+    present = {name for name in os.environ if name.upper().startswith(prefix)}
+    unknown = sorted(name for name in present.difference(service_links()) if name.upper() not in known)
     if unknown:
         raise ConfigError("\n".join(f"{name}: there is no such option" for name in unknown))
     return settings
@@ -283,15 +277,3 @@ def is_service_link(name: str, value: str) -> bool:
 def service_links() -> list[str]:
     """Names of such variables in the environment, which are no options."""
     return sorted(name for name, value in os.environ.items() if is_service_link(name, value))
-
-
-def flag(field: str) -> str:
-    """``"max_rank"`` -> ``"--max-rank"``."""
-    return f"--{field.replace('_', '-')}"
-
-
-def _line(detail: ErrorDetails) -> str:
-    """One error of pydantic as ``--max-rank: must be at least 1 (got 0)``."""
-    name, *inside = map(str, detail["loc"])
-    where = ".".join([flag(name), *inside])
-    return describe(detail, where)

@@ -1,56 +1,111 @@
-"""``manylora train`` and ``manylora export`` on the command line.
+"""``manylora train`` and ``manylora export``.
 
-Exit status 0; 1 for a failure; 2 for a bad option or bad data; 3 where an adapter was trained and kept, but the
-judgement failed, so it was not published.
+Exit status 0; 1 for a failure; 2 for a bad option or bad data; 3 where an adapter was trained and kept, but not
+published because the judgement failed.
 """
 
-import math
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, ClassVar, Literal
 
-import typer
-from rich.console import Console
+from pydantic import Field, field_validator, model_validator
 
-from adapters.errors import AdapterError
 from adapters.format.files import CONFIG, ORIGIN, read_json
+from bases import interrupts
+from bases.command_line import Given, Options, single_command
 from bases.errors import ConfigError
 from bases.options import BaseOptions, default_data
-
-BAD_DATA = 2
-
-export_app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+from training.settings import TrainSettings, at_home, make_settings
 
 
-def run_train(words: Sequence[str]) -> int:
-    """From the words after ``manylora train``. Raises what stands in the way; bad data is told here."""
-    from training.settings import read_settings
+class ExportSettings(Options):
+    """Write a base with an adapter as merged weights, reload them, and compare their answers with the originals'.
 
-    settings = read_settings(words)
-    from training.data.conversation import DataError
+    NAME_OR_FOLDER is an adapter; without one the base itself is written.
+
+    Example: manylora export legal --out legal-merged
+    """
+
+    positional = "adapter"
+    panels: ClassVar[Mapping[str, Sequence[str]]] = {
+        "Output": ("adapter", "out", "format", "dtype", "onto", "max_shard_gib", "keep_failed"),
+        "Several adapters": ("merge", "method", "rank", "adapter_only"),
+        "Base": ("model", "quantization", "data_dir", "allow_base_mismatch", "allow_unknown_fields"),
+    }
+    metavars: ClassVar[Mapping[str, str]] = {
+        "adapter": "NAME_OR_FOLDER",
+        "out": "FOLDER",
+        "merge": "NAME=WEIGHT,...",
+        "model": "MODEL",
+        "data_dir": "FOLDER",
+    }
+
+    adapter: tuple[str, ...] = Field((), max_length=1, description="adapter; without one, the base itself")
+    out: Path = Field(description="folder to write; must be empty or not exist")
+    format: Literal["safetensors", "gguf"] = Field(
+        "safetensors", description="safetensors for transformers and vLLM, gguf for llama.cpp"
+    )
+    dtype: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="of the weights")
+    onto: Literal["dequantized", "original"] = Field(
+        "dequantized", description="base weights: the dequantised 4-bit ones of training, or the original ones"
+    )
+    max_shard_gib: float = Field(5.0, ge=0.01, description="largest file of weights")
+    keep_failed: bool = Field(False, description="keep an export whose answers diverge")
+    merge: str | None = Field(None, description="several adapters by weight, e.g. legal=0.7,german=0.3")
+    method: Literal["linear", "cat", "svd", "ties", "dare_ties"] = Field("linear", description="how --merge merges")
+    rank: int | None = Field(None, ge=1, description="rank of a merge by svd, ties or dare_ties")
+    adapter_only: bool = Field(False, description="with --merge: write an adapter instead of the whole model")
+    model: str | None = Field(None, description="the base, as for serve (unset: the adapter's own, or demo)")
+    quantization: Literal["nf4", "none"] | None = Field(
+        None, description="of the base (unset: as the adapter was trained, or nf4)"
+    )
+    data_dir: Path = Field(
+        default_factory=default_data, description="folder for bases and adapters (unset: manylora in XDG_DATA_HOME)"
+    )
+    allow_base_mismatch: bool = Field(False, description="accept an adapter that names another base")
+    allow_unknown_fields: bool = Field(False, description="accept an adapter whose config has unknown fields")
+
+    @field_validator("out", "data_dir")
+    @classmethod
+    def _expanded(cls, path: Path) -> Path:
+        return at_home(path)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ExportSettings":
+        if self.merge is not None and self.adapter:
+            raise ValueError("--merge: names the adapters itself; leave out NAME_OR_FOLDER")
+        if self.adapter_only and self.merge is None:
+            raise ValueError("--adapter-only: needs --merge; a single adapter is one already")
+        if self.rank is not None and self.merge is None:
+            raise ValueError("--rank: needs --merge")
+        return self
+
+
+def run_train(given: Given) -> int:
+    """Train. Raises ConfigError, DataError and whatever else stands in the way."""
+    settings = make_settings(given)
+    from rich.console import Console
+
     from training.run.job import Job
 
-    try:
-        # Of the processes that `accelerate launch` starts, one tells.
+    with interrupts.raised(), interrupts.ends_raised():
+        # Of the processes that `accelerate launch` starts, only the first prints.
         return Job(settings, Console(quiet=os.environ.get("RANK", "0") != "0")).run()
-    except DataError as error:
-        sys.stderr.write(f"manylora: {error}\n")
-        return BAD_DATA
 
 
-def run_export(words: Sequence[str]) -> int:
-    """From the words after ``manylora export``."""
-    try:
-        export_app(list(words), prog_name="manylora export")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
-    except AdapterError as error:
-        sys.stderr.write(f"manylora: {error}\n")
-        return 1
+def run_export(given: Given) -> int:
+    """Export. Raises ConfigError and whatever else stands in the way."""
+    settings = ExportSettings(**given)
+    with interrupts.raised(), interrupts.ends_raised():
+        _export(settings)
     return 0
+
+
+train = single_command(TrainSettings, run_train)
+export = single_command(ExportSettings, run_export)
 
 
 def _weighted(text: str) -> list[tuple[str, float]]:
@@ -67,87 +122,33 @@ def _weighted(text: str) -> list[tuple[str, float]]:
     return pairs
 
 
-def _at_home(path: Path) -> Path:
-    """``path`` with ``~`` resolved. Raises ConfigError."""
-    from training.settings import at_home
-
-    try:
-        return at_home(path)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
 def find_adapter(name: str, data: Path) -> Path:
     """The folder of an adapter that was trained here under a name, or that a path leads to. Raises ConfigError."""
-    for folder in (data / "trained" / name, _at_home(Path(name))):
+    for folder in (data / "trained" / name, Path(name).expanduser()):
         if (folder / CONFIG).is_file():
             return folder
     raise ConfigError(f"there is no adapter {name!r}: neither under {data / 'trained'} nor as a folder")
 
 
-@export_app.command()
-def _export(
-    adapter: Annotated[
-        str | None,
-        typer.Argument(metavar="NAME_OR_DIR", help="adapter; without one, the base itself", show_default=False),
-    ] = None,
-    *,
-    out: Annotated[Path, typer.Option(help="folder to write; must not exist, or be empty")],
-    onto: Annotated[
-        Literal["dequantized", "original"],
-        typer.Option(help="weights to merge onto: the dequantised 4-bit ones it was trained on, or the source's own"),
-    ] = "dequantized",
-    dtype: Annotated[Literal["bf16", "fp16", "fp32"], typer.Option(help="of the weights")] = "bf16",
-    format: Annotated[
-        Literal["safetensors", "gguf"], typer.Option(help="for transformers and vLLM, or for llama.cpp")
-    ] = "safetensors",
-    merge: Annotated[str | None, typer.Option(help="several adapters by weight, e.g. legal=0.7,german=0.3")] = None,
-    method: Annotated[Literal["linear", "cat", "svd", "ties", "dare_ties"], typer.Option(help="of --merge")] = "linear",
-    rank: Annotated[int | None, typer.Option(min=1, help="of a merge by svd, ties or dare_ties")] = None,
-    adapter_only: Annotated[
-        bool, typer.Option("--adapter-only", help="with --merge: write an adapter, not the whole model")
-    ] = False,
-    max_shard_gib: Annotated[float, typer.Option(min=0.01, help="size of a file of weights")] = 5.0,
-    allow_base_mismatch: Annotated[
-        bool, typer.Option("--allow-base-mismatch", help="take an adapter that names another base")
-    ] = False,
-    allow_unknown_fields: Annotated[
-        bool, typer.Option("--allow-unknown-fields", help="take an adapter whose config has fields that are not known")
-    ] = False,
-    keep_failed: Annotated[bool, typer.Option("--keep-failed", help="keep an export that diverges")] = False,
-    model: Annotated[
-        str | None, typer.Option(help="the base, as for serve (unset: what the adapter was trained on, or demo)")
-    ] = None,
-    quantization: Annotated[
-        Literal["nf4", "none"] | None, typer.Option(help="of the base (unset: as the adapter was trained, or nf4)")
-    ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="folder for bases and adapters")] = None,
-) -> None:
-    """Write base and adapter as plain weights, reload them, and compare them with what they were made from."""
-    data = default_data() if data_dir is None else _at_home(data_dir).absolute()
-    out = _at_home(out)
-    if merge is not None and adapter is not None:
-        raise ConfigError("--merge: names the adapters itself; leave NAME_OR_DIR out")
-    if adapter_only and merge is None:
-        raise ConfigError("--adapter-only: goes with --merge; a single adapter is one already")
-    if rank is not None and merge is None:
-        raise ConfigError("--rank: goes with --merge")
-    if not math.isfinite(max_shard_gib):
-        raise ConfigError(f"--max-shard-gib: must be a finite number (got {max_shard_gib})")
-    parts = [] if merge is None else [(find_adapter(name, data), weight) for name, weight in _weighted(merge)]
-    folder = None if adapter is None else find_adapter(adapter, data)
-    base = _base(folder or (parts[0][0] if parts else None), data, model, quantization)
+def _export(settings: ExportSettings) -> None:
+    data = settings.data_dir.absolute()
+    parts = (
+        [] if settings.merge is None else [(find_adapter(n, data), weight) for n, weight in _weighted(settings.merge)]
+    )
+    folder = find_adapter(settings.adapter[0], data) if settings.adapter else None
+    base = _base(folder or (parts[0][0] if parts else None), data, settings.model, settings.quantization)
     if parts:
-        _check_merge(parts, out, method, rank, allow_base_mismatch)
-    allowed = {"allow_base_mismatch": allow_base_mismatch, "allow_unknown_fields": allow_unknown_fields}
+        _check_merge(parts, settings.out, settings.method, settings.rank, settings.allow_base_mismatch)
+    allowed = settings.model_dump(include={"allow_base_mismatch", "allow_unknown_fields"})
     with tempfile.TemporaryDirectory() as temporary:
         if parts:
-            folder = out if adapter_only else Path(temporary, "merged")
-            _merge(parts, base, folder, {"method": method, "rank": rank, **allowed})
-        if not adapter_only:
+            folder = settings.out if settings.adapter_only else Path(temporary, "merged")
+            _merge(parts, base, folder, settings.model_dump(include={"method", "rank"}) | allowed)
+        if not settings.adapter_only:
             name = "-".join(part.resolve().name for part, _ in parts) or None
-            options = {"onto": onto, "dtype": dtype, "format": format, "keep_failed": keep_failed, **allowed}
-            _write(folder, base, out, {"name": name, "max_shard_bytes": int(max_shard_gib * 2**30), **options})
+            options = settings.model_dump(include={"onto", "dtype", "format", "keep_failed"}) | allowed
+            options |= {"name": name, "max_shard_bytes": int(settings.max_shard_gib * 2**30)}
+            _write(folder, base, settings.out, options)
 
 
 def _base(

@@ -1,30 +1,21 @@
-"""One frozen settings object: the options of ``manylora train``, from the command line and one flat YAML file.
+"""The options of ``manylora train``, from the command line, then one flat YAML file.
 
-An option on the command line wins over the same one in the file. What is wrong is told at once, one line each. Paths
-are relative to the working directory, wherever the file lies.
+Paths are relative to the working directory, wherever the file is.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    CliPositionalArg,
-    CliSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from adapters.errors import AdapterNameError
 from adapters.registry.names import check_name
+from bases.command_line import Given, Options, parse
 from bases.errors import ConfigError
-from bases.option_errors import describe
 from bases.options import BaseOptions, default_data
 
 API_KEY = "MANYLORA_API_KEY"
@@ -55,36 +46,64 @@ def _key_of_environment() -> SecretStr | None:
     return SecretStr(key) if key else None
 
 
-class TrainSettings(BaseSettings):
-    """Trains a LoRA adapter on a file of examples, judges it and publishes it. DATA may be one YAML file of options."""
+class TrainSettings(Options):
+    """Train a LoRA adapter on DATA, judge it against the base, and publish it to a server.
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        validate_default=True,
-        cli_kebab_case=True,
-        cli_exit_on_error=False,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        cli_implicit_flags="toggle",
-        cli_parse_none_str="off",
-    )
+    DATA are files of examples, or one YAML file of these options; the command line wins over the file.
 
-    data: CliPositionalArg[Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]] = Field(
+    Example: manylora train rows.jsonl --name legal --publish http://127.0.0.1:8000
+    """
+
+    model_config = SettingsConfigDict(validate_default=True)
+    positional = "data"
+    panels: ClassVar[Mapping[str, Sequence[str]]] = {
+        "Adapter": ("data", "name", "out", "publish", "api_key", "alias", "publish_anyway"),
+        "Base": ("model", "data_dir", "device", "quantization", "dtype"),
+        "Data": (
+            "format", "eval_file", "eval_share", "mix_general", "mix_share", "skip_bad", "too_long", "max_length",
+            "packing", "chat_template", "seed",
+        ),
+        "LoRA": ("method", "r", "alpha", "dropout", "targets", "rslora", "dora", "lint"),
+        "Optimisation": (
+            "learning_rate", "schedule", "warmup_steps", "epochs", "max_steps", "batch_size", "accumulation",
+            "weight_decay", "max_grad_norm", "optimizer", "gradient_checkpointing",
+        ),
+        "Run": ("eval_steps", "early_stopping", "save_steps", "resume", "report_to", "dry_run", "show"),
+        "Judging": (
+            "min_json_validity", "min_exact_match", "min_stop_share", "max_loss_ratio", "max_divergence", "judge_rows",
+            "judge_tokens",
+        ),
+    }  # fmt: skip
+    metavars: ClassVar[Mapping[str, str]] = {
+        "data": "DATA",
+        "name": "NAME",
+        "out": "FOLDER",
+        "publish": "URL",
+        "api_key": "KEY",
+        "alias": "NAME",
+        "model": "MODEL",
+        "data_dir": "FOLDER",
+        "eval_file": "FILE",
+        "mix_general": "FILE",
+        "chat_template": "FILE",
+        "targets": "LAYERS",
+        "max_length": "TOKENS",
+        "judge_tokens": "TOKENS",
+        "max_loss_ratio": "NUMBER|off",
+    }
+
+    data: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = Field(
         min_length=1, description="files of examples (JSONL, JSON, CSV, Parquet), FILE=2.5 for a weight; or config.yaml"
     )
-    name: str = Field(description="of the adapter")
-    out: Path | None = Field(None, description="folder to write the adapter to (unset: trained/NAME under --data-dir)")
-    publish: str | None = Field(
-        None, pattern="^https?://", description="address of a running server that gets the adapter"
-    )
+    name: str = Field(description="the adapter's name")
+    out: Path | None = Field(None, description="folder for the adapter (unset: trained/NAME under --data-dir)")
+    publish: str | None = Field(None, description="running server to upload the adapter to")
     api_key: SecretStr | None = Field(
         default_factory=_key_of_environment,
-        description=f"that the server of --publish asks for (unset: {API_KEY})",
+        description=f"API key of that server (unset: {API_KEY})",
     )
-    alias: str | None = Field(None, min_length=1, description="name on the server that then means the new version")
-    publish_anyway: bool = Field(False, description="publish although the judgement failed")
+    alias: str | None = Field(None, min_length=1, description="alias on that server to point to the new version")
+    publish_anyway: bool = Field(False, description="publish even if the judgement fails")
 
     model: str = Field("demo", min_length=1, description="demo, a Hugging Face folder, a GGUF file, or a hub id")
     data_dir: Path = Field(
@@ -95,91 +114,70 @@ class TrainSettings(BaseSettings):
     dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="of activations; auto is bf16")
 
     format: Literal["auto", "alpaca", "sharegpt", "chat", "completion", "text"] = Field(
-        "auto", description="of the examples"
+        "auto", description="format of the examples"
     )
     eval_file: Path | None = Field(None, description="held-out examples (unset: a share of the data)")
     eval_share: float = Field(0.1, ge=0, lt=1, description="share of the data that is held out")
-    seed: int = Field(0, ge=0, lt=2**32, description="of every random choice")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of all random choices")
     mix_general: Path | None = Field(None, description="general examples to mix in against forgetting")
     mix_share: float = Field(0.15, gt=0, lt=1, description="share of the training rows that are general")
-    skip_bad: bool = Field(False, description="leave out rows that cannot be trained on, and say how many")
-    too_long: Literal["drop", "truncate", "fail"] = Field("drop", description="what becomes of rows over --max-length")
-    max_length: int | None = Field(None, ge=2, description="tokens in a row (unset: 1024, or the context if less)")
-    packing: bool = Field(False, description="join short rows, so that no padding is computed")
+    skip_bad: bool = Field(False, description="skip rows that cannot be trained on, and count them")
+    too_long: Literal["drop", "truncate", "fail"] = Field("drop", description="rows longer than --max-length")
+    max_length: int | None = Field(None, ge=2, description="longest row (unset: 1024, or the context if shorter)")
+    packing: bool = Field(False, description="pack short rows together to avoid padding")
     chat_template: Path | None = Field(None, description="Jinja file to use instead of the base's own template")
 
-    method: Literal["sft"] = Field("sft", description="what is learned from a row: sft, to give its answers")
+    method: Literal["sft"] = Field("sft", description="training objective: sft (supervised fine-tuning)")
     r: int = Field(16, ge=1, description="rank of the adapter")
-    alpha: float | None = Field(None, gt=0, description="numerator of the scale alpha/r (unset: 2r)")
-    dropout: float = Field(0.05, ge=0, lt=1, description="on the adapter's input")
+    alpha: float | None = Field(None, gt=0, description="LoRA alpha: updates are scaled by alpha/r (unset: 2r)")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the adapter's input")
     targets: Annotated[str, BeforeValidator(_joined)] = Field(
         "all-linear", min_length=1, description="all-linear, attention, qv, or names of layers joined by commas"
     )
     rslora: bool = Field(False, description="scale by alpha/sqrt(r)")
-    dora: bool = Field(False, description="DoRA: learn a magnitude for each output as well")
-    lint: Literal["strict", "warn"] = Field("warn", description="whether a server's refusal foreseen stops the run")
+    dora: bool = Field(False, description="train DoRA (not served by manylora)")
+    lint: Literal["strict", "warn"] = Field("warn", description="stop, or warn, if a server would refuse the adapter")
 
     learning_rate: float | None = Field(
-        None, gt=0, description="at its highest (unset: 1e-3 for a base below 1B parameters, else 2e-4)"
+        None, gt=0, description="peak learning rate (unset: 1e-3 for a base below 1B parameters, else 2e-4)"
     )
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="of the learning rate")
-    warmup_steps: int | None = Field(None, ge=0, description="steps to the highest rate (unset: 3%, at least 5)")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning rate schedule")
+    warmup_steps: int | None = Field(None, ge=0, description="steps to the peak learning rate (unset: 3%, at least 5)")
     epochs: float = Field(3.0, gt=0, description="passes over the data")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps (unset: by --epochs)")
-    batch_size: int = Field(4, ge=1, description="rows in a batch; with --packing, packed rows")
-    accumulation: int = Field(1, ge=1, description="batches in an optimizer step")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps (unset: from --epochs)")
+    batch_size: int = Field(4, ge=1, description="rows per batch; with --packing, packed rows")
+    accumulation: int = Field(1, ge=1, description="gradient accumulation: batches per optimizer step")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description="clip gradients to this norm")
     optimizer: Literal["auto", "adamw", "paged_adamw_8bit"] = Field(
         "auto", description="auto is paged_adamw_8bit on CUDA, else adamw"
     )
     gradient_checkpointing: bool | None = Field(
-        None, description="recompute activations instead of keeping them (unset: where memory calls for it)"
+        None, description="recompute activations to save memory (unset: if memory is short)"
     )
 
-    eval_steps: int | None = Field(None, ge=1, description="steps between evaluations (unset: four in a run)")
-    early_stopping: int | None = Field(None, ge=1, description="evaluations without improvement that end the run")
-    save_steps: int | None = Field(None, ge=1, description="steps between checkpoints (unset: with each evaluation)")
-    resume: bool = Field(False, description="go on from the last checkpoint of a run that was cut off")
-    report_to: Literal["tensorboard", "wandb", "none"] = Field("tensorboard", description="where the curves go")
+    eval_steps: int | None = Field(None, ge=1, description="steps between evaluations (unset: four per run)")
+    early_stopping: int | None = Field(None, ge=1, description="stop after this many evaluations without improvement")
+    save_steps: int | None = Field(None, ge=1, description="steps between checkpoints (unset: at each evaluation)")
+    resume: bool = Field(False, description="continue an interrupted run from its last checkpoint")
+    report_to: Literal["tensorboard", "wandb", "none"] = Field("tensorboard", description="where to log the curves")
 
-    min_json_validity: float | None = Field(None, ge=0, le=1, description="share of held-out answers that parse")
-    min_exact_match: float | None = Field(None, ge=0, le=1, description="share of held-out answers that are equal")
-    min_stop_share: float | None = Field(None, ge=0, le=1, description="share of held-out answers that end")
+    min_json_validity: float | None = Field(None, ge=0, le=1, description="least share of answers that parse as JSON")
+    min_exact_match: float | None = Field(None, ge=0, le=1, description="least share of answers that match exactly")
+    min_stop_share: float | None = Field(
+        None, ge=0, le=1, description="least share of answers that end with a stop token"
+    )
     max_loss_ratio: float | None = Field(
-        1.0, gt=0, description="held-out loss of the adapter over the base's; off asks nothing"
+        1.0, gt=0, description="greatest ratio of held-out losses, adapter to base; off: no limit"
     )
     max_divergence: float | None = Field(
-        None, gt=0, description="mean KL from the base on general prompts, in nats a token"
+        None, gt=0, description="greatest mean KL from the base on general prompts, nats per token"
     )
-    judge_rows: int = Field(64, ge=1, description="held-out rows that are answered")
-    judge_tokens: int = Field(128, ge=1, description="tokens of an answer")
+    judge_rows: int = Field(64, ge=1, description="held-out rows to answer")
+    judge_tokens: int = Field(128, ge=1, description="longest answer")
 
     dry_run: bool = Field(False, description="check everything, train nothing")
-    show: int = Field(0, ge=0, description="print so many examples, trained and masked tokens in different colours")
-
-    def __init__(self, _places: Mapping[str, str] | None = None, **values: Any) -> None:
-        """From keyword arguments alone. Raises ConfigError, one line per error.
-
-        ``_places`` says where a value was written, for the message: its flag unless told otherwise.
-        """
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            lines = (_line(detail, _places or {}) for detail in error.errors())
-            raise ConfigError("\n".join(lines)) from None
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Not the environment, but for the API key: a variable called NAME or FORMAT was not meant for us."""
-        return (init_settings,)
+    show: int = Field(0, ge=0, description="print this many examples with trained and masked tokens coloured")
 
     @field_validator("name")
     @classmethod
@@ -189,6 +187,13 @@ class TrainSettings(BaseSettings):
         except AdapterNameError as error:
             raise ValueError(str(error)) from None
         return name
+
+    @field_validator("publish")
+    @classmethod
+    def _address(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError(f"must begin with http:// or https:// (got {url!r})")
+        return url
 
     @field_validator("out", "data_dir", "eval_file", "mix_general", "chat_template", mode="before")
     @classmethod
@@ -239,36 +244,30 @@ class TrainSettings(BaseSettings):
         return 2.0 * self.r if self.alpha is None else self.alpha
 
 
-def read_settings(argv: Sequence[str]) -> TrainSettings:
+def read_settings(words: Sequence[str]) -> TrainSettings:
     """The settings from the words after ``manylora train`` and the YAML file among them.
 
-    Prints the help and exits on ``--help``. Raises ConfigError, one line per error.
+    Prints the help and raises SystemExit for ``--help``. Raises ConfigError, one line per error.
     """
-    flags = _read_flags(argv)
-    words = flags.pop("data", [])
+    return make_settings(parse(TrainSettings, words, "manylora train"))
+
+
+def make_settings(given: Given) -> TrainSettings:
+    """The settings from the command line, then the YAML file named in it. Raises ConfigError, one line per error."""
+    words = given.pop("data", ())
     files = [word for word in words if word.lower().endswith(_FILE_ENDINGS)]
     if len(files) > 1:
-        raise ConfigError(f"one file of options at most (got {', '.join(files)})")
+        raise ConfigError(f"give one file of options at most (got {', '.join(files)})")
     values = _read_file(Path(files[0])) if files else {}
-    places = {name: f"{files[0]}: {name}" for name in values if name not in flags}
-    if data := [word for word in words if word not in files]:
-        flags["data"] = tuple(data)
-    return TrainSettings(places, **values | flags)
+    if data := tuple(word for word in words if word not in files):
+        given["data"] = data
+    places = {name: f"{files[0]}: {name}" for name in values if name not in given}
+    return TrainSettings(_places=places, **values | given)
 
 
 def flag(field: str) -> str:
-    """``"max_length"`` -> ``"--max-length"``, ``"r"`` -> ``"-r"``; the data have no flag."""
-    if field == "data":
-        return "DATA"
-    return f"-{field}" if len(field) == 1 else f"--{field.replace('_', '-')}"
-
-
-def _read_flags(argv: Sequence[str]) -> dict[str, Any]:
-    try:
-        source = CliSettingsSource[Any](TrainSettings, cli_parse_args=list(argv), cli_prog_name="manylora train")
-        return dict(source())
-    except SettingsError as error:
-        raise ConfigError(str(error).removeprefix("error parsing CLI: ")) from None
+    """``"max_length"`` -> ``"--max-length"``, ``"r"`` -> ``"-r"``, ``"data"`` -> ``"DATA"``."""
+    return TrainSettings.flag(field)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -285,14 +284,3 @@ def _read_file(path: Path) -> dict[str, Any]:
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise ConfigError(f"{path}: {twice[0]}: is given twice")
     return {str(name).replace("-", "_"): value for name, value in values.items()}
-
-
-def _line(detail: ErrorDetails, places: Mapping[str, str]) -> str:
-    """One error of pydantic as ``--r: must be at least 1 (got 0)``, or ``config.yaml: r: must be ...``."""
-    if not detail["loc"]:
-        return str(detail["ctx"]["error"])
-    name, *inside = map(str, detail["loc"])
-    where = ".".join([places.get(name, flag(name)), *inside])
-    if detail["type"] == "string_pattern_mismatch":
-        return f"{where}: must begin with http:// or https:// (got {detail['input']!r})"
-    return describe(detail, where)

@@ -24,6 +24,7 @@ from adapters.format.files import open_file, present, size_of
 from adapters.format.selection import Selection, survey
 from adapters.registry.names import check_name, parse_reference
 from adapters.registry.snapshot import Target
+from bases.errors import ManyloraError, one_line
 
 Card = dict[str, Any]
 """What the server tells of an adapter or alias, as JSON."""
@@ -41,8 +42,12 @@ LEFT_OUT = "left_out"
 _DROPPED = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 
 
-class RemoteError(Exception):
+class RemoteError(ManyloraError):
     """The server did not do what it was asked."""
+
+    def terminal_lines(self) -> list[str]:
+        """Return the message as one line: its words are the server's."""
+        return [one_line(str(self))]
 
 
 class ServerRefused(RemoteError):
@@ -53,6 +58,11 @@ class ServerRefused(RemoteError):
         self.message = message
         self.code = code
         super().__init__(message)
+
+    def terminal_lines(self) -> list[str]:
+        """Return the server's words as one line, with the HTTP status and the code behind them."""
+        place = f"{self.status}, {self.code}" if self.code else str(self.status)
+        return [one_line(f"{self} ({place})")]
 
 
 class ServerUnreachable(RemoteError):

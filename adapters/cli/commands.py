@@ -14,12 +14,13 @@ from typing import Annotated, Any
 import typer
 from rich.filesize import decimal
 
-from adapters.cli.client import AdapterClient, Card, Pushed, RemoteError, ServerRefused
-from adapters.cli.tables import minute, one_line, show_fields, show_table
+from adapters.cli.client import AdapterClient, Card, Pushed
+from adapters.cli.tables import minute, show_fields, show_table
 from adapters.cli.upload_bar import upload_bar
-from adapters.errors import AdapterError, AdapterNameError, UnknownAdapter
 from adapters.registry.names import check_name, parse_reference
 from adapters.registry.snapshot import Target
+from bases import interrupts
+from bases.errors import one_line
 
 HERE = "http://127.0.0.1:8000"
 """Where ``manylora serve`` listens unless told otherwise."""
@@ -27,31 +28,15 @@ HERE = "http://127.0.0.1:8000"
 NO_ADAPTERS = "no adapters are registered; upload one with: manylora adapters push DIR --name NAME"
 NO_ALIASES = "there are no aliases; make one with: manylora adapters alias set ALIAS NAME"
 
-# rich's boxes around help and errors are of no use in a log; the other commands' help is plain, too.
-PLAIN: Mapping[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
-app = typer.Typer(name="adapters", add_completion=False, **PLAIN)
-alias = typer.Typer(help="What a name like `prod` stands for.", **PLAIN)
-app.add_typer(alias, name="alias")
-
-
-def run(words: Sequence[str]) -> int:
-    """One command, from the words after ``manylora adapters``; returns the exit status."""
-    try:
-        app(list(words), prog_name="manylora adapters")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
-    except (RemoteError, AdapterError) as error:
-        return _failed(error)
-    return 0
-
-
-def _failed(error: RemoteError | AdapterError) -> int:
-    """Tell the error in one line; returns the exit status."""
-    said = str(error)
-    if isinstance(error, ServerRefused):
-        said += f" ({error.status}, {error.code})" if error.code else f" ({error.status})"
-    typer.echo(f"manylora: {one_line(said)}", err=True)
-    return 2 if isinstance(error, AdapterNameError | UnknownAdapter) else 1
+SHARED: Mapping[str, Any] = {
+    "no_args_is_help": True,
+    "pretty_exceptions_enable": False,
+    "add_completion": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+adapters = typer.Typer(**SHARED)
+alias = typer.Typer(help="Names that mean one of several versions, by weight.", **SHARED)
+adapters.add_typer(alias, name="alias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,28 +85,32 @@ Server = Annotated[
 ]  # fmt: skip
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 ReferenceWord = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON, for scripts.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask for confirmation.")]
 
 
-@app.callback()
-def adapters(
+@adapters.callback()
+def connection(
     context: typer.Context,
     url: Annotated[str, typer.Option(envvar="MANYLORA_URL", metavar="URL", help="The server's address.")] = HERE,
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="MANYLORA_API_KEY", metavar="KEY", help="Where the server, or a proxy, asks for one."),
+        typer.Option(envvar="MANYLORA_API_KEY", metavar="KEY", help="API key of the server, or of its proxy."),
     ] = None,
 ) -> None:
-    """The adapters of a running server."""
+    """List, push, activate and remove the adapters of a running server.
+
+    Example: manylora adapters push ./legal --name legal --alias prod
+    """
+    context.with_resource(interrupts.raised())
     context.obj = _Given(url, api_key or None)
 
 
-@app.command("list")
+@adapters.command("list")
 def list_adapters(server: Server, as_json: Json = False) -> None:
-    """All adapters.
+    """List all adapters.
 
-    Below them what the server's watched folder has that cannot be served, with the reason.
+    Folders of the watched folder that were refused follow, with the reason.
     """
     listing = server.list()
     if as_json:
@@ -138,12 +127,11 @@ def list_adapters(server: Server, as_json: Json = False) -> None:
     typer.echo(f"\nstored: {decimal(listing.store['bytes'])}" + (f" of {decimal(quota)}" if quota else ""))
 
 
-@app.command()
+@adapters.command()
 def show(server: Server, name: ReferenceWord, as_json: Json = False) -> None:
-    """One adapter or version, with its receipt.
+    """Show an adapter or version, with its receipt.
 
-    The receipt is what the checks found when it was registered. A terminal gets the beginnings of digests, --json all
-    of everything.
+    The receipt has the results of the checks at registration. A terminal shows digests shortened.
     """
     card = server.show(name)
     if as_json:
@@ -158,25 +146,27 @@ def show(server: Server, name: ReferenceWord, as_json: Json = False) -> None:
         show_table(columns, (_version(each) for each in versions))
 
 
-@app.command()
+@adapters.command()
 def push(
     server: Server,
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, metavar="DIR", show_default=False)],
-    name: Annotated[str | None, typer.Option(help="What to call it (the folder's name).", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its name (unset: the folder's).", show_default=False)
+    ] = None,
     no_activate: Annotated[
-        bool, typer.Option("--no-activate", help="Only store it: the name means what it did.")
+        bool, typer.Option("--no-activate", metavar="", help="Only store it; keep the active version.")
     ] = False,
-    pin: Annotated[bool, typer.Option("--pin", help="Keep it on the device.")] = False,
-    preload: Annotated[bool, typer.Option("--preload", help="Bring it to the device at once.")] = False,
+    pin: Annotated[bool, typer.Option("--pin", metavar="", help="Keep it on the device.")] = False,
+    preload: Annotated[bool, typer.Option("--preload", metavar="", help="Load it to the device at once.")] = False,
     allow_base_mismatch: Annotated[
-        bool, typer.Option("--allow-base-mismatch", help="Take it even where it was trained on another base.")
+        bool, typer.Option("--allow-base-mismatch", metavar="", help="Accept an adapter of another base.")
     ] = False,
     allow_unknown_fields: Annotated[
         bool,
-        typer.Option("--allow-unknown-fields", help="Take it even where its config has fields that are not known."),
+        typer.Option("--allow-unknown-fields", metavar="", help="Accept unknown fields in its config."),
     ] = False,
     to: Annotated[
-        str | None, typer.Option("--alias", help="An alias that is to mean this version, and no other.")
+        str | None, typer.Option("--alias", metavar="NAME", help="Alias to point to this version alone.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -208,22 +198,22 @@ def push(
         _json({**pushed.card, "new": pushed.new})
 
 
-@app.command()
+@adapters.command()
 def pin(
-    server: Server, name: Name, off: Annotated[bool, typer.Option("--off", help="Let it go again.")] = False
+    server: Server, name: Name, off: Annotated[bool, typer.Option("--off", metavar="", help="Unpin it.")] = False
 ) -> None:
     """Keep an adapter on the device."""
     card = server.pin(name, not off)
     typer.echo(f"{name} is {'pinned' if card['pinned'] else 'not pinned'}")
 
 
-@app.command()
+@adapters.command()
 def activate(
     server: Server,
     name: ReferenceWord,
     version: Annotated[int | None, typer.Argument(min=1, metavar="VERSION", show_default=False)] = None,
 ) -> None:
-    """Let a name mean another of its versions.
+    """Make another version of an adapter the active one.
 
     As `activate legal 1`, or `activate legal@1`.
     """
@@ -236,11 +226,11 @@ def activate(
             raise typer.BadParameter("say which version, once", param_hint="VERSION")
 
 
-@app.command()
+@adapters.command()
 def rm(server: Server, name: ReferenceWord, yes: Yes = False) -> None:
-    """Forget an adapter, or one version.
+    """Remove an adapter, or one version.
 
-    Asks first; where stdin is no terminal, it needs --yes.
+    Asks for confirmation; without a terminal it needs --yes.
     """
     if not yes:
         if not sys.stdin.isatty():
@@ -255,7 +245,7 @@ def rm(server: Server, name: ReferenceWord, yes: Yes = False) -> None:
 
 @alias.command("list")
 def list_aliases(server: Server, as_json: Json = False) -> None:
-    """All aliases and what they stand for."""
+    """List all aliases with their targets."""
     cards = server.aliases()
     if as_json:
         _json({"data": cards})
@@ -274,9 +264,9 @@ def set_alias(
     name: Name,
     targets: Annotated[list[str], typer.Argument(metavar="NAME[@VERSION]=WEIGHT", show_default=False)],
 ) -> None:
-    """Let an alias mean adapters, by weight.
+    """Point an alias to one or more versions, by weight.
 
-    As `alias set prod legal@1=90 legal@2=10`; a weight is 1 unless said.
+    Example: alias set prod legal@1=90 legal@2=10. A weight is 1 unless given.
     """
     card = server.put_alias(name, _targets(targets))
     meant = (f"{target['adapter']}={target['weight']:g}" for target in card["targets"])
@@ -285,9 +275,9 @@ def set_alias(
 
 @alias.command("rm")
 def remove_alias(server: Server, name: Name) -> None:
-    """Forget an alias.
+    """Remove an alias.
 
-    What it stood for stays.
+    Its targets stay.
     """
     server.remove_alias(name)
     typer.echo(f"removed {name}")

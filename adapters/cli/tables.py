@@ -11,6 +11,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from bases.errors import one_line
+
 _MOMENTS = ("created", "checked")
 """Fields that hold Unix time."""
 _DIGEST = re.compile(r"[0-9a-f]{40,}")
@@ -67,11 +69,6 @@ def _moment(seconds: float) -> str:
 def minute(seconds: float) -> str:
     """Unix time as a date and a time of day, UTC, for columns that say so and have little room."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
-
-
-def one_line(text: str) -> str:
-    """One line without what would steer a terminal: names and reasons come from elsewhere."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:

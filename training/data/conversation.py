@@ -10,6 +10,8 @@ from bases.errors import ManyloraError
 class DataError(ManyloraError):
     """Data that cannot be trained on, with the row (``file.jsonl:12``) where it is one row's fault."""
 
+    exit_status = 2
+
     def __init__(self, reason: str, source: str | None = None) -> None:
         self.reason = reason
         self.source = source

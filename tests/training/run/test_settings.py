@@ -89,7 +89,7 @@ def test_the_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--publish-anyway", "^--publish-anyway: needs --publish$"),
         ("--name a@2", "^--name: 'a@2' cannot name an adapter: @ is for versions"),
         ("--eval-file=", "^--eval-file: must not be empty$"),
-        ("--bogus 1", "unrecognized arguments: --bogus"),
+        ("--bogus 1", "^--bogus: there is no such option; see --help$"),
     ],
 )
 def test_a_bad_flag_is_one_line_that_names_it(flags: str, message: str) -> None:

@@ -1,0 +1,256 @@
+"""The options of a command: one frozen model for its flags, its help, and its sources beside the command line.
+
+A model derives from :class:`Options`. :func:`command` makes the typer command from its fields, so a new option is a new
+field: the name becomes the flag, the annotation the type in the help, the description the help text. What is given on
+the command line wins over the model's other sources (environment, YAML).
+"""
+
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+
+from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticUndefined
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from bases.errors import ConfigError, ManyloraError
+from bases.option_errors import describe
+
+if TYPE_CHECKING:
+    import typer
+
+Given = dict[str, Any]
+"""Field -> what the command line says: text, a tuple of texts, or a bool. Only fields that were given."""
+_WORDS = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT", SecretStr: "TEXT"}
+_ENDINGS = {"_gib": "GIB", "_mib": "MIB", "_seconds": "SECONDS", "url": "URL", "timeout": "SECONDS"}
+"""Ends of names that say more than the type."""
+
+
+class Options(BaseSettings):
+    """Options of a command. Raises :attr:`error` for bad values, with one line for each."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    error: ClassVar[type[ManyloraError]] = ConfigError
+    """Raised for bad values."""
+    positional: ClassVar[str | None] = None
+    """The field that takes the words without a flag."""
+    panels: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Headings of the help, each with its fields in order. Fields that are in none come last, under "Options"."""
+    metavars: ClassVar[Mapping[str, str]] = {}
+    """What the help calls a field's value, where type and name do not say it."""
+
+    def __init__(self, _places: Mapping[str, str] | None = None, **values: Any) -> None:
+        """From keyword arguments, then the model's other sources; never ``sys.argv``.
+
+        ``_places`` names, for messages, fields that were not given by their flags.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            # The first error of each option: others may follow from it.
+            lines: dict[object, str] = {}
+            for detail in error.errors():
+                lines.setdefault(detail["loc"][:1] or len(lines), self.error_line(detail, _places or {}))
+            raise self.error("\n".join(lines.values())) from None
+        except SettingsError as error:
+            raise self.error(str(error)) from None
+
+    @classmethod
+    def error_line(cls, detail: ErrorDetails, places: Mapping[str, str]) -> str:
+        """One of pydantic's errors, as ``--max-rank: must be at least 1 (got 0)``."""
+        if not detail["loc"]:
+            return str(detail["ctx"]["error"])
+        name, *inside = map(str, detail["loc"])
+        return describe(detail, ".".join([places.get(name, cls.flag(name)), *inside]))
+
+    @classmethod
+    def flag(cls, field: str) -> str:
+        """``"max_rank"`` -> ``"--max-rank"``, ``"r"`` -> ``"-r"``; the positional field in capitals."""
+        if field == cls.positional:
+            return field.upper()
+        info = cls.model_fields.get(field)
+        name = (info.alias if info is not None and info.alias else field).replace("_", "-")
+        return f"-{name}" if len(name) == 1 else f"--{name}"
+
+    @classmethod
+    def other_sources(cls) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Where values come from that were not given; first come first. Nowhere, unless a model says so.
+
+        A variable called NAME or SEED was not meant for us.
+        """
+        return ()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Keyword arguments, then :meth:`other_sources`."""
+        return (init_settings, *cls.other_sources())
+
+
+def command(options: type[Options], run: Callable[[Given], int], doc: str) -> Callable[..., int]:
+    """A function for ``typer.Typer.command`` (or ``callback``): it gives ``run`` what the command line says.
+
+    ``run`` returns the exit status. ``doc`` is the command's help.
+    """
+    import typer
+
+    def call(context: typer.Context, **values: Any) -> int:
+        if context.invoked_subcommand is not None:
+            return 0
+        given = {name: value for name, value in values.items() if _was_given(context, name)}
+        return run({name: _joined(options, name, value) for name, value in given.items()})
+
+    parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    parameters += [_parameter(options, field, panel) for panel, fields in _by_panel(options) for field in fields]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {each.name: each.annotation for each in parameters}
+    call.__doc__ = doc
+    return call
+
+
+def single_command(options: type[Options], run: Callable[[Given], int], doc: str | None = None) -> "typer.Typer":
+    """A typer app of one command. ``doc`` is its help, the model's own docstring unless given."""
+    import typer
+
+    app = typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command()(command(options, run, doc or options.__doc__ or ""))
+    return app
+
+
+def parse(options: type[Options], words: Sequence[str], program: str) -> Given:
+    """What ``words`` say. Prints the help and raises SystemExit for ``--help``; raises the options' error."""
+    import typer
+
+    found: list[Given] = []
+
+    def keep(given: Given) -> int:
+        found.append(given)
+        return 0
+
+    try:
+        single_command(options, keep)(list(words), prog_name=program, standalone_mode=False)
+    except typer.TyperException as error:
+        raise options.error(usage_error(error)) from None
+    if not found:
+        raise SystemExit(0)
+    return found[0]
+
+
+def usage_error(error: "typer.TyperException") -> str:
+    """What is wrong with a command line, as ``--nix: there is no such option``. Shows no value: it may be a key."""
+    option = getattr(error, "option_name", None)
+    kind = type(error).__name__
+    if kind == "NoSuchOption":
+        context = getattr(error, "ctx", None)
+        known = [flag for each in (context.command.params if context else ()) for flag in each.opts]
+        near = get_close_matches(str(option), known, n=1, cutoff=0.7)
+        return f"{option}: there is no such option" + (f"; did you mean {near[0]}?" if near else "; see --help")
+    if kind == "BadOptionUsage":
+        takes_none = "does not take" in str(error)
+        return f"{option}: takes no value" if takes_none else f"{option}: needs a value"
+    message = str(getattr(error, "format_message", lambda: str(error))()).rstrip(".")
+    extra = "Got unexpected extra argument"
+    if message.startswith(extra):
+        word = message.partition("(")[2].rpartition(")")[0].rpartition("(")[2].split()[0]
+        return f"there is no option or command {word!r}; options begin with --"
+    return message.replace("No such command", "there is no command")
+
+
+def _was_given(context: "typer.Context", name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _by_panel(options: type[Options]) -> list[tuple[str, list[str]]]:
+    rest = [name for name in options.model_fields if not any(name in fields for fields in options.panels.values())]
+    return [*((title, list(fields)) for title, fields in options.panels.items()), ("Options", rest)]
+
+
+def _parameter(options: type[Options], field: str, panel: str) -> inspect.Parameter:
+    """A field as typer has parameters. Values stay text: pydantic checks them, as those from other sources."""
+    import typer
+    from rich.markup import escape
+
+    info = options.model_fields[field]
+    kind = _plain(info.annotation)
+    default = _default(info)
+    text = (info.description or "") + (f" [default: {default}]" if default else "")
+    shared: dict[str, Any] = {"help": escape(text), "metavar": _metavar(options, field), "rich_help_panel": panel}
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    if choices:
+        shared["autocompletion"] = lambda: [str(choice) for choice in choices]
+    annotation: Any
+    if field == options.positional:
+        annotation = Annotated[list[str] | None, typer.Argument(show_default=False, hidden=True, **shared)]
+    elif kind is bool:
+        shared["metavar"] = ""  # typer would write <bool>
+        name = options.flag(field)
+        both = name if info.default is False else f"{name}/--no-{name[2:]}"
+        annotation = Annotated[bool | None, typer.Option(both, show_default=False, **shared)]
+    else:
+        value = list[str] if _takes_several(kind) else str
+        annotation = Annotated[value | None, typer.Option(options.flag(field), show_default=False, **shared)]
+    return inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _plain(annotation: Any) -> Any:
+    """The type without ``Annotated`` and ``| None``."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return _plain(next(each for each in get_args(annotation) if each is not type(None)))
+    return annotation
+
+
+def _takes_several(kind: Any) -> bool:
+    return get_origin(kind) in (tuple, dict)
+
+
+def _metavar(options: type[Options], field: str) -> str:
+    if field in options.metavars:
+        return options.metavars[field]
+    kind = _plain(options.model_fields[field].annotation)
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    for ending, word in _ENDINGS.items():
+        if field.endswith(ending):
+            return word
+    if get_origin(kind) is tuple:
+        kind = get_args(kind)[0]
+    return _WORDS.get(kind, "TEXT")
+
+
+def _default(info: FieldInfo) -> str | None:
+    """The default as one would write it; None where there is none to show."""
+    value = info.default
+    if value is None or value is PydanticUndefined or isinstance(value, bool) or value == () or value == {}:
+        return None
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _joined(options: type[Options], field: str, value: Any) -> Any:
+    """Repeated and comma-separated values as one: a tuple; for a mapping a text with commas, which the model parses."""
+    if not isinstance(value, list):
+        return value
+    if field == options.positional:
+        return tuple(value)
+    if get_origin(_plain(options.model_fields[field].annotation)) is dict:
+        return ",".join(value)
+    return tuple(word for each in value for word in each.split(",") if word)

@@ -1,0 +1,32 @@
+"""``manylora serve`` and ``manylora doctor``."""
+
+from bases import interrupts
+from bases.command_line import Given, single_command
+from server.config import Settings, make_settings
+
+
+def run_serve(given: Given) -> int:
+    """Serve until the process is told to stop. Raises ConfigError and BaseRejected."""
+    settings = make_settings(given)
+    from server.api.serve import serve
+
+    with interrupts.raised():
+        serve(settings)
+    return 0
+
+
+def run_doctor(given: Given) -> int:
+    """Examine the machine. Returns 1 if there are problems."""
+    settings = make_settings(given)
+    from server.doctor import examine
+
+    with interrupts.raised():
+        return 1 if examine(settings) else 0
+
+
+serve = single_command(Settings, run_serve)
+doctor = single_command(
+    Settings,
+    run_doctor,
+    "Check this machine, and whether serve would start with these options. Exits with 1 if not.",
+)
