@@ -19,7 +19,8 @@ from bases.base import load_base
 from bases.interrupts import end_at_once
 from server.api.app import create_app
 from server.api.http.connection import Connection
-from server.api.service import Service, begin, open_service
+from server.api.service import Service
+from server.api.startup import open_resources, open_service
 from server.compute.cpu.memory import give_back
 from server.config import Settings, service_links
 from server.listener import bind
@@ -37,9 +38,9 @@ def serve(settings: Settings) -> None:
     tell_environment()
     torch.set_num_threads(1)  # on this thread, for the reason Engine.start gives
     # Found out first: loading a base takes a while.
-    with bind(settings.host, settings.port) as listener, begin(settings) as beginning:
+    with bind(settings.host, settings.port) as listener, open_resources(settings) as opened:
         base = load_base(settings.base, say)
-        service = open_service(base, settings, say, beginning)
+        service = open_service(base, settings, say, opened)
         give_back()
         DrainingServer(service).run(sockets=[listener])
 
@@ -116,7 +117,7 @@ class DrainingServer(uvicorn.Server):
 
     def _tell(self, sig: int) -> None:
         """Say what is waited for."""
-        if self._service.under_way:
+        if self._service.in_progress:
             again = "; press Ctrl-C again to stop now" if sig == signal.SIGINT else ""
             say(f"finishing {_under_way(self._service)}{again}")
 
@@ -135,11 +136,11 @@ class DrainingServer(uvicorn.Server):
                 log.warning("Not ended in time: %s", _under_way(self._service))
                 # The engine's last events end them, so that their clients learn why.
                 await asyncio.to_thread(self._service.engine.stop)
-            self.should_exit = late or not self._service.under_way
+            self.should_exit = late or not self._service.in_progress
         return await super().on_tick(counter)
 
 
 def _under_way(service: Service) -> str:
     """Such as ``1 request and 2 registrations``."""
-    counts = {"request": len(service.event_router), "registration": service.intake.under_way}
+    counts = {"request": len(service.event_router), "registration": service.registration_limits.in_progress}
     return " and ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items() if count)

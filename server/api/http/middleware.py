@@ -112,7 +112,7 @@ def _log(scope: Scope, status: int, seconds: float) -> None:
 
 
 def _parts(generation: Generation) -> list[str]:
-    applied = [f"{each.alias}={each.name}" if each.alias else each.name for each in generation.mix.applied]
+    applied = [f"{each.alias}={each.name}" if each.alias else each.name for each in generation.adapters.applied]
     parts = [f"adapter {' + '.join(applied)}"] if applied else []
     parts.append(f"{generation.prompt_tokens} prompt and {generation.output_tokens} answer tokens")
     if generation.first_token is not None:

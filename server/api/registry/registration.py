@@ -36,7 +36,7 @@ async def register_named(service: Service, request: AdapterRequest, expected: in
     options = request.options(expected)
     if request.path is not None:
         return await register_path(service, request.name, request.path, options)
-    with _outcome(service.metrics, "source"), service.intake.counted():
+    with _outcome(service.metrics, "source"), service.registration_limits.counted():
         check_name(request.name, frozenset({service.base.name}))  # before a long download
         return await _to_the_end(service, lambda: _fetched(service, request.name, str(request.source), options))
 
@@ -48,7 +48,7 @@ async def register_path(service: Service, name: str, path: str, options: Options
         folder = allowed_folder(service.settings.adapter_root, path)
         return service.registry.register_folder(name, folder, options)
 
-    with _outcome(service.metrics, "path"), service.intake.counted():
+    with _outcome(service.metrics, "path"), service.registration_limits.counted():
         return await _to_the_end(service, register)
 
 
@@ -58,10 +58,10 @@ async def register_upload(service: Service, request: Request, expected: int | No
     Raises QueueFull where too many are bringing some already.
     """
     service.event_router.check_open()
-    with _outcome(service.metrics, "file"), service.intake.counted():
-        if service.intake.uploads.locked():
+    with _outcome(service.metrics, "file"), service.registration_limits.counted():
+        if service.registration_limits.uploads.locked():
             raise QueueFull("Too many adapters are being uploaded; try again later.", code="too_many_uploads")
-        async with service.intake.uploads:
+        async with service.registration_limits.uploads:
             return await _receive_and_register(service, request, expected)
 
 
@@ -108,7 +108,7 @@ async def _to_the_end(service: Service, register: Callable[[], Registered]) -> R
         service.metrics.registered("accepted" if registered.new else "same")
         return registered
 
-    return await asyncio.shield(to_thread.run_sync(registering, limiter=service.intake.registrations))
+    return await asyncio.shield(to_thread.run_sync(registering, limiter=service.registration_limits.registrations))
 
 
 @contextmanager

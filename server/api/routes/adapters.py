@@ -22,7 +22,7 @@ from server.api.registry.cards import Cards
 from server.api.registry.registration import register_named, register_upload
 from server.api.schemas.answers import Adapter, AdapterDetails, Adapters, Deleted, RegisteredAdapter
 from server.api.schemas.registry import ActivateRequest, AdapterRequest, AdapterUpload, PinRequest
-from server.api.service import Served, Service
+from server.api.service import Service, ServiceDep
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
@@ -37,7 +37,7 @@ class FormRoute(APIRoute):
         return (match, child) if _media_type(Headers(scope=scope)) == "multipart/form-data" else (Match.NONE, {})
 
 
-async def upload_adapter(request: Request, service: Served, expected: Expected) -> Response:
+async def upload_adapter(request: Request, service: ServiceDep, expected: Expected) -> Response:
     """Register uploaded files."""
     return _registered(service, await register_upload(service, request, expected))
 
@@ -62,7 +62,7 @@ async def _json_only(request: Request) -> None:
     | refusals(400, 408, 409, 412, 413, 415, 422, 429, 503, 507),
     openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": reference(AdapterUpload)}}}},
 )
-async def register_adapter(request: AdapterRequest, service: Served, expected: Expected) -> Response:
+async def register_adapter(request: AdapterRequest, service: ServiceDep, expected: Expected) -> Response:
     """Register a folder under the server's `--adapter-root`, an address, or uploaded files.
 
     201, or 200 where the name had this content already.
@@ -71,10 +71,10 @@ async def register_adapter(request: AdapterRequest, service: Served, expected: E
 
 
 @router.get("", responses=answer(Adapters) | refusals(400))
-async def list_adapters(service: Served, after: After = None, limit: Limit = None) -> Response:
+async def list_adapters(service: ServiceDep, after: After = None, limit: Limit = None) -> Response:
     """Adapters in the order of their names; and which sub-folders of the watched one were refused."""
     usage = service.registry.usage()
-    refused = service.watch.refusals() if service.watch is not None else []
+    refused = service.watched_folder.refusals() if service.watched_folder is not None else []
     more = {
         "refused": [asdict(refusal) for refusal in refused],
         "store": {"bytes": usage.bytes, "quota_bytes": usage.quota_bytes},
@@ -88,7 +88,7 @@ async def list_adapters(service: Served, after: After = None, limit: Limit = Non
 
 
 @router.get("/{reference:path}", responses=answer(AdapterDetails, headers=ETAG) | refusals(404, 503))
-async def get_adapter(reference: str, service: Served) -> Response:
+async def get_adapter(reference: str, service: ServiceDep) -> Response:
     """An adapter with the details of its versions, or one version; with the receipt of its checks."""
     parsed = parse_reference(reference)
     entry = service.registry.entry(parsed.name)
@@ -104,19 +104,19 @@ async def get_adapter(reference: str, service: Served) -> Response:
 
 
 @router.post("/{name:path}/activate", responses=answer(Adapter, headers=ETAG) | CHANGE_REFUSALS)
-async def activate_adapter(name: str, request: ActivateRequest, service: Served, expected: Expected) -> Response:
+async def activate_adapter(name: str, request: ActivateRequest, service: ServiceDep, expected: Expected) -> Response:
     """Let the name mean another of its versions, from one request to the next."""
     return _answer(service, await run_in_threadpool(service.registry.activate, name, request.version, expected))
 
 
 @router.post("/{name:path}/pin", responses=answer(Adapter, headers=ETAG) | CHANGE_REFUSALS)
-async def pin_adapter(name: str, request: PinRequest, service: Served, expected: Expected) -> Response:
+async def pin_adapter(name: str, request: PinRequest, service: ServiceDep, expected: Expected) -> Response:
     """Keep the active version on the device, or no longer."""
     return _answer(service, await run_in_threadpool(service.registry.pin, name, request.pinned, expected))
 
 
 @router.delete("/{reference:path}", responses=answer(Deleted) | refusals(400, 404, 409, 412, 503))
-async def remove_adapter(reference: str, service: Served, expected: Expected) -> Json:
+async def remove_adapter(reference: str, service: ServiceDep, expected: Expected) -> Json:
     """Forget an adapter or a version at once; requests that already run keep the content until they end."""
     await run_in_threadpool(service.registry.remove, reference, expected)
     return Json({"id": reference, "object": "adapter", "deleted": True})

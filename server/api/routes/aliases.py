@@ -13,13 +13,13 @@ from server.api.http.listing import After, Card, Limit, listing
 from server.api.registry.cards import alias_card
 from server.api.schemas.answers import Alias, Aliases, Deleted
 from server.api.schemas.registry import AliasRequest, TargetEntry
-from server.api.service import Served
+from server.api.service import ServiceDep
 
 router = APIRouter(prefix="/v1/aliases", tags=["aliases"])
 
 
 @router.get("", responses=answer(Aliases) | refusals(400))
-async def list_aliases(service: Served, after: After = None, limit: Limit = None) -> Response:
+async def list_aliases(service: ServiceDep, after: After = None, limit: Limit = None) -> Response:
     """Aliases in the order of their names."""
 
     def page(after: str | None, count: int) -> list[Card]:
@@ -29,14 +29,14 @@ async def list_aliases(service: Served, after: After = None, limit: Limit = None
 
 
 @router.get("/{name:path}", responses=answer(Alias, headers=ETAG) | refusals(404))
-async def get_alias(name: str, service: Served) -> Response:
+async def get_alias(name: str, service: ServiceDep) -> Response:
     """One alias."""
     alias = service.registry.alias(name)
     return Json(alias_card(service.registry, alias), headers=etag(alias.revision))
 
 
 @router.put("/{name:path}", responses=answer(Alias, 200, 201, headers=ETAG) | refusals(400, 404, 409, 412, 413, 503))
-async def put_alias(name: str, request: AliasRequest, service: Served, expected: Expected) -> Response:
+async def put_alias(name: str, request: AliasRequest, service: ServiceDep, expected: Expected) -> Response:
     """Say what an alias means from now on: 201 where it is new, else 200."""
     targets = [_target(entry) for entry in request.targets]
     alias, new = await run_in_threadpool(service.registry.put_alias, name, targets, expected)
@@ -44,7 +44,7 @@ async def put_alias(name: str, request: AliasRequest, service: Served, expected:
 
 
 @router.delete("/{name:path}", responses=answer(Deleted) | refusals(400, 404, 412, 503))
-async def remove_alias(name: str, service: Served, expected: Expected) -> Json:
+async def remove_alias(name: str, service: ServiceDep, expected: Expected) -> Json:
     """Forget an alias; what it meant stays."""
     await run_in_threadpool(service.registry.remove_alias, name, expected)
     return Json({"id": name, "object": "alias", "deleted": True})

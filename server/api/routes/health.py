@@ -9,20 +9,20 @@ from starlette.responses import PlainTextResponse, Response
 from server.api.http.document import answer
 from server.api.http.errors import Json
 from server.api.schemas.answers import ServerVersion, Status
-from server.api.service import Served
+from server.api.service import ServiceDep
 
 router = APIRouter(tags=["server"])
 
 
 @router.get("/livez", responses=answer(Status, 200, 503))
-async def livez(service: Served) -> Json:
+async def livez(service: ServiceDep) -> Json:
     """503 where only a restart can help: the engine has stopped, or step after step fails."""
     return _status("alive") if service.engine.stats().healthy else _status("engine failing", 503)
 
 
 @router.get("/health", responses=answer(Status, 200, 503))
 @router.get("/readyz", responses=answer(Status, 200, 503))
-async def readyz(service: Served) -> Json:
+async def readyz(service: ServiceDep) -> Json:
     """503 while requests should go elsewhere."""
     if service.event_router.draining:
         return _status("draining", 503)
@@ -30,13 +30,13 @@ async def readyz(service: Served) -> Json:
 
 
 @router.get("/version", responses=answer(ServerVersion))
-async def server_version(service: Served) -> Json:
+async def server_version(service: ServiceDep) -> Json:
     """The server's own, and the fingerprint of its base: what an adapter must have been trained on."""
     return Json({"version": version("manylora"), "base_fingerprint": service.base.layout.fingerprint})
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(service: Served) -> Response:
+async def metrics(service: ServiceDep) -> Response:
     """Prometheus' text format."""
     return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from server.api.http.document import answer
 from server.api.http.errors import Json
 from server.api.schemas.answers import Index
-from server.api.service import Served
+from server.api.service import ServiceDep
 
 router = APIRouter(tags=["server"])
 
@@ -23,6 +23,6 @@ LINKS = {
 
 
 @router.get("/", responses=answer(Index))
-async def index(service: Served) -> Json:
+async def index(service: ServiceDep) -> Json:
     """The server's name, version and base, and links."""
     return Json({"name": "manylora", "version": version("manylora"), "model": service.base.name, "links": LINKS})

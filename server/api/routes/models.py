@@ -10,14 +10,14 @@ from server.api.http.document import answer, refusals
 from server.api.http.errors import Json
 from server.api.http.listing import After, Card, Limit, listing
 from server.api.schemas.answers import Model, Models
-from server.api.service import Served, Service
+from server.api.service import Service, ServiceDep
 from server.errors import InvalidRequest, UnknownModel
 
 router = APIRouter(prefix="/v1", tags=["models"])
 
 
 @router.get("/models", responses=answer(Models) | refusals(400))
-async def list_models(service: Served, after: After = None, limit: Limit = None) -> Response:
+async def list_models(service: ServiceDep, after: After = None, limit: Limit = None) -> Response:
     """The base, then adapters with their versions, and aliases, in the order of their names, asleep or not."""
     base = service.base.name
     start = _start(after, base)
@@ -42,7 +42,7 @@ def _start(after: str | None, base: str) -> str | None:
 
 
 @router.get("/models/{name:path}", responses=answer(Model) | refusals(404))
-async def get_model(service: Served, name: str) -> Json:
+async def get_model(service: ServiceDep, name: str) -> Json:
     """One of them."""
     if name == service.base.name:
         return Json(base_card(service))

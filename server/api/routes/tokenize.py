@@ -11,7 +11,7 @@ from server.api.http.document import answer, refusals
 from server.api.http.errors import Json
 from server.api.schemas.answers import Detokenized, Tokens
 from server.api.schemas.generation import MAX_MESSAGES, Message, Name, Schema, Text
-from server.api.service import Served
+from server.api.service import ServiceDep
 from server.errors import InvalidRequest, UnknownModel
 from server.text import Codec
 
@@ -61,7 +61,7 @@ class DetokenizeRequest(Schema):
 
 
 @router.post("/tokenize", responses=answer(Tokens) | refusals(400, 404, 413))
-async def tokenize(request: TokenizeRequest, service: Served) -> Json:
+async def tokenize(request: TokenizeRequest, service: ServiceDep) -> Json:
     """Their ids, and how many they are of how many."""
     _check_model(request.model, service)
     tokens = await asyncio.to_thread(_tokens, request, service.codec)
@@ -71,13 +71,13 @@ async def tokenize(request: TokenizeRequest, service: Served) -> Json:
 
 
 @router.post("/detokenize", responses=answer(Detokenized) | refusals(400, 404, 413))
-async def detokenize(request: DetokenizeRequest, service: Served) -> Json:
+async def detokenize(request: DetokenizeRequest, service: ServiceDep) -> Json:
     """Their text, with that of special tokens."""
     _check_model(request.model, service)
     return Json({"prompt": await asyncio.to_thread(_text, request.tokens, service.codec)})
 
 
-def _check_model(model: str | None, service: Served) -> None:
+def _check_model(model: str | None, service: ServiceDep) -> None:
     if model not in (None, service.base.name) and not service.registry.knows(model):
         raise UnknownModel(model)
 

@@ -14,7 +14,7 @@ from server.api.http.errors import Json, Refusal, respond, status_of
 from server.api.registry.registration import register_path
 from server.api.schemas.answers import VllmErrorAnswer
 from server.api.schemas.registry import LoadRequest, UnloadRequest
-from server.api.service import Served, Service
+from server.api.service import Service, ServiceDep
 from server.errors import ServerError
 
 router = APIRouter(prefix="/v1", tags=["vLLM"])
@@ -33,7 +33,7 @@ TYPES = {
     response_class=PlainTextResponse,
     responses=refusals(400, 409, 413, 429, 500, 503, 507, model=VllmErrorAnswer),
 )
-async def load_lora_adapter(request: LoadRequest, service: Served) -> Response:
+async def load_lora_adapter(request: LoadRequest, service: ServiceDep) -> Response:
     """Register a folder under ``adapter_root``; it is on the device when this is answered, as with vLLM."""
     name = request.lora_name
     if not name or not request.lora_path:
@@ -62,7 +62,7 @@ async def load_lora_adapter(request: LoadRequest, service: Served) -> Response:
     response_class=PlainTextResponse,
     responses=refusals(400, 404, 409, 413, 500, 503, model=VllmErrorAnswer),
 )
-async def unload_lora_adapter(request: UnloadRequest, service: Served) -> Response:
+async def unload_lora_adapter(request: UnloadRequest, service: ServiceDep) -> Response:
     """Forget an adapter and all its versions."""
     name = request.lora_name
     if not name:

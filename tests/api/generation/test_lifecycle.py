@@ -20,7 +20,7 @@ from bases.base import make_base
 from bases.errors import ConfigError
 from server.api.http.middleware import Door, Unforeseen
 from server.api.serve import welcome
-from server.api.service import open_service
+from server.api.startup import open_service
 from server.listener import bind
 from server.metrics import Metrics
 from tests.api.generation.test_bad_input import refused

@@ -9,7 +9,7 @@ import pytest
 from bases.base import make_base
 from bases.errors import ConfigError
 from server.api.serve import serve, tell_environment
-from server.api.service import open_service
+from server.api.startup import open_service
 from server.config import Settings
 from server.listener import bind
 from tests.api.live import Live, running, tiny_service
