@@ -10,9 +10,9 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from adapters.format.archive import max_bytes
-from server.api.http import document, errors
-from server.api.http.middleware import BodyLimit, Door, Unforeseen
-from server.api.http.paths import METHODS, Paths
+from server.api.http import errors, openapi
+from server.api.http.middleware import AccessLogMiddleware, BodyLimitMiddleware, ErrorMiddleware
+from server.api.http.paths import METHODS, PathMiddleware
 from server.api.routes import adapters, aliases, completions, health, index, models, tokenize, vllm
 from server.api.service import Service
 
@@ -44,16 +44,16 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for routes in (completions, tokenize, models, adapters, aliases, vllm, health, index):
         app.include_router(routes.router)
-    errors.install(app)
-    document.install(app)
+    errors.install_handlers(app)
+    openapi.install_document(app)
     app.add_middleware(
-        BodyLimit,
+        BodyLimitMiddleware,
         limit=int(service.settings.max_body_mib * 2**20),
         upload_limit=max_bytes(service.store.limit) + BEYOND_UPLOADS,
     )
     # The last one is the first that a request meets: errors of all kinds carry an id and what browsers ask for.
-    app.add_middleware(Paths)
-    app.add_middleware(Unforeseen)
+    app.add_middleware(PathMiddleware)
+    app.add_middleware(ErrorMiddleware)
     if origins := service.settings.cors_origin:
         app.add_middleware(
             CORSMiddleware,
@@ -62,5 +62,5 @@ def create_app(service: Service) -> FastAPI:
             allow_headers=["*"],
             expose_headers=EXPOSED,
         )
-    app.add_middleware(Door, metrics=service.metrics)
+    app.add_middleware(AccessLogMiddleware, metrics=service.metrics)
     return app

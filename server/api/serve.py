@@ -18,7 +18,7 @@ import bases.nf4  # noqa: F401 - before transformers, for the reason it gives
 from bases.base import load_base
 from bases.interrupts import end_at_once
 from server.api.app import create_app
-from server.api.http.connection import Connection
+from server.api.http.half_close import HalfCloseProtocol
 from server.api.service import Service
 from server.api.startup import open_resources, open_service
 from server.compute.cpu.memory import give_back
@@ -35,17 +35,17 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then finish what runs. Raises ConfigError and BaseRejected before it listens."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    tell_environment()
+    log_environment()
     torch.set_num_threads(1)  # on this thread, for the reason Engine.start gives
     # Found out first: loading a base takes a while.
     with bind(settings.host, settings.port) as listener, open_resources(settings) as opened:
-        base = load_base(settings.base, say)
-        service = open_service(base, settings, say, opened)
+        base = load_base(settings.base, print_line)
+        service = open_service(base, settings, print_line, opened)
         give_back()
         DrainingServer(service).run(sockets=[listener])
 
 
-def tell_environment() -> None:
+def log_environment() -> None:
     """Say what the environment holds that this server does not go by."""
     if links := service_links():
         log.info("Kubernetes' service links are no options, and left out: %s", ", ".join(links))
@@ -56,13 +56,13 @@ def tell_environment() -> None:
         )
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Tell the person who started the server."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
-def welcome(service: Service, listener: socket.socket) -> str:
+def startup_message(service: Service, listener: socket.socket) -> str:
     """The last lines of a start: the address, and a request that works as it stands."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
@@ -86,7 +86,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(service),
-                http=Connection,
+                http=HalfCloseProtocol,
                 ws="none",
                 log_config=None,
                 log_level=logging.DEBUG if service.settings.log_level == "debug" else logging.WARNING,
@@ -105,7 +105,7 @@ class DrainingServer(uvicorn.Server):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         await super().startup(sockets)
         if self.started and sockets:
-            say(welcome(self._service, sockets[0]))
+            print_line(startup_message(self._service, sockets[0]))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal. The next ends the process at once."""
@@ -113,13 +113,13 @@ class DrainingServer(uvicorn.Server):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.drain()
         # Not from here: what it interrupts may be writing to stdout itself.
-        asyncio.get_running_loop().call_soon_threadsafe(self._tell, sig)
+        asyncio.get_running_loop().call_soon_threadsafe(self._report_progress, sig)
 
-    def _tell(self, sig: int) -> None:
+    def _report_progress(self, sig: int) -> None:
         """Say what is waited for."""
         if self._service.in_progress:
             again = "; press Ctrl-C again to stop now" if sig == signal.SIGINT else ""
-            say(f"finishing {_under_way(self._service)}{again}")
+            print_line(f"finishing {_in_progress(self._service)}{again}")
 
     def drain(self) -> None:
         """Take nothing new; end when nothing is open, or ``drain_seconds`` from now."""
@@ -133,14 +133,14 @@ class DrainingServer(uvicorn.Server):
         if self._deadline is not None:
             late = monotonic() > self._deadline
             if late:
-                log.warning("Not ended in time: %s", _under_way(self._service))
+                log.warning("Not ended in time: %s", _in_progress(self._service))
                 # The engine's last events end them, so that their clients learn why.
                 await asyncio.to_thread(self._service.engine.stop)
             self.should_exit = late or not self._service.in_progress
         return await super().on_tick(counter)
 
 
-def _under_way(service: Service) -> str:
+def _in_progress(service: Service) -> str:
     """Such as ``1 request and 2 registrations``."""
     counts = {"request": len(service.event_router), "registration": service.registration_limits.in_progress}
     return " and ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items() if count)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.api.generation.generation import Generation
-from server.api.http.errors import Json, error_body
+from server.api.http.errors import JsonResponse, error_body
 from server.api.schemas.generation import StreamOptions
 from server.errors import Draining, EngineError
 
@@ -119,7 +119,7 @@ class FullResponse(GenerationResponse):
         text = "".join([piece async for piece in self._generation])
         choice = _choice(self._form.full_choice(text), self._generation.finish)
         body = {**self._head(self._form.full_object), "choices": [choice], "usage": self._usage()}
-        await Json(body, headers=self._adapter_header())(scope, receive, send)
+        await JsonResponse(body, headers=self._adapter_header())(scope, receive, send)
 
 
 class StreamResponse(GenerationResponse):

@@ -37,7 +37,7 @@ from server.errors import (
 )
 
 
-class Refusal(RequestError):
+class InvalidAdapter(RequestError):
     """An adapter that is rejected, with the field of the request that it came by."""
 
     def __init__(self, error: AdapterRejected, param: str) -> None:
@@ -59,7 +59,7 @@ STATUS: Mapping[type[Exception], int] = {
     UploadTooLarge: 413,
     AdapterRejected: 422,
     AdapterUnavailable: 422,
-    Refusal: 422,
+    InvalidAdapter: 422,
     QueueFull: 429,
     ClientDisconnect: 499,  # for the books only: nobody is left to read it
     EngineError: 500,
@@ -100,7 +100,7 @@ CODES: Mapping[type[Exception], str] = {
 }
 
 
-class Json(JSONResponse):
+class JsonResponse(JSONResponse):
     """JSON in plain ASCII: what a caller sent, stray surrogates included, can be told back to it."""
 
     def render(self, content: Any) -> bytes:
@@ -128,12 +128,12 @@ def error_body(error: Exception) -> tuple[int, dict[str, Any]]:
     elif isinstance(error, AdapterConflict | AdapterRejected):
         code = error.code
     body = envelope(status, str(error), param, code)
-    if isinstance(error, Refusal | AdapterRejected):
+    if isinstance(error, InvalidAdapter | AdapterRejected):
         body["error"] |= {"file": error.file, "tensor": error.tensor}
     return status, body
 
 
-def install(app: FastAPI) -> None:
+def install_handlers(app: FastAPI) -> None:
     """Answer every error in OpenAI's shape."""
     app.add_exception_handler(ServerError, _on_purpose)
     app.add_exception_handler(AdapterError, _on_purpose)
@@ -142,24 +142,24 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _left)
 
 
-def respond(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> Json:
+def respond(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> JsonResponse:
     """The answer to an error, with what tells a client whether to come again."""
     retry = {"retry-after": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
     if status in NO_RETRY:
         retry["x-should-retry"] = "false"
-    return Json(body, status, {**(headers or {}), **retry})
+    return JsonResponse(body, status, {**(headers or {}), **retry})
 
 
-async def _on_purpose(request: Request, error: Exception) -> Json:
+async def _on_purpose(request: Request, error: Exception) -> JsonResponse:
     return respond(*error_body(error))
 
 
-async def _left(request: Request, error: Exception) -> Json:
+async def _left(request: Request, error: Exception) -> JsonResponse:
     """The client went away in the middle of its body."""
-    return Json(None, status_of(error))
+    return JsonResponse(None, status_of(error))
 
 
-async def _http(request: Request, error: Exception) -> Json:
+async def _http(request: Request, error: Exception) -> JsonResponse:
     """What the framework raises: no such route or method, a body that is too large or no JSON."""
     assert isinstance(error, HTTPException)
     message = {
@@ -173,7 +173,7 @@ async def _http(request: Request, error: Exception) -> Json:
     return respond(error.status_code, envelope(error.status_code, message), headers)
 
 
-async def _invalid(request: Request, error: Exception) -> Json:
+async def _invalid(request: Request, error: Exception) -> JsonResponse:
     """The first thing that is wrong with the request's fields."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]

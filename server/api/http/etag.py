@@ -37,5 +37,5 @@ async def _expected(
     return int(match[1])
 
 
-Expected = Annotated[int | None, Depends(_expected)]
+IfMatch = Annotated[int | None, Depends(_expected)]
 """The revision that a caller has seen (``If-Match``), 0 where it saw nothing; None where it does not mind."""

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.generation.generation import Generation
-from server.api.http.errors import Json, envelope
+from server.api.http.errors import JsonResponse, envelope
 from server.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ LONGEST_LOGGED = 200
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-class Door:
+class AccessLogMiddleware:
     """Gives each request an id, counts its answer, and logs a line of it when it is over."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -56,7 +56,7 @@ class Door:
             _log(scope, status, monotonic() - started)
 
 
-class Unforeseen:
+class ErrorMiddleware:
     """Answers where something happens that no route expects, and where the server ends before a request is complete."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -78,7 +78,7 @@ class Unforeseen:
                 raise
             log.warning("Request %s was given up at the end", scope["state"]["request_id"])
             if not begun:
-                await Json(envelope(503, CUT_OFF, code="draining"), 503)(scope, receive, send)
+                await JsonResponse(envelope(503, CUT_OFF, code="draining"), 503)(scope, receive, send)
         except Exception:
             if scope["type"] != "http":
                 raise
@@ -86,7 +86,7 @@ class Unforeseen:
             if begun:
                 raise
             body = envelope(500, "Something went wrong on the server; it is in its log.")
-            await Json(body, 500)(scope, receive, send)
+            await JsonResponse(body, 500)(scope, receive, send)
 
 
 def _request_id(scope: Scope) -> str:
@@ -120,7 +120,7 @@ def _parts(generation: Generation) -> list[str]:
     return parts if generation.finish else [*parts, generation.outcome]
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """Refuses a body of more than ``limit`` bytes while it comes in, whatever length was declared.
 
     An upload of an adapter may have ``upload_limit``. Starlette's own answers some of them in plain text.

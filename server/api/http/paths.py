@@ -1,4 +1,4 @@
-"""Paths: one spelling of each, and which methods may be asked of it."""
+"""PathMiddleware: one spelling of each, and which methods may be asked of it."""
 
 import re
 from urllib.parse import unquote
@@ -14,7 +14,7 @@ _ORIGIN = re.compile(r"https?://[^/]*(?:/|\Z)", re.IGNORECASE)
 """What a URL has before its path. A path itself begins with a slash."""
 
 
-class Paths:
+class PathMiddleware:
     """Takes a path with doubled or trailing slashes for the one without, HEAD for GET, and answers OPTIONS.
 
     A request that names the whole URL, as one to a proxy does, means its path (RFC 9112, 3.2.2). Nothing is

@@ -17,7 +17,7 @@ from adapters.format.files import FILES
 from adapters.format.selection import Selection
 from adapters.registry.names import check_name
 from adapters.registry.registry import Options, Registered
-from server.api.http.errors import Refusal, status_of
+from server.api.http.errors import InvalidAdapter, status_of
 from server.api.registry.upload import receive
 from server.api.schemas.registry import AdapterRequest, AdapterUpload
 from server.api.service import Service
@@ -31,7 +31,7 @@ UPLOAD = "upload"
 
 
 async def register_named(service: Service, request: AdapterRequest, expected: int | None) -> Registered:
-    """Register what a JSON body names. Raises Refusal, or what stands in the way."""
+    """Register what a JSON body names. Raises InvalidAdapter, or what stands in the way."""
     service.event_router.check_open()
     options = request.options(expected)
     if request.path is not None:
@@ -120,7 +120,7 @@ def _outcome(metrics: Metrics, param: str) -> Iterator[None]:
         log.info("Registered nothing: %.500r", error)
         metrics.registered("refused" if status_of(error) < 500 else "failed")
         if isinstance(error, AdapterRejected):
-            raise Refusal(error, param) from error
+            raise InvalidAdapter(error, param) from error
         raise
 
 

@@ -16,16 +16,16 @@ from server.api.generation.adapters import lease_adapters
 from server.api.generation.generation import Generation
 from server.api.generation.responses import CHAT, COMPLETION, EndpointFormat, FullResponse, StreamResponse
 from server.api.generation.sampling import sampling_params
-from server.api.http.document import APPLIED, answer, refusals
-from server.api.schemas.answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
+from server.api.http.openapi import ADAPTER_HEADER, error_statuses, returns
 from server.api.schemas.generation import ChatRequest, CompletionRequest, GenerationRequest, StreamOptions
+from server.api.schemas.responses import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from server.api.service import Service, ServiceDep
 from server.engine.sequence import Sequence
 from server.errors import ContextOverflow
 
 router = APIRouter(prefix="/v1", tags=["completions"])
 
-REFUSALS = refusals(400, 404, 413, 422, 429, 503)
+ERRORS = error_statuses(400, 404, 413, 422, 429, 503)
 
 LONG_TEXT = 8192
 """Characters from which a prompt is encoded on a thread, so that the streams of other requests do not stall."""
@@ -33,7 +33,7 @@ LONG_TEXT = 8192
 
 @router.post(
     "/chat/completions",
-    responses=answer(ChatCompletion, chunk=ChatCompletionChunk, headers=APPLIED) | REFUSALS,
+    responses=returns(ChatCompletion, chunk=ChatCompletionChunk, headers=ADAPTER_HEADER) | ERRORS,
 )
 async def create_chat_completion(request: ChatRequest, service: ServiceDep) -> Response:
     """Generate the assistant's next message in a conversation."""
@@ -45,7 +45,7 @@ async def create_chat_completion(request: ChatRequest, service: ServiceDep) -> R
     return _generate(service, request, prompt, max_tokens, CHAT)
 
 
-@router.post("/completions", responses=answer(Completion, chunk=CompletionChunk, headers=APPLIED) | REFUSALS)
+@router.post("/completions", responses=returns(Completion, chunk=CompletionChunk, headers=ADAPTER_HEADER) | ERRORS)
 async def create_completion(request: CompletionRequest, service: ServiceDep) -> Response:
     """Generate the continuation of a prompt."""
     service.event_router.check_open()

@@ -4,9 +4,9 @@ from importlib.metadata import version
 
 from fastapi import APIRouter
 
-from server.api.http.document import answer
-from server.api.http.errors import Json
-from server.api.schemas.answers import Index
+from server.api.http.errors import JsonResponse
+from server.api.http.openapi import returns
+from server.api.schemas.responses import Index
 from server.api.service import ServiceDep
 
 router = APIRouter(tags=["server"])
@@ -22,7 +22,9 @@ LINKS = {
 """What there is to see -> its path."""
 
 
-@router.get("/", responses=answer(Index))
-async def index(service: ServiceDep) -> Json:
+@router.get("/", responses=returns(Index))
+async def index(service: ServiceDep) -> JsonResponse:
     """The server's name, version and base, and links."""
-    return Json({"name": "manylora", "version": version("manylora"), "model": service.base.name, "links": LINKS})
+    return JsonResponse(
+        {"name": "manylora", "version": version("manylora"), "model": service.base.name, "links": LINKS}
+    )

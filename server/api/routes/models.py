@@ -6,28 +6,28 @@ from starlette.responses import Response
 from adapters.errors import UnknownAdapter
 from adapters.registry.names import parse_reference
 from adapters.registry.snapshot import Alias, Version
-from server.api.http.document import answer, refusals
-from server.api.http.errors import Json
-from server.api.http.listing import After, Card, Limit, listing
-from server.api.schemas.answers import Model, Models
+from server.api.http.errors import JsonResponse
+from server.api.http.openapi import error_statuses, returns
+from server.api.http.pagination import After, JsonObject, Limit, list_response
+from server.api.schemas.responses import Model, Models
 from server.api.service import Service, ServiceDep
 from server.errors import InvalidRequest, UnknownModel
 
 router = APIRouter(prefix="/v1", tags=["models"])
 
 
-@router.get("/models", responses=answer(Models) | refusals(400))
+@router.get("/models", responses=returns(Models) | error_statuses(400))
 async def list_models(service: ServiceDep, after: After = None, limit: Limit = None) -> Response:
     """The base, then adapters with their versions, and aliases, in the order of their names, asleep or not."""
     base = service.base.name
     start = _start(after, base)
 
-    def cards(after: str | None, count: int) -> list[Card]:
-        first = [base_card(service)] if after is None else []
+    def cards(after: str | None, count: int) -> list[JsonObject]:
+        first = [base_object(service)] if after is None else []
         names = service.registry.names(after or "", count - len(first))
-        return first + [card(service, name, meant) for name, meant in names]
+        return first + [item(service, name, meant) for name, meant in names]
 
-    return listing(cards, start, limit)
+    return list_response(cards, start, limit)
 
 
 def _start(after: str | None, base: str) -> str | None:
@@ -41,13 +41,13 @@ def _start(after: str | None, base: str) -> str | None:
     return after
 
 
-@router.get("/models/{name:path}", responses=answer(Model) | refusals(404))
-async def get_model(service: ServiceDep, name: str) -> Json:
+@router.get("/models/{name:path}", responses=returns(Model) | error_statuses(404))
+async def get_model(service: ServiceDep, name: str) -> JsonResponse:
     """One of them."""
     if name == service.base.name:
-        return Json(base_card(service))
+        return JsonResponse(base_object(service))
     try:
-        return Json(card(service, name, _meant(service, name)))
+        return JsonResponse(item(service, name, _meant(service, name)))
     except UnknownAdapter as error:
         raise UnknownModel(name) from error
 
@@ -59,18 +59,18 @@ def _meant(service: Service, name: str) -> Version | Alias:
         return service.registry.version(name)
 
 
-def base_card(service: Service) -> Card:
+def base_object(service: Service) -> JsonObject:
     """The base as a model."""
     return _card(service, service.base.name, service.created, root=service.base.name, parent=None)
 
 
-def card(service: Service, name: str, meant: Version | Alias) -> Card:
+def item(service: Service, name: str, meant: Version | Alias) -> JsonObject:
     """A name as a model. An adapter's root is its content: the folder it came from is nobody's business."""
     root = meant.name if isinstance(meant, Alias) else meant.content
     return _card(service, name, meant.created, root=root, parent=service.base.name)
 
 
-def _card(service: Service, name: str, created: int, *, root: str, parent: str | None) -> Card:
+def _card(service: Service, name: str, created: int, *, root: str, parent: str | None) -> JsonObject:
     return {
         "id": name,
         "object": "model",

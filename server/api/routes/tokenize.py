@@ -7,10 +7,10 @@ from fastapi import APIRouter
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.http.document import answer, refusals
-from server.api.http.errors import Json
-from server.api.schemas.answers import Detokenized, Tokens
+from server.api.http.errors import JsonResponse
+from server.api.http.openapi import error_statuses, returns
 from server.api.schemas.generation import MAX_MESSAGES, Message, Name, Schema, Text
+from server.api.schemas.responses import Detokenized, Tokens
 from server.api.service import ServiceDep
 from server.errors import InvalidRequest, UnknownModel
 from server.text import Codec
@@ -60,21 +60,21 @@ class DetokenizeRequest(Schema):
     tokens: Annotated[list[int], Field(fail_fast=True)]
 
 
-@router.post("/tokenize", responses=answer(Tokens) | refusals(400, 404, 413))
-async def tokenize(request: TokenizeRequest, service: ServiceDep) -> Json:
+@router.post("/tokenize", responses=returns(Tokens) | error_statuses(400, 404, 413))
+async def tokenize(request: TokenizeRequest, service: ServiceDep) -> JsonResponse:
     """Their ids, and how many they are of how many."""
     _check_model(request.model, service)
     tokens = await asyncio.to_thread(_tokens, request, service.codec)
     strings = await asyncio.to_thread(_strings, tokens, service.codec) if request.return_token_strs else None
     limit = service.base.max_model_len
-    return Json({"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": strings})
+    return JsonResponse({"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": strings})
 
 
-@router.post("/detokenize", responses=answer(Detokenized) | refusals(400, 404, 413))
-async def detokenize(request: DetokenizeRequest, service: ServiceDep) -> Json:
+@router.post("/detokenize", responses=returns(Detokenized) | error_statuses(400, 404, 413))
+async def detokenize(request: DetokenizeRequest, service: ServiceDep) -> JsonResponse:
     """Their text, with that of special tokens."""
     _check_model(request.model, service)
-    return Json({"prompt": await asyncio.to_thread(_text, request.tokens, service.codec)})
+    return JsonResponse({"prompt": await asyncio.to_thread(_text, request.tokens, service.codec)})
 
 
 def _check_model(model: str | None, service: ServiceDep) -> None:

@@ -9,11 +9,11 @@ from starlette.responses import PlainTextResponse, Response
 
 from adapters.errors import AdapterError, RevisionMismatch, UnknownAdapter
 from adapters.registry.registry import Options
-from server.api.http.document import refusals
-from server.api.http.errors import Json, Refusal, respond, status_of
+from server.api.http.errors import InvalidAdapter, JsonResponse, respond, status_of
+from server.api.http.openapi import error_statuses
 from server.api.registry.registration import register_path
-from server.api.schemas.answers import VllmErrorAnswer
 from server.api.schemas.registry import LoadRequest, UnloadRequest
+from server.api.schemas.responses import VllmErrorAnswer
 from server.api.service import Service, ServiceDep
 from server.errors import ServerError
 
@@ -31,7 +31,7 @@ TYPES = {
 @router.post(
     "/load_lora_adapter",
     response_class=PlainTextResponse,
-    responses=refusals(400, 409, 413, 429, 500, 503, 507, model=VllmErrorAnswer),
+    responses=error_statuses(400, 409, 413, 429, 500, 503, 507, model=VllmErrorAnswer),
 )
 async def load_lora_adapter(request: LoadRequest, service: ServiceDep) -> Response:
     """Register a folder under ``adapter_root``; it is on the device when this is answered, as with vLLM."""
@@ -53,14 +53,14 @@ async def load_lora_adapter(request: LoadRequest, service: ServiceDep) -> Respon
         )
     except (AdapterError, ServerError) as error:
         # vLLM knows no 422.
-        return _error(str(error), 400 if isinstance(error, Refusal) else status_of(error))
+        return _error(str(error), 400 if isinstance(error, InvalidAdapter) else status_of(error))
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
 
 @router.post(
     "/unload_lora_adapter",
     response_class=PlainTextResponse,
-    responses=refusals(400, 404, 409, 413, 500, 503, model=VllmErrorAnswer),
+    responses=error_statuses(400, 404, 409, 413, 500, 503, model=VllmErrorAnswer),
 )
 async def unload_lora_adapter(request: UnloadRequest, service: ServiceDep) -> Response:
     """Forget an adapter and all its versions."""
@@ -85,11 +85,11 @@ def _exists(service: Service, name: str) -> bool:
     return True
 
 
-def _wrong(message: str) -> Json:
+def _wrong(message: str) -> JsonResponse:
     return _error(message, 400, "InvalidUserInput")
 
 
-def _error(message: str, status: int, kind: str | None = None) -> Json:
+def _error(message: str, status: int, kind: str | None = None) -> JsonResponse:
     """The error object of vLLM; its code is the status, a number."""
     error: dict[str, Any] = {
         "message": message,

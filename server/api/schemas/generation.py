@@ -129,7 +129,7 @@ def _shown(field: object) -> str:
     return str(field).encode(errors="backslashreplace").decode()
 
 
-class Tolerant(Schema):
+class TolerantSchema(Schema):
     """An object that clients send with more fields than are served: those that ask for nothing are left out."""
 
     unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
@@ -212,7 +212,7 @@ def _few_biases(value: object) -> object:
     return value
 
 
-class TextPart(Tolerant):
+class TextPart(TolerantSchema):
     """Text as one of a message's content parts."""
 
     harmless: ClassVar[frozenset[str]] = frozenset({"annotations", "cache_control", "id", "index"})
@@ -238,7 +238,7 @@ def _text(part: object) -> str:
     raise ValueError("a content part of type `text` has a string `text`")
 
 
-class Message(Tolerant):
+class Message(TolerantSchema):
     """One turn of a conversation."""
 
     unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSERVED_IN_TURNS
@@ -267,7 +267,7 @@ class Message(Tolerant):
         return turn | {field: value for field, value in more.items() if value}
 
 
-class StreamOptions(Tolerant):
+class StreamOptions(TolerantSchema):
     """What else a stream carries."""
 
     include_usage: bool = False
@@ -276,7 +276,7 @@ class StreamOptions(Tolerant):
     include_obfuscation: bool = False
 
 
-class GenerationRequest(Tolerant):
+class GenerationRequest(TolerantSchema):
     """What both endpoints share."""
 
     unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSERVED

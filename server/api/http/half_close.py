@@ -1,4 +1,4 @@
-"""Connection: one client's, which may close its sending side and still get its answer.
+"""HalfCloseProtocol: one client's, which may close its sending side and still get its answer.
 
 A client that has sent its request may close only its sending side (``shutdown(SHUT_WR)``, ``nc -N``); one that has
 left closes its socket. The server gets the same FIN from both, and uvicorn takes both for gone. The difference shows
@@ -20,20 +20,20 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-BEGINNING = b"HTTP/1.1 "
+FIRST_BYTES = b"HTTP/1.1 "
 """Of every answer. There is a byte for each look at a client that has said it will send no more."""
-FIRST_LOOK = 0.1
+FIRST_POLL = 0.1
 """Seconds to the second byte; each pause is twice the one before."""
 LONGEST_PAUSE = 15
 """Seconds between looks when all bytes are spent, and TCP's own between its."""
 
 
-class Connection(H11Protocol):
+class HalfCloseProtocol(H11Protocol):
     """uvicorn's, but half-closed connections are kept for as long as an answer is due on them."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.conn: _Wire = _Wire(h11.SERVER)
+        self.conn: _H11Connection = _H11Connection(h11.SERVER)
         self._half_closed = False
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -44,7 +44,7 @@ class Connection(H11Protocol):
         known, self._half_closed = self._half_closed, self._due()
         if self._half_closed and not known:
             _ask_by_tcp(self.transport.get_extra_info("socket"))
-            self._look(FIRST_LOOK)
+            self._poll(FIRST_POLL)
         return self._half_closed
 
     def on_response_complete(self) -> None:
@@ -56,7 +56,7 @@ class Connection(H11Protocol):
     def _due(self) -> bool:
         return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
 
-    def _look(self, pause: float) -> None:
+    def _poll(self, pause: float) -> None:
         """Let go of a client that is gone; else send it a byte, and look again after ``pause`` seconds."""
         if self.transport.is_closing():
             return
@@ -65,10 +65,10 @@ class Connection(H11Protocol):
             return
         if not self.cycle.response_started:
             self.transport.write(self.conn.begin())
-        self.loop.call_later(pause, self._look, min(2 * pause, LONGEST_PAUSE))
+        self.loop.call_later(pause, self._poll, min(2 * pause, LONGEST_PAUSE))
 
 
-class _Wire(h11.Connection):
+class _H11Connection(h11.Connection):
     """h11's, but the first bytes of an answer may be taken before the answer is known."""
 
     _begun = 0
@@ -76,14 +76,14 @@ class _Wire(h11.Connection):
     def begin(self) -> bytes:
         """The next byte of the answer to come; none where all that is certain is gone."""
         self._begun += 1
-        return BEGINNING[self._begun - 1 : self._begun]
+        return FIRST_BYTES[self._begun - 1 : self._begun]
 
     def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
         """What is to be sent for ``event``, but for what was taken."""
         data = super().send_with_data_passthrough(event)
         if data and isinstance(event, h11.Response | h11.InformationalResponse):
-            assert data[0].startswith(BEGINNING)
-            data[0] = data[0][min(self._begun, len(BEGINNING)) :]
+            assert data[0].startswith(FIRST_BYTES)
+            data[0] = data[0][min(self._begun, len(FIRST_BYTES)) :]
             self._begun = 0
         return data
 

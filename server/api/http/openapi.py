@@ -9,9 +9,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.api.schemas import answers
-from server.api.schemas.answers import Answer, ErrorAnswer
+from server.api.schemas import responses
 from server.api.schemas.registry import AdapterUpload
+from server.api.schemas.responses import ErrorAnswer, ResponseModel
 
 Responses = dict[int | str, dict[str, Any]]
 """HTTP status -> its description, as a route declares it."""
@@ -22,7 +22,7 @@ and the registry of those adapters.
 A name that stands in a path may have slashes in it, as they are: `/v1/adapters/team/blue`. Every answer carries
 `x-request-id`: the caller's own, where the request has one, else one of the server's."""
 
-REASONS: Mapping[int, str] = {
+ERROR_DESCRIPTIONS: Mapping[int, str] = {
     400: "The request is wrong; `param` names the field.",
     404: "There is no such model, adapter or alias.",
     408: "The upload takes too long.",
@@ -43,13 +43,13 @@ NO_RETRY = {
         "schema": {"type": "string", "const": "false"},
     }
 }
-ETAG = {
+ETAG_HEADER = {
     "ETag": {
         "description": "The state of the name that the answer shows, for `If-Match` of a later change.",
         "schema": {"type": "string", "examples": ['"7"']},
     }
 }
-APPLIED = {
+ADAPTER_HEADER = {
     "x-manylora-adapter": {
         "description": "`name@version=content`, separated by `;`, of each adapter that took part, if any did.",
         "schema": {"type": "string"},
@@ -62,11 +62,14 @@ REQUEST_ID = {
 _FASTAPIS = {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}
 
 
-def answer(
-    model: type[Answer], *statuses: int, headers: Mapping[str, Any] | None = None, chunk: type[Answer] | None = None
+def returns(
+    model: type[ResponseModel],
+    *statuses: int,
+    headers: Mapping[str, Any] | None = None,
+    chunk: type[ResponseModel] | None = None,
 ) -> Responses:
     """JSON of ``model``, with any of ``statuses`` (200 where there are none); or events of ``chunk``, streamed."""
-    content = {"application/json": {"schema": reference(model)}}
+    content = {"application/json": {"schema": schema_ref(model)}}
     if chunk is not None:
         content["text/event-stream"] = {"schema": _stream(chunk)}
     description = str(model.__doc__)
@@ -76,35 +79,35 @@ def answer(
     }
 
 
-def refusals(*statuses: int, model: type[Answer] = ErrorAnswer) -> Responses:
+def error_statuses(*statuses: int, model: type[ResponseModel] = ErrorAnswer) -> Responses:
     """An error with any of ``statuses``."""
     retry = {429: RETRY, 503: RETRY, 409: NO_RETRY, 507: NO_RETRY}
     return {
         status: {
-            "description": REASONS[status],
-            "content": {"application/json": {"schema": reference(model)}},
+            "description": ERROR_DESCRIPTIONS[status],
+            "content": {"application/json": {"schema": schema_ref(model)}},
             "headers": retry.get(status, {}),
         }
         for status in statuses
     }
 
 
-def reference(model: type[BaseModel]) -> dict[str, Any]:
+def schema_ref(model: type[BaseModel]) -> dict[str, Any]:
     """Where the document has the schema of ``model``."""
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
-def _stream(chunk: type[Answer]) -> dict[str, Any]:
+def _stream(chunk: type[ResponseModel]) -> dict[str, Any]:
     return {
         "type": "string",
         "description": f"Server-sent events: `data: ` and a `{chunk.__name__}` each; the last is `data: [DONE]`. Where "
         "something goes wrong on the way, an `ErrorAnswer` is the last.",
         "contentMediaType": "text/event-stream",
-        "contentSchema": {"anyOf": [reference(chunk), reference(ErrorAnswer)]},
+        "contentSchema": {"anyOf": [schema_ref(chunk), schema_ref(ErrorAnswer)]},
     }
 
 
-def install(app: FastAPI) -> None:
+def install_document(app: FastAPI) -> None:
     """Let ``app`` answer with this document, made when it is first asked for."""
     app.openapi = cache(lambda: _document(app))  # type: ignore[method-assign]
 
@@ -128,7 +131,7 @@ def _correct(responses: dict[str, Any]) -> None:
     """FastAPI takes it that bad input is answered 422; and it cannot know what all routes have in common."""
     if _FASTAPIS in responses.get("422", {}).get("content", {}).values():
         del responses["422"]
-    for status, described in refusals(500).items():
+    for status, described in error_statuses(500).items():
         responses.setdefault(str(status), described)
     for response in responses.values():
         response["headers"] = response.get("headers", {}) | REQUEST_ID
@@ -136,7 +139,7 @@ def _correct(responses: dict[str, Any]) -> None:
 
 def _schemas() -> dict[str, Any]:
     """By name: of the form, which FastAPI does not see, and of answers, but not of what those are only derived from."""
-    named = [each for each in vars(answers).values() if isinstance(each, type) and issubclass(each, Answer)]
+    named = [each for each in vars(responses).values() if isinstance(each, type) and issubclass(each, ResponseModel)]
     models = [model for model in named if not model.__subclasses__()]
     _, schemas = models_json_schema(
         [(AdapterUpload, "validation"), *((model, "serialization") for model in models)],

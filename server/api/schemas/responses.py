@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 FinishReason = Literal["stop", "length"]
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     """A JSON object in an answer. A field with a default may be missing; others may be null, but are there."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
@@ -19,7 +19,7 @@ class Answer(BaseModel):
 # --- errors
 
 
-class Error(Answer):
+class Error(ResponseModel):
     """What went wrong, in OpenAI's terms."""
 
     message: str
@@ -33,13 +33,13 @@ class Error(Answer):
     tensor: str | None = None
 
 
-class ErrorAnswer(Answer):
+class ErrorAnswer(ResponseModel):
     """The body of every answer that tells of an error."""
 
     error: Error
 
 
-class VllmError(Answer):
+class VllmError(ResponseModel):
     """What went wrong, in vLLM's terms."""
 
     message: str
@@ -49,7 +49,7 @@ class VllmError(Answer):
     """The HTTP status; of errors that vLLM does not know, OpenAI's code."""
 
 
-class VllmErrorAnswer(Answer):
+class VllmErrorAnswer(ResponseModel):
     """The body of an error where vLLM's operators look for vLLM's."""
 
     error: VllmError
@@ -58,7 +58,7 @@ class VllmErrorAnswer(Answer):
 # --- completions
 
 
-class AppliedAdapter(Answer):
+class AppliedAdapter(ResponseModel):
     """One adapter that took part in an answer."""
 
     name: str
@@ -70,13 +70,13 @@ class AppliedAdapter(Answer):
     """The alias that it was asked for by, if it was."""
 
 
-class PromptTokens(Answer):
+class PromptTokens(ResponseModel):
     """Where a prompt's tokens came from."""
 
     cached_tokens: int
 
 
-class Usage(Answer):
+class Usage(ResponseModel):
     """Tokens counted as OpenAI does; the stop token is one of the answer's."""
 
     prompt_tokens: int
@@ -85,7 +85,7 @@ class Usage(Answer):
     prompt_tokens_details: PromptTokens
 
 
-class Generated(Answer):
+class Generated(ResponseModel):
     """What each object of an answer says."""
 
     id: str
@@ -99,7 +99,7 @@ class Generated(Answer):
     """Empty for the base alone."""
 
 
-class AssistantMessage(Answer):
+class AssistantMessage(ResponseModel):
     """The assistant's turn."""
 
     role: Literal["assistant"]
@@ -107,7 +107,7 @@ class AssistantMessage(Answer):
     refusal: None
 
 
-class ChatChoice(Answer):
+class ChatChoice(ResponseModel):
     """The one choice of an answer."""
 
     index: Literal[0]
@@ -124,14 +124,14 @@ class ChatCompletion(Generated):
     usage: Usage
 
 
-class Delta(Answer):
+class Delta(ResponseModel):
     """What has come since the last chunk."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
 
 
-class ChatChunkChoice(Answer):
+class ChatChunkChoice(ResponseModel):
     """The one choice of a chunk."""
 
     index: Literal[0]
@@ -149,7 +149,7 @@ class ChatCompletionChunk(Generated):
     usage: Usage | None = None
 
 
-class TextChoice(Answer):
+class TextChoice(ResponseModel):
     """The one choice of a completion, or of a chunk of one."""
 
     index: Literal[0]
@@ -175,7 +175,7 @@ class CompletionChunk(Generated):
     usage: Usage | None = None
 
 
-class Tokens(Answer):
+class Tokens(ResponseModel):
     """The token ids of a prompt."""
 
     count: int
@@ -185,7 +185,7 @@ class Tokens(Answer):
     """As the vocabulary writes them, where that was asked for."""
 
 
-class Detokenized(Answer):
+class Detokenized(ResponseModel):
     """The text of tokens."""
 
     prompt: str
@@ -194,7 +194,7 @@ class Detokenized(Answer):
 # --- models, adapters, aliases
 
 
-class Model(Answer):
+class Model(ResponseModel):
     """The base, or a name that stands for an adapter, as a model."""
 
     id: str
@@ -208,7 +208,7 @@ class Model(Answer):
     max_model_len: int
 
 
-class Listing(Answer):
+class Listing(ResponseModel):
     """A page of a list."""
 
     object: Literal["list"]
@@ -222,7 +222,7 @@ class Models(Listing):
     data: list[Model]
 
 
-class Particulars(Answer):
+class Particulars(ResponseModel):
     """What is true of a version."""
 
     content: str | None
@@ -276,7 +276,7 @@ class AdapterDetails(Adapter):
     """What the checks found, and where it came from."""
 
 
-class RefusedFolder(Answer):
+class RefusedFolder(ResponseModel):
     """A folder under `--adapter-dir` whose content could not be registered."""
 
     name: str
@@ -285,7 +285,7 @@ class RefusedFolder(Answer):
     since: int
 
 
-class StoreUsage(Answer):
+class StoreUsage(ResponseModel):
     """Disk space that adapters take, and may take."""
 
     bytes: int
@@ -300,7 +300,7 @@ class Adapters(Listing):
     store: StoreUsage
 
 
-class AliasTarget(Answer):
+class AliasTarget(ResponseModel):
     """One target of an alias."""
 
     adapter: str
@@ -309,7 +309,7 @@ class AliasTarget(Answer):
     """The version that it means now."""
 
 
-class Alias(Answer):
+class Alias(ResponseModel):
     """A name that means one of several adapters or versions, by weight."""
 
     id: str
@@ -324,7 +324,7 @@ class Aliases(Listing):
     data: list[Alias]
 
 
-class Deleted(Answer):
+class Deleted(ResponseModel):
     """What is gone."""
 
     id: str
@@ -335,13 +335,13 @@ class Deleted(Answer):
 # --- the server
 
 
-class Status(Answer):
+class Status(ResponseModel):
     """How the server is."""
 
     status: Literal["alive", "ready", "draining", "engine failing"]
 
 
-class ServerVersion(Answer):
+class ServerVersion(ResponseModel):
     """The version of manylora, and what its base is."""
 
     version: str
@@ -349,7 +349,7 @@ class ServerVersion(Answer):
     """What an adapter's `manylora.json` must name, where it names a base."""
 
 
-class Index(Answer):
+class Index(ResponseModel):
     """What this is, and where to go from here."""
 
     name: Literal["manylora"]
