@@ -1,4 +1,4 @@
-"""The ASGI application around a service."""
+"""Create the ASGI application for a service."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,14 +16,14 @@ from server.api.http.paths import METHODS, PathMiddleware
 from server.api.routes import adapters, aliases, completions, health, index, models, tokenize, vllm
 from server.api.service import Service
 
-BEYOND_UPLOADS = 1 << 20
-"""Bytes past the largest upload at which its body is cut off. Its route ends it before, and says why."""
-EXPOSED = ("x-request-id", "x-manylora-adapter", "etag", "retry-after", "x-should-retry")
-"""Headers of answers that pages of other origins may read."""
+UPLOAD_MARGIN = 1 << 20
+"""Bytes above the largest upload at which the middleware cuts off. The upload route itself rejects it earlier."""
+EXPOSED_HEADERS = ("x-request-id", "x-manylora-adapter", "etag", "retry-after", "x-should-retry")
+"""Response headers that web pages of other origins may read."""
 
 
 def create_app(service: Service) -> FastAPI:
-    """The application. It closes the service when it ends."""
+    """Return the application. It closes the service on shutdown."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -33,7 +33,7 @@ def create_app(service: Service) -> FastAPI:
         finally:
             await asyncio.to_thread(service.close)
 
-    # The scripts of FastAPI's own pages come from elsewhere, which leaves them blank where there is no internet.
+    # FastAPI's own documentation pages load scripts from the internet, and stay blank without it.
     app = FastAPIOffline(
         redoc_url=None,
         title="manylora",
@@ -49,9 +49,9 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(
         BodyLimitMiddleware,
         limit=int(service.settings.max_body_mib * 2**20),
-        upload_limit=max_bytes(service.store.limit) + BEYOND_UPLOADS,
+        upload_limit=max_bytes(service.store.limit) + UPLOAD_MARGIN,
     )
-    # The last one is the first that a request meets: errors of all kinds carry an id and what browsers ask for.
+    # The last middleware added is the outermost: responses of all kinds get a request id and CORS headers.
     app.add_middleware(PathMiddleware)
     app.add_middleware(ErrorMiddleware)
     if origins := service.settings.cors_origin:
@@ -60,7 +60,7 @@ def create_app(service: Service) -> FastAPI:
             allow_origins=origins,
             allow_methods=METHODS,
             allow_headers=["*"],
-            expose_headers=EXPOSED,
+            expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(AccessLogMiddleware, metrics=service.metrics)
     return app

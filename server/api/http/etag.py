@@ -1,4 +1,4 @@
-"""ETags: which state of a name an answer shows, and which one a change is meant for."""
+"""ETags: the revision of a name, so that a client can make a change only if nobody else has changed it."""
 
 import re
 from typing import Annotated
@@ -12,14 +12,16 @@ _ETAG = re.compile(r'"([0-9]{1,18})"')
 
 
 def etag(revision: int) -> dict[str, str]:
-    """The header of an answer that shows a name as of ``revision``."""
+    """Return the ETag header for ``revision``."""
     return {"etag": f'"{revision}"'}
 
 
 async def _expected(
     if_match: Annotated[
         list[str] | None,
-        Header(description='The ETag of an earlier answer; `"0"` where the name must be new.'),
+        Header(
+            description='ETag of an earlier response; 412 if the name has changed since. `"0"` requires a new name.'
+        ),
         WithJsonSchema({"type": "string", "pattern": f"^{_ETAG.pattern}$"}),
     ] = None,
     if_none_match: Annotated[str | None, Header(include_in_schema=False)] = None,
@@ -38,4 +40,4 @@ async def _expected(
 
 
 IfMatch = Annotated[int | None, Depends(_expected)]
-"""The revision that a caller has seen (``If-Match``), 0 where it saw nothing; None where it does not mind."""
+"""Revision from the ``If-Match`` header; 0 requires that the name is new, None accepts any revision."""

@@ -1,4 +1,4 @@
-"""The document of the API, ``/openapi.json``: what FastAPI finds out by itself, set right, and what it cannot know."""
+"""The OpenAPI document, ``/openapi.json``: FastAPI's own with corrections and additions."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -16,50 +16,50 @@ from server.api.schemas.responses import ErrorAnswer, ResponseModel
 Responses = dict[int | str, dict[str, Any]]
 """HTTP status -> its description, as a route declares it."""
 
-DESCRIPTION = """OpenAI's completions, chat completions and models, served from one frozen base with many LoRA adapters;
-and the registry of those adapters.
+DESCRIPTION = """OpenAI-compatible completions, chat completions and models for one frozen base model with many LoRA
+adapters, and the registry of those adapters.
 
-A name that stands in a path may have slashes in it, as they are: `/v1/adapters/team/blue`. Every answer carries
-`x-request-id`: the caller's own, where the request has one, else one of the server's."""
+Adapter names in paths may contain unescaped slashes: `/v1/adapters/team/blue`. Every response has an `x-request-id`
+header: the request's own id if it sent one, otherwise an id made by the server."""
 
 ERROR_DESCRIPTIONS: Mapping[int, str] = {
-    400: "The request is wrong; `param` names the field.",
+    400: "The request is invalid; `param` names the field.",
     404: "There is no such model, adapter or alias.",
-    408: "The upload takes too long.",
-    409: "Something else stands in the way: a name, an alias, an active version, pins.",
-    412: "The name is not what it was when the caller looked; see `If-Match`.",
+    408: "The upload stalled or took too long.",
+    409: "Conflict with the current state: a name, an alias, the active version or pins.",
+    412: "The name has changed since the revision in `If-Match`.",
     413: "The body is too large.",
-    415: "The body is of a kind that is not taken here.",
+    415: "The body's content type is not supported here.",
     422: "The adapter cannot be served correctly; `file` and `tensor` say where.",
-    429: "Too many wait already; try again later.",
-    500: "The fault is the server's; its log has more.",
-    503: "The server is about to end, or its registry cannot be reached; try again later.",
-    507: "There is no room for the adapter's bytes.",
+    429: "Too many requests are waiting; try again later.",
+    500: "Internal error; the server's log has the details.",
+    503: "The server is shutting down, or its registry cannot be reached; try again later.",
+    507: "There is not enough storage for the adapter.",
 }
-RETRY = {"Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "string"}}}
+RETRY = {"Retry-After": {"description": "Seconds to wait before a retry.", "schema": {"type": "string"}}}
 NO_RETRY = {
     "x-should-retry": {
-        "description": "Tells OpenAI's clients not to try again.",
+        "description": "Tells OpenAI's clients not to retry.",
         "schema": {"type": "string", "const": "false"},
     }
 }
 ETAG_HEADER = {
     "ETag": {
-        "description": "The state of the name that the answer shows, for `If-Match` of a later change.",
+        "description": "Revision of the name in this response, for `If-Match` of a later change.",
         "schema": {"type": "string", "examples": ['"7"']},
     }
 }
 ADAPTER_HEADER = {
     "x-manylora-adapter": {
-        "description": "`name@version=content`, separated by `;`, of each adapter that took part, if any did.",
+        "description": "`name@version=content` of each applied adapter, separated by `;`. Absent for the base alone.",
         "schema": {"type": "string"},
     }
 }
 REQUEST_ID = {
-    "x-request-id": {"description": "The request's id, as in the server's log.", "schema": {"type": "string"}}
+    "x-request-id": {"description": "Id of the request, as in the server's log.", "schema": {"type": "string"}}
 }
 
-_FASTAPIS = {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}
+_FASTAPI_ERROR = {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}
 
 
 def returns(
@@ -68,7 +68,10 @@ def returns(
     headers: Mapping[str, Any] | None = None,
     chunk: type[ResponseModel] | None = None,
 ) -> Responses:
-    """JSON of ``model``, with any of ``statuses`` (200 where there are none); or events of ``chunk``, streamed."""
+    """Describe a JSON response of ``model`` with each of ``statuses`` (by default 200).
+
+    ``chunk`` is the model of the events if the response can also be streamed.
+    """
     content = {"application/json": {"schema": schema_ref(model)}}
     if chunk is not None:
         content["text/event-stream"] = {"schema": _stream(chunk)}
@@ -80,7 +83,7 @@ def returns(
 
 
 def error_statuses(*statuses: int, model: type[ResponseModel] = ErrorAnswer) -> Responses:
-    """An error with any of ``statuses``."""
+    """Describe an error response for each of ``statuses``."""
     retry = {429: RETRY, 503: RETRY, 409: NO_RETRY, 507: NO_RETRY}
     return {
         status: {
@@ -93,22 +96,22 @@ def error_statuses(*statuses: int, model: type[ResponseModel] = ErrorAnswer) -> 
 
 
 def schema_ref(model: type[BaseModel]) -> dict[str, Any]:
-    """Where the document has the schema of ``model``."""
+    """Return a reference to the schema of ``model`` in the document."""
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
 def _stream(chunk: type[ResponseModel]) -> dict[str, Any]:
     return {
         "type": "string",
-        "description": f"Server-sent events: `data: ` and a `{chunk.__name__}` each; the last is `data: [DONE]`. Where "
-        "something goes wrong on the way, an `ErrorAnswer` is the last.",
+        "description": f"Server-sent events, each `data: ` and a `{chunk.__name__}`; the last is `data: [DONE]`. "
+        "If an error occurs after the stream has begun, the last event is an `ErrorAnswer` instead.",
         "contentMediaType": "text/event-stream",
         "contentSchema": {"anyOf": [schema_ref(chunk), schema_ref(ErrorAnswer)]},
     }
 
 
 def install_document(app: FastAPI) -> None:
-    """Let ``app`` answer with this document, made when it is first asked for."""
+    """Make ``app`` serve this document. It is built at the first request for it."""
     app.openapi = cache(lambda: _document(app))  # type: ignore[method-assign]
 
 
@@ -120,7 +123,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for operation in path.values():
             _correct(operation["responses"])
     schemas = found["components"]["schemas"]
-    # FastAPI's own errors, which nobody gets here.
+    # FastAPI's own validation errors: this server converts them to OpenAI's format.
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas.update(_schemas())
@@ -128,8 +131,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 def _correct(responses: dict[str, Any]) -> None:
-    """FastAPI takes it that bad input is answered 422; and it cannot know what all routes have in common."""
-    if _FASTAPIS in responses.get("422", {}).get("content", {}).values():
+    """Remove FastAPI's default 422 response, and add what all routes have: status 500 and the request id."""
+    if _FASTAPI_ERROR in responses.get("422", {}).get("content", {}).values():
         del responses["422"]
     for status, described in error_statuses(500).items():
         responses.setdefault(str(status), described)
@@ -138,7 +141,7 @@ def _correct(responses: dict[str, Any]) -> None:
 
 
 def _schemas() -> dict[str, Any]:
-    """By name: of the form, which FastAPI does not see, and of answers, but not of what those are only derived from."""
+    """Return the schemas of all response models and of the upload form, by name. FastAPI knows neither."""
     named = [each for each in vars(responses).values() if isinstance(each, type) and issubclass(each, ResponseModel)]
     models = [model for model in named if not model.__subclasses__()]
     _, schemas = models_json_schema(

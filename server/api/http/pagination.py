@@ -1,4 +1,4 @@
-"""Lists: one JSON object, written in pieces, so that a long one does not hold up other requests."""
+"""Paginated lists: one JSON object, written in chunks so that a long list does not block other requests."""
 
 import asyncio
 import json
@@ -9,39 +9,40 @@ from fastapi import Query
 from starlette.responses import StreamingResponse
 
 CHUNK = 500
-"""PageReader that are written in one go."""
+"""Maximum number of items written before other requests get a turn."""
 
 JsonObject = dict[str, Any]
 PageReader = Callable[[str | None, int], Sequence[JsonObject]]
-"""The read_page that come after an id (None: from the first), at most so many, in their order."""
+"""Called with (after, count): returns up to ``count`` items that follow the id ``after`` (None: from the start)."""
 
 After = Annotated[str | None, Query(max_length=512)]
-"""The last id of the page before."""
+"""Id of the last item of the previous page."""
 Limit = Annotated[int | None, Query(ge=1)]
-"""PageReader in a page; None: all there are."""
+"""Maximum number of items in the page; None returns all."""
 
 
 def list_response(
     read_page: PageReader, after: str | None, limit: int | None, more: Mapping[str, Any] | None = None
 ) -> StreamingResponse:
-    """A page of read_page, as OpenAI's clients read them: ``{"object": "list", "data": [...], "has_more": ...}``.
+    """Return a page in OpenAI's form: ``{"object": "list", "data": [...], "has_more": ...}``.
 
-    ``more``: what else the object says. What changes while the list is written may or may not be in it.
+    ``more`` has additional fields of the object. Items that change while the page is being written may or may not be
+    included.
     """
-    return StreamingResponse(_pieces(read_page, after, limit, more or {}), media_type="application/json")
+    return StreamingResponse(_write(read_page, after, limit, more or {}), media_type="application/json")
 
 
-async def _pieces(
+async def _write(
     read_page: PageReader, after: str | None, limit: int | None, more: Mapping[str, Any]
 ) -> AsyncIterator[bytes]:
     yield b'{"object":"list","data":['
     left, has_more, comma = limit, True, b""
     while has_more and left != 0:
         count = CHUNK if left is None else min(CHUNK, left)
-        found = read_page(after, count + 1)
-        page, has_more = found[:count], len(found) > count
+        items = read_page(after, count + 1)
+        page, has_more = items[:count], len(items) > count
         if page:
-            yield comma + b",".join(_dump(card) for card in page)
+            yield comma + b",".join(_dump(item) for item in page)
             after, comma = page[-1]["id"], b","
         left = None if left is None else left - len(page)
         await asyncio.sleep(0)

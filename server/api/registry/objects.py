@@ -1,4 +1,4 @@
-"""AdapterObjects: what an answer says of an adapter, a version or an alias."""
+"""Build the JSON objects that responses contain for adapters, versions and aliases."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,43 +11,44 @@ from adapters.registry.snapshot import Alias, Entry, Version
 from server.api.http.pagination import JsonObject
 from server.engine.engine import EngineStats
 
-_OF_A_VERSION = ("content", "rank", "targets", "size_bytes", "residency", "status")
+_VERSION_FIELDS = ("content", "rank", "targets", "size_bytes", "residency", "status")
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterObjects:
-    """Makes the cards of adapters from what is true at one moment."""
+    """Builds the JSON objects of adapters and versions, all from one snapshot of the engine."""
 
     stats: EngineStats
-    aliased_to: Callable[[str], Sequence[str]]
-    """Adapter -> the aliases that may mean it, in order."""
+    aliases_of: Callable[[str], Sequence[str]]
+    """Adapter name -> aliases that have it as a target, in order."""
 
     def adapter(self, entry: Entry) -> JsonObject:
-        """An adapter, with the particulars of its active version; null where it has none."""
-        particulars = dict.fromkeys(_OF_A_VERSION) if entry.current is None else self._particulars(entry.current)
-        return {"id": entry.name, **self._common(entry), "created": entry.created, **particulars}
+        """Return an adapter with the fields of its active version, which are null if no version is active."""
+        fields = dict.fromkeys(_VERSION_FIELDS) if entry.current is None else self._version_fields(entry.current)
+        return {"id": entry.name, **self._adapter_fields(entry), "created": entry.created, **fields}
 
     def version(self, entry: Entry, version: Version) -> JsonObject:
-        """One version of an adapter."""
-        return {"id": version.name, **self._common(entry), "created": version.created, **self._particulars(version)}
+        """Return one version of an adapter."""
+        fields = self._version_fields(version)
+        return {"id": version.name, **self._adapter_fields(entry), "created": version.created, **fields}
 
     def version_details(self, entry: Entry) -> list[JsonObject]:
-        """The particulars of all versions of an adapter, for its own item; every item has their numbers."""
+        """Return the details of all versions of an adapter."""
         return [
-            {"version": each.number, "created": each.created, **self._particulars(each)}
-            for each in entry.versions.values()
+            {"version": version.number, "created": version.created, **self._version_fields(version)}
+            for version in entry.versions.values()
         ]
 
-    def _common(self, entry: Entry) -> JsonObject:
+    def _adapter_fields(self, entry: Entry) -> JsonObject:
         return {
             "object": "adapter",
             "active": entry.active,
             "pinned": entry.pinned,
-            "aliases": list(self.aliased_to(entry.name)),
+            "aliases": list(self.aliases_of(entry.name)),
             "versions": list(entry.versions),
         }
 
-    def _particulars(self, version: Version) -> dict[str, Any]:
+    def _version_fields(self, version: Version) -> dict[str, Any]:
         return {
             "content": version.content,
             "rank": version.rank,
@@ -59,23 +60,23 @@ class AdapterObjects:
 
 
 def residency(content: AdapterId, stats: EngineStats) -> Literal["device", "host", "disk"]:
-    """The place nearest to the device that has the content."""
+    """Return the fastest memory that holds the content."""
     if content in stats.device:
         return "device"
     return "host" if content in stats.host else "disk"
 
 
 def alias_object(registry: Registry, alias: Alias) -> JsonObject:
-    """An alias, and which version each of its targets means now."""
+    """Return an alias with the version that each of its targets currently resolves to."""
     targets = [
-        {"adapter": target.reference, "weight": target.weight, "serves": _serves(registry, target.reference)}
+        {"adapter": target.reference, "weight": target.weight, "serves": _resolve(registry, target.reference)}
         for target in alias.targets
     ]
     return {"id": alias.name, "object": "alias", "created": alias.created, "targets": targets}
 
 
-def _serves(registry: Registry, reference: str) -> str | None:
+def _resolve(registry: Registry, reference: str) -> str | None:
     try:
         return registry.version(reference).name
-    except UnknownAdapter:  # it goes while the item is made
+    except UnknownAdapter:  # removed in the meantime
         return None

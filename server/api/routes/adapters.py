@@ -1,4 +1,4 @@
-"""``/v1/adapters``: register, list, look at, activate, pin and remove adapters."""
+"""``/v1/adapters``: register, list, show, activate, pin and remove adapters."""
 
 from dataclasses import asdict
 
@@ -30,7 +30,7 @@ CHANGE_ERRORS = error_statuses(400, 404, 409, 412, 413, 422, 503)
 
 
 class FormRoute(APIRoute):
-    """Matches requests whose body is a form with files; they are never parsed into memory."""
+    """Matches only requests with a multipart form, so that FastAPI does not parse its files into memory."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child = super().matches(scope)
@@ -38,7 +38,7 @@ class FormRoute(APIRoute):
 
 
 async def upload_adapter(request: Request, service: ServiceDep, expected: IfMatch) -> Response:
-    """Register uploaded files."""
+    """Register an adapter from uploaded files."""
     return _registered(service, await register_upload(service, request, expected))
 
 
@@ -50,8 +50,8 @@ async def _json_only(request: Request) -> None:
     if kind != "application/json" and not kind.endswith("+json"):
         raise HTTPException(
             415,
-            "An adapter is registered with a body of `application/json`, or `multipart/form-data` to upload its files; "
-            f"this one is {f'`{kind[:80]}`' if kind else 'of no declared type'}.",
+            "To register an adapter, send `application/json`, or `multipart/form-data` to upload its files; the "
+            f"content type of this request is {f'`{kind[:80]}`' if kind else 'missing'}.",
         )
 
 
@@ -63,16 +63,16 @@ async def _json_only(request: Request) -> None:
     openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": schema_ref(AdapterUpload)}}}},
 )
 async def register_adapter(request: AdapterRequest, service: ServiceDep, expected: IfMatch) -> Response:
-    """Register a folder under the server's `--adapter-root`, an address, or uploaded files.
+    """Register an adapter from a folder under the server's `--adapter-root`, a remote source, or uploaded files.
 
-    201, or 200 where the name had this content already.
+    Returns 201, or 200 if the name already has a version with the same content.
     """
     return _registered(service, await register_named(service, request, expected))
 
 
 @router.get("", responses=returns(Adapters) | error_statuses(400))
 async def list_adapters(service: ServiceDep, after: After = None, limit: Limit = None) -> Response:
-    """Adapters in the order of their names; and which sub-folders of the watched one were refused."""
+    """List adapters by name, and the sub-folders of the watched folder that could not be registered."""
     usage = service.registry.usage()
     refused = service.watched_folder.refusals() if service.watched_folder is not None else []
     more = {
@@ -89,7 +89,7 @@ async def list_adapters(service: ServiceDep, after: After = None, limit: Limit =
 
 @router.get("/{reference:path}", responses=returns(AdapterDetails, headers=ETAG_HEADER) | error_statuses(404, 503))
 async def get_adapter(reference: str, service: ServiceDep) -> Response:
-    """An adapter with the details of its versions, or one version; with the receipt of its checks."""
+    """Show an adapter with the details of its versions, or a single version, with the receipt of its checks."""
     parsed = parse_reference(reference)
     entry = service.registry.entry(parsed.name)
     objects = _objects(service)
@@ -105,19 +105,19 @@ async def get_adapter(reference: str, service: ServiceDep) -> Response:
 
 @router.post("/{name:path}/activate", responses=returns(Adapter, headers=ETAG_HEADER) | CHANGE_ERRORS)
 async def activate_adapter(name: str, request: ActivateRequest, service: ServiceDep, expected: IfMatch) -> Response:
-    """Let the name mean another of its versions, from one request to the next."""
+    """Switch the adapter to another of its versions, atomically."""
     return _answer(service, await run_in_threadpool(service.registry.activate, name, request.version, expected))
 
 
 @router.post("/{name:path}/pin", responses=returns(Adapter, headers=ETAG_HEADER) | CHANGE_ERRORS)
 async def pin_adapter(name: str, request: PinRequest, service: ServiceDep, expected: IfMatch) -> Response:
-    """Keep the active version on the device, or no longer."""
+    """Pin the active version to the device, or unpin it."""
     return _answer(service, await run_in_threadpool(service.registry.pin, name, request.pinned, expected))
 
 
 @router.delete("/{reference:path}", responses=returns(Deleted) | error_statuses(400, 404, 409, 412, 503))
 async def remove_adapter(reference: str, service: ServiceDep, expected: IfMatch) -> JsonResponse:
-    """Forget an adapter or a version at once; requests that already run keep the content until they end."""
+    """Remove an adapter or a version. Requests that already run keep its content until they end."""
     await run_in_threadpool(service.registry.remove, reference, expected)
     return JsonResponse({"id": reference, "object": "adapter", "deleted": True})
 

@@ -1,4 +1,4 @@
-"""``/v1/aliases``: names that mean one of several adapters or versions, by weight."""
+"""``/v1/aliases``: names that resolve to one of several adapters or versions, by weight."""
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/aliases", tags=["aliases"])
 
 @router.get("", responses=returns(Aliases) | error_statuses(400))
 async def list_aliases(service: ServiceDep, after: After = None, limit: Limit = None) -> Response:
-    """Aliases in the order of their names."""
+    """List aliases by name."""
 
     def page(after: str | None, count: int) -> list[JsonObject]:
         return [alias_object(service.registry, alias) for alias in service.registry.aliases(after or "", count)]
@@ -30,7 +30,7 @@ async def list_aliases(service: ServiceDep, after: After = None, limit: Limit = 
 
 @router.get("/{name:path}", responses=returns(Alias, headers=ETAG_HEADER) | error_statuses(404))
 async def get_alias(name: str, service: ServiceDep) -> Response:
-    """One alias."""
+    """Show an alias."""
     alias = service.registry.alias(name)
     return JsonResponse(alias_object(service.registry, alias), headers=etag(alias.revision))
 
@@ -40,7 +40,7 @@ async def get_alias(name: str, service: ServiceDep) -> Response:
     responses=returns(Alias, 200, 201, headers=ETAG_HEADER) | error_statuses(400, 404, 409, 412, 413, 503),
 )
 async def put_alias(name: str, request: AliasRequest, service: ServiceDep, expected: IfMatch) -> Response:
-    """Say what an alias means from now on: 201 where it is new, else 200."""
+    """Create or replace an alias. Returns 201 if it is new, otherwise 200."""
     targets = [_target(entry) for entry in request.targets]
     alias, new = await run_in_threadpool(service.registry.put_alias, name, targets, expected)
     return JsonResponse(alias_object(service.registry, alias), 201 if new else 200, etag(alias.revision))
@@ -48,7 +48,7 @@ async def put_alias(name: str, request: AliasRequest, service: ServiceDep, expec
 
 @router.delete("/{name:path}", responses=returns(Deleted) | error_statuses(400, 404, 412, 503))
 async def remove_alias(name: str, service: ServiceDep, expected: IfMatch) -> JsonResponse:
-    """Forget an alias; what it meant stays."""
+    """Remove an alias. Its targets are not affected."""
     await run_in_threadpool(service.registry.remove_alias, name, expected)
     return JsonResponse({"id": name, "object": "alias", "deleted": True})
 

@@ -38,7 +38,7 @@ LONG_TEXT = 8192
 async def create_chat_completion(request: ChatRequest, service: ServiceDep) -> Response:
     """Generate the assistant's next message in a conversation."""
     service.event_router.check_open()
-    messages = [message.turn() for message in request.messages]
+    messages = [message.for_template() for message in request.messages]
     characters = sum(len(message["role"]) + len(message["content"]) for message in messages)
     prompt = await _encode(lambda: service.codec.encode_chat(messages), characters)
     max_tokens = request.limit or max(service.base.max_model_len - len(prompt), 1)

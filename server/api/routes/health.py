@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, and how is it doing."""
+"""Liveness, readiness, version and metrics."""
 
 from importlib.metadata import version
 
@@ -16,14 +16,14 @@ router = APIRouter(tags=["server"])
 
 @router.get("/livez", responses=returns(Status, 200, 503))
 async def livez(service: ServiceDep) -> JsonResponse:
-    """503 where only a restart can help: the engine has stopped, or step after step fails."""
+    """Liveness probe. 503 if the server needs a restart: the engine has stopped, or keeps failing."""
     return _status("alive") if service.engine.stats().healthy else _status("engine failing", 503)
 
 
 @router.get("/health", responses=returns(Status, 200, 503))
 @router.get("/readyz", responses=returns(Status, 200, 503))
 async def readyz(service: ServiceDep) -> JsonResponse:
-    """503 while requests should go elsewhere."""
+    """Readiness probe. 503 while the server should receive no requests: it is draining or failing."""
     if service.event_router.draining:
         return _status("draining", 503)
     return _status("ready") if service.engine.stats().healthy else _status("engine failing", 503)
@@ -31,13 +31,13 @@ async def readyz(service: ServiceDep) -> JsonResponse:
 
 @router.get("/version", responses=returns(ServerVersion))
 async def server_version(service: ServiceDep) -> JsonResponse:
-    """The server's own, and the fingerprint of its base: what an adapter must have been trained on."""
+    """Return the server's version, and the fingerprint of the base that adapters must have been trained on."""
     return JsonResponse({"version": version("manylora"), "base_fingerprint": service.base.layout.fingerprint})
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: ServiceDep) -> Response:
-    """Prometheus' text format."""
+    """Return metrics in Prometheus' text format."""
     return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 

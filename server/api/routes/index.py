@@ -1,4 +1,4 @@
-"""``GET /``: what this is, and where to go from here."""
+"""``GET /``: basic facts about the server, and links."""
 
 from importlib.metadata import version
 
@@ -19,12 +19,12 @@ LINKS = {
     "health": "/health",
     "metrics": "/metrics",
 }
-"""What there is to see -> its path."""
+"""Link name -> path."""
 
 
 @router.get("/", responses=returns(Index))
 async def index(service: ServiceDep) -> JsonResponse:
-    """The server's name, version and base, and links."""
+    """Return the server's name, version and base, and links."""
     return JsonResponse(
         {"name": "manylora", "version": version("manylora"), "model": service.base.name, "links": LINKS}
     )

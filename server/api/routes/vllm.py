@@ -1,4 +1,4 @@
-"""``/v1/load_lora_adapter`` and ``/v1/unload_lora_adapter``: what vLLM's operators send, answered as vLLM does."""
+"""``/v1/load_lora_adapter`` and ``/v1/unload_lora_adapter``, compatible with vLLM."""
 
 from http import HTTPStatus
 from typing import Any
@@ -25,7 +25,7 @@ TYPES = {
     500: "InternalServerError",
     503: "ServiceUnavailableError",
 }
-"""Status -> what vLLM calls it, where that is not HTTP's phrase."""
+"""Status -> vLLM's name for it, where it differs from HTTP's phrase."""
 
 
 @router.post(
@@ -34,12 +34,12 @@ TYPES = {
     responses=error_statuses(400, 409, 413, 429, 500, 503, 507, model=VllmErrorAnswer),
 )
 async def load_lora_adapter(request: LoadRequest, service: ServiceDep) -> Response:
-    """Register a folder under ``adapter_root``; it is on the device when this is answered, as with vLLM."""
+    """Register a folder under `--adapter-root`. As in vLLM, the adapter is on the device before the response."""
     name = request.lora_name
     if not name or not request.lora_path:
-        return _wrong("Both 'lora_name' and 'lora_path' must be provided.")
+        return _invalid("Both 'lora_name' and 'lora_path' must be provided.")
     if name == service.base.name:
-        return _wrong(f"The lora adapter '{name}' conflicts with a served base model.")
+        return _invalid(f"The lora adapter '{name}' conflicts with a served base model.")
     expected = None if request.load_inplace else 0
     try:
         if expected == 0 and _exists(service, name):
@@ -47,12 +47,12 @@ async def load_lora_adapter(request: LoadRequest, service: ServiceDep) -> Respon
         service.event_router.check_open()
         await register_path(service, name, request.lora_path, Options(preload=True, expected=expected))
     except RevisionMismatch:
-        return _wrong(
+        return _invalid(
             f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "
             "set 'load_inplace' to True."
         )
     except (AdapterError, ServerError) as error:
-        # vLLM knows no 422.
+        # vLLM does not use status 422.
         return _error(str(error), 400 if isinstance(error, InvalidAdapter) else status_of(error))
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
@@ -63,10 +63,10 @@ async def load_lora_adapter(request: LoadRequest, service: ServiceDep) -> Respon
     responses=error_statuses(400, 404, 409, 413, 500, 503, model=VllmErrorAnswer),
 )
 async def unload_lora_adapter(request: UnloadRequest, service: ServiceDep) -> Response:
-    """Forget an adapter and all its versions."""
+    """Remove an adapter and all its versions."""
     name = request.lora_name
     if not name:
-        return _wrong("'lora_name' needs to be provided to unload a LoRA adapter.")
+        return _invalid("'lora_name' needs to be provided to unload a LoRA adapter.")
     if not _exists(service, name):
         return _error(f"The lora adapter '{name}' cannot be found.", 404)
     try:
@@ -77,7 +77,7 @@ async def unload_lora_adapter(request: UnloadRequest, service: ServiceDep) -> Re
 
 
 def _exists(service: Service, name: str) -> bool:
-    """Whether an adapter, not a version or an alias, has the name."""
+    """Whether there is an adapter of this name; versions and aliases do not count."""
     try:
         service.registry.entry(name)
     except UnknownAdapter:
@@ -85,12 +85,12 @@ def _exists(service: Service, name: str) -> bool:
     return True
 
 
-def _wrong(message: str) -> JsonResponse:
+def _invalid(message: str) -> JsonResponse:
     return _error(message, 400, "InvalidUserInput")
 
 
 def _error(message: str, status: int, kind: str | None = None) -> JsonResponse:
-    """The error object of vLLM; its code is the status, a number."""
+    """Return an error in vLLM's format, whose code is the HTTP status."""
     error: dict[str, Any] = {
         "message": message,
         "type": kind or TYPES.get(status, HTTPStatus(status).phrase),

@@ -1,6 +1,6 @@
-"""What the routes answer, for the document of the API.
+"""Schemas of responses, for the OpenAPI document only.
 
-The answers themselves are made without these models, for there are long lists and streams among them.
+The server builds its responses without these models, because some are long lists or streams.
 """
 
 from typing import Any, Literal
@@ -11,7 +11,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class ResponseModel(BaseModel):
-    """A JSON object in an answer. A field with a default may be missing; others may be null, but are there."""
+    """A JSON object in a response. Only fields with a default may be absent; others may be null."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -20,37 +20,38 @@ class ResponseModel(BaseModel):
 
 
 class Error(ResponseModel):
-    """What went wrong, in OpenAI's terms."""
+    """An error in OpenAI's format."""
 
     message: str
     type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
     param: str | None
-    """The field at fault."""
+    """Request field that caused the error."""
     code: str | None
-    """The reason, for programs."""
+    """Machine-readable reason."""
     file: str | None = None
-    """Of an adapter that is rejected: the file at fault. So is the next."""
+    """File that caused an adapter's rejection."""
     tensor: str | None = None
+    """Tensor that caused an adapter's rejection."""
 
 
 class ErrorAnswer(ResponseModel):
-    """The body of every answer that tells of an error."""
+    """Body of every error response."""
 
     error: Error
 
 
 class VllmError(ResponseModel):
-    """What went wrong, in vLLM's terms."""
+    """An error in vLLM's format."""
 
     message: str
     type: str
     param: str | None
     code: int | str | None
-    """The HTTP status; of errors that vLLM does not know, OpenAI's code."""
+    """HTTP status, or OpenAI's code for errors that vLLM does not have."""
 
 
 class VllmErrorAnswer(ResponseModel):
-    """The body of an error where vLLM's operators look for vLLM's."""
+    """Body of an error response of the vLLM-compatible endpoints."""
 
     error: VllmError
 
@@ -59,25 +60,25 @@ class VllmErrorAnswer(ResponseModel):
 
 
 class AppliedAdapter(ResponseModel):
-    """One adapter that took part in an answer."""
+    """One adapter that was applied to generate the answer."""
 
     name: str
-    """Of the version, as in `legal@2`."""
+    """Name with version, as in `legal@2`."""
     id: str
-    """The sha256 of its content."""
+    """SHA-256 of the adapter's content."""
     weight: float
     alias: str | None = None
-    """The alias that it was asked for by, if it was."""
+    """Alias under which the request named the adapter, if it used one."""
 
 
 class PromptTokens(ResponseModel):
-    """Where a prompt's tokens came from."""
+    """Details of the prompt's tokens."""
 
     cached_tokens: int
 
 
 class Usage(ResponseModel):
-    """Tokens counted as OpenAI does; the stop token is one of the answer's."""
+    """Token counts as OpenAI reports them. A stop token counts as part of the completion."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -86,21 +87,21 @@ class Usage(ResponseModel):
 
 
 class Generated(ResponseModel):
-    """What each object of an answer says."""
+    """Fields of every object of a generated answer."""
 
     id: str
     created: int
-    """Unix time, seconds."""
+    """Unix time in seconds."""
     model: str
-    """As it was asked for."""
+    """Name of the model as in the request."""
     system_fingerprint: str
-    """Of the base."""
+    """Identifies the base model."""
     adapter: list[AppliedAdapter]
-    """Empty for the base alone."""
+    """Adapters applied; empty for the base alone."""
 
 
 class AssistantMessage(ResponseModel):
-    """The assistant's turn."""
+    """The assistant's message."""
 
     role: Literal["assistant"]
     content: str
@@ -108,7 +109,7 @@ class AssistantMessage(ResponseModel):
 
 
 class ChatChoice(ResponseModel):
-    """The one choice of an answer."""
+    """The only choice of a chat completion."""
 
     index: Literal[0]
     message: AssistantMessage
@@ -117,7 +118,7 @@ class ChatChoice(ResponseModel):
 
 
 class ChatCompletion(Generated):
-    """A chat's answer, whole."""
+    """A complete chat completion."""
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
@@ -125,14 +126,14 @@ class ChatCompletion(Generated):
 
 
 class Delta(ResponseModel):
-    """What has come since the last chunk."""
+    """What is new since the previous chunk."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
 
 
 class ChatChunkChoice(ResponseModel):
-    """The one choice of a chunk."""
+    """The only choice of a chunk."""
 
     index: Literal[0]
     delta: Delta
@@ -145,12 +146,12 @@ class ChatCompletionChunk(Generated):
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
-    """Empty in the chunk that ends a stream with its usage."""
+    """Empty in the last chunk if that reports the usage."""
     usage: Usage | None = None
 
 
 class TextChoice(ResponseModel):
-    """The one choice of a completion, or of a chunk of one."""
+    """The only choice of a completion or of its chunks."""
 
     index: Literal[0]
     text: str
@@ -159,7 +160,7 @@ class TextChoice(ResponseModel):
 
 
 class Completion(Generated):
-    """What follows a prompt, whole."""
+    """A complete completion."""
 
     object: Literal["text_completion"]
     choices: list[TextChoice]
@@ -171,7 +172,7 @@ class CompletionChunk(Generated):
 
     object: Literal["text_completion"]
     choices: list[TextChoice]
-    """Empty in the chunk that ends a stream with its usage."""
+    """Empty in the last chunk if that reports the usage."""
     usage: Usage | None = None
 
 
@@ -182,7 +183,7 @@ class Tokens(ResponseModel):
     max_model_len: int
     tokens: list[int]
     token_strs: list[str | None] | None
-    """As the vocabulary writes them, where that was asked for."""
+    """The tokens as strings of the vocabulary, if requested."""
 
 
 class Detokenized(ResponseModel):
@@ -195,16 +196,16 @@ class Detokenized(ResponseModel):
 
 
 class Model(ResponseModel):
-    """The base, or a name that stands for an adapter, as a model."""
+    """A model: the base, an adapter, a version or an alias."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: Literal["manylora"]
     root: str
-    """The base: its name. An adapter: the sha256 of its content. An alias: its name."""
+    """Name of the base or the alias, or SHA-256 of the adapter's content."""
     parent: str | None
-    """The base's name; null for the base itself."""
+    """Name of the base; null for the base itself."""
     max_model_len: int
 
 
@@ -213,67 +214,67 @@ class Listing(ResponseModel):
 
     object: Literal["list"]
     has_more: bool
-    """Whether more come after the last; ask for them with `after`, its id."""
+    """Whether more items follow; request them with `after` set to the last item's id."""
 
 
 class Models(Listing):
-    """The base, then adapters, versions and aliases in the order of their names."""
+    """The base, then adapters, versions and aliases ordered by name."""
 
     data: list[Model]
 
 
-class Particulars(ResponseModel):
-    """What is true of a version."""
+class VersionFields(ResponseModel):
+    """Details of a version."""
 
     content: str | None
-    """The sha256 of its content."""
+    """SHA-256 of the adapter's content."""
     rank: int | None
     targets: int | None
-    """How many layers it changes."""
+    """Number of layers that it changes."""
     size_bytes: int | None
     residency: Literal["device", "host", "disk"] | None
-    """The place nearest to the device that has the content."""
+    """Fastest memory that currently holds the content."""
     status: Literal["ready", "refused"] | None
     reason: str | None = None
-    """Why this server cannot serve it, where it is refused."""
+    """Why this server cannot serve the version, if its status is `refused`."""
 
 
-class AdapterVersion(Particulars):
+class AdapterVersion(VersionFields):
     """One version of an adapter."""
 
     version: int
     created: int
 
 
-class Adapter(Particulars):
-    """An adapter, with the particulars of its active version; null where it has none."""
+class Adapter(VersionFields):
+    """An adapter with the details of its active version, which are null if no version is active."""
 
     id: str
     object: Literal["adapter"]
     created: int
     active: int | None
-    """The version that the name means."""
+    """Version used for requests that name the adapter without a version."""
     pinned: bool
     aliases: list[str]
-    """Those that may mean it."""
+    """Aliases that have this adapter as a target."""
     versions: list[int]
-    """Of the adapter, all."""
+    """Numbers of all versions of the adapter."""
 
 
 class RegisteredAdapter(Adapter):
     """An adapter that has just been registered."""
 
     version: int
-    """The one that this content is."""
+    """Number of the registered version."""
 
 
 class AdapterDetails(Adapter):
     """An adapter or one version of it."""
 
     version_details: list[AdapterVersion] | None = None
-    """Of an adapter, the particulars of each of its versions; a version has none of its own."""
+    """Details of all versions; present for an adapter, absent for a single version."""
     receipt: dict[str, Any] | None
-    """What the checks found, and where it came from."""
+    """Results of the checks at registration, and the source of the adapter."""
 
 
 class RefusedFolder(ResponseModel):
@@ -286,14 +287,14 @@ class RefusedFolder(ResponseModel):
 
 
 class StoreUsage(ResponseModel):
-    """Disk space that adapters take, and may take."""
+    """Disk space used by adapters, and its limit."""
 
     bytes: int
     quota_bytes: int | None
 
 
 class Adapters(Listing):
-    """Adapters in the order of their names."""
+    """Adapters ordered by name."""
 
     data: list[Adapter]
     refused: list[RefusedFolder]
@@ -306,11 +307,11 @@ class AliasTarget(ResponseModel):
     adapter: str
     weight: float
     serves: str | None
-    """The version that it means now."""
+    """Version that the target currently resolves to."""
 
 
 class Alias(ResponseModel):
-    """A name that means one of several adapters or versions, by weight."""
+    """A name that resolves to one of several adapters or versions, according to their weights."""
 
     id: str
     object: Literal["alias"]
@@ -319,13 +320,13 @@ class Alias(ResponseModel):
 
 
 class Aliases(Listing):
-    """Aliases in the order of their names."""
+    """Aliases ordered by name."""
 
     data: list[Alias]
 
 
 class Deleted(ResponseModel):
-    """What is gone."""
+    """Confirms a deletion."""
 
     id: str
     object: Literal["adapter", "alias"]
@@ -336,25 +337,25 @@ class Deleted(ResponseModel):
 
 
 class Status(ResponseModel):
-    """How the server is."""
+    """State of the server."""
 
     status: Literal["alive", "ready", "draining", "engine failing"]
 
 
 class ServerVersion(ResponseModel):
-    """The version of manylora, and what its base is."""
+    """The version of manylora, and the fingerprint of its base."""
 
     version: str
     base_fingerprint: str
-    """What an adapter's `manylora.json` must name, where it names a base."""
+    """An adapter whose `manylora.json` names a base must name this one."""
 
 
 class Index(ResponseModel):
-    """What this is, and where to go from here."""
+    """Basic facts about the server, and links."""
 
     name: Literal["manylora"]
     version: str
     model: str
-    """The base."""
+    """Name of the base."""
     links: dict[str, str]
-    """What there is to see -> its path."""
+    """Link name -> path."""

@@ -93,7 +93,7 @@ def test_a_registration_is_finished_although_its_client_has_left(
         assert gate.wait(PATIENCE)
         fsync(descriptor)
 
-    monkeypatch.setattr(serve, "LINGER", 0.1)  # what connections get besides must not be what it lives on
+    monkeypatch.setattr(serve, "CLOSE_SECONDS", 0.1)  # what connections get besides must not be what it lives on
     with running(tiny_service(tmp_path, adapter_root=folders["spare"].parent)) as live:
         monkeypatch.setattr(os, "fsync", slow)
         body = json.dumps({"name": "left", "path": "spare"}).encode()

@@ -241,7 +241,7 @@ def test_a_connection_is_closed_when_its_time_is_over(tmp_path: Path) -> None:
 
 
 def test_the_end_waits_for_no_idle_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "LINGER", 600)  # what it would wait if it did
+    monkeypatch.setattr(serve, "CLOSE_SECONDS", 600)  # what it would wait if it did
     with running(tiny_service(tmp_path)) as live, connected(live) as idle, connected(live) as fresh:
         idle.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_for(lambda: b"}" in idle.recv(65536))

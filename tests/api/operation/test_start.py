@@ -86,7 +86,7 @@ def test_a_key_that_protects_nothing_is_told(monkeypatch: pytest.MonkeyPatch, ca
         monkeypatch.setenv("MANYLORA_API_KEY", "sesame")
         log_environment()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "this server asks nobody for a key" in caplog.text
+    assert "this server does not check keys" in caplog.text
     assert "sesame" not in caplog.text
 
 
@@ -98,7 +98,7 @@ def test_service_links_that_were_left_out_are_told(
     with caplog.at_level(logging.INFO):
         log_environment()
     assert [record.levelname for record in caplog.records] == ["INFO"]
-    assert caplog.messages[0].endswith("left out: MANYLORA_SERVICE_HOST")
+    assert caplog.messages[0].endswith("Kubernetes service links and not options: MANYLORA_SERVICE_HOST")
 
 
 def test_the_memory_for_keys_and_values_is_told(tmp_path: Path) -> None:
