@@ -28,14 +28,14 @@ async def _expected(
 ) -> int | None:
     if if_none_match is not None:
         raise InvalidRequest(
-            '`If-None-Match` is not served; a change to a name that must be new says `If-Match: "0"`.',
+            '`If-None-Match` is not supported. To require that the name is new, send `If-Match: "0"`.',
             param="If-None-Match",
         )
     if if_match is None:
         return None
     match = _ETAG.fullmatch(", ".join(if_match).strip())
     if match is None:
-        raise InvalidRequest("`If-Match` is the ETag of an earlier answer, one number in quotes.", param="If-Match")
+        raise InvalidRequest("`If-Match` must be the ETag of an earlier response: one number in quotes.", param="If-Match")
     return int(match[1])
 
 

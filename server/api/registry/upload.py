@@ -198,10 +198,10 @@ class _Form:
         """Decide from its headers whether the part is a field or a file."""
         kind, options = parse_options_header(self._headers.get("content-disposition"))
         if kind != b"form-data" or b"name" not in options:
-            raise _malformed("a part of it has no Content-Disposition of form-data with a name")
+            raise _malformed("a part has no Content-Disposition header of type form-data with a name")
         encoding = self._headers.get("content-transfer-encoding", b"binary").strip().lower()
         if encoding not in (b"binary", b"8bit", b"7bit"):
-            raise _malformed("a part of it has a Content-Transfer-Encoding, which forms do not have")
+            raise _malformed("a part has a Content-Transfer-Encoding, which forms must not use")
         filename = options.get(b"filename")
         self._part = self._field(options[b"name"]) if filename is None else self._file(filename)
 
@@ -212,7 +212,7 @@ class _Form:
         if part.size > part.limit:
             if part.is_file:
                 raise AdapterRejected(f"is larger than {part.limit} bytes", file=shown(part.name))
-            raise InvalidRequest(f"A field is at most {MAX_FIELD_BYTES} bytes long.", param=shown(part.name))
+            raise InvalidRequest(f"The field is longer than {MAX_FIELD_BYTES} bytes.", param=shown(part.name))
         part.writer.write(memoryview(data)[start:end])
 
     def end_part(self) -> None:
@@ -306,4 +306,4 @@ def _text(data: bytes, field: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise InvalidRequest("The field is not in UTF-8.", param=shown(field)) from error
+        raise InvalidRequest("The field is not valid UTF-8.", param=shown(field)) from error
