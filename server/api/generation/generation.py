@@ -73,7 +73,7 @@ class Generation:
         Sets ``finish`` with the last piece. Raises EngineError if the engine failed the request, and Draining if it
         did so because the server is shutting down.
         """
-        if self.finish:
+        if self._closed:
             raise StopAsyncIteration
         events = await self._queue.take()
         before = self.output_tokens

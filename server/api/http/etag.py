@@ -35,7 +35,9 @@ async def _expected(
         return None
     match = _ETAG.fullmatch(", ".join(if_match).strip())
     if match is None:
-        raise InvalidRequest("`If-Match` must be the ETag of an earlier response: one number in quotes.", param="If-Match")
+        raise InvalidRequest(
+            "`If-Match` must be an ETag from an earlier response, one number in quotes.", param="If-Match"
+        )
     return int(match[1])
 
 
