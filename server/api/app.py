@@ -1,4 +1,4 @@
-"""The ASGI application around a service."""
+"""Create the ASGI application for a service."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,20 +10,20 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from adapters.format.archive import max_bytes
-from server.api.http import document, errors
-from server.api.http.middleware import BodyLimit, Door, Unforeseen
-from server.api.http.paths import METHODS, Paths
+from server.api.http import errors, openapi
+from server.api.http.middleware import AccessLogMiddleware, BodyLimitMiddleware, ErrorMiddleware
+from server.api.http.paths import METHODS, PathMiddleware
 from server.api.routes import adapters, aliases, completions, health, index, models, tokenize, vllm
 from server.api.service import Service
 
-BEYOND_UPLOADS = 1 << 20
-"""Bytes past the largest upload at which its body is cut off. Its route ends it before, and says why."""
-EXPOSED = ("x-request-id", "x-manylora-adapter", "etag", "retry-after", "x-should-retry")
-"""Headers of answers that pages of other origins may read."""
+UPLOAD_MARGIN = 1 << 20
+"""Bytes above the largest upload at which the middleware cuts off. The upload route itself rejects it earlier."""
+EXPOSED_HEADERS = ("x-request-id", "x-manylora-adapter", "etag", "retry-after", "x-should-retry")
+"""Response headers that web pages of other origins may read."""
 
 
 def create_app(service: Service) -> FastAPI:
-    """The application. It closes the service when it ends."""
+    """Return the application. It closes the service on shutdown."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -33,7 +33,7 @@ def create_app(service: Service) -> FastAPI:
         finally:
             await asyncio.to_thread(service.close)
 
-    # The scripts of FastAPI's own pages come from elsewhere, which leaves them blank where there is no internet.
+    # FastAPI's own documentation pages load scripts from the internet, and stay blank without it.
     app = FastAPIOffline(
         redoc_url=None,
         title="manylora",
@@ -44,23 +44,23 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for routes in (completions, tokenize, models, adapters, aliases, vllm, health, index):
         app.include_router(routes.router)
-    errors.install(app)
-    document.install(app)
+    errors.install_handlers(app)
+    openapi.install_document(app)
     app.add_middleware(
-        BodyLimit,
+        BodyLimitMiddleware,
         limit=int(service.settings.max_body_mib * 2**20),
-        upload_limit=max_bytes(service.store.limit) + BEYOND_UPLOADS,
+        upload_limit=max_bytes(service.store.limit) + UPLOAD_MARGIN,
     )
-    # The last one is the first that a request meets: errors of all kinds carry an id and what browsers ask for.
-    app.add_middleware(Paths)
-    app.add_middleware(Unforeseen)
+    # The last middleware added is the outermost: responses of all kinds get a request id and CORS headers.
+    app.add_middleware(PathMiddleware)
+    app.add_middleware(ErrorMiddleware)
     if origins := service.settings.cors_origin:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=METHODS,
             allow_headers=["*"],
-            expose_headers=EXPOSED,
+            expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(Door, metrics=service.metrics)
+    app.add_middleware(AccessLogMiddleware, metrics=service.metrics)
     return app

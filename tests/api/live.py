@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from bases.base import make_base
 from server.api.serve import DrainingServer, bind
-from server.api.service import Service, open_service
+from server.api.service import Service
+from server.api.startup import open_service
 from server.config import Settings
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 

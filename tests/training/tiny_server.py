@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bases.base import load_base
-from server.api.service import open_service
+from server.api.startup import open_service
 from server.config import Settings
 from tests.api.live import Live, running
 from training.settings import TrainSettings

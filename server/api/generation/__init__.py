@@ -1,1 +1,1 @@
-"""From a checked request to text: adapters, the sequence in the engine, and the answer."""
+"""From a validated request to text: leased adapters, a sequence in the engine, and the response."""

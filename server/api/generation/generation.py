@@ -1,101 +1,126 @@
-"""Generation: one request in the engine, seen from the event loop. Events come in, text goes out."""
+"""Generation: one request in the engine. Iterate over it to get the text of the answer.
+
+Each step, the engine's thread hands its events to ``EventRouter.deliver``, which puts them into the queue of their
+request on the event loop. Generation takes them from that queue and decodes them to text.
+"""
 
 from collections.abc import Sequence as Seq
 from time import monotonic
+from typing import Self
 
-from server.api.generation.mix import Mix
-from server.api.service import Service
+from server.api.generation.adapters import LeasedAdapters
+from server.engine.engine import Engine
+from server.engine.event_router import EventRouter
 from server.engine.sequence import Event, Failed, FinishReason, Sequence, Token
 from server.errors import Draining, EngineError
-from server.metrics import Outcome
-from server.text import Detokenizer, StopStrings
+from server.metrics import Metrics, Outcome
+from server.text import Codec, Detokenizer, StopStrings
 
 
 class Generation:
-    """Submits a sequence when made; whoever made it calls ``close``, whatever happens."""
+    """An asynchronous iterator over the text of one answer, one piece for each engine step.
 
-    def __init__(self, service: Service, sequence: Sequence, mix: Mix, stops: Seq[str]) -> None:
-        """Takes over the leases of ``mix``. Raises what the engine's ``submit`` raises, and Draining."""
+    The constructor submits the sequence. Call :meth:`close` when done, in all cases.
+    """
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        adapters: LeasedAdapters,
+        stops: Seq[str],
+        *,
+        codec: Codec,
+        engine: Engine,
+        event_router: EventRouter,
+        metrics: Metrics,
+    ) -> None:
+        """Submit ``sequence`` and take over the leases of ``adapters``.
+
+        Raises Draining, QueueFull, EngineError or InvalidRequest if the sequence cannot be submitted; the leases are
+        released then.
+        """
         self.id = sequence.id
+        self.adapters = adapters
         self.prompt_tokens = sequence.prompt_length
         self.output_tokens = 0
         self.cached_tokens = 0
         self.finish: FinishReason | None = None
+        """Why the answer ended; None until it has."""
         self.first_token: float | None = None
-        """Seconds from submit to the first token, once it has come."""
-        self.mix = mix
-        self._service = service
-        self._detokenizer = Detokenizer(service.codec)
+        """Seconds from submission to the first token; None until it has come."""
+        self._engine = engine
+        self._event_router = event_router
+        self._metrics = metrics
+        self._detokenizer = Detokenizer(codec)
         self._stops = StopStrings(stops)
         self._closed = False
         self._failed = False
         self._started = self._last = monotonic()
         try:
-            self._inbox = service.event_router.open(self.id)
-            service.engine.submit(sequence)
+            self._queue = event_router.open(self.id)
+            engine.submit(sequence)
         except BaseException:
-            self._leave()
+            self._release()
             raise
         self._in_engine = True
 
-    async def read(self) -> str:
-        """The text that has come since the last call; waits for at least one step. May be empty.
+    def __aiter__(self) -> Self:
+        return self
 
-        ``finish`` is set with the last. Raises EngineError where the engine gave up on the request, and
-        Draining where it did so because the server ends.
+    async def __anext__(self) -> str:
+        """Wait for at least one step, and return the text since the last call, which may be empty.
+
+        Sets ``finish`` with the last piece. Raises EngineError if the engine failed the request, and Draining if it
+        did so because the server is shutting down.
         """
-        events = await self._inbox.take()
+        if self._closed:
+            raise StopAsyncIteration
+        events = await self._queue.take()
         before = self.output_tokens
         text = "".join([self._take(event) for event in events])
-        self._observe(before)
+        self._measure(before)
         if self.finish:
             self.close()
         return text
 
     def close(self) -> None:
-        """The one way out: what still runs is aborted, and the leases go back. Calls after the first do nothing."""
+        """Abort the sequence if it still runs, release the leases, and update the metrics. Idempotent."""
         if self._closed:
             return
         self._closed = True
         if self._in_engine:
-            self._service.engine.abort(self.id)
-        self._leave()
+            self._engine.abort(self.id)
+        self._release()
         seconds = monotonic() - self._started
-        self._service.metrics.ended(self.prompt_tokens, self.output_tokens, seconds)
-        for alias, version in self._aliased:
-            self._service.metrics.aliases.ended(alias, version, self.outcome, self.output_tokens, seconds)
+        self._metrics.ended(self.prompt_tokens, self.output_tokens, seconds)
+        for alias, version in self.adapters.aliases:
+            self._metrics.aliases.ended(alias, version, self.outcome, self.output_tokens, seconds)
 
     @property
     def outcome(self) -> Outcome:
-        """How it has ended, once it has."""
+        """How the request ended. Valid once it has."""
         return "ok" if self.finish else "error" if self._failed else "cancelled"
 
-    @property
-    def _aliased(self) -> set[tuple[str, str]]:
-        """The aliases it was asked for by, each with the version that it got."""
-        return {(applied.alias, applied.name) for applied in self.mix.applied if applied.alias is not None}
-
-    def _leave(self) -> None:
-        self._service.event_router.close(self.id)
-        self._service.registry.release(self.mix.leased)
+    def _release(self) -> None:
+        self._event_router.close(self.id)
+        self.adapters.release()
 
     def _take(self, event: Event) -> str:
-        if self.finish:
+        if self.finish:  # a stop string was found: later tokens of the same batch of events do not count
             return ""
         if isinstance(event, Failed):
             self._in_engine = False
             self._failed = True
-            if self._service.event_router.draining:
-                raise Draining(event.message, code="draining")
-            raise EngineError(event.message)
+            raise (
+                Draining(event.message, code="draining") if self._event_router.draining else EngineError(event.message)
+            )
         self.output_tokens += 1
         self.cached_tokens = event.cached
-        if event.finish:
-            self._in_engine = False
-        return self._text(event)
+        self._in_engine = event.finish is None
+        return self._decode(event)
 
-    def _text(self, event: Token) -> str:
-        # A stop token ends the answer and is no part of it.
+    def _decode(self, event: Token) -> str:
+        # A stop token ends the answer but is not part of its text.
         piece = "" if event.finish == "stop" else self._stops.push(self._detokenizer.push(event.token))
         if event.finish and not self._stops.found:
             piece += self._stops.push(self._detokenizer.flush())
@@ -103,15 +128,16 @@ class Generation:
         self.finish = "stop" if self._stops.found else event.finish
         return piece
 
-    def _observe(self, before: int) -> None:
+    def _measure(self, before: int) -> None:
+        """Record the latency of the tokens that have come since there were ``before``."""
         now = monotonic()
-        fresh, gap = self.output_tokens - before, now - self._last
+        new, gap = self.output_tokens - before, now - self._last
         if not before:
             self.first_token = now - self._started
-            self._service.metrics.first_token(self.first_token)
-            for alias, version in self._aliased:
-                self._service.metrics.aliases.first_token(alias, version, self.first_token)
-            fresh, gap = fresh - 1, 0.0  # what came along with the first waited for nothing
-        if fresh:
-            self._service.metrics.next_tokens(gap, fresh)
+            self._metrics.first_token(self.first_token)
+            for alias, version in self.adapters.aliases:
+                self._metrics.aliases.first_token(alias, version, self.first_token)
+            new, gap = new - 1, 0.0  # tokens that came together with the first one had no wait of their own
+        if new:
+            self._metrics.next_tokens(gap, new)
         self._last = now

@@ -1,4 +1,4 @@
-"""Errors on the wire: the one table from error to HTTP status, in OpenAI's shape."""
+"""Convert exceptions to HTTP responses in OpenAI's error format. The only table of statuses is here."""
 
 import json
 from collections.abc import Mapping
@@ -37,8 +37,8 @@ from server.errors import (
 )
 
 
-class Refusal(RequestError):
-    """An adapter that is rejected, with the field of the request that it came by."""
+class InvalidAdapter(RequestError):
+    """A rejected adapter, with the request field that named or contained it."""
 
     def __init__(self, error: AdapterRejected, param: str) -> None:
         super().__init__(str(error), param=param, code=error.code)
@@ -59,25 +59,25 @@ STATUS: Mapping[type[Exception], int] = {
     UploadTooLarge: 413,
     AdapterRejected: 422,
     AdapterUnavailable: 422,
-    Refusal: 422,
+    InvalidAdapter: 422,
     QueueFull: 429,
-    ClientDisconnect: 499,  # for the books only: nobody is left to read it
+    ClientDisconnect: 499,  # for logs and metrics only: the client is gone
     EngineError: 500,
     Draining: 503,
     RegistryUnavailable: 503,
     StoreFull: 507,
     QuotaExceeded: 507,
 }
-"""Error -> HTTP status. What is not here is our own fault: 500."""
+"""Exception class -> HTTP status. Any other exception is a bug in the server and gets 500."""
 
 RETRY_AFTER: Mapping[int, str] = {429: "1", 503: "5"}
-"""Status -> when to come again, in seconds."""
+"""Status -> seconds to wait before a retry."""
 
 NO_RETRY = (409, 507)
-"""Statuses after which OpenAI's clients would try again, although only somebody's doing can change the answer."""
+"""Statuses that OpenAI's clients would retry although the result cannot change until somebody makes room."""
 
-LONGEST_ECHO = 80
-"""Characters of a caller's key that are told back to it."""
+MAX_ECHO = 80
+"""Maximum number of characters of a client's key that an error message repeats."""
 
 PARAMS: Mapping[type[Exception], str] = {
     AdapterNameError: "name",
@@ -86,7 +86,7 @@ PARAMS: Mapping[type[Exception], str] = {
     AdapterUnavailable: "adapter",
     RevisionMismatch: "If-Match",
 }
-"""The field at fault, for errors that do not know of requests."""
+"""Exception class -> request field at fault, for exceptions that do not carry one."""
 
 CODES: Mapping[type[Exception], str] = {
     AdapterNameError: "invalid_adapter_name",
@@ -100,67 +100,67 @@ CODES: Mapping[type[Exception], str] = {
 }
 
 
-class Json(JSONResponse):
-    """JSON in plain ASCII: what a caller sent, stray surrogates included, can be told back to it."""
+class JsonResponse(JSONResponse):
+    """A JSON response in ASCII, so that it can repeat any text of a client, lone surrogates included."""
 
     def render(self, content: Any) -> bytes:
-        """Compact UTF-8."""
+        """Return ``content`` as compact JSON."""
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
-def envelope(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's error object."""
+def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """Return OpenAI's error object."""
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def status_of(error: Exception) -> int:
-    """The HTTP status that tells of ``error``."""
+    """Return the HTTP status for ``error``."""
     return error.status_code if isinstance(error, HTTPException) else STATUS.get(type(error), 500)
 
 
 def error_body(error: Exception) -> tuple[int, dict[str, Any]]:
-    """HTTP status and body for an error raised on purpose."""
+    """Return the HTTP status and body for an exception that the server raises deliberately."""
     status = status_of(error)
     param, code = PARAMS.get(type(error)), CODES.get(type(error))
     if isinstance(error, RequestError):
         param, code = error.param, error.code
     elif isinstance(error, AdapterConflict | AdapterRejected):
         code = error.code
-    body = envelope(status, str(error), param, code)
-    if isinstance(error, Refusal | AdapterRejected):
+    body = error_object(status, str(error), param, code)
+    if isinstance(error, InvalidAdapter | AdapterRejected):
         body["error"] |= {"file": error.file, "tensor": error.tensor}
     return status, body
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error in OpenAI's shape."""
-    app.add_exception_handler(ServerError, _on_purpose)
-    app.add_exception_handler(AdapterError, _on_purpose)
+def install_handlers(app: FastAPI) -> None:
+    """Make ``app`` respond to all errors in OpenAI's format."""
+    app.add_exception_handler(ServerError, _expected)
+    app.add_exception_handler(AdapterError, _expected)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(ClientDisconnect, _left)
+    app.add_exception_handler(ClientDisconnect, _disconnected)
 
 
-def respond(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> Json:
-    """The answer to an error, with what tells a client whether to come again."""
+def respond(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> JsonResponse:
+    """Return an error response, with the headers that tell clients whether to retry."""
     retry = {"retry-after": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
     if status in NO_RETRY:
         retry["x-should-retry"] = "false"
-    return Json(body, status, {**(headers or {}), **retry})
+    return JsonResponse(body, status, {**(headers or {}), **retry})
 
 
-async def _on_purpose(request: Request, error: Exception) -> Json:
+async def _expected(request: Request, error: Exception) -> JsonResponse:
     return respond(*error_body(error))
 
 
-async def _left(request: Request, error: Exception) -> Json:
-    """The client went away in the middle of its body."""
-    return Json(None, status_of(error))
+async def _disconnected(request: Request, error: Exception) -> JsonResponse:
+    """The client disconnected while it sent the body."""
+    return JsonResponse(None, status_of(error))
 
 
-async def _http(request: Request, error: Exception) -> Json:
-    """What the framework raises: no such route or method, a body that is too large or no JSON."""
+async def _http(request: Request, error: Exception) -> JsonResponse:
+    """Errors from the framework: unknown route or method, or a body that is too large or not JSON."""
     assert isinstance(error, HTTPException)
     message = {
         404: f"There is no {request.method} {request.url.path} here.",
@@ -169,15 +169,15 @@ async def _http(request: Request, error: Exception) -> Json:
     }.get(error.status_code, str(error.detail))
     headers = error.headers
     if error.status_code == 405:
-        headers = {"allow": ", ".join(allowed_methods(request.scope))}  # the framework's are those of one route
-    return respond(error.status_code, envelope(error.status_code, message), headers)
+        headers = {"allow": ", ".join(allowed_methods(request.scope))}  # Starlette lists only one route's methods
+    return respond(error.status_code, error_object(error.status_code, message), headers)
 
 
-async def _invalid(request: Request, error: Exception) -> Json:
-    """The first thing that is wrong with the request's fields."""
+async def _invalid(request: Request, error: Exception) -> JsonResponse:
+    """Report the first invalid field of the request."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = [str(part)[:LONGEST_ECHO] for part in first["loc"][1:]]
+    place = [str(part)[:MAX_ECHO] for part in first["loc"][1:]]
     message, code = first["msg"], None
     match first["type"]:
         case "json_invalid":
@@ -186,13 +186,13 @@ async def _invalid(request: Request, error: Exception) -> Json:
             message = "The body is empty."
         case "model_type" | "model_attributes_type" if not place:
             message = "The body must be a JSON object, sent with `Content-Type: application/json`."
-        case "unserved":
+        case "unsupported":
             place, code = [*place, first["ctx"]["field"]], "unsupported_parameter"
         case "field":
             place = [*place, first["ctx"]["field"]]
         case "unknown":
-            place = [*place, str(first["ctx"]["field"])[:LONGEST_ECHO]]
+            place = [*place, str(first["ctx"]["field"])[:MAX_ECHO]]
             message, code = f"Unknown field `{'.'.join(place)}`.", "unknown_parameter"
         case _:
             message = f"{message.removeprefix('Value error, ')} (in `{'.'.join(place)}`)."
-    return respond(400, envelope(400, message, ".".join(place) or None, code))
+    return respond(400, error_object(400, message, ".".join(place) or None, code))

@@ -1,4 +1,4 @@
-"""What every request passes before any route: an id, a count by status and a line in the log, a bound on its body."""
+"""Middleware for all requests: request id, access log, metrics by status, errors and the limit on body size."""
 
 import asyncio
 import logging
@@ -11,23 +11,23 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.generation.generation import Generation
-from server.api.http.errors import Json, envelope
+from server.api.http.errors import JsonResponse, error_object
 from server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-CLIENT_LEFT = 499
-"""Counted for a request whose client was gone before an answer began; nginx's number."""
+CLIENT_DISCONNECTED = 499
+"""Status counted for a request whose client disconnected before the response began. nginx uses the same number."""
 PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
-"""Asked every few seconds by machines: logged at debug only."""
-CUT_OFF = "The server has shut down before it had this request as a whole, or was done with it."
-LONGEST_LOGGED = 200
-"""Characters of a path that are logged."""
+"""Paths that monitoring polls every few seconds. Their requests are logged at debug level only."""
+SHUTDOWN_MESSAGE = "The server shut down before this request was complete."
+MAX_LOGGED_PATH = 200
+"""Maximum number of characters of a path in the log."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-class Door:
-    """Gives each request an id, counts its answer, and logs a line of it when it is over."""
+class AccessLogMiddleware:
+    """Gives each request an id, counts its response by status, and logs one line when it has ended."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -40,7 +40,7 @@ class Door:
         started = monotonic()
         state = scope.setdefault("state", {})
         state["request_id"] = _request_id(scope)
-        status = CLIENT_LEFT
+        status = CLIENT_DISCONNECTED
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -56,63 +56,63 @@ class Door:
             _log(scope, status, monotonic() - started)
 
 
-class Unforeseen:
-    """Answers where something happens that no route expects, and where the server ends before a request is complete."""
+class ErrorMiddleware:
+    """Responds with status 500 to unexpected exceptions, and with 503 to requests cancelled by the shutdown."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        started = False
 
-        async def noting_send(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def track_start(message: Message) -> None:
+            nonlocal started
+            started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, noting_send)
+            await self._app(scope, receive, track_start)
         except asyncio.CancelledError:
-            # uvicorn does this to what is left when its time to close is over: bodies that still come in, for one.
+            # At the end of its grace period, uvicorn cancels all requests that still run, such as unfinished uploads.
             if scope["type"] != "http":
                 raise
-            log.warning("Request %s was given up at the end", scope["state"]["request_id"])
-            if not begun:
-                await Json(envelope(503, CUT_OFF, code="draining"), 503)(scope, receive, send)
+            log.warning("Request %s was cancelled because the server is shutting down", scope["state"]["request_id"])
+            if not started:
+                await JsonResponse(error_object(503, SHUTDOWN_MESSAGE, code="draining"), 503)(scope, receive, send)
         except Exception:
             if scope["type"] != "http":
                 raise
             log.exception("Request %s failed", scope["state"]["request_id"])
-            if begun:
+            if started:
                 raise
-            body = envelope(500, "Something went wrong on the server; it is in its log.")
-            await Json(body, 500)(scope, receive, send)
+            body = error_object(500, "Internal server error. The server's log has the details under this request's id.")
+            await JsonResponse(body, 500)(scope, receive, send)
 
 
 def _request_id(scope: Scope) -> str:
-    """The caller's own, if it gave one that is fit for a log."""
+    """Return the id from the request's header if it is short printable ASCII, or else a new one."""
     given = Headers(scope=scope).get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else uuid4().hex
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:
-    """One line, without anything that may be secret: neither texts nor headers nor the query.
+    """Log one line about a request, without anything that may be secret: no texts, no headers, no query string.
 
-    The path is told as it came, escaped, so that it cannot forge another line.
+    The path is logged in its escaped form, so that it cannot contain a line break.
     """
     level = logging.DEBUG if scope["path"].rstrip("/") in PROBES else logging.INFO
     if not log.isEnabledFor(level):
         return
-    path = scope["raw_path"].decode("latin-1")[:LONGEST_LOGGED]
+    path = scope["raw_path"].decode("latin-1")[:MAX_LOGGED_PATH]
     parts = [f"{scope['method'][:20]} {path} {status} in {seconds * 1000:.0f} ms"]
     generation: Generation | None = scope["state"].get("generation")
     if generation is not None:
-        parts += _parts(generation)
+        parts += _describe(generation)
     log.log(level, "%s, id %s", ", ".join(parts), scope["state"]["request_id"])
 
 
-def _parts(generation: Generation) -> list[str]:
-    applied = [f"{each.alias}={each.name}" if each.alias else each.name for each in generation.mix.applied]
+def _describe(generation: Generation) -> list[str]:
+    applied = [f"{each.alias}={each.name}" if each.alias else each.name for each in generation.adapters.applied]
     parts = [f"adapter {' + '.join(applied)}"] if applied else []
     parts.append(f"{generation.prompt_tokens} prompt and {generation.output_tokens} answer tokens")
     if generation.first_token is not None:
@@ -120,10 +120,11 @@ def _parts(generation: Generation) -> list[str]:
     return parts if generation.finish else [*parts, generation.outcome]
 
 
-class BodyLimit:
-    """Refuses a body of more than ``limit`` bytes while it comes in, whatever length was declared.
+class BodyLimitMiddleware:
+    """Rejects a body larger than ``limit`` bytes while it is received, whatever length the request declared.
 
-    An upload of an adapter may have ``upload_limit``. Starlette's own answers some of them in plain text.
+    ``upload_limit`` applies to uploads of adapters instead. Starlette's own limit would answer some of these requests
+    in plain text.
     """
 
     def __init__(self, app: ASGIApp, limit: int, upload_limit: int) -> None:
@@ -135,7 +136,7 @@ class BodyLimit:
         limit = self._upload_limit if _is_upload(scope) else self._limit
         received = 0
 
-        async def receive_within() -> Message:
+        async def limited_receive() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
@@ -143,11 +144,11 @@ class BodyLimit:
                 raise HTTPException(413)
             return message
 
-        await self._app(scope, receive_within, send)
+        await self._app(scope, limited_receive, send)
 
 
 def _is_upload(scope: Scope) -> bool:
-    """Whether a form is sent to where adapters are registered: a body that no route keeps in memory."""
+    """Whether the request uploads an adapter as a form, the only kind of body that is not kept in memory."""
     if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != "/v1/adapters":
         return False
     kind = Headers(scope=scope).get("content-type", "").partition(";")[0]

@@ -1,4 +1,4 @@
-"""Paths: one spelling of each, and which methods may be asked of it."""
+"""Normalise request paths, and answer HEAD and OPTIONS."""
 
 import re
 from urllib.parse import unquote
@@ -9,17 +9,17 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 METHODS = ("GET", "PUT", "POST", "PATCH", "DELETE")
-"""Those that routes are declared with. HEAD goes where GET goes, OPTIONS everywhere."""
+"""Methods of the routes. HEAD works where GET does, OPTIONS everywhere."""
 _ORIGIN = re.compile(r"https?://[^/]*(?:/|\Z)", re.IGNORECASE)
-"""What a URL has before its path. A path itself begins with a slash."""
+"""The part of an absolute URL before its path."""
 
 
-class Paths:
-    """Takes a path with doubled or trailing slashes for the one without, HEAD for GET, and answers OPTIONS.
+class PathMiddleware:
+    """Removes doubled and trailing slashes from paths, serves HEAD as GET, and answers OPTIONS.
 
-    A request that names the whole URL, as one to a proxy does, means its path (RFC 9112, 3.2.2). Nothing is
-    redirected: clients that follow leave out the body. An escaped slash (``%2F``) is part of a name, and ``..`` is
-    nothing but a name that no adapter has.
+    An absolute URL in the request line, as sent to proxies, stands for its path (RFC 9112, 3.2.2). Paths are never
+    redirected, because clients drop the body when they follow a redirect. An escaped slash (``%2F``) is part of a name.
+    ``..`` has no special meaning: it is a name that no adapter can have.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -29,7 +29,7 @@ class Paths:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # Copies: uvicorn looks into its own, to send no body after a HEAD.
+        # Change a copy: uvicorn needs the original method to omit the body after a HEAD.
         scope = {**scope, **_plain(scope["raw_path"])}
         if scope["method"] == "OPTIONS" and (methods := allowed_methods(scope)):
             await Response(status_code=204, headers={"allow": ", ".join(methods)})(scope, receive, send)
@@ -40,7 +40,7 @@ class Paths:
 
 
 def allowed_methods(scope: Scope) -> list[str]:
-    """The methods that the path of ``scope`` has on whichever of its routes; none where there is no such path."""
+    """Return the methods that any route has for the path of ``scope``; empty if there is no such path."""
     app: FastAPI = scope["app"]
     asked = {name: scope[name] for name in ("type", "path", "headers")}
     methods = [method for method in METHODS if _has(app, {**asked, "method": method})]
@@ -52,11 +52,11 @@ def _has(app: FastAPI, scope: Scope) -> bool:
 
 
 def _plain(raw_path: bytes) -> Scope:
-    """Both forms of a path, without the slashes that mean nothing."""
-    told = raw_path.decode("latin-1")
-    if origin := _ORIGIN.match(told):
-        told = told[origin.end() :]
-    raw = "/" + "/".join(part for part in told.split("/") if part)
+    """Return the unescaped and the escaped path without redundant slashes."""
+    text = raw_path.decode("latin-1")
+    if origin := _ORIGIN.match(text):
+        text = text[origin.end() :]
+    raw = "/" + "/".join(part for part in text.split("/") if part)
     path = unquote(raw)
-    # Starlette's routes overlook a line break at the end: "red%0A" would be "red". Left escaped, it is no name.
+    # Starlette's routes ignore a trailing line break: "red%0A" would match "red". Escaped, it matches no name.
     return {"path": raw if "\n" in path else path, "raw_path": raw.encode("latin-1")}

@@ -1,4 +1,4 @@
-"""Registration: from a folder, an address or an upload to a version of an adapter."""
+"""Register adapters from a folder, a remote source or an upload."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ from adapters.format.files import FILES
 from adapters.format.selection import Selection
 from adapters.registry.names import check_name
 from adapters.registry.registry import Options, Registered
-from server.api.http.errors import Refusal, status_of
+from server.api.http.errors import InvalidAdapter, status_of
 from server.api.registry.upload import receive
 from server.api.schemas.registry import AdapterRequest, AdapterUpload
 from server.api.service import Service
@@ -27,41 +27,44 @@ from server.metrics import Metrics
 log = logging.getLogger(__name__)
 
 UPLOAD = "upload"
-"""What a receipt calls the source of an upload."""
+"""Source of uploaded adapters in their receipts."""
 
 
 async def register_named(service: Service, request: AdapterRequest, expected: int | None) -> Registered:
-    """Register what a JSON body names. Raises Refusal, or what stands in the way."""
+    """Register the folder or the remote source that a JSON body names.
+
+    Raises Draining, InvalidAdapter, InvalidRequest, or another AdapterError.
+    """
     service.event_router.check_open()
     options = request.options(expected)
     if request.path is not None:
         return await register_path(service, request.name, request.path, options)
-    with _outcome(service.metrics, "source"), service.intake.counted():
-        check_name(request.name, frozenset({service.base.name}))  # before a long download
-        return await _to_the_end(service, lambda: _fetched(service, request.name, str(request.source), options))
+    with _failures_counted(service.metrics, "source"), service.registration_limits.counted():
+        check_name(request.name, frozenset({service.base.name}))  # fail before a long download
+        return await _run_to_completion(service, lambda: _fetched(service, request.name, str(request.source), options))
 
 
 async def register_path(service: Service, name: str, path: str, options: Options) -> Registered:
-    """Register a folder under ``adapter_root``."""
+    """Register a folder under ``--adapter-root``."""
 
     def register() -> Registered:
         folder = allowed_folder(service.settings.adapter_root, path)
         return service.registry.register_folder(name, folder, options)
 
-    with _outcome(service.metrics, "path"), service.intake.counted():
-        return await _to_the_end(service, register)
+    with _failures_counted(service.metrics, "path"), service.registration_limits.counted():
+        return await _run_to_completion(service, register)
 
 
 async def register_upload(service: Service, request: Request, expected: int | None) -> Registered:
-    """Register what a form brings. A client that leaves before it is complete leaves nothing behind.
+    """Register the files of a multipart form. Nothing remains if the client disconnects before the form is complete.
 
-    Raises QueueFull where too many are bringing some already.
+    Raises Draining, QueueFull if too many uploads are in progress, InvalidAdapter, or another AdapterError.
     """
     service.event_router.check_open()
-    with _outcome(service.metrics, "file"), service.intake.counted():
-        if service.intake.uploads.locked():
+    with _failures_counted(service.metrics, "file"), service.registration_limits.counted():
+        if service.registration_limits.uploads.locked():
             raise QueueFull("Too many adapters are being uploaded; try again later.", code="too_many_uploads")
-        async with service.intake.uploads:
+        async with service.registration_limits.uploads:
             return await _receive_and_register(service, request, expected)
 
 
@@ -79,7 +82,7 @@ async def _receive_and_register(service: Service, request: Request, expected: in
     except BaseException:
         await run_in_threadpool(staged.close)
         raise
-    return await _to_the_end(service, lambda: register(upload, upload.after(received.selection)))
+    return await _run_to_completion(service, lambda: register(upload, upload.after(received.selection)))
 
 
 def _fetched(service: Service, name: str, address: str, options: Options) -> Registered:
@@ -95,49 +98,52 @@ def _checked(fields: Mapping[str, str]) -> AdapterUpload:
         raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in error.errors()]) from error
 
 
-async def _to_the_end(service: Service, register: Callable[[], Registered]) -> Registered:
-    """Register on a thread, although the client may leave before it is done.
+async def _run_to_completion(service: Service, register: Callable[[], Registered]) -> Registered:
+    """Register on a thread, and finish even if the client disconnects.
 
-    Not on asyncio's own few threads, where prompts are encoded, nor on those that other changes take: registrations
-    wait for disks and networks.
+    Registrations wait for disks and networks, so they have threads of their own: asyncio's default threads encode
+    prompts, and Starlette's serve other changes of the registry.
     """
 
     def registering() -> Registered:
         registered = register()
-        log.info("Registered %s%s", registered.version.name, "" if registered.new else ", which it was already")
+        log.info(
+            "Registered %s%s",
+            registered.version.name,
+            "" if registered.new else " (unchanged: the name already had this content)",
+        )
         service.metrics.registered("accepted" if registered.new else "same")
         return registered
 
-    return await asyncio.shield(to_thread.run_sync(registering, limiter=service.intake.registrations))
+    return await asyncio.shield(to_thread.run_sync(registering, limiter=service.registration_limits.registrations))
 
 
 @contextmanager
-def _outcome(metrics: Metrics, param: str) -> Iterator[None]:
-    """Counts a registration that comes to nothing; says of a rejected adapter by which field it came."""
+def _failures_counted(metrics: Metrics, param: str) -> Iterator[None]:
+    """Count failed registrations, and attach the request field ``param`` to an adapter's rejection."""
     try:
         yield
     except Exception as error:
-        log.info("Registered nothing: %.500r", error)
+        log.info("Registration failed: %.500r", error)
         metrics.registered("refused" if status_of(error) < 500 else "failed")
         if isinstance(error, AdapterRejected):
-            raise Refusal(error, param) from error
+            raise InvalidAdapter(error, param) from error
         raise
 
 
 def allowed_folder(root: Path | None, path: str) -> Path:
-    """The folder that ``path``, absolute or relative to ``root``, leads to through all symlinks.
+    """Resolve ``path``, absolute or relative to ``root``, and all symlinks in it.
 
-    Raises InvalidRequest where it, or one of the adapter's files in it, is not under ``root``.
+    Raises InvalidRequest if the folder does not exist, or if it or one of the adapter's files is outside ``root``.
     """
     if "://" in path:
         raise InvalidRequest(
-            "This is an address, not a path: it goes in the field `source`, from where --allow-source lets this server "
-            "fetch adapters.",
+            "This is a URL, not a path. Send it in the field `source`; the server's --allow-source must permit it.",
             param="path",
         )
     if root is None:
         raise InvalidRequest(
-            "This server takes no adapters by path: it was started without --adapter-root.", param="path"
+            "This server cannot register adapters by path because it was started without --adapter-root.", param="path"
         )
     root = root.resolve()
     try:
@@ -146,9 +152,9 @@ def allowed_folder(root: Path | None, path: str) -> Path:
         inside = all(place.is_relative_to(root) for place in places)
         exists = inside and folder.is_dir()
     except (OSError, RuntimeError) as error:
-        raise InvalidRequest("The path cannot be followed.", param="path") from error
+        raise InvalidRequest("The path cannot be resolved.", param="path") from error
     if not inside:
-        raise InvalidRequest("The path leads out of the server's --adapter-root.", param="path")
+        raise InvalidRequest("The path is outside the server's --adapter-root.", param="path")
     if not exists:
         raise InvalidRequest("There is no such folder under the server's --adapter-root.", param="path")
     return folder

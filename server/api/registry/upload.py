@@ -1,4 +1,4 @@
-"""An adapter in a form (multipart/form-data, RFC 7578): its files go to disk as they come in, never into memory."""
+"""Receive an adapter as a multipart form (RFC 7578). Files are written to disk while they are received."""
 
 import asyncio
 import os
@@ -28,38 +28,38 @@ from server.errors import InvalidRequest, UploadTooLarge
 
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 64 << 10
-"""The names of a hundred files that were left out fit."""
+"""Maximum size of a field. Enough for the names of a hundred skipped files."""
 BATCH_BYTES = 1 << 20
-"""How much is gathered before a thread takes it apart and writes it."""
+"""Number of bytes to buffer before a thread parses and writes them."""
 STALL_SECONDS = 60.0
-"""How long an upload may send nothing."""
+"""Maximum time between two chunks of an upload."""
 UPLOAD_SECONDS = 3600.0
-"""How long it may take in all."""
+"""Maximum duration of an upload."""
 
 _ARCHIVE = re.compile(r".*\.(tar\.gz|tgz|tar|zip)", re.IGNORECASE | re.DOTALL)
 _RECEIVED = ".received"
-"""A folder within the one that an upload is received in: an archive, or files of which some may be left out."""
+"""Sub-folder of the staging folder for received files, until it is known which of them belong to the adapter."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What came with the files, which are in the folder they were received in."""
+    """A received form. The adapter's files are in the staging folder."""
 
     fields: Mapping[str, str]
     selection: Selection
-    """Which of the files that came these are."""
+    """Which of the received files are the adapter's, and which were skipped."""
 
 
 async def receive(request: Request, staging: Path, limit: int) -> Upload:
-    """Receive an adapter's files, or one archive with them in it, into the empty folder ``staging``.
+    """Receive an adapter's files, or one archive of them, into the empty folder ``staging``.
 
-    Files are told apart by their filenames, which may have folders before them; those that are not the adapter's are
-    left out. Fields may stand before or after them. The weights may have ``limit`` bytes. Raises
-    :class:`AdapterRejected` for a file, :class:`InvalidRequest` for a field, :class:`UploadTooLarge`,
-    :class:`StoreFull`, HTTPException (400 for what is no form, 408 for one that does not go on), and ClientDisconnect.
-    ``staging`` is then to be thrown away: there may be something in it.
+    Files are identified by their filenames, which may include folders; files that do not belong to an adapter are
+    skipped. Fields may come before or after files. ``limit`` is the maximum size of the weights in bytes.
+
+    Raises AdapterRejected for a file, InvalidRequest for a field, UploadTooLarge, StoreFull, HTTPException (400 for a
+    malformed form, 408 for a stalled one) and ClientDisconnect. ``staging`` may then contain partial files: delete it.
     """
     form = _Form(staging, limit)
     parser = _parser(request, form)
@@ -69,7 +69,7 @@ async def receive(request: Request, staging: Path, limit: int) -> Upload:
             await _feed(parser, body)
             return Upload(form.fields, await _on_thread(form.finish))
     except (AdapterError, InvalidRequest, HTTPException):
-        # Most clients read no answer before they have sent all they have to say.
+        # Most clients read the response only after they have sent the whole body.
         with suppress(HTTPException):
             async for _ in body:
                 pass
@@ -81,7 +81,7 @@ def _parser(request: Request, form: "_Form") -> MultipartParser:
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
         raise _malformed("its Content-Type is not multipart/form-data with a boundary")
-    with _malformation_named():
+    with _parser_errors_as_400():
         return MultipartParser(
             boundary,
             {
@@ -98,20 +98,20 @@ def _parser(request: Request, form: "_Form") -> MultipartParser:
 
 
 async def _within(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The body as it comes in, if it keeps within ``limit`` bytes."""
+    """Yield the body's chunks. Raises UploadTooLarge after ``limit`` bytes."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)
     left = limit
-    async for chunk in _lively(request.stream()):
+    async for chunk in _with_timeouts(request.stream()):
         left -= len(chunk)
         if left < 0:
             raise _too_large(limit)
         yield chunk
 
 
-async def _lively(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same chunks, if each comes in time: a client that forgot about its upload would hold its bytes for ever."""
+async def _with_timeouts(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the same chunks. Raise HTTPException 408 if the client stalls, so that its files do not stay for ever."""
     clock = asyncio.get_running_loop().time
     end = clock() + UPLOAD_SECONDS
     while True:
@@ -119,17 +119,17 @@ async def _lively(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             async with asyncio.timeout_at(min(clock() + STALL_SECONDS, end)):
                 chunk = await anext(chunks, None)
         except TimeoutError as error:
-            raise HTTPException(408, "The upload takes too long.") from error
+            raise HTTPException(408, "The upload stalled or took too long.") from error
         if chunk is None:
             return
         yield chunk
 
 
 async def _feed(parser: MultipartParser, body: AsyncIterator[bytes]) -> None:
-    """Send a body through the parser, in batches that are worth a thread."""
+    """Send the body through the parser on threads, in batches of ``BATCH_BYTES``."""
 
     def parse(batch: bytes) -> None:
-        with _malformation_named():
+        with _parser_errors_as_400():
             parser.write(batch)
 
     gathered = bytearray()
@@ -142,7 +142,7 @@ async def _feed(parser: MultipartParser, body: AsyncIterator[bytes]) -> None:
 
 
 async def _on_thread(work: Callable[[], T]) -> T:
-    """Do blocking work. A cancelled caller waits for its end, too: the folder it writes to is about to go."""
+    """Run blocking work on a thread. Wait for its end even if cancelled, because its folder is deleted next."""
     running = asyncio.ensure_future(run_in_threadpool(work))
     try:
         return await asyncio.shield(running)
@@ -154,16 +154,16 @@ async def _on_thread(work: Callable[[], T]) -> T:
 @dataclass(slots=True)
 class _Part:
     name: str
-    """Of a field; of a file, what its filename says."""
+    """Name of a field, or filename of a file."""
     writer: BinaryIO
     limit: int
-    """Bytes it may have."""
+    """Maximum size in bytes."""
     is_file: bool
     size: int = 0
 
 
 class _Form:
-    """A form's parts, as a parser comes by them: fields are kept, files written to ``staging``."""
+    """Callbacks for the parser: keep fields in memory and write files to ``staging``."""
 
     def __init__(self, staging: Path, limit: int) -> None:
         self.fields: dict[str, str] = {}
@@ -171,12 +171,12 @@ class _Form:
         self._limit = limit
         self._received = staging / _RECEIVED
         self._paths: list[str] = []
-        """Of all files that came; the adapter's are kept by their place in this."""
-        self._packed: str | None = None
-        """The name that an archive came by."""
+        """Filenames of all files so far. A file is stored under its index in this list."""
+        self._archive: str | None = None
+        """Filename of the archive, if there is one."""
         self._headers: dict[str, bytes] = {}
         self._name, self._value = bytearray(), bytearray()
-        """Of the header that is just coming in."""
+        """Name and value of the header that is being parsed."""
         self._part: _Part | None = None
         self._ended = False
 
@@ -195,13 +195,13 @@ class _Form:
         self._value.clear()
 
     def open_part(self) -> None:
-        """Decide by its headers what the part is."""
+        """Decide from its headers whether the part is a field or a file."""
         kind, options = parse_options_header(self._headers.get("content-disposition"))
         if kind != b"form-data" or b"name" not in options:
-            raise _malformed("a part of it has no Content-Disposition of form-data with a name")
+            raise _malformed("a part has no Content-Disposition header of type form-data with a name")
         encoding = self._headers.get("content-transfer-encoding", b"binary").strip().lower()
         if encoding not in (b"binary", b"8bit", b"7bit"):
-            raise _malformed("a part of it has a Content-Transfer-Encoding, which forms do not have")
+            raise _malformed("a part has a Content-Transfer-Encoding, which forms must not use")
         filename = options.get(b"filename")
         self._part = self._field(options[b"name"]) if filename is None else self._file(filename)
 
@@ -212,7 +212,7 @@ class _Form:
         if part.size > part.limit:
             if part.is_file:
                 raise AdapterRejected(f"is larger than {part.limit} bytes", file=shown(part.name))
-            raise InvalidRequest(f"A field is at most {MAX_FIELD_BYTES} bytes long.", param=shown(part.name))
+            raise InvalidRequest(f"The field is longer than {MAX_FIELD_BYTES} bytes.", param=shown(part.name))
         part.writer.write(memoryview(data)[start:end])
 
     def end_part(self) -> None:
@@ -226,10 +226,10 @@ class _Form:
         self._ended = True
 
     def finish(self) -> Selection:
-        """Once all of the form is there, leave the adapter's files in the folder, and nothing else."""
+        """Move the adapter's files into the staging folder and delete all others. Call after the end of the body."""
         if not self._ended:
             raise _malformed("it ends before its last boundary")
-        selection = self._take() if self._packed is None else self._unpack(self._packed)
+        selection = self._take() if self._archive is None else self._unpack(self._archive)
         shutil.rmtree(self._received)
         return selection
 
@@ -251,7 +251,7 @@ class _Form:
             raise AdapterRejected(error.reason, file=error.file or shown(name), code=error.code) from error
 
     def close(self) -> None:
-        """Let go of a file that will not be complete."""
+        """Close a file that is still open."""
         if self._part is not None:
             self._part.writer.close()
 
@@ -268,17 +268,17 @@ class _Form:
         packed = _ARCHIVE.fullmatch(path) is not None
         if not path:
             raise AdapterRejected("the form has a file without a name")
-        if self._packed is not None or (packed and self._paths):
+        if self._archive is not None or (packed and self._paths):
             refuse(path, "comes with other files: send an adapter's files or one archive")
         if len(self._paths) == MAX_FILES:
             raise AdapterRejected(f"the form has more than {MAX_FILES} files: send only {', '.join(FILES)}")
         self._paths.append(path)
         if packed:
-            self._packed = path
-        return _Part(path, *self._kept(path.rpartition("/")[2], packed), is_file=True)
+            self._archive = path
+        return _Part(path, *self._destination(path.rpartition("/")[2], packed), is_file=True)
 
-    def _kept(self, name: str, packed: bool) -> tuple[BinaryIO, int]:
-        """Where the latest file goes, and how many bytes it may have; what is none of an adapter's goes nowhere."""
+    def _destination(self, name: str, packed: bool) -> tuple[BinaryIO, int]:
+        """Return where to write the latest file, and its maximum size. Files that no adapter has are discarded."""
         if not packed and name not in FILES:
             return Path(os.devnull).open("wb"), max_bytes(self._limit)
         limit = max_bytes(self._limit) if packed else self._limit if name == WEIGHTS else MAX_JSON_BYTES
@@ -287,7 +287,7 @@ class _Form:
 
 
 @contextmanager
-def _malformation_named() -> Iterator[None]:
+def _parser_errors_as_400() -> Iterator[None]:
     try:
         yield
     except FormParserError as error:
@@ -306,4 +306,4 @@ def _text(data: bytes, field: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise InvalidRequest("The field is not in UTF-8.", param=shown(field)) from error
+        raise InvalidRequest("The field is not valid UTF-8.", param=shown(field)) from error

@@ -1,4 +1,4 @@
-"""``/v1/adapters``: register, list, look at, activate, pin and remove adapters."""
+"""``/v1/adapters``: register, list, show, activate, pin and remove adapters."""
 
 from dataclasses import asdict
 
@@ -14,31 +14,31 @@ from starlette.types import Scope
 from adapters.registry.names import parse_reference
 from adapters.registry.registry import Registered
 from adapters.registry.snapshot import Entry
-from server.api.http.document import ETAG, answer, reference, refusals
-from server.api.http.errors import Json
-from server.api.http.etag import Expected, etag
-from server.api.http.listing import After, Card, Limit, listing
-from server.api.registry.cards import Cards
+from server.api.http.errors import JsonResponse
+from server.api.http.etag import IfMatch, etag
+from server.api.http.openapi import ETAG_HEADER, error_statuses, returns, schema_ref
+from server.api.http.pagination import After, JsonObject, Limit, list_response
+from server.api.registry.objects import AdapterObjects
 from server.api.registry.registration import register_named, register_upload
-from server.api.schemas.answers import Adapter, AdapterDetails, Adapters, Deleted, RegisteredAdapter
 from server.api.schemas.registry import ActivateRequest, AdapterRequest, AdapterUpload, PinRequest
-from server.api.service import Served, Service
+from server.api.schemas.responses import Adapter, AdapterDetails, Adapters, Deleted, RegisteredAdapter
+from server.api.service import Service, ServiceDep
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
-CHANGE_REFUSALS = refusals(400, 404, 409, 412, 413, 422, 503)
+CHANGE_ERRORS = error_statuses(400, 404, 409, 412, 413, 422, 503)
 
 
 class FormRoute(APIRoute):
-    """Matches requests whose body is a form with files; they are never parsed into memory."""
+    """Matches only requests with a multipart form, so that FastAPI does not parse its files into memory."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child = super().matches(scope)
         return (match, child) if _media_type(Headers(scope=scope)) == "multipart/form-data" else (Match.NONE, {})
 
 
-async def upload_adapter(request: Request, service: Served, expected: Expected) -> Response:
-    """Register uploaded files."""
+async def upload_adapter(request: Request, service: ServiceDep, expected: IfMatch) -> Response:
+    """Register an adapter from uploaded files."""
     return _registered(service, await register_upload(service, request, expected))
 
 
@@ -50,89 +50,89 @@ async def _json_only(request: Request) -> None:
     if kind != "application/json" and not kind.endswith("+json"):
         raise HTTPException(
             415,
-            "An adapter is registered with a body of `application/json`, or `multipart/form-data` to upload its files; "
-            f"this one is {f'`{kind[:80]}`' if kind else 'of no declared type'}.",
+            "To register an adapter, send `application/json`, or `multipart/form-data` to upload its files; the "
+            f"content type of this request is {f'`{kind[:80]}`' if kind else 'missing'}.",
         )
 
 
 @router.post(
     "",
     dependencies=[Depends(_json_only)],
-    responses=answer(RegisteredAdapter, 200, 201, headers=ETAG)
-    | refusals(400, 408, 409, 412, 413, 415, 422, 429, 503, 507),
-    openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": reference(AdapterUpload)}}}},
+    responses=returns(RegisteredAdapter, 200, 201, headers=ETAG_HEADER)
+    | error_statuses(400, 408, 409, 412, 413, 415, 422, 429, 503, 507),
+    openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": schema_ref(AdapterUpload)}}}},
 )
-async def register_adapter(request: AdapterRequest, service: Served, expected: Expected) -> Response:
-    """Register a folder under the server's `--adapter-root`, an address, or uploaded files.
+async def register_adapter(request: AdapterRequest, service: ServiceDep, expected: IfMatch) -> Response:
+    """Register an adapter from a folder under the server's `--adapter-root`, a remote source, or uploaded files.
 
-    201, or 200 where the name had this content already.
+    Returns 201, or 200 if the name already has a version with the same content.
     """
     return _registered(service, await register_named(service, request, expected))
 
 
-@router.get("", responses=answer(Adapters) | refusals(400))
-async def list_adapters(service: Served, after: After = None, limit: Limit = None) -> Response:
-    """Adapters in the order of their names; and which sub-folders of the watched one were refused."""
+@router.get("", responses=returns(Adapters) | error_statuses(400))
+async def list_adapters(service: ServiceDep, after: After = None, limit: Limit = None) -> Response:
+    """List adapters by name, and the sub-folders of the watched folder that could not be registered."""
     usage = service.registry.usage()
-    refused = service.watch.refusals() if service.watch is not None else []
+    refused = service.watched_folder.refusals() if service.watched_folder is not None else []
     more = {
         "refused": [asdict(refusal) for refusal in refused],
         "store": {"bytes": usage.bytes, "quota_bytes": usage.quota_bytes},
     }
 
-    def page(after: str | None, count: int) -> list[Card]:
-        cards = _cards(service)
-        return [cards.adapter(entry) for entry in service.registry.entries(after or "", count)]
+    def page(after: str | None, count: int) -> list[JsonObject]:
+        objects = _objects(service)
+        return [objects.adapter(entry) for entry in service.registry.entries(after or "", count)]
 
-    return listing(page, after, limit, more)
+    return list_response(page, after, limit, more)
 
 
-@router.get("/{reference:path}", responses=answer(AdapterDetails, headers=ETAG) | refusals(404, 503))
-async def get_adapter(reference: str, service: Served) -> Response:
-    """An adapter with the details of its versions, or one version; with the receipt of its checks."""
+@router.get("/{reference:path}", responses=returns(AdapterDetails, headers=ETAG_HEADER) | error_statuses(404, 503))
+async def get_adapter(reference: str, service: ServiceDep) -> Response:
+    """Show an adapter with the details of its versions, or a single version, with the receipt of its checks."""
     parsed = parse_reference(reference)
     entry = service.registry.entry(parsed.name)
-    cards = _cards(service)
+    objects = _objects(service)
     if parsed.version is None:
         version = entry.current
-        card = {**cards.adapter(entry), "version_details": cards.version_details(entry)}
+        item = {**objects.adapter(entry), "version_details": objects.version_details(entry)}
     else:
         version = service.registry.version(reference)
-        card = cards.version(entry, version)
+        item = objects.version(entry, version)
     receipt = None if version is None else await run_in_threadpool(service.registry.receipt, version)
-    return Json({**card, "receipt": receipt}, headers=etag(entry.revision))
+    return JsonResponse({**item, "receipt": receipt}, headers=etag(entry.revision))
 
 
-@router.post("/{name:path}/activate", responses=answer(Adapter, headers=ETAG) | CHANGE_REFUSALS)
-async def activate_adapter(name: str, request: ActivateRequest, service: Served, expected: Expected) -> Response:
-    """Let the name mean another of its versions, from one request to the next."""
+@router.post("/{name:path}/activate", responses=returns(Adapter, headers=ETAG_HEADER) | CHANGE_ERRORS)
+async def activate_adapter(name: str, request: ActivateRequest, service: ServiceDep, expected: IfMatch) -> Response:
+    """Switch the adapter to another of its versions, atomically."""
     return _answer(service, await run_in_threadpool(service.registry.activate, name, request.version, expected))
 
 
-@router.post("/{name:path}/pin", responses=answer(Adapter, headers=ETAG) | CHANGE_REFUSALS)
-async def pin_adapter(name: str, request: PinRequest, service: Served, expected: Expected) -> Response:
-    """Keep the active version on the device, or no longer."""
+@router.post("/{name:path}/pin", responses=returns(Adapter, headers=ETAG_HEADER) | CHANGE_ERRORS)
+async def pin_adapter(name: str, request: PinRequest, service: ServiceDep, expected: IfMatch) -> Response:
+    """Pin the active version to the device, or unpin it."""
     return _answer(service, await run_in_threadpool(service.registry.pin, name, request.pinned, expected))
 
 
-@router.delete("/{reference:path}", responses=answer(Deleted) | refusals(400, 404, 409, 412, 503))
-async def remove_adapter(reference: str, service: Served, expected: Expected) -> Json:
-    """Forget an adapter or a version at once; requests that already run keep the content until they end."""
+@router.delete("/{reference:path}", responses=returns(Deleted) | error_statuses(400, 404, 409, 412, 503))
+async def remove_adapter(reference: str, service: ServiceDep, expected: IfMatch) -> JsonResponse:
+    """Remove an adapter or a version. Requests that already run keep its content until they end."""
     await run_in_threadpool(service.registry.remove, reference, expected)
-    return Json({"id": reference, "object": "adapter", "deleted": True})
+    return JsonResponse({"id": reference, "object": "adapter", "deleted": True})
 
 
-def _cards(service: Service) -> Cards:
-    return Cards(service.engine.stats(), service.registry.aliased_to)
+def _objects(service: Service) -> AdapterObjects:
+    return AdapterObjects(service.engine.stats(), service.registry.aliased_to)
 
 
-def _answer(service: Service, entry: Entry) -> Json:
-    return Json(_cards(service).adapter(entry), headers=etag(entry.revision))
+def _answer(service: Service, entry: Entry) -> JsonResponse:
+    return JsonResponse(_objects(service).adapter(entry), headers=etag(entry.revision))
 
 
-def _registered(service: Service, registered: Registered) -> Json:
-    card = {**_cards(service).adapter(registered.entry), "version": registered.version.number}
-    return Json(card, 201 if registered.new else 200, etag(registered.entry.revision))
+def _registered(service: Service, registered: Registered) -> JsonResponse:
+    item = {**_objects(service).adapter(registered.entry), "version": registered.version.number}
+    return JsonResponse(item, 201 if registered.new else 200, etag(registered.entry.revision))
 
 
 def _media_type(headers: Headers) -> str:

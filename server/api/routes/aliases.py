@@ -1,4 +1,4 @@
-"""``/v1/aliases``: names that mean one of several adapters or versions, by weight."""
+"""``/v1/aliases``: names that resolve to one of several adapters or versions, by weight."""
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
@@ -6,48 +6,51 @@ from starlette.responses import Response
 
 from adapters.registry.names import parse_reference
 from adapters.registry.snapshot import Target
-from server.api.http.document import ETAG, answer, refusals
-from server.api.http.errors import Json
-from server.api.http.etag import Expected, etag
-from server.api.http.listing import After, Card, Limit, listing
-from server.api.registry.cards import alias_card
-from server.api.schemas.answers import Alias, Aliases, Deleted
+from server.api.http.errors import JsonResponse
+from server.api.http.etag import IfMatch, etag
+from server.api.http.openapi import ETAG_HEADER, error_statuses, returns
+from server.api.http.pagination import After, JsonObject, Limit, list_response
+from server.api.registry.objects import alias_object
 from server.api.schemas.registry import AliasRequest, TargetEntry
-from server.api.service import Served
+from server.api.schemas.responses import Alias, Aliases, Deleted
+from server.api.service import ServiceDep
 
 router = APIRouter(prefix="/v1/aliases", tags=["aliases"])
 
 
-@router.get("", responses=answer(Aliases) | refusals(400))
-async def list_aliases(service: Served, after: After = None, limit: Limit = None) -> Response:
-    """Aliases in the order of their names."""
+@router.get("", responses=returns(Aliases) | error_statuses(400))
+async def list_aliases(service: ServiceDep, after: After = None, limit: Limit = None) -> Response:
+    """List aliases by name."""
 
-    def page(after: str | None, count: int) -> list[Card]:
-        return [alias_card(service.registry, alias) for alias in service.registry.aliases(after or "", count)]
+    def page(after: str | None, count: int) -> list[JsonObject]:
+        return [alias_object(service.registry, alias) for alias in service.registry.aliases(after or "", count)]
 
-    return listing(page, after, limit)
+    return list_response(page, after, limit)
 
 
-@router.get("/{name:path}", responses=answer(Alias, headers=ETAG) | refusals(404))
-async def get_alias(name: str, service: Served) -> Response:
-    """One alias."""
+@router.get("/{name:path}", responses=returns(Alias, headers=ETAG_HEADER) | error_statuses(404))
+async def get_alias(name: str, service: ServiceDep) -> Response:
+    """Show an alias."""
     alias = service.registry.alias(name)
-    return Json(alias_card(service.registry, alias), headers=etag(alias.revision))
+    return JsonResponse(alias_object(service.registry, alias), headers=etag(alias.revision))
 
 
-@router.put("/{name:path}", responses=answer(Alias, 200, 201, headers=ETAG) | refusals(400, 404, 409, 412, 413, 503))
-async def put_alias(name: str, request: AliasRequest, service: Served, expected: Expected) -> Response:
-    """Say what an alias means from now on: 201 where it is new, else 200."""
+@router.put(
+    "/{name:path}",
+    responses=returns(Alias, 200, 201, headers=ETAG_HEADER) | error_statuses(400, 404, 409, 412, 413, 503),
+)
+async def put_alias(name: str, request: AliasRequest, service: ServiceDep, expected: IfMatch) -> Response:
+    """Create or replace an alias. Returns 201 if it is new, otherwise 200."""
     targets = [_target(entry) for entry in request.targets]
     alias, new = await run_in_threadpool(service.registry.put_alias, name, targets, expected)
-    return Json(alias_card(service.registry, alias), 201 if new else 200, etag(alias.revision))
+    return JsonResponse(alias_object(service.registry, alias), 201 if new else 200, etag(alias.revision))
 
 
-@router.delete("/{name:path}", responses=answer(Deleted) | refusals(400, 404, 412, 503))
-async def remove_alias(name: str, service: Served, expected: Expected) -> Json:
-    """Forget an alias; what it meant stays."""
+@router.delete("/{name:path}", responses=returns(Deleted) | error_statuses(400, 404, 412, 503))
+async def remove_alias(name: str, service: ServiceDep, expected: IfMatch) -> JsonResponse:
+    """Remove an alias. Its targets are not affected."""
     await run_in_threadpool(service.registry.remove_alias, name, expected)
-    return Json({"id": name, "object": "alias", "deleted": True})
+    return JsonResponse({"id": name, "object": "alias", "deleted": True})
 
 
 def _target(entry: TargetEntry) -> Target:

@@ -1,13 +1,13 @@
-"""``GET /``: what this is, and where to go from here."""
+"""``GET /``: basic facts about the server, and links."""
 
 from importlib.metadata import version
 
 from fastapi import APIRouter
 
-from server.api.http.document import answer
-from server.api.http.errors import Json
-from server.api.schemas.answers import Index
-from server.api.service import Served
+from server.api.http.errors import JsonResponse
+from server.api.http.openapi import returns
+from server.api.schemas.responses import Index
+from server.api.service import ServiceDep
 
 router = APIRouter(tags=["server"])
 
@@ -19,10 +19,12 @@ LINKS = {
     "health": "/health",
     "metrics": "/metrics",
 }
-"""What there is to see -> its path."""
+"""Link name -> path."""
 
 
-@router.get("/", responses=answer(Index))
-async def index(service: Served) -> Json:
-    """The server's name, version and base, and links."""
-    return Json({"name": "manylora", "version": version("manylora"), "model": service.base.name, "links": LINKS})
+@router.get("/", responses=returns(Index))
+async def index(service: ServiceDep) -> JsonResponse:
+    """Return the server's name, version and base, and links."""
+    return JsonResponse(
+        {"name": "manylora", "version": version("manylora"), "model": service.base.name, "links": LINKS}
+    )

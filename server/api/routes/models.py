@@ -1,4 +1,4 @@
-"""``GET /v1/models``: the base and every name that stands for an adapter, as OpenAI lists models."""
+"""``GET /v1/models``: the base, adapters, versions and aliases, in the format of OpenAI's models."""
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -6,71 +6,71 @@ from starlette.responses import Response
 from adapters.errors import UnknownAdapter
 from adapters.registry.names import parse_reference
 from adapters.registry.snapshot import Alias, Version
-from server.api.http.document import answer, refusals
-from server.api.http.errors import Json
-from server.api.http.listing import After, Card, Limit, listing
-from server.api.schemas.answers import Model, Models
-from server.api.service import Served, Service
+from server.api.http.errors import JsonResponse
+from server.api.http.openapi import error_statuses, returns
+from server.api.http.pagination import After, JsonObject, Limit, list_response
+from server.api.schemas.responses import Model, Models
+from server.api.service import Service, ServiceDep
 from server.errors import InvalidRequest, UnknownModel
 
 router = APIRouter(prefix="/v1", tags=["models"])
 
 
-@router.get("/models", responses=answer(Models) | refusals(400))
-async def list_models(service: Served, after: After = None, limit: Limit = None) -> Response:
-    """The base, then adapters with their versions, and aliases, in the order of their names, asleep or not."""
+@router.get("/models", responses=returns(Models) | error_statuses(400))
+async def list_models(service: ServiceDep, after: After = None, limit: Limit = None) -> Response:
+    """List the base, then adapters, versions and aliases by name, whether loaded or not."""
     base = service.base.name
     start = _start(after, base)
 
-    def cards(after: str | None, count: int) -> list[Card]:
-        first = [base_card(service)] if after is None else []
-        names = service.registry.names(after or "", count - len(first))
-        return first + [card(service, name, meant) for name, meant in names]
+    def read_page(after: str | None, count: int) -> list[JsonObject]:
+        base_first = [base_object(service)] if after is None else []
+        names = service.registry.names(after or "", count - len(base_first))
+        return base_first + [model_object(service, name, target) for name, target in names]
 
-    return listing(cards, start, limit)
+    return list_response(read_page, start, limit)
 
 
 def _start(after: str | None, base: str) -> str | None:
-    """After which of the registry's names a page starts; ``""`` is before all of them, None before the base too."""
+    """Return the registry's name after which the page starts: ``""`` starts with its first name, None with the base."""
     if not after or after == base:
         return "" if after else None
     try:
         parse_reference(after)
     except UnknownAdapter as error:
-        raise InvalidRequest("`after` is the id of a model.", param="after") from error
+        raise InvalidRequest("`after` must be the id of a model.", param="after") from error
     return after
 
 
-@router.get("/models/{name:path}", responses=answer(Model) | refusals(404))
-async def get_model(service: Served, name: str) -> Json:
-    """One of them."""
+@router.get("/models/{name:path}", responses=returns(Model) | error_statuses(404))
+async def get_model(service: ServiceDep, name: str) -> JsonResponse:
+    """Show a model."""
     if name == service.base.name:
-        return Json(base_card(service))
+        return JsonResponse(base_object(service))
     try:
-        return Json(card(service, name, _meant(service, name)))
+        return JsonResponse(model_object(service, name, _find(service, name)))
     except UnknownAdapter as error:
         raise UnknownModel(name) from error
 
 
-def _meant(service: Service, name: str) -> Version | Alias:
+def _find(service: Service, name: str) -> Version | Alias:
     try:
         return service.registry.alias(name)
     except UnknownAdapter:
         return service.registry.version(name)
 
 
-def base_card(service: Service) -> Card:
-    """The base as a model."""
-    return _card(service, service.base.name, service.created, root=service.base.name, parent=None)
+def base_object(service: Service) -> JsonObject:
+    """Return the base as a model."""
+    return _model(service, service.base.name, service.created, root=service.base.name, parent=None)
 
 
-def card(service: Service, name: str, meant: Version | Alias) -> Card:
-    """A name as a model. An adapter's root is its content: the folder it came from is nobody's business."""
-    root = meant.name if isinstance(meant, Alias) else meant.content
-    return _card(service, name, meant.created, root=root, parent=service.base.name)
+def model_object(service: Service, name: str, target: Version | Alias) -> JsonObject:
+    """Return a version or an alias as a model. A version's root is its content: its original path is not public."""
+    root = target.name if isinstance(target, Alias) else target.content
+    return _model(service, name, target.created, root=root, parent=service.base.name)
 
 
-def _card(service: Service, name: str, created: int, *, root: str, parent: str | None) -> Card:
+def _model(service: Service, name: str, created: int, *, root: str, parent: str | None) -> JsonObject:
     return {
         "id": name,
         "object": "model",

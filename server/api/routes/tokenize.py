@@ -1,4 +1,4 @@
-"""``POST /tokenize`` and ``/detokenize``, as vLLM has them: the token ids of a prompt or messages, and their text."""
+"""``POST /tokenize`` and ``POST /detokenize``, compatible with vLLM: text to token ids and back."""
 
 import asyncio
 from typing import Annotated, Literal
@@ -7,11 +7,11 @@ from fastapi import APIRouter
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.http.document import answer, refusals
-from server.api.http.errors import Json
-from server.api.schemas.answers import Detokenized, Tokens
+from server.api.http.errors import JsonResponse
+from server.api.http.openapi import error_statuses, returns
 from server.api.schemas.generation import MAX_MESSAGES, Message, Name, Schema, Text
-from server.api.service import Served
+from server.api.schemas.responses import Detokenized, Tokens
+from server.api.service import ServiceDep
 from server.errors import InvalidRequest, UnknownModel
 from server.text import Codec
 
@@ -19,7 +19,7 @@ router = APIRouter(tags=["tokens"])
 
 
 def _few(value: object) -> object:
-    """Counted before any is looked at."""
+    """Check the length before the items are validated."""
     if isinstance(value, list) and len(value) > MAX_MESSAGES:
         raise ValueError(f"must have at most {MAX_MESSAGES} messages (got {len(value)})")
     return value
@@ -34,25 +34,25 @@ class TokenizeRequest(Schema):
     prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(_few)] | None = None
     add_generation_prompt: Literal[True] = True
-    """vLLM's field; a request ends where the assistant begins to speak."""
+    """vLLM's field. Messages are always followed by the start of the assistant's answer."""
     add_special_tokens: bool | None = None
-    """Whether a prompt gets those that the tokenizer adds; null is as for completions, which is yes."""
+    """Whether to add the tokenizer's special tokens to a prompt. Null means true, as for completions."""
     return_token_strs: bool | None = None
-    """Whether the tokens are told as the vocabulary writes them, too."""
+    """Whether to also return the tokens as strings of the vocabulary."""
 
     @model_validator(mode="after")
     def _one(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
-            raise PydanticCustomError("unserved", "Give one of `prompt` and `messages`.", {"field": "messages"})
+            raise PydanticCustomError("unsupported", "Give one of `prompt` and `messages`.", {"field": "messages"})
         if self.messages is not None and self.add_special_tokens:
-            # A chat is never served with them: it would begin twice.
+            # Chats are never encoded with them: the template already contains the token that begins a text.
             reason = "The chat template writes the special tokens of `messages`."
-            raise PydanticCustomError("unserved", reason, {"field": "add_special_tokens"})
+            raise PydanticCustomError("unsupported", reason, {"field": "add_special_tokens"})
         return self
 
 
 class DetokenizeRequest(Schema):
-    """Tokens, special ones included."""
+    """Token ids, which may include special tokens."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [72, 105]}]})
 
@@ -60,31 +60,31 @@ class DetokenizeRequest(Schema):
     tokens: Annotated[list[int], Field(fail_fast=True)]
 
 
-@router.post("/tokenize", responses=answer(Tokens) | refusals(400, 404, 413))
-async def tokenize(request: TokenizeRequest, service: Served) -> Json:
-    """Their ids, and how many they are of how many."""
+@router.post("/tokenize", responses=returns(Tokens) | error_statuses(400, 404, 413))
+async def tokenize(request: TokenizeRequest, service: ServiceDep) -> JsonResponse:
+    """Return the token ids of a prompt or messages, their number, and the model's maximum."""
     _check_model(request.model, service)
     tokens = await asyncio.to_thread(_tokens, request, service.codec)
     strings = await asyncio.to_thread(_strings, tokens, service.codec) if request.return_token_strs else None
     limit = service.base.max_model_len
-    return Json({"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": strings})
+    return JsonResponse({"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": strings})
 
 
-@router.post("/detokenize", responses=answer(Detokenized) | refusals(400, 404, 413))
-async def detokenize(request: DetokenizeRequest, service: Served) -> Json:
-    """Their text, with that of special tokens."""
+@router.post("/detokenize", responses=returns(Detokenized) | error_statuses(400, 404, 413))
+async def detokenize(request: DetokenizeRequest, service: ServiceDep) -> JsonResponse:
+    """Return the text of token ids, including special tokens."""
     _check_model(request.model, service)
-    return Json({"prompt": await asyncio.to_thread(_text, request.tokens, service.codec)})
+    return JsonResponse({"prompt": await asyncio.to_thread(_text, request.tokens, service.codec)})
 
 
-def _check_model(model: str | None, service: Served) -> None:
+def _check_model(model: str | None, service: ServiceDep) -> None:
     if model not in (None, service.base.name) and not service.registry.knows(model):
         raise UnknownModel(model)
 
 
 def _tokens(request: TokenizeRequest, codec: Codec) -> list[int]:
     if request.messages is not None:
-        return codec.encode_chat([message.turn() for message in request.messages])
+        return codec.encode_chat([message.for_template() for message in request.messages])
     assert request.prompt is not None
     served = codec.encode_prompt(request.prompt)
     if request.add_special_tokens is not False:
@@ -100,5 +100,5 @@ def _text(tokens: list[int], codec: Codec) -> str:
     for token in tokens:
         if not 0 <= token < codec.vocabulary:
             raise InvalidRequest(f"Token ids are 0 to {codec.vocabulary - 1}; {token} is not.", param="tokens")
-    # Unlike decode, decode_batch lets other threads run meanwhile.
+    # Unlike decode, decode_batch releases the GIL.
     return str(codec.backend.decode_batch([tokens], skip_special_tokens=False)[0])

@@ -1,4 +1,4 @@
-"""``/v1/load_lora_adapter`` and ``/v1/unload_lora_adapter``: what vLLM's operators send, answered as vLLM does."""
+"""``/v1/load_lora_adapter`` and ``/v1/unload_lora_adapter``, compatible with vLLM."""
 
 from http import HTTPStatus
 from typing import Any
@@ -9,12 +9,12 @@ from starlette.responses import PlainTextResponse, Response
 
 from adapters.errors import AdapterError, RevisionMismatch, UnknownAdapter
 from adapters.registry.registry import Options
-from server.api.http.document import refusals
-from server.api.http.errors import Json, Refusal, respond, status_of
+from server.api.http.errors import InvalidAdapter, JsonResponse, respond, status_of
+from server.api.http.openapi import error_statuses
 from server.api.registry.registration import register_path
-from server.api.schemas.answers import VllmErrorAnswer
 from server.api.schemas.registry import LoadRequest, UnloadRequest
-from server.api.service import Served, Service
+from server.api.schemas.responses import VllmErrorAnswer
+from server.api.service import Service, ServiceDep
 from server.errors import ServerError
 
 router = APIRouter(prefix="/v1", tags=["vLLM"])
@@ -25,21 +25,21 @@ TYPES = {
     500: "InternalServerError",
     503: "ServiceUnavailableError",
 }
-"""Status -> what vLLM calls it, where that is not HTTP's phrase."""
+"""Status -> vLLM's name for it, where it differs from HTTP's phrase."""
 
 
 @router.post(
     "/load_lora_adapter",
     response_class=PlainTextResponse,
-    responses=refusals(400, 409, 413, 429, 500, 503, 507, model=VllmErrorAnswer),
+    responses=error_statuses(400, 409, 413, 429, 500, 503, 507, model=VllmErrorAnswer),
 )
-async def load_lora_adapter(request: LoadRequest, service: Served) -> Response:
-    """Register a folder under ``adapter_root``; it is on the device when this is answered, as with vLLM."""
+async def load_lora_adapter(request: LoadRequest, service: ServiceDep) -> Response:
+    """Register a folder under `--adapter-root`. As in vLLM, the adapter is on the device before the response."""
     name = request.lora_name
     if not name or not request.lora_path:
-        return _wrong("Both 'lora_name' and 'lora_path' must be provided.")
+        return _invalid("Both 'lora_name' and 'lora_path' must be provided.")
     if name == service.base.name:
-        return _wrong(f"The lora adapter '{name}' conflicts with a served base model.")
+        return _invalid(f"The lora adapter '{name}' conflicts with a served base model.")
     expected = None if request.load_inplace else 0
     try:
         if expected == 0 and _exists(service, name):
@@ -47,26 +47,26 @@ async def load_lora_adapter(request: LoadRequest, service: Served) -> Response:
         service.event_router.check_open()
         await register_path(service, name, request.lora_path, Options(preload=True, expected=expected))
     except RevisionMismatch:
-        return _wrong(
+        return _invalid(
             f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "
             "set 'load_inplace' to True."
         )
     except (AdapterError, ServerError) as error:
-        # vLLM knows no 422.
-        return _error(str(error), 400 if isinstance(error, Refusal) else status_of(error))
+        # vLLM does not use status 422.
+        return _error(str(error), 400 if isinstance(error, InvalidAdapter) else status_of(error))
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
 
 @router.post(
     "/unload_lora_adapter",
     response_class=PlainTextResponse,
-    responses=refusals(400, 404, 409, 413, 500, 503, model=VllmErrorAnswer),
+    responses=error_statuses(400, 404, 409, 413, 500, 503, model=VllmErrorAnswer),
 )
-async def unload_lora_adapter(request: UnloadRequest, service: Served) -> Response:
-    """Forget an adapter and all its versions."""
+async def unload_lora_adapter(request: UnloadRequest, service: ServiceDep) -> Response:
+    """Remove an adapter and all its versions."""
     name = request.lora_name
     if not name:
-        return _wrong("'lora_name' needs to be provided to unload a LoRA adapter.")
+        return _invalid("'lora_name' needs to be provided to unload a LoRA adapter.")
     if not _exists(service, name):
         return _error(f"The lora adapter '{name}' cannot be found.", 404)
     try:
@@ -77,7 +77,7 @@ async def unload_lora_adapter(request: UnloadRequest, service: Served) -> Respon
 
 
 def _exists(service: Service, name: str) -> bool:
-    """Whether an adapter, not a version or an alias, has the name."""
+    """Whether there is an adapter of this name; versions and aliases do not count."""
     try:
         service.registry.entry(name)
     except UnknownAdapter:
@@ -85,12 +85,12 @@ def _exists(service: Service, name: str) -> bool:
     return True
 
 
-def _wrong(message: str) -> Json:
+def _invalid(message: str) -> JsonResponse:
     return _error(message, 400, "InvalidUserInput")
 
 
-def _error(message: str, status: int, kind: str | None = None) -> Json:
-    """The error object of vLLM; its code is the status, a number."""
+def _error(message: str, status: int, kind: str | None = None) -> JsonResponse:
+    """Return an error in vLLM's format, whose code is the HTTP status."""
     error: dict[str, Any] = {
         "message": message,
         "type": kind or TYPES.get(status, HTTPStatus(status).phrase),

@@ -1,7 +1,7 @@
-"""Requests as OpenAI's clients send them, checked field by field.
+"""Schemas of generation requests, compatible with OpenAI's clients.
 
-Every field is served, harmless to ignore, or refused by its name; nothing is dropped in silence. Clients fill in what
-they do not mean: null is the default everywhere, and an empty value asks for nothing in a field that is not known.
+Each of OpenAI's fields is either supported, harmless to ignore, or rejected by name; none is ignored silently. Clients
+often send fields they do not use: null means the default in all fields, and empty values of unknown fields are ignored.
 """
 
 from collections.abc import Mapping
@@ -39,9 +39,9 @@ HARMLESS = frozenset(
         "store",
     }
 )
-"""Fields of OpenAI and OpenRouter that change no answer here, whatever their value."""
+"""Fields of OpenAI and OpenRouter that have no effect here, whatever their value."""
 
-UNSERVED: Mapping[str, tuple[Any, ...]] = {
+UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "logprobs": (False,),
     "top_logprobs": (0,),
@@ -58,9 +58,9 @@ UNSERVED: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "moderation": (),
 }
-"""OpenAI's fields that are not served -> the values, besides null, that ask for nothing."""
+"""OpenAI's fields that are not supported -> values, besides null, that have no effect and are accepted."""
 
-HARMLESS_IN_TURNS = frozenset(
+HARMLESS_IN_MESSAGES = frozenset(
     {
         "annotations",
         "cache_control",
@@ -73,9 +73,9 @@ HARMLESS_IN_TURNS = frozenset(
         "timestamp",
     }
 )
-"""Fields of a turn that belong to the client, or to the server that the turn came from. No template reads them."""
+"""Fields of a message that only its client or its original server uses. No chat template reads them."""
 
-UNSERVED_IN_TURNS: Mapping[str, tuple[Any, ...]] = {
+UNSUPPORTED_IN_MESSAGES: Mapping[str, tuple[Any, ...]] = {
     "tool_calls": ([],),
     "tool_call_id": ("",),
     "function_call": ({},),
@@ -86,7 +86,7 @@ UNSERVED_IN_TURNS: Mapping[str, tuple[Any, ...]] = {
 
 
 def _encodable(text: str) -> str:
-    """JSON can carry half a surrogate pair; UTF-8, which tokenizers read, cannot."""
+    """Reject lone surrogates, which JSON allows but UTF-8, and so the tokenizer, does not."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -95,20 +95,20 @@ def _encodable(text: str) -> str:
 
 
 def _whole(value: object) -> object:
-    """JSON has one kind of numbers: sliders send 32.0 for 32."""
+    """Convert whole floats to int: JSON has only one number type, and some clients send 32.0 for 32."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 ENCODABLE = AfterValidator(_encodable)
-"""After what bounds the length: pydantic would otherwise speak of a text's items."""
+"""Declare after the length limits: pydantic's message would otherwise mention items instead of characters."""
 Text = Annotated[str, ENCODABLE]
 Name = Annotated[str, Field(max_length=256), ENCODABLE]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH), ENCODABLE]
 
 
 class Schema(BaseModel):
-    """JSON types as they are, no unknown field, no NaN or infinity."""
+    """Base of request schemas: strict types, no unknown fields, no NaN or infinity."""
 
     model_config = ConfigDict(
         strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -117,60 +117,66 @@ class Schema(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known(cls, data: object) -> object:
-        """Ends at the first unknown field: pydantic would build an error for each of a million."""
+        """Stop at the first unknown field. Pydantic itself would create an error for every one of them."""
         for field in data if isinstance(data, dict) else ():
             if field not in cls.model_fields:
-                raise PydanticCustomError("unknown", "Unknown field.", {"field": _shown(field)})
+                raise PydanticCustomError("unknown", "Unknown field.", {"field": _escaped(field)})
         return data
 
 
-def _shown(field: object) -> str:
-    """Half a surrogate pair is a field's name in JSON, but pydantic cannot carry it."""
+def _escaped(field: object) -> str:
+    """Escape lone surrogates, which a JSON key may contain but pydantic cannot handle."""
     return str(field).encode(errors="backslashreplace").decode()
 
 
-class Tolerant(Schema):
-    """An object that clients send with more fields than are served: those that ask for nothing are left out."""
+class TolerantSchema(Schema):
+    """An object whose unsupported fields are accepted as long as their values have no effect."""
 
-    unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Fields that are not served -> the values, besides null, that ask for nothing."""
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Unsupported fields -> values, besides null, that have no effect."""
     harmless: ClassVar[frozenset[str]] = frozenset()
-    """Fields that change nothing, whatever their value."""
+    """Fields that have no effect, whatever their value."""
 
     @model_validator(mode="before")
     @classmethod
     def _served(cls, data: object) -> object:
-        """``data`` less what asks for nothing; refuses what would need to be served."""
+        """Drop fields without effect, and reject unsupported fields."""
         if not isinstance(data, dict):
             return data
-        for field, values in cls.unserved.items():
+        for field, values in cls.unsupported.items():
             if data.get(field) is not None and not any(_same(data[field], value) for value in values):
-                raise PydanticCustomError("unserved", "`{field}` is not supported.", {"field": field})
-        return {field: value for field, value in data.items() if cls.asks(field, value)}
+                raise PydanticCustomError("unsupported", "`{field}` is not supported.", {"field": field})
+        return {field: value for field, value in data.items() if cls.has_effect(field, value)}
 
     @classmethod
-    def asks(cls, field: str, value: object) -> bool:
-        """Whether a field asks for something, or is one that nobody knows."""
+    def has_effect(cls, field: str, value: object) -> bool:
+        """Whether a field has an effect or is unknown."""
         if field in cls.model_fields:
             return value is not None
-        return not (_empty(value) or field in cls.unserved or field in cls.harmless)
+        return not (_empty(value) or field in cls.unsupported or field in cls.harmless)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Tells of the fields that are accepted without being served, too."""
+        """Describe the fields that are accepted but have no effect, too."""
         schema = handler(core)
         described = handler.resolve_ref_schema(schema)
         properties = described.setdefault("properties", {})
         for field in sorted(cls.harmless):
-            properties[field] = {"description": "Accepted, and changes nothing."}
-        for field, values in cls.unserved.items():
-            properties[field] = {"description": "Not served: asks for nothing or is refused.", "enum": [None, *values]}
-        described["additionalProperties"] = {"description": "Asks for nothing.", "enum": [None, "", [], {}]}
+            properties[field] = {"description": "Accepted; has no effect."}
+        for field, values in cls.unsupported.items():
+            properties[field] = {
+                "description": "Not supported: only these values are accepted, and they have no effect.",
+                "enum": [None, *values],
+            }
+        described["additionalProperties"] = {
+            "description": "Unknown fields are accepted only if they are empty.",
+            "enum": [None, "", [], {}],
+        }
         return schema
 
 
 def _same(value: object, other: object) -> bool:
-    """JSON has one kind of numbers, and truth is not among them."""
+    """Compare JSON values: 1 equals 1.0 but not true."""
     return isinstance(value, bool) == isinstance(other, bool) and value == other
 
 
@@ -179,19 +185,19 @@ def _empty(value: object) -> bool:
 
 
 class MixEntry(Schema):
-    """One adapter of a mix, by name."""
+    """One adapter of a mix, and its weight."""
 
     name: Name
     weight: float = Field(1.0, ge=-100, le=100)
 
 
 def _mix(value: object) -> object:
-    """A name alone is a mix of one."""
+    """Accept a plain name as a mix of one adapter."""
     return [{"name": value}] if isinstance(value, str) else value
 
 
 def _stops(value: object) -> object:
-    """A string alone is a list of one."""
+    """Accept a plain string as a list of one."""
     stops = [value] if isinstance(value, str) else value
     if isinstance(stops, list) and "" in stops:
         raise ValueError("an empty stop string would end every answer before it begins; leave it out")
@@ -199,21 +205,21 @@ def _stops(value: object) -> object:
 
 
 def _few_messages(value: object) -> object:
-    """Counted before any is looked at."""
+    """Check the length before the items are validated."""
     if isinstance(value, list) and len(value) > MAX_MESSAGES:
         raise ValueError(f"must have at most {MAX_MESSAGES} messages (got {len(value)})")
     return value
 
 
 def _few_biases(value: object) -> object:
-    """Counted before any is looked at."""
+    """Check the length before the items are validated."""
     if isinstance(value, dict) and len(value) > MAX_BIAS:
         raise ValueError(f"must have at most {MAX_BIAS} tokens (got {len(value)})")
     return value
 
 
-class TextPart(Tolerant):
-    """Text as one of a message's content parts."""
+class TextPart(TolerantSchema):
+    """A content part of type ``text``."""
 
     harmless: ClassVar[frozenset[str]] = frozenset({"annotations", "cache_control", "id", "index"})
 
@@ -222,64 +228,64 @@ class TextPart(Tolerant):
 
 
 def _joined(value: object) -> object:
-    """Content parts of type text, as one text."""
+    """Join content parts of type ``text`` to one text."""
     return "".join([_text(part) for part in value]) if isinstance(value, list) else value
 
 
 def _text(part: object) -> str:
     if not isinstance(part, dict) or part.get("type") != "text":
-        raise ValueError("only content parts of type `text` are served")
+        raise ValueError("only content parts of type `text` are supported")
     for field, value in part.items():
-        if TextPart.asks(field, value) and field not in TextPart.model_fields:
-            raise ValueError(f"a content part of type `text` has no field `{_shown(field[:80])}`")
+        if TextPart.has_effect(field, value) and field not in TextPart.model_fields:
+            raise ValueError(f"a content part of type `text` has no field `{_escaped(field[:80])}`")
     match part.get("text"):
         case str(text):
             return text
-    raise ValueError("a content part of type `text` has a string `text`")
+    raise ValueError("a content part of type `text` must have a string `text`")
 
 
-class Message(Tolerant):
-    """One turn of a conversation."""
+class Message(TolerantSchema):
+    """One message of a conversation."""
 
-    unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSERVED_IN_TURNS
-    harmless: ClassVar[frozenset[str]] = HARMLESS_IN_TURNS
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_IN_MESSAGES
+    harmless: ClassVar[frozenset[str]] = HARMLESS_IN_MESSAGES
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[Text, BeforeValidator(_joined, json_schema_input_type=Text | list[TextPart])] | None = None
-    """Null only where the assistant said nothing."""
+    """May be null only in an assistant's message."""
     name: Name | None = None
     reasoning_content: Text | None = None
-    """What an assistant thought before it spoke, for templates that know of it; so is the next, by another name."""
+    """The assistant's reasoning, for chat templates that use it. ``reasoning`` is another name for the same field."""
     reasoning: Text | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> "Message":
-        """Clients send an assistant's turn back as it came, and it may have called tools or nothing at all."""
+    def _has_content(self) -> "Message":
+        """Require ``content``, except in an assistant's message, which clients send back even if it has none."""
         if self.content is None and self.role != "assistant":
-            reason = "`content` is missing: only an `assistant` may say nothing."
+            reason = "`content` is missing; only messages of the `assistant` may omit it."
             raise PydanticCustomError("field", reason, {"field": "content"})
         return self
 
-    def turn(self) -> dict[str, str]:
-        """As chat templates want it. They know no developers; OpenAI's own mapping is to ``system``."""
-        turn = {"role": "system" if self.role == "developer" else self.role, "content": self.content or ""}
+    def for_template(self) -> dict[str, str]:
+        """Return the message for a chat template. ``developer`` becomes ``system``, as in OpenAI's own mapping."""
+        message = {"role": "system" if self.role == "developer" else self.role, "content": self.content or ""}
         more = {"name": self.name, "reasoning_content": self.reasoning_content or self.reasoning}
-        return turn | {field: value for field, value in more.items() if value}
+        return message | {field: value for field, value in more.items() if value}
 
 
-class StreamOptions(Tolerant):
-    """What else a stream carries."""
+class StreamOptions(TolerantSchema):
+    """Options of a stream."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
-    """vLLM's: the usage so far in every chunk, and as the last one."""
+    """vLLM's option: include the usage so far in every chunk."""
     include_obfuscation: bool = False
 
 
-class GenerationRequest(Tolerant):
-    """What both endpoints share."""
+class GenerationRequest(TolerantSchema):
+    """Fields that both generation endpoints share."""
 
-    unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSERVED
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED
     harmless: ClassVar[frozenset[str]] = HARMLESS
 
     model: Name | None = None
@@ -296,7 +302,7 @@ class GenerationRequest(Tolerant):
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    """0 is the likeliest token alone, as with a temperature of 0."""
+    """0 keeps only the most likely token, like a temperature of 0."""
     top_k: Annotated[int, Field(ge=-1, lt=INT64), BeforeValidator(_whole)] | None = None
     min_p: float | None = Field(None, ge=0, le=1)
     seed: Annotated[int, Field(ge=-INT64, lt=INT64), BeforeValidator(_whole)] | None = None
@@ -316,7 +322,7 @@ class GenerationRequest(Tolerant):
     ) = None
     ignore_eos: bool | None = None
     user: Annotated[str, Field(max_length=MAX_USER_LENGTH), ENCODABLE] | None = None
-    """Gets the same target of an alias each time."""
+    """Requests with the same user get the same target of an alias."""
 
 
 class ChatRequest(GenerationRequest):
@@ -339,18 +345,18 @@ class ChatRequest(GenerationRequest):
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise PydanticCustomError(
-                "unserved", "`max_tokens` and `max_completion_tokens` differ; give one.", {"field": "max_tokens"}
+                "unsupported", "`max_tokens` and `max_completion_tokens` differ; give one.", {"field": "max_tokens"}
             )
         return self
 
     @property
     def limit(self) -> int | None:
-        """Tokens of answer asked for."""
+        """Maximum number of tokens in the answer."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 def _single(value: object) -> object:
-    """A batch of one prompt is that prompt."""
+    """Accept a list with one prompt."""
     if isinstance(value, list) and value and isinstance(value[0], str | list):
         if len(value) > 1:
             raise ValueError("one prompt a request; several are not supported")
@@ -367,7 +373,7 @@ def _prompt(value: object) -> object:
 
 
 Prompt = Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-"""One, as the document describes it; its ids are checked where the vocabulary is known."""
+"""A prompt for the OpenAPI document. Token ids are checked later, against the vocabulary."""
 
 
 class CompletionRequest(GenerationRequest):
@@ -382,8 +388,8 @@ class CompletionRequest(GenerationRequest):
         }
     )
 
-    unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **UNSERVED,
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **UNSUPPORTED,
         "logprobs": (False,),
         "best_of": (1,),
         "echo": (False,),
@@ -398,5 +404,5 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def limit(self) -> int:
-        """Tokens of answer asked for; OpenAI's default is 16."""
+        """Maximum number of tokens in the answer. OpenAI's default is 16."""
         return 16 if self.max_tokens is None else self.max_tokens

@@ -1,4 +1,4 @@
-"""Requests that change the registry, checked field by field like those in :mod:`server.api.schemas.generation`."""
+"""Schemas of requests that change the registry."""
 
 import json
 from typing import Annotated, Literal
@@ -16,14 +16,14 @@ FILES = {
     "type": "array",
     "items": {"type": "string", "format": "binary"},
     "minItems": 1,
-    "description": "`adapter_config.json` and `adapter_model.safetensors`, told apart by their filenames, or one "
-    "archive of them: .tar, .tar.gz or .zip. Other files are left out, and the receipt names them.",
+    "description": "`adapter_config.json` and `adapter_model.safetensors`, identified by their filenames, or one "
+    "archive of them: .tar, .tar.gz or .zip. Other files are skipped; the receipt lists them.",
 }
-"""How the document describes what comes with a form."""
+"""Schema of the form's files in the OpenAPI document."""
 
 
 class Registration(Schema):
-    """What a registration says besides where the bytes are."""
+    """Fields of every registration, whatever the source of the adapter."""
 
     name: Name
     activate: bool = True
@@ -33,7 +33,7 @@ class Registration(Schema):
     allow_unknown_fields: bool = False
 
     def options(self, expected: int | None) -> Options:
-        """For the registry; ``expected`` is the revision that the caller has seen."""
+        """Return the registry's options. ``expected`` is the revision from ``If-Match``."""
         return Options(
             activate=self.activate,
             pinned=self.pinned,
@@ -48,7 +48,7 @@ Address = Annotated[str, Field(min_length=1, max_length=4096), ENCODABLE]
 
 
 class AdapterRequest(Registration):
-    """``POST /v1/adapters`` in JSON: a folder on the server, or an address elsewhere; one of them."""
+    """Body of ``POST /v1/adapters`` as JSON: either a folder on the server, or a remote source."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "legal", "path": "legal"}]})
 
@@ -80,11 +80,11 @@ def _flag(value: object) -> object:
 
 
 Flag = Annotated[bool, BeforeValidator(_flag)]
-"""A boolean in a form, where everything is text."""
+"""A boolean in a form, sent as text."""
 
 
 def _json(value: object) -> object:
-    """What a form's field holds as JSON."""
+    """Parse a form field that contains JSON."""
     try:
         return json.loads(str(value))
     except (ValueError, RecursionError):
@@ -95,17 +95,17 @@ Names = Annotated[list[Annotated[str, Field(max_length=1024), ENCODABLE]], Field
 
 
 class LeftOut(Schema):
-    """What was beside an adapter and has not been sent: for its receipt."""
+    """Files that the client skipped when it uploaded the adapter, for the receipt."""
 
     files: Names = Field(default=[])
     count: int = Field(default=0, ge=0, lt=10**9)
-    """Of the files, of which not all need be named."""
+    """Number of skipped files; ``files`` may list fewer."""
     adapters: Names = Field(default=[])
-    """Folders with other adapters."""
+    """Folders that contain other adapters."""
 
 
 class AdapterUpload(Registration):
-    """The fields of ``POST /v1/adapters`` as a form; its files never come here."""
+    """Fields of ``POST /v1/adapters`` as a form; its files are received separately."""
 
     activate: Flag = True
     pinned: Flag | None = None
@@ -115,12 +115,12 @@ class AdapterUpload(Registration):
     left_out: Annotated[LeftOut, BeforeValidator(_json)] = LeftOut()
 
     def after(self, selection: Selection) -> Selection:
-        """What came, and what whoever sent it has left out before."""
+        """Return ``selection`` with the files that the client skipped added."""
         return selection.after(self.left_out.files, self.left_out.count, self.left_out.adapters)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """The form, files included."""
+        """Return the schema of the form including its files."""
         schema = handler(core)
         described = handler.resolve_ref_schema(schema)
         described["properties"]["file"] = FILES
@@ -129,7 +129,7 @@ class AdapterUpload(Registration):
 
 
 class ActivateRequest(Schema):
-    """``POST /v1/adapters/NAME/activate``."""
+    """Body of ``POST /v1/adapters/NAME/activate``."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1}]})
 
@@ -137,7 +137,7 @@ class ActivateRequest(Schema):
 
 
 class PinRequest(Schema):
-    """``POST /v1/adapters/NAME/pin``."""
+    """Body of ``POST /v1/adapters/NAME/pin``."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"pinned": True}]})
 
@@ -152,7 +152,7 @@ class TargetEntry(Schema):
 
 
 class AliasRequest(Schema):
-    """``PUT /v1/aliases/NAME``."""
+    """Body of ``PUT /v1/aliases/NAME``."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -176,7 +176,7 @@ class AliasRequest(Schema):
 
 
 class LoadRequest(Schema):
-    """``POST /v1/load_lora_adapter``, vLLM's body."""
+    """Body of ``POST /v1/load_lora_adapter``, as in vLLM."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"lora_name": "legal", "lora_path": "legal"}]})
 
@@ -187,10 +187,10 @@ class LoadRequest(Schema):
 
 
 class UnloadRequest(Schema):
-    """``POST /v1/unload_lora_adapter``, vLLM's body."""
+    """Body of ``POST /v1/unload_lora_adapter``, as in vLLM."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"lora_name": "legal"}]})
 
     lora_name: Name = ""
     lora_int_id: int | None = None
-    """Not looked at, as in vLLM."""
+    """Ignored, as in vLLM."""

@@ -18,9 +18,9 @@ from fastapi import FastAPI
 from adapters.errors import AdapterNameError
 from bases.base import make_base
 from bases.errors import ConfigError
-from server.api.http.middleware import Door, Unforeseen
-from server.api.serve import welcome
-from server.api.service import open_service
+from server.api.http.middleware import AccessLogMiddleware, ErrorMiddleware
+from server.api.serve import startup_message
+from server.api.startup import open_service
 from server.listener import bind
 from server.metrics import Metrics
 from tests.api.generation.test_bad_input import refused
@@ -212,13 +212,13 @@ def test_a_port_in_use_stops_the_start(live: Live) -> None:
 def test_the_welcome_names_an_address_that_can_be_reached(live: Live) -> None:
     with bind("0.0.0.0", 0) as anywhere:
         port = anywhere.getsockname()[1]
-        assert f" http://127.0.0.1:{port}/v1/chat/completions " in welcome(live.service, anywhere)
+        assert f" http://127.0.0.1:{port}/v1/chat/completions " in startup_message(live.service, anywhere)
 
 
 def test_the_welcome_quotes_for_the_shell(live: Live) -> None:
     base = dataclasses.replace(live.service.base, name="it's $HOME")
     with bind("127.0.0.1", 0) as anywhere:
-        curl = welcome(dataclasses.replace(live.service, base=base), anywhere).splitlines()[-1]
+        curl = startup_message(dataclasses.replace(live.service, base=base), anywhere).splitlines()[-1]
     assert json.loads(shlex.split(curl)[-1])["model"] == "it's $HOME"
 
 
@@ -230,8 +230,8 @@ def test_something_unforeseen_is_a_500_in_shape(live: Live, caplog: pytest.LogCa
         raise AdapterNameError("boom")
 
     metrics = Metrics("tiny", 1, lambda: pytest.fail("not asked"), live.service.registry)
-    app.add_middleware(Unforeseen)
-    app.add_middleware(Door, metrics=metrics)
+    app.add_middleware(ErrorMiddleware)
+    app.add_middleware(AccessLogMiddleware, metrics=metrics)
 
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from server.api.http.listing import PIECE, Card, listing
+from server.api.http.pagination import CHUNK, JsonObject, list_response
 from tests.api.live import Live
 
 NAMES = ["tiny", "green", "green@1", "moving", "moving@{0}", "moving@{1}", "prod", "red", "red@1", "team/blue"]
@@ -67,16 +67,16 @@ def test_the_sdk_lists_and_finds_models(live: Live) -> None:
 
 def test_a_long_list_leaves_time_for_others() -> None:
     """Others get a turn after each piece."""
-    total, turns, asked = 10 * PIECE + 3, 0, []
+    total, turns, asked = 10 * CHUNK + 3, 0, []
 
-    def cards(after: str | None, count: int) -> list[Card]:
+    def cards(after: str | None, count: int) -> list[JsonObject]:
         asked.append(turns)
         start = 0 if after is None else int(after) + 1
         return [{"id": str(i)} for i in range(start, min(start + count, total))]
 
     async def read() -> bytes:
         nonlocal turns
-        pieces = listing(cards, None, None).body_iterator.__aiter__()
+        pieces = list_response(cards, None, None).body_iterator.__aiter__()
         reading = asyncio.ensure_future(_joined(pieces))
         while not reading.done():
             await asyncio.sleep(0)

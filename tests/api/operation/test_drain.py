@@ -93,7 +93,7 @@ def test_a_registration_is_finished_although_its_client_has_left(
         assert gate.wait(PATIENCE)
         fsync(descriptor)
 
-    monkeypatch.setattr(serve, "LINGER", 0.1)  # what connections get besides must not be what it lives on
+    monkeypatch.setattr(serve, "CLOSE_SECONDS", 0.1)  # what connections get besides must not be what it lives on
     with running(tiny_service(tmp_path, adapter_root=folders["spare"].parent)) as live:
         monkeypatch.setattr(os, "fsync", slow)
         body = json.dumps({"name": "left", "path": "spare"}).encode()
@@ -102,7 +102,7 @@ def test_a_registration_is_finished_although_its_client_has_left(
         with connect(live.http) as client:
             client.sendall(by_path if way == "path" else b"".join(form(folders["spare"], "left")))
             assert reached.wait(PATIENCE)
-            assert live.service.under_way == 1
+            assert live.service.in_progress == 1
         live.server.drain()
         live.thread.join(2)
         assert live.thread.is_alive()

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from server.api import serve
-from server.api.http.connection import BEGINNING, FIRST_LOOK, Connection
+from server.api.http.half_close import FIRST_BYTES, FIRST_POLL, HalfCloseProtocol
 from tests.api.live import Live, enduring_model, request, running, tiny_service, unchanged, wait_for
 
 LONG = {"max_tokens": 15_000}
@@ -171,7 +171,7 @@ def test_a_client_that_has_said_all_gets_its_answer(enduring: Live, stream: bool
         client.shutdown(socket.SHUT_WR)
         head, _, body = read_all(client).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 \r\n") or head.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert head.count(BEGINNING) == 1
+    assert head.count(FIRST_BYTES) == 1
     if stream:
         assert body.rstrip(b"\r\n0").endswith(b"data: [DONE]")
     else:
@@ -196,18 +196,18 @@ def test_several_requests_before_the_end_are_all_answered(enduring: Live) -> Non
 def test_one_end_is_looked_after_once(enduring: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many requests came before it: the bytes that are sent ahead must last."""
     pauses: list[float] = []
-    look = Connection._look
+    look = HalfCloseProtocol._poll
 
-    def noted(self: Connection, pause: float) -> None:
+    def noted(self: HalfCloseProtocol, pause: float) -> None:
         pauses.append(pause)
         look(self, pause)
 
-    monkeypatch.setattr(Connection, "_look", noted)
+    monkeypatch.setattr(HalfCloseProtocol, "_poll", noted)
     with connected(enduring) as client:
         client.sendall(asking(max_tokens=200) * 4)
         client.shutdown(socket.SHUT_WR)
         assert read_all(client).count(b"HTTP/1.1 200 ") == 4
-    assert pauses.count(FIRST_LOOK) == 1
+    assert pauses.count(FIRST_POLL) == 1
 
 
 def test_half_a_request_gets_nothing(enduring: Live) -> None:
@@ -241,7 +241,7 @@ def test_a_connection_is_closed_when_its_time_is_over(tmp_path: Path) -> None:
 
 
 def test_the_end_waits_for_no_idle_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "LINGER", 600)  # what it would wait if it did
+    monkeypatch.setattr(serve, "CLOSE_SECONDS", 600)  # what it would wait if it did
     with running(tiny_service(tmp_path)) as live, connected(live) as idle, connected(live) as fresh:
         idle.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_for(lambda: b"}" in idle.recv(65536))

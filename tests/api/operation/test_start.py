@@ -8,8 +8,8 @@ import pytest
 
 from bases.base import make_base
 from bases.errors import ConfigError
-from server.api.serve import serve, tell_environment
-from server.api.service import open_service
+from server.api.serve import log_environment, serve
+from server.api.startup import open_service
 from server.config import Settings
 from server.listener import bind
 from tests.api.live import Live, running, tiny_service
@@ -81,12 +81,12 @@ def test_a_port_can_be_had_again_at_once(tmp_path: Path) -> None:
 def test_a_key_that_protects_nothing_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv("MANYLORA_API_KEY", raising=False)
     with caplog.at_level(logging.INFO):
-        tell_environment()
+        log_environment()
         assert not caplog.records
         monkeypatch.setenv("MANYLORA_API_KEY", "sesame")
-        tell_environment()
+        log_environment()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "this server asks nobody for a key" in caplog.text
+    assert "this server does not check keys" in caplog.text
     assert "sesame" not in caplog.text
 
 
@@ -96,9 +96,9 @@ def test_service_links_that_were_left_out_are_told(
     monkeypatch.delenv("MANYLORA_API_KEY", raising=False)
     monkeypatch.setenv("MANYLORA_SERVICE_HOST", "10.0.0.1")
     with caplog.at_level(logging.INFO):
-        tell_environment()
+        log_environment()
     assert [record.levelname for record in caplog.records] == ["INFO"]
-    assert caplog.messages[0].endswith("left out: MANYLORA_SERVICE_HOST")
+    assert caplog.messages[0].endswith("Kubernetes service links and not options: MANYLORA_SERVICE_HOST")
 
 
 def test_the_memory_for_keys_and_values_is_told(tmp_path: Path) -> None:

@@ -194,6 +194,6 @@ def test_no_room_beside_what_is_pinned(tmp_path: Path, base: Base) -> None:
         wait_for(lambda: refusals(live))
         assert "do not fit the device" in refusals(live)["large"]
         live.http.post("/v1/adapters/kept/pin", json={"pinned": False}).raise_for_status()
-        assert live.service.watch
-        live.service.watch.scan(time.time() + RETRY)
+        assert live.service.watched_folder
+        live.service.watched_folder.scan(time.time() + RETRY)
         assert live.service.registry.knows("large")

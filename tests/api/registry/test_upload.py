@@ -24,7 +24,7 @@ from adapters.errors import AdapterRejected, StoreFull
 from adapters.format.archive import max_bytes
 from adapters.format.files import CONFIG, MAX_FILES, MAX_JSON_BYTES, ORIGIN, WEIGHTS
 from adapters.format.selection import Selection
-from server.api.http.middleware import BodyLimit
+from server.api.http.middleware import BodyLimitMiddleware
 from server.api.registry.upload import MAX_FIELD_BYTES, MAX_FIELDS, Upload, receive
 from server.errors import InvalidRequest, UploadTooLarge
 
@@ -328,7 +328,7 @@ async def _measure(request: Request) -> JSONResponse:
 
 def _app(endpoint: Any = _measure) -> Starlette:
     routes = [Route(path, endpoint, methods=["POST", "PUT"]) for path in ("/v1/adapters", "/v1/completions")]
-    return Starlette(routes=routes, middleware=[Middleware(BodyLimit, limit=1000, upload_limit=5000)])
+    return Starlette(routes=routes, middleware=[Middleware(BodyLimitMiddleware, limit=1000, upload_limit=5000)])
 
 
 async def _in_pieces(size: int) -> AsyncIterator[bytes]:

@@ -7,7 +7,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bases.base import make_base
-from server.api.service import open_service
+from server.api.startup import open_service
 from server.config import Settings
 from tests.api.live import Live, running
 from tests.training.demo_base import demo_tokenizer

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.api.registry.intake import MAX_REGISTRATIONS, MAX_UPLOADS
+from server.api.registry.limits import MAX_REGISTRATIONS, MAX_UPLOADS
 from tests.api.generation.test_bad_input import refused
 from tests.api.live import Live, running, tiny_service, wait_for
 

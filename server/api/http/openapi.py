@@ -1,0 +1,152 @@
+"""The OpenAPI document, ``/openapi.json``: FastAPI's own with corrections and additions."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from server.api.schemas import responses
+from server.api.schemas.registry import AdapterUpload
+from server.api.schemas.responses import ErrorAnswer, ResponseModel
+
+Responses = dict[int | str, dict[str, Any]]
+"""HTTP status -> its description, as a route declares it."""
+
+DESCRIPTION = """OpenAI-compatible completions, chat completions and models for one frozen base model with many LoRA
+adapters, and the registry of those adapters.
+
+Adapter names in paths may contain unescaped slashes: `/v1/adapters/team/blue`. Every response has an `x-request-id`
+header: the request's own id if it sent one, otherwise an id made by the server."""
+
+ERROR_DESCRIPTIONS: Mapping[int, str] = {
+    400: "The request is invalid; `param` names the field.",
+    404: "There is no such model, adapter or alias.",
+    408: "The upload stalled or took too long.",
+    409: "Conflict with the current state: a name, an alias, the active version or pins.",
+    412: "The name has changed since the revision in `If-Match`.",
+    413: "The body is too large.",
+    415: "The body's content type is not supported here.",
+    422: "The adapter cannot be served correctly; `file` and `tensor` say where.",
+    429: "Too many requests are waiting; try again later.",
+    500: "Internal error; the server's log has the details.",
+    503: "The server is shutting down, or its registry cannot be reached; try again later.",
+    507: "There is not enough storage for the adapter.",
+}
+RETRY = {"Retry-After": {"description": "Seconds to wait before a retry.", "schema": {"type": "string"}}}
+NO_RETRY = {
+    "x-should-retry": {
+        "description": "Tells OpenAI's clients not to retry.",
+        "schema": {"type": "string", "const": "false"},
+    }
+}
+ETAG_HEADER = {
+    "ETag": {
+        "description": "Revision of the name in this response, for `If-Match` of a later change.",
+        "schema": {"type": "string", "examples": ['"7"']},
+    }
+}
+ADAPTER_HEADER = {
+    "x-manylora-adapter": {
+        "description": "`name@version=content` of each applied adapter, separated by `;`. Absent for the base alone.",
+        "schema": {"type": "string"},
+    }
+}
+REQUEST_ID = {
+    "x-request-id": {"description": "Id of the request, as in the server's log.", "schema": {"type": "string"}}
+}
+
+_FASTAPI_ERROR = {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}
+
+
+def returns(
+    model: type[ResponseModel],
+    *statuses: int,
+    headers: Mapping[str, Any] | None = None,
+    chunk: type[ResponseModel] | None = None,
+) -> Responses:
+    """Describe a JSON response of ``model`` with each of ``statuses`` (by default 200).
+
+    ``chunk`` is the model of the events if the response can also be streamed.
+    """
+    content = {"application/json": {"schema": schema_ref(model)}}
+    if chunk is not None:
+        content["text/event-stream"] = {"schema": _stream(chunk)}
+    description = str(model.__doc__)
+    return {
+        status: {"description": description, "content": content, "headers": dict(headers or {})}
+        for status in statuses or (200,)
+    }
+
+
+def error_statuses(*statuses: int, model: type[ResponseModel] = ErrorAnswer) -> Responses:
+    """Describe an error response for each of ``statuses``."""
+    retry = {429: RETRY, 503: RETRY, 409: NO_RETRY, 507: NO_RETRY}
+    return {
+        status: {
+            "description": ERROR_DESCRIPTIONS[status],
+            "content": {"application/json": {"schema": schema_ref(model)}},
+            "headers": retry.get(status, {}),
+        }
+        for status in statuses
+    }
+
+
+def schema_ref(model: type[BaseModel]) -> dict[str, Any]:
+    """Return a reference to the schema of ``model`` in the document."""
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _stream(chunk: type[ResponseModel]) -> dict[str, Any]:
+    return {
+        "type": "string",
+        "description": f"Server-sent events, each `data: ` and a `{chunk.__name__}`; the last is `data: [DONE]`. "
+        "If an error occurs after the stream has begun, the last event is an `ErrorAnswer` instead.",
+        "contentMediaType": "text/event-stream",
+        "contentSchema": {"anyOf": [schema_ref(chunk), schema_ref(ErrorAnswer)]},
+    }
+
+
+def install_document(app: FastAPI) -> None:
+    """Make ``app`` serve this document. It is built at the first request for it."""
+    app.openapi = cache(lambda: _document(app))  # type: ignore[method-assign]
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    found = get_openapi(
+        title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=app.openapi_tags
+    )
+    for path in found["paths"].values():
+        for operation in path.values():
+            _correct(operation["responses"])
+    schemas = found["components"]["schemas"]
+    # FastAPI's own validation errors: this server converts them to OpenAI's format.
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    schemas.update(_schemas())
+    return found
+
+
+def _correct(responses: dict[str, Any]) -> None:
+    """Remove FastAPI's default 422 response, and add what all routes have: status 500 and the request id."""
+    if _FASTAPI_ERROR in responses.get("422", {}).get("content", {}).values():
+        del responses["422"]
+    for status, described in error_statuses(500).items():
+        responses.setdefault(str(status), described)
+    for response in responses.values():
+        response["headers"] = response.get("headers", {}) | REQUEST_ID
+
+
+def _schemas() -> dict[str, Any]:
+    """Return the schemas of all response models and of the upload form, by name. FastAPI knows neither."""
+    named = [each for each in vars(responses).values() if isinstance(each, type) and issubclass(each, ResponseModel)]
+    models = [model for model in named if not model.__subclasses__()]
+    _, schemas = models_json_schema(
+        [(AdapterUpload, "validation"), *((model, "serialization") for model in models)],
+        ref_template="#/components/schemas/{model}",
+    )
+    definitions: dict[str, Any] = schemas["$defs"]
+    return definitions

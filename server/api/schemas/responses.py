@@ -1,0 +1,361 @@
+"""Schemas of responses, for the OpenAPI document only.
+
+The server builds its responses without these models, because some are long lists or streams.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FinishReason = Literal["stop", "length"]
+
+
+class ResponseModel(BaseModel):
+    """A JSON object in a response. Only fields with a default may be absent; others may be null."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+# --- errors
+
+
+class Error(ResponseModel):
+    """An error in OpenAI's format."""
+
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None
+    """Request field that caused the error."""
+    code: str | None
+    """Machine-readable reason."""
+    file: str | None = None
+    """File that caused an adapter's rejection."""
+    tensor: str | None = None
+    """Tensor that caused an adapter's rejection."""
+
+
+class ErrorAnswer(ResponseModel):
+    """Body of every error response."""
+
+    error: Error
+
+
+class VllmError(ResponseModel):
+    """An error in vLLM's format."""
+
+    message: str
+    type: str
+    param: str | None
+    code: int | str | None
+    """HTTP status, or OpenAI's code for errors that vLLM does not have."""
+
+
+class VllmErrorAnswer(ResponseModel):
+    """Body of an error response of the vLLM-compatible endpoints."""
+
+    error: VllmError
+
+
+# --- completions
+
+
+class AppliedAdapter(ResponseModel):
+    """One adapter that was applied to generate the answer."""
+
+    name: str
+    """Name with version, as in `legal@2`."""
+    id: str
+    """SHA-256 of the adapter's content."""
+    weight: float
+    alias: str | None = None
+    """Alias under which the request named the adapter, if it used one."""
+
+
+class PromptTokens(ResponseModel):
+    """Details of the prompt's tokens."""
+
+    cached_tokens: int
+
+
+class Usage(ResponseModel):
+    """Token counts as OpenAI reports them. A stop token counts as part of the completion."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokens
+
+
+class Generated(ResponseModel):
+    """Fields of every object of a generated answer."""
+
+    id: str
+    created: int
+    """Unix time in seconds."""
+    model: str
+    """Name of the model as in the request."""
+    system_fingerprint: str
+    """Identifies the base model."""
+    adapter: list[AppliedAdapter]
+    """Adapters applied; empty for the base alone."""
+
+
+class AssistantMessage(ResponseModel):
+    """The assistant's message."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(ResponseModel):
+    """The only choice of a chat completion."""
+
+    index: Literal[0]
+    message: AssistantMessage
+    logprobs: None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(Generated):
+    """A complete chat completion."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Delta(ResponseModel):
+    """What is new since the previous chunk."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(ResponseModel):
+    """The only choice of a chunk."""
+
+    index: Literal[0]
+    delta: Delta
+    logprobs: None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletionChunk(Generated):
+    """One event of a streamed chat."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    """Empty in the last chunk if that reports the usage."""
+    usage: Usage | None = None
+
+
+class TextChoice(ResponseModel):
+    """The only choice of a completion or of its chunks."""
+
+    index: Literal[0]
+    text: str
+    logprobs: None
+    finish_reason: FinishReason | None
+
+
+class Completion(Generated):
+    """A complete completion."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class CompletionChunk(Generated):
+    """One event of a streamed completion."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+    """Empty in the last chunk if that reports the usage."""
+    usage: Usage | None = None
+
+
+class Tokens(ResponseModel):
+    """The token ids of a prompt."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str | None] | None
+    """The tokens as strings of the vocabulary, if requested."""
+
+
+class Detokenized(ResponseModel):
+    """The text of tokens."""
+
+    prompt: str
+
+
+# --- models, adapters, aliases
+
+
+class Model(ResponseModel):
+    """A model: the base, an adapter, a version or an alias."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["manylora"]
+    root: str
+    """Name of the base or the alias, or SHA-256 of the adapter's content."""
+    parent: str | None
+    """Name of the base; null for the base itself."""
+    max_model_len: int
+
+
+class Listing(ResponseModel):
+    """A page of a list."""
+
+    object: Literal["list"]
+    has_more: bool
+    """Whether more items follow; request them with `after` set to the last item's id."""
+
+
+class Models(Listing):
+    """The base, then adapters, versions and aliases ordered by name."""
+
+    data: list[Model]
+
+
+class VersionFields(ResponseModel):
+    """Details of a version."""
+
+    content: str | None
+    """SHA-256 of the adapter's content."""
+    rank: int | None
+    targets: int | None
+    """Number of layers that it changes."""
+    size_bytes: int | None
+    residency: Literal["device", "host", "disk"] | None
+    """Fastest memory that currently holds the content."""
+    status: Literal["ready", "refused"] | None
+    reason: str | None = None
+    """Why this server cannot serve the version, if its status is `refused`."""
+
+
+class AdapterVersion(VersionFields):
+    """One version of an adapter."""
+
+    version: int
+    created: int
+
+
+class Adapter(VersionFields):
+    """An adapter with the details of its active version, which are null if no version is active."""
+
+    id: str
+    object: Literal["adapter"]
+    created: int
+    active: int | None
+    """Version used for requests that name the adapter without a version."""
+    pinned: bool
+    aliases: list[str]
+    """Aliases that have this adapter as a target."""
+    versions: list[int]
+    """Numbers of all versions of the adapter."""
+
+
+class RegisteredAdapter(Adapter):
+    """An adapter that has just been registered."""
+
+    version: int
+    """Number of the registered version."""
+
+
+class AdapterDetails(Adapter):
+    """An adapter or one version of it."""
+
+    version_details: list[AdapterVersion] | None = None
+    """Details of all versions; present for an adapter, absent for a single version."""
+    receipt: dict[str, Any] | None
+    """Results of the checks at registration, and the source of the adapter."""
+
+
+class RefusedFolder(ResponseModel):
+    """A folder under `--adapter-dir` whose content could not be registered."""
+
+    name: str
+    source: str
+    reason: str
+    since: int
+
+
+class StoreUsage(ResponseModel):
+    """Disk space used by adapters, and its limit."""
+
+    bytes: int
+    quota_bytes: int | None
+
+
+class Adapters(Listing):
+    """Adapters ordered by name."""
+
+    data: list[Adapter]
+    refused: list[RefusedFolder]
+    store: StoreUsage
+
+
+class AliasTarget(ResponseModel):
+    """One target of an alias."""
+
+    adapter: str
+    weight: float
+    serves: str | None
+    """Version that the target currently resolves to."""
+
+
+class Alias(ResponseModel):
+    """A name that resolves to one of several adapters or versions, according to their weights."""
+
+    id: str
+    object: Literal["alias"]
+    created: int
+    targets: list[AliasTarget]
+
+
+class Aliases(Listing):
+    """Aliases ordered by name."""
+
+    data: list[Alias]
+
+
+class Deleted(ResponseModel):
+    """Confirms a deletion."""
+
+    id: str
+    object: Literal["adapter", "alias"]
+    deleted: Literal[True]
+
+
+# --- the server
+
+
+class Status(ResponseModel):
+    """State of the server."""
+
+    status: Literal["alive", "ready", "draining", "engine failing"]
+
+
+class ServerVersion(ResponseModel):
+    """The version of manylora, and the fingerprint of its base."""
+
+    version: str
+    base_fingerprint: str
+    """An adapter whose `manylora.json` names a base must name this one."""
+
+
+class Index(ResponseModel):
+    """Basic facts about the server, and links."""
+
+    name: Literal["manylora"]
+    version: str
+    model: str
+    """Name of the base."""
+    links: dict[str, str]
+    """Link name -> path."""

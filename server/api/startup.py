@@ -1,0 +1,223 @@
+"""Startup: open the database, the stores and the engine that the settings ask for, and build the Service from them."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from time import time
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from adapters.errors import AdapterConflict, AdapterError
+from adapters.format.spec import AdapterSpec
+from adapters.registry.database import Database, open_postgres, open_sqlite
+from adapters.registry.hooks import RegistryHooks
+from adapters.registry.names import check_name
+from adapters.registry.registry import Registry
+from adapters.registry.schema import NewerSchema
+from adapters.sources.folder_states import FolderStates
+from adapters.sources.sources import Sources
+from adapters.sources.watched_folder import WatchedFolder
+from adapters.store.remote_store import RemoteStore
+from adapters.store.store import AdapterStore
+from bases.base import Base
+from bases.errors import ConfigError
+from server.api.service import Service
+from server.config import Settings
+from server.dry_load import DryLoad
+from server.engine.engine import Engine
+from server.engine.event_router import EventRouter
+from server.engine.runner import Runner
+from server.engine.sequence import WeightedAdapter
+from server.errors import InvalidRequest, ServerError
+from server.metrics import Metrics
+from server.text import Codec
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class OpenResources:
+    """What is opened before the base loads, so that a bad setting fails in seconds and not after minutes of loading."""
+
+    database: Database
+    remote: RemoteStore | None
+    resources: ExitStack
+    """Released on exit from the context."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.resources.close()
+
+
+def open_resources(settings: Settings) -> OpenResources:
+    """Lock the data folder, open the database, and check the adapters, stores and sources that the settings name.
+
+    Raises ConfigError if the data folder is in use or not writable, if the database, a store or a source cannot be
+    used, or if an adapter's folder does not exist.
+    """
+    _check_adapters(settings)
+    with ExitStack() as resources:
+        resources.callback(_lock(settings.data / "adapters").release)
+        remote = _open_remote(settings)
+        _make_sources(settings, limit=0)
+        database = _open_database(settings)
+        resources.callback(database.close)
+        return OpenResources(database, remote, resources.pop_all())
+
+
+def open_service(
+    base: Base,
+    settings: Settings,
+    report: Callable[[str], None] = lambda line: None,
+    opened: OpenResources | None = None,
+) -> Service:
+    """Start the engine and the registry for ``base``, and register the adapters that the settings name.
+
+    ``report`` receives lines about the progress. ``opened`` is the result of :func:`open_resources`, which the service
+    then owns and closes; None opens it here. Raises ConfigError if an adapter is rejected, and whatever
+    :func:`open_resources` raises; everything that was started is stopped first.
+    """
+    opened = opened or open_resources(settings)
+    with ExitStack() as resources:
+        resources.enter_context(opened)
+        store = AdapterStore(
+            settings.data / "adapters",
+            base.layout,
+            settings.max_rank,
+            remote=opened.remote,
+            cache=_bytes(settings.store_cache_gib),
+        )
+        sources = _make_sources(settings, store.limit)
+        codec = Codec(base.tokenizer, base.model.config.get_text_config().vocab_size, base.max_model_len)
+        event_router = EventRouter()
+        engine = Engine(Runner(base, settings), settings, store.read, event_router.deliver)
+        report(engine.runner.room.reason)
+        hooks = _registry_hooks(base, settings, engine, DryLoad(base, codec, engine, event_router))
+        registry = Registry(opened.database, store, hooks, _bytes(settings.store_quota_gib))
+        engine.start()
+        resources.callback(engine.stop)
+        resources.callback(registry.close)
+        _register_adapters(registry, settings, report)
+        watched = _watch_folder(registry, FolderStates(opened.database), settings, resources, report)
+        metrics = Metrics(base.name, settings.max_device_adapters, engine.stats, registry)
+        return Service(
+            base, settings, codec, engine, store, registry, sources, watched, event_router, metrics, resources.pop_all()
+        )
+
+
+def _check_adapters(settings: Settings) -> None:
+    for name, path in settings.adapter.items():
+        try:
+            check_name(name)
+        except AdapterError as error:
+            raise ConfigError(f"--adapter: {error}") from error
+        if not path.is_dir():
+            raise ConfigError(f"--adapter: {name}={path}: there is no such folder")
+
+
+def _lock(folder: Path) -> FileLock:
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(f"--data: another server keeps its adapters in {folder}; give this one its own") from error
+    except OSError as error:
+        raise ConfigError(f"--data: {folder} cannot be written: {error.strerror or error}") from error
+    return lock
+
+
+def _open_remote(settings: Settings) -> RemoteStore | None:
+    try:
+        return None if settings.store_url is None else RemoteStore(settings.store_url)
+    except ValueError as error:
+        raise ConfigError(f"--store-url: {error}") from error
+
+
+def _make_sources(settings: Settings, limit: int) -> Sources:
+    try:
+        return Sources(settings.allow_source, limit)
+    except ValueError as error:
+        raise ConfigError(f"--allow-source: {error}") from error
+
+
+def _open_database(settings: Settings) -> Database:
+    url = settings.database_url
+    option = "--data" if url is None else "--database-url"
+    try:
+        return open_sqlite(settings.data / "registry.sqlite3") if url is None else open_postgres(url.get_secret_value())
+    except NewerSchema as error:
+        raise ConfigError(f"{option}: the registry was made by a newer manylora (schema {error})") from error
+    except DBAPIError as error:
+        raise ConfigError(f"{option}: {_first_line(error.orig)}") from error
+    except (AdapterError, ArgumentError, ModuleNotFoundError) as error:
+        cause = error.__cause__
+        reason = f" ({_first_line(cause.orig)})" if isinstance(cause, DBAPIError) else ""
+        raise ConfigError(f"{option}: {error}{reason}") from error
+
+
+def _first_line(error: BaseException | None) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _registry_hooks(base: Base, settings: Settings, engine: Engine, dry_load: DryLoad) -> RegistryHooks:
+    return RegistryHooks(
+        base=base.layout.fingerprint,
+        equivalents=base.layout.equivalents,
+        max_rank=settings.max_rank,
+        reserved=frozenset({base.name}),
+        probe=lambda spec, keep: _probe(dry_load, spec, keep),
+        fits=engine.fits_pinned,
+        on_pins=lambda versions: engine.pin([WeightedAdapter(v.content, 1.0, v.rank) for v in versions]),
+        on_unused=engine.forget,
+    )
+
+
+def _probe(dry_load: DryLoad, spec: AdapterSpec, keep: bool) -> dict[str, Any]:
+    try:
+        return dry_load.measure(spec, keep=keep)
+    except InvalidRequest as error:
+        raise AdapterConflict(str(error), code="too_many_pins") from error
+
+
+def _register_adapters(registry: Registry, settings: Settings, report: Callable[[str], None]) -> None:
+    """Load the adapters registered in earlier runs, then register those that the settings name."""
+    try:
+        registry.open(lambda done, total: report(f"checking adapter {done + 1} of {total} on this base"))
+    except (AdapterError, ServerError) as error:
+        raise ConfigError(f"the registry cannot be opened: {error}") from error
+    registry.start()
+    for name, path in settings.adapter.items():
+        report(f"registering adapter {name} from {path}")
+        try:
+            registry.register_folder(name, path)
+        except (AdapterError, ServerError) as error:
+            raise ConfigError(f"--adapter: {name}={path}: {error}") from error
+
+
+def _watch_folder(
+    registry: Registry, states: FolderStates, settings: Settings, resources: ExitStack, report: Callable[[str], None]
+) -> WatchedFolder | None:
+    """Scan the watched folder once, then keep watching it on a thread. Return None if the settings name no folder."""
+    root = settings.adapter_dir
+    if root is None:
+        return None
+    report(f"looking for adapters in {root}")
+    watched = WatchedFolder(root, registry, states.under(str(root)), states.put)
+    watched.scan(time())
+    stop = Event()
+    thread = Thread(target=watched.run, args=(stop,), name="watch", daemon=True)
+    thread.start()
+    resources.callback(thread.join)
+    resources.callback(stop.set)
+    return watched
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * GIB)
