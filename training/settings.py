@@ -262,7 +262,7 @@ def make_settings(given: Given) -> TrainSettings:
     if data := tuple(word for word in words if word not in files):
         given["data"] = data
     places = {name: f"{files[0]}: {name}" for name in values if name not in given}
-    return TrainSettings(_places=places, **values | given)
+    return TrainSettings(_places=places, **values | given)  # type: ignore[call-arg]  # of Options.__init__
 
 
 def flag(field: str) -> str:
