@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-import httpx
+import httpx2
 
 from adapters.cli.connection_errors import no_answer
 from adapters.errors import AdapterRejected
@@ -38,7 +38,7 @@ ADMISSION_SECONDS = 600.0
 LEFT_OUT = "left_out"
 """The field of an upload that names what is in the folder and is not sent."""
 
-_DROPPED = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
+_DROPPED = (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError)
 
 
 class RemoteError(Exception):
@@ -58,7 +58,7 @@ class ServerRefused(RemoteError):
 class ServerUnreachable(RemoteError):
     """No answer came from ``url``."""
 
-    def __init__(self, url: str, error: httpx.RequestError) -> None:
+    def __init__(self, url: str, error: httpx2.RequestError) -> None:
         self.url = url
         super().__init__(no_answer(url, error))
 
@@ -101,7 +101,7 @@ class AdapterClient:
         address = _address(url)
         self.url = str(address.copy_with(username=None, password=None)).rstrip("/")
         self._timeout = timeout
-        self._http = httpx.Client(base_url=address, headers=_headers(api_key), timeout=timeout)
+        self._http = httpx2.Client(base_url=address, headers=_headers(api_key), timeout=timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -156,7 +156,7 @@ class AdapterClient:
             # Of an older release: it has registered nothing, and its receipts do not name what was left out.
             response = self._upload(folder, fields, progress)
         card = _object(response)
-        return Pushed(card, card["version"], response.status_code == httpx.codes.CREATED, selection)
+        return Pushed(card, card["version"], response.status_code == httpx2.codes.CREATED, selection)
 
     def pin(self, name: str, pinned: bool) -> Card:
         """Keep the adapter on the device, or let it go when others need the place."""
@@ -183,8 +183,8 @@ class AdapterClient:
         """Forget an alias; what it stood for stays."""
         self._ask("DELETE", _alias(name))
 
-    def _upload(self, folder: Path, fields: Mapping[str, str], progress: Progress | None) -> httpx.Response:
-        timeout = httpx.Timeout(self._timeout, read=max(self._timeout, ADMISSION_SECONDS))
+    def _upload(self, folder: Path, fields: Mapping[str, str], progress: Progress | None) -> httpx2.Response:
+        timeout = httpx2.Timeout(self._timeout, read=max(self._timeout, ADMISSION_SECONDS))
         with ExitStack() as stack:
             files = [(part, stack.enter_context(open_file(folder, part))) for part in present(folder)]
             meter = _Meter(sum(size_of(file) for _, file in files), progress)
@@ -203,7 +203,7 @@ class AdapterClient:
     def _ask(self, method: str, path: str, **content: Any) -> Card:
         return _object(self._send(method, path, **content))
 
-    def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, **content: Any) -> httpx2.Response:
         try:
             try:
                 return self._http.request(method, path, **content)
@@ -211,7 +211,7 @@ class AdapterClient:
                 if method != "GET":
                     raise
                 return self._http.request(method, path, **content)
-        except httpx.RequestError as error:
+        except httpx2.RequestError as error:
             raise ServerUnreachable(self.url, error) from error
 
 
@@ -252,9 +252,9 @@ class _MeteredFile(io.FileIO):
         return chunk
 
 
-def _does_not_know(response: httpx.Response, field: str) -> bool:
+def _does_not_know(response: httpx2.Response, field: str) -> bool:
     """Whether the server refuses the request for nothing but this field of it."""
-    if response.status_code != httpx.codes.BAD_REQUEST:
+    if response.status_code != httpx2.codes.BAD_REQUEST:
         return False
     try:
         match response.json():
@@ -273,10 +273,10 @@ def _left_out(selection: Selection) -> dict[str, str]:
     return {LEFT_OUT: json.dumps(left, ensure_ascii=False)}
 
 
-def _address(url: str) -> httpx.URL:
+def _address(url: str) -> httpx2.URL:
     try:
-        address = httpx.URL(url)
-    except httpx.InvalidURL as error:
+        address = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
         raise ValueError(f"{url!r} is not an address: {error}") from error
     if address.scheme not in ("http", "https") or not address.host:
         raise ValueError(f"{url!r} is not an address like http://127.0.0.1:8000")
@@ -304,7 +304,7 @@ def _alias(name: str) -> str:
     return f"/v1/aliases/{name}"
 
 
-def _object(response: httpx.Response) -> Card:
+def _object(response: httpx2.Response) -> Card:
     """The JSON object the server answered with."""
     try:
         body = response.json()
@@ -317,7 +317,7 @@ def _object(response: httpx.Response) -> Card:
     return body
 
 
-def _refusal(response: httpx.Response, body: Any) -> ServerRefused:
+def _refusal(response: httpx2.Response, body: Any) -> ServerRefused:
     status = response.status_code
     match body:
         case {"error": {"message": str(message), **rest}}:
@@ -329,6 +329,6 @@ def _refusal(response: httpx.Response, body: Any) -> ServerRefused:
     return ServerRefused(status, f"{response.request.method} {_place(response)} was refused without a reason")
 
 
-def _place(response: httpx.Response) -> httpx.URL:
+def _place(response: httpx2.Response) -> httpx2.URL:
     """The address that was asked, without the password it may hold."""
     return response.url.copy_with(username=None, password=None)
