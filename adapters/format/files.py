@@ -1,7 +1,6 @@
-"""The files an adapter is made of: opening them, and the identity of their content."""
+"""The files an adapter is made of, and how they are opened and read."""
 
 import errno
-import hashlib
 import json
 import os
 import stat
@@ -11,7 +10,6 @@ from typing import Any, BinaryIO
 
 from adapters.errors import AdapterRejected
 from adapters.format.foreign_formats import recognise
-from adapters.format.spec import AdapterId
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -29,7 +27,8 @@ MAX_FILES = 4096
 MAX_JSON_BYTES = 4 << 20
 CHUNK_BYTES = 1 << 20
 
-_SCHEME = b"manylora adapter 1\n"
+SCHEME = b"manylora adapter 1\n"
+"""The first line of what :func:`adapters.format.content.content_id` hashes."""
 
 
 def present(folder: Path) -> tuple[str, ...]:
@@ -114,25 +113,6 @@ def chunks(file: BinaryIO, name: str, limit: int | None = None) -> Iterator[byte
             if left < 0:
                 raise AdapterRejected(f"is larger than {limit} bytes", file=name)
         yield chunk
-
-
-def content_id(folder: Path) -> AdapterId:
-    """sha256 (hex) over the adapter's content.
-
-    Scheme: a fixed first line, then for each of :data:`FILES` that is there: the length of its name, its name, the
-    length of its bytes (both lengths as 8 bytes, little-endian), its bytes. Other files do not count.
-    """
-    digest = hashlib.sha256(_SCHEME)
-    for name in present(folder):
-        with open_file(folder, name) as file:
-            size = size_of(file)
-            digest.update(len(name).to_bytes(8, "little") + name.encode() + size.to_bytes(8, "little"))
-            for chunk in chunks(file, name):
-                digest.update(chunk)
-                size -= len(chunk)
-            if size:
-                raise AdapterRejected("changed while it was read", file=name)
-    return AdapterId(digest.hexdigest())
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adapters.errors import AdapterError, AdapterRejected, StoreFull
-from adapters.format.files import FILES, MAX_JSON_BYTES, WEIGHTS, chunks, content_id, open_file, present, sync
+from adapters.format.content import content_id
+from adapters.format.files import FILES, MAX_JSON_BYTES, WEIGHTS, chunks, open_file, present, sync
 from adapters.format.safetensors_header import MAX_HEADER_BYTES
 from adapters.format.selection import Selection, survey
 from adapters.format.spec import AdapterId, AdapterSpec, BaseLayout

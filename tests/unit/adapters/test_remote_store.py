@@ -14,7 +14,8 @@ import fsspec
 import pytest
 
 from adapters.errors import AdapterError, AdapterRejected, RegistryUnavailable, StoreFull
-from adapters.format.files import CONFIG, MAX_JSON_BYTES, ORIGIN, WEIGHTS, content_id
+from adapters.format.content import content_id
+from adapters.format.files import CONFIG, MAX_JSON_BYTES, ORIGIN, WEIGHTS
 from adapters.format.spec import AdapterId
 from adapters.store.remote_store import RemoteStore
 from tests.buckets import in_front_of, new_bucket, s3_server

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from adapters.errors import AdapterError, AdapterRejected, StoreFull
-from adapters.format.files import content_id
+from adapters.format.content import content_id
 from adapters.format.spec import AdapterId, BaseLayout
 from adapters.store import store as module
 from adapters.store.remote_store import RemoteStore
