@@ -9,9 +9,10 @@ import tempfile
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from adapters.errors import AdapterError, AdapterRejected, StoreFull
 from adapters.format.content import content_id
@@ -22,6 +23,8 @@ from adapters.format.spec import AdapterId, AdapterSpec, BaseLayout
 from adapters.format.verify import read_spec, verify
 from adapters.format.weights import AdapterWeights, read_weights
 from adapters.store.remote_store import RemoteStore
+
+T = TypeVar("T")
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = ".tmp-"
@@ -93,7 +96,9 @@ class AdapterStore:
         for name in present(staging):
             sync(staging / name)
         sync(staging)
-        return verify(staging, self._layout, self._max_rank, any_base=any_base, any_fields=any_fields)
+        spec = verify(staging, self._layout, self._max_rank, any_base=any_base, any_fields=any_fields)
+        self._remember(spec)
+        return spec
 
     def publish(self, staging: Path, adapter_id: AdapterId) -> None:
         """Give sealed content its name. Content that is here already stays as it is.
@@ -120,19 +125,23 @@ class AdapterStore:
         return self.root / adapter_id
 
     def read(self, adapter_id: AdapterId) -> AdapterWeights:
-        """Read an adapter into memory. Raises :class:`AdapterError` where the bytes are gone or no longer the same."""
-        with self._present(adapter_id) as path:
-            spec = self._specs.get(adapter_id)
-            if spec is None:
-                spec = read_spec(path, self._layout, self._max_rank, adapter_id)
-                self._remember(spec)
-            return read_weights(path, spec)
+        """Read an adapter into memory; its weights are read once, and their digest is compared on the way.
+
+        Raises :class:`AdapterError` if the bytes are gone or damaged and no remote has good ones.
+        """
+        return self._read_intact(adapter_id, lambda path: read_weights(path, self._spec(path, adapter_id)))
 
     def inspect(self, adapter_id: AdapterId, *, any_base: bool = False) -> AdapterSpec:
         """Verify an entry once more, for the base at hand. Raises :class:`AdapterError`, as :meth:`read` does."""
-        with self._present(adapter_id) as path:
-            # Whoever had it stored has allowed its fields, and they do not depend on the base.
-            return verify(path, self._layout, self._max_rank, any_base=any_base, any_fields=True)
+
+        def check(path: Path) -> AdapterSpec:
+            # Whoever had it stored has allowed its unknown fields, and they do not depend on the base.
+            spec = verify(path, self._layout, self._max_rank, any_base=any_base, any_fields=True)
+            if spec.id != adapter_id:
+                raise AdapterError(f"the files of adapter {adapter_id} were changed: their content is now {spec.id}")
+            return spec
+
+        return self._read_intact(adapter_id, check)
 
     def detach(self, adapter_id: AdapterId) -> Path | None:
         """Take an entry out of ``root`` in one atomic step; its bytes stay in the returned directory."""
@@ -180,15 +189,30 @@ class AdapterStore:
         except AdapterRejected:
             return False
 
-    @contextmanager
-    def _present(self, adapter_id: AdapterId) -> Iterator[Path]:
-        """An entry whose bytes are as they were, and stay while they are read."""
+    def _read_intact(self, adapter_id: AdapterId, read: Callable[[Path], T]) -> T:
+        """Return what ``read`` makes of an entry's directory, which stays while it reads.
+
+        ``read`` compares the digest and raises AdapterError for an entry that is damaged; that is then fetched from the
+        remote, and read again.
+        """
         with self._reading(adapter_id):
-            if not self._intact(adapter_id):
+            try:
+                result = read(self.path(adapter_id))
+            except AdapterError:
+                if self._intact(adapter_id):
+                    raise
                 self._restore(adapter_id)
+                result = read(self.path(adapter_id))
             if self._cache is not None:
                 self._note_read(adapter_id)
-            yield self.path(adapter_id)
+            return result
+
+    def _spec(self, path: Path, adapter_id: AdapterId) -> AdapterSpec:
+        spec = self._specs.get(adapter_id)
+        if spec is None:
+            spec = read_spec(path, self._layout, self._max_rank, adapter_id)
+            self._remember(spec)
+        return spec
 
     @contextmanager
     def _reading(self, adapter_id: AdapterId) -> Iterator[None]:
