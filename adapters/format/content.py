@@ -123,5 +123,5 @@ def read_tensors(file: HashingFile, header: Mapping[str, StoredTensor]) -> Itera
             raise AdapterRejected(f"has dtype {stored.dtype}, not F32, F16 or BF16", file=WEIGHTS, tensor=key)
         tensor = torch.empty(stored.shape, dtype=TORCH_DTYPES[stored.dtype])
         if tensor.numel():
-            file.read_into(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+            file.read_into(tensor.view(-1).view(torch.uint8).numpy().data)
         yield key, tensor

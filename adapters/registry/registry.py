@@ -14,15 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import AdapterError, AdapterRejected, RegistryUnavailable, UnknownAdapter
+from adapters.errors import AdapterError, RegistryUnavailable, UnknownAdapter
 from adapters.format.selection import ALONE, Selection
-from adapters.format.spec import AdapterId, AdapterSpec
+from adapters.format.spec import AdapterId
+from adapters.registry.admission import AdmissionControl
 from adapters.registry.catalog import Catalog, Change, Changes
-from adapters.registry.contents import Admission, Contents
+from adapters.registry.contents import Contents
 from adapters.registry.database import Database, storable
 from adapters.registry.directory import Directory
 from adapters.registry.hooks import RegistryHooks
 from adapters.registry.names import check_name, parse_reference
+from adapters.registry.registration import DEFAULT_OPTIONS, Registered, RegistrationOptions
 from adapters.registry.snapshot import Alias, Entry, Target, Version
 from adapters.store.store import AdapterStore, folder_bytes
 
@@ -40,35 +42,7 @@ MISSING = "its bytes are missing from the store; register it again"
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What a registration may ask for."""
-
-    activate: bool = True
-    """Whether the name means this version from now on."""
-    pinned: bool | None = None
-    """Whether the active version stays on the device; None leaves it as it is."""
-    preload: bool = False
-    """Whether it is brought to the device before the registration ends."""
-    allow_base_mismatch: bool = False
-    """Whether it is taken although it says that it was trained on another base."""
-    allow_unknown_fields: bool = False
-    """Whether it is taken although its config has fields that are not known."""
-    expected: int | None = None
-    """The revision of the name that the caller has seen; 0 for a name that must be new."""
-
-
-@dataclass(frozen=True, slots=True)
-class Registered:
-    """What a registration came to."""
-
-    version: Version
-    entry: Entry
-    new: bool
-    """False where the name already had this content as a version."""
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
+class StoreUsage:
     """How much is registered."""
 
     bytes: int
@@ -84,12 +58,13 @@ class Registry(Directory):
     ``acquire``, ``release`` and what only looks are quick, and go on when the database is away.
     """
 
-    def __init__(self, database: Database, store: AdapterStore, ties: RegistryHooks, quota: int | None = None) -> None:
+    def __init__(self, database: Database, store: AdapterStore, hooks: RegistryHooks, quota: int | None = None) -> None:
         super().__init__()
-        self._catalog = Catalog(database, ties.fits, ties.max_rank)
+        self._catalog = Catalog(database, hooks.can_pin, hooks.max_rank)
         self._contents = Contents(database)
         self._store = store
-        self._ties = ties
+        self._admissions = AdmissionControl(self._contents, store, hooks)
+        self._hooks = hooks
         self._quota = quota
         self._shared = database.shared
         self._missing: frozenset[AdapterId] = frozenset()
@@ -147,19 +122,19 @@ class Registry(Directory):
         name: str,
         staging: Path,
         source: str,
-        options: Options = Options(),
+        options: RegistrationOptions = DEFAULT_OPTIONS,
         selection: Selection = ALONE,
     ) -> Registered:
         """Check what was brought into ``staging`` (of the store), store it, and give it a name.
 
         ``source`` and ``selection`` (which of the files that came these are) go into the receipt.
         """
-        check_name(name, self._ties.reserved)
+        check_name(name, self._hooks.reserved)
         spec = self._store.seal(staging, any_base=options.allow_base_mismatch, any_fields=options.allow_unknown_fields)
         with self._holding(spec.id):
             self._contents.reserve(spec, folder_bytes(staging), self._quota)
             self._store.publish(staging, spec.id)
-            admission = self._admission(spec, options)
+            admission = self._admissions.admit(spec, options)
             number, new = self._catalog.add_version(
                 Change(name, options.expected),
                 spec.id,
@@ -180,9 +155,9 @@ class Registry(Directory):
             entry = Entry(name, version.created, None, False, {}, 0)
         return Registered(entry.versions.get(number, version), entry, new)
 
-    def register_folder(self, name: str, folder: Path, options: Options = Options()) -> Registered:
+    def register_folder(self, name: str, folder: Path, options: RegistrationOptions = DEFAULT_OPTIONS) -> Registered:
         """Copy a PEFT folder, and register the copy."""
-        check_name(name, self._ties.reserved)
+        check_name(name, self._hooks.reserved)
         with self._store.stage() as staging:
             selection = self._store.copy(folder, staging)
             return self.register(name, staging, storable(f"folder {folder.name}"), options, selection)
@@ -210,7 +185,7 @@ class Registry(Directory):
 
     def put_alias(self, name: str, targets: Sequence[Target], expected: int | None = None) -> tuple[Alias, bool]:
         """Say what an alias means; True where it is new. Targets are adapters or versions, not aliases."""
-        check_name(name, self._ties.reserved)
+        check_name(name, self._hooks.reserved)
         new = self._catalog.put_alias(Change(name, expected), targets)
         self.refresh()
         return self.alias(name), new
@@ -224,14 +199,14 @@ class Registry(Directory):
 
     def receipt(self, version: Version) -> dict[str, Any] | None:
         """What the checks of a version have shown, and where it came from. Asks the database."""
-        admission = self._contents.admission(version.content, self._ties.base)
+        admission = self._contents.admission(version.content, self._hooks.base)
         origin = self._catalog.origin(version.adapter, version.number)
         return None if admission is None else {**admission.receipt, **origin}
 
-    def usage(self) -> Usage:
+    def usage(self) -> StoreUsage:
         """How much is registered."""
         with self._lock:
-            return Usage(self._stored_bytes, self._quota, len(self._snapshot.entries), self._snapshot.versions)
+            return StoreUsage(self._stored_bytes, self._quota, len(self._snapshot.entries), self._snapshot.versions)
 
     # Behind the scenes
 
@@ -269,12 +244,12 @@ class Registry(Directory):
             self._unfinished = True
 
     def _load(self) -> Changes:
-        changes = self._catalog.load(self._revision, self._ties.base)
+        changes = self._catalog.load(self._revision, self._hooks.base)
         if changes.revision >= self._revision:
             return changes
         # A backup was restored, or a replica has taken over that had not seen the last changes.
         _log.warning("the registry's database has gone back from revision %d", self._revision)
-        changes = self._catalog.load(-1, self._ties.base)
+        changes = self._catalog.load(-1, self._hooks.base)
         kept = {entry.name for entry in changes.entries} | {alias.name for alias in changes.aliases}
         lost = (self._snapshot.entries.keys() | self._snapshot.aliases.keys()) - kept
         return replace(changes, gone=sorted(lost))
@@ -341,7 +316,7 @@ class Registry(Directory):
             idle = [content for content in self._idle if not self._refers_to(content)]
             self._idle.clear()
             for content in idle:
-                self._ties.on_unused(content)
+                self._hooks.content_unused(content)
             trash = [self._store.detach(content) for content in idle]
         for path in trash:
             if path is not None:
@@ -361,23 +336,6 @@ class Registry(Directory):
                 self._contents.end_delete(content, claim)
                 self.refresh()  # how much is stored now
 
-    def _admission(self, spec: AdapterSpec, options: Options) -> Admission:
-        """The dry load, unless this content has passed it on this base before."""
-        known = self._contents.admission(spec.id, self._ties.base)
-        if known and known.refused is None:
-            if options.preload:
-                self._ties.probe(spec, True)
-            return known
-        receipt = {
-            "checked": int(time.time()),
-            "base_fingerprint": self._ties.base,
-            "trained_on": spec.base_fingerprint,
-            "base_mismatch_allowed": options.allow_base_mismatch,
-            "unknown_fields_allowed": [storable(name) for name in spec.unknown_fields],
-            "probe": dict(self._ties.probe(spec, options.preload)),
-        }
-        return Admission(self._ties.base, receipt)
-
     def _check_due(self) -> None:
         for content, due in list(self._unchecked.items()):
             if not self._stopping and due <= time.monotonic():
@@ -387,29 +345,13 @@ class Registry(Directory):
         """Check a content; where that has no result, whatever the reason, others and the server go on without it."""
         try:
             with self._holding(content):
-                self._check(content)
+                self._admissions.recheck(content)
+                self.refresh()
         except Exception:
             _log.exception("could not check adapter %s on this base; it is tried again later", content)
             with self._lock:
                 if content in self._unchecked:
                     self._unchecked[content] = time.monotonic() + CHECK_SECONDS
-
-    def _check(self, content: AdapterId) -> None:
-        """Find out whether a content that another base has admitted can be served by this one."""
-        try:
-            allowed = self._mismatch_allowed(content)
-            spec = self._store.inspect(content, any_base=allowed)
-            admission = self._admission(spec, Options(allow_base_mismatch=allowed))
-        except AdapterRejected as error:
-            receipt = {"checked": int(time.time()), "base_fingerprint": self._ties.base}
-            admission = Admission(self._ties.base, receipt, refused=str(error))
-        self._contents.admit(content, admission)
-        self.refresh()
-
-    def _mismatch_allowed(self, content: AdapterId) -> bool:
-        """Whether it was taken on this very base, under another of its fingerprints, although trained on another."""
-        known = [self._contents.admission(content, base) for base in self._ties.equivalents]
-        return any(each.receipt.get("base_mismatch_allowed", False) for each in known if each is not None)
 
     def _update_pins(self) -> None:
         """Tell which versions are to stay on the device; as many as fit, in the order of names."""
@@ -421,10 +363,10 @@ class Registry(Directory):
             if version is None or version.content in pins or version.refused is not None:
                 continue
             ranks = [pinned.rank for pinned in pins.values()]
-            if self._ties.fits([*ranks, version.rank]):
+            if self._hooks.can_pin([*ranks, version.rank]):
                 pins[version.content] = version
             else:
                 _log.warning("%s is pinned, but does not fit this server's device", version.name)
         if list(pins.values()) != self._pins:
             self._pins = list(pins.values())
-            self._ties.on_pins(self._pins)
+            self._hooks.pins_changed(self._pins)

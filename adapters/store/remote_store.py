@@ -100,20 +100,6 @@ class RemoteStore:
             except FileNotFoundError:
                 self._check_bucket()
 
-    def ids(self) -> Iterator[AdapterId]:
-        """Every content there is anything of, half uploads included. Raises :class:`RegistryUnavailable`."""
-        try:
-            with self._reached():
-                paths = self._files.ls(self._root, detail=False, refresh=True)
-        except FileNotFoundError:
-            # A store nothing has been put into yet has no folder.
-            self._check_bucket()
-            return
-        for path in paths:
-            name = path.rstrip("/").rpartition("/")[2]
-            if _ID.fullmatch(name):
-                yield AdapterId(name)
-
     def _path(self, adapter_id: AdapterId, *name: str) -> str:
         if not _ID.fullmatch(adapter_id):
             raise AdapterError(f"{adapter_id!r} is not an adapter id")

@@ -6,16 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 from time import time
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Self, cast
 
 from fastapi import Depends, Request
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from adapters.errors import AdapterConflict, AdapterError
-from adapters.format.spec import AdapterSpec
+from adapters.errors import AdapterError
 from adapters.registry.database import Database, open_postgres, open_sqlite
-from adapters.registry.hooks import RegistryHooks
 from adapters.registry.names import check_name
 from adapters.registry.registry import Registry
 from adapters.registry.schema import NewerSchema
@@ -32,8 +30,8 @@ from server.dry_load import DryLoad
 from server.engine.engine import Engine
 from server.engine.event_router import EventRouter
 from server.engine.runner import Runner
-from server.engine.sequence import WeightedAdapter
-from server.errors import InvalidRequest, ServerError
+from server.engine_hooks import EngineHooks
+from server.errors import ServerError
 from server.metrics import Metrics
 from server.text import Codec
 
@@ -135,8 +133,8 @@ def open_service(
         event_router = EventRouter()
         engine = Engine(Runner(base, settings), settings, store.read, event_router.deliver)
         say(engine.runner.room.reason)
-        ties = _ties(base, settings, engine, DryLoad(base, codec, engine, event_router))
-        registry = Registry(database, store, ties, _bytes(settings.store_quota_gib))
+        hooks = EngineHooks(base, settings, engine, DryLoad(base, codec, engine, event_router))
+        registry = Registry(database, store, hooks, _bytes(settings.store_quota_gib))
         engine.start()
         closing.callback(engine.stop)
         closing.callback(registry.close)
@@ -201,26 +199,6 @@ def _database(settings: Settings) -> Database:
 
 def _first_line(error: BaseException | None) -> str:
     return str(error).partition("\n")[0]
-
-
-def _ties(base: Base, settings: Settings, engine: Engine, probe: DryLoad) -> RegistryHooks:
-    return RegistryHooks(
-        base=base.layout.fingerprint,
-        equivalents=base.layout.equivalents,
-        max_rank=settings.max_rank,
-        reserved=frozenset({base.name}),
-        probe=lambda spec, keep: _dry_load(probe, spec, keep),
-        fits=engine.fits_pinned,
-        on_pins=lambda versions: engine.pin([WeightedAdapter(v.content, 1.0, v.rank) for v in versions]),
-        on_unused=engine.forget,
-    )
-
-
-def _dry_load(probe: DryLoad, spec: AdapterSpec, keep: bool) -> dict[str, Any]:
-    try:
-        return probe.measure(spec, keep=keep)
-    except InvalidRequest as error:
-        raise AdapterConflict(str(error), code="too_many_pins") from error
 
 
 def _fill(registry: Registry, settings: Settings, say: Callable[[str], None]) -> None:

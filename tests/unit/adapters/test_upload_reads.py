@@ -15,10 +15,10 @@ from adapters.format import verify as verify_module
 from adapters.format.files import WEIGHTS
 from adapters.format.spec import AdapterId, AdapterSpec, BaseLayout
 from adapters.registry.database import open_sqlite
-from adapters.registry.hooks import RegistryHooks
 from adapters.registry.registry import Registry
 from adapters.store.store import AdapterStore
 from tests.adapter_folders import FINGERPRINT, LAYERS, ORIGIN, write_adapter
+from tests.unit.adapters.registries import FakeHooks
 
 SMALL_FILES = 128 << 10
 """Bytes of everything else that is read meanwhile: config, SQLite's pages, Python's own files."""
@@ -61,7 +61,7 @@ def test_an_uploads_weights_are_read_twice(origin: str | None, tmp_path: Path, m
         assert loaded.spec == spec
         return {}
 
-    registry = Registry(database, store, RegistryHooks(base=FINGERPRINT, probe=dry_load))
+    registry = Registry(database, store, FakeHooks(FINGERPRINT, probe=dry_load))
     registry.open()
     with store.stage() as staging:
         folder = write_adapter(staging, LAYOUT, rank=16)
