@@ -1,4 +1,4 @@
-"""Why no answer came from a server, in words of our own: what was tried, what that means, what to do."""
+"""Explain why a server gave no answer: what happened, what it means, what to do."""
 
 import socket
 import ssl
@@ -11,7 +11,7 @@ _LOOK = "what was asked for may have happened: look before you ask again"
 
 
 def no_answer(url: str, error: httpx2.RequestError) -> str:
-    """A sentence about a request to ``url`` (as it may be shown, without a password) that ended without an answer."""
+    """Return a message about a request to ``url`` (given without its password) that got no answer."""
     return f"no answer from {url}: {_why(error)}"
 
 
@@ -54,7 +54,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _seconds(error: httpx2.RequestError, which: str) -> str:
-    """How long was waited, as the request says."""
+    """Return the timeout of the request that has passed, e.g. ``30 s``."""
     return f"{error.request.extensions['timeout'][which]:g} s"
 
 

@@ -19,6 +19,7 @@ from adapters.format.files import CONFIG, MAX_JSON_BYTES, ORIGIN, WEIGHTS
 from adapters.format.spec import AdapterId
 from adapters.store.remote_store import RemoteStore
 from tests.buckets import in_front_of, new_bucket, s3_server
+from tests.unit.adapters.registries import ids_in
 
 MIB = 1 << 20
 NOBODY = AdapterId("0" * 64)
