@@ -1,4 +1,4 @@
-"""Whether an adapter can be served correctly by the base at hand."""
+"""Verify that the base at hand can serve an adapter correctly."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -94,7 +94,7 @@ def _check_unchanged(content: ContentReader, expected: Mapping[str, str]) -> Non
 def _targets(
     header: Mapping[str, StoredTensor], declared: Mapping[str, LoraTarget], layout: BaseLayout, max_rank: int
 ) -> dict[str, LoraTarget]:
-    """The layers the tensors are for: exactly those that the config declares."""
+    """Return the layers that have tensors, which must be exactly those that the config declares."""
     halves = _halves(header, layout)
     for layer, (key_a, key_b) in halves.items():
         rank = _rank(layer, key_a, key_b, header, layout)
@@ -114,7 +114,7 @@ def _targets(
 
 
 def _halves(header: Mapping[str, StoredTensor], layout: BaseLayout) -> dict[str, tuple[str, str]]:
-    """Layer -> keys of its A and its B."""
+    """Return layer -> keys of its A and its B."""
     keys: dict[str, dict[str, str]] = {}
     for key in header:
         found = _served_key(key, layout)
@@ -138,7 +138,7 @@ def _served_key(key: str, layout: BaseLayout) -> LoraKey:
 
 
 def _rank(layer: str, key_a: str, key_b: str, header: Mapping[str, StoredTensor], layout: BaseLayout) -> int:
-    """Rank of a layer whose two tensors have shapes that fit the layer and each other, and a dtype we read."""
+    """Return a layer's rank; check that its tensors' shapes fit the layer and each other, and their dtypes."""
     inputs, outputs = layout.linears[layer]
     for key in (key_a, key_b):
         if header[key].dtype not in TORCH_DTYPES:
