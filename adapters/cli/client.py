@@ -1,10 +1,10 @@
-"""A server's adapters over HTTP: what the command line, and whoever publishes adapters, ask of it.
+"""AdapterClient: manage a server's adapters over HTTP, for the command line and for publishing after training.
 
 Errors::
 
     RemoteError
-    ├── ServerRefused       the server understood and said no; or it failed, and said so
-    └── ServerUnreachable   there was no answer: what was asked for may have happened or not
+    ├── ServerRefused       the server answered with an error
+    └── ServerUnreachable   there was no answer: the change may have been made or not
 """
 
 import io
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-import httpx
+import httpx2
 
 from adapters.cli.connection_errors import no_answer
 from adapters.errors import AdapterRejected
@@ -27,23 +27,23 @@ from adapters.registry.snapshot import Target
 from bases.errors import ManyloraError, one_line
 
 Card = dict[str, Any]
-"""What the server tells of an adapter or alias, as JSON."""
+"""An adapter or alias, as the server's JSON."""
 Progress = Callable[[int, int], None]
-"""Called with the bytes sent so far, and all there are to send."""
+"""Called with (bytes sent, bytes in total)."""
 
 PAGE = 500
-"""Adapters asked for at a time."""
+"""Adapters or aliases per page of a list."""
 ADMISSION_SECONDS = 600.0
-"""How long an upload's answer may take: the server checks all of it, and tries it between other requests."""
+"""Read timeout of an upload in seconds: the server verifies the content and dry-loads it between other requests."""
 
 LEFT_OUT = "left_out"
-"""The field of an upload that names what is in the folder and is not sent."""
+"""The form field that names files in the folder that are not sent."""
 
-_DROPPED = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
+_DROPPED = (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError)
 
 
 class RemoteError(ManyloraError):
-    """The server did not do what it was asked."""
+    """The server did not do what was requested."""
 
     def terminal_lines(self) -> list[str]:
         """Return the message as one line: its words are the server's."""
@@ -51,7 +51,7 @@ class RemoteError(ManyloraError):
 
 
 class ServerRefused(RemoteError):
-    """The server's own words, its HTTP status, and its code for the reason where it gives one."""
+    """The server's error message, the HTTP status, and the error code if there is one."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         self.status = status
@@ -68,50 +68,50 @@ class ServerRefused(RemoteError):
 class ServerUnreachable(RemoteError):
     """No answer came from ``url``."""
 
-    def __init__(self, url: str, error: httpx.RequestError) -> None:
+    def __init__(self, url: str, error: httpx2.RequestError) -> None:
         self.url = url
         super().__init__(no_answer(url, error))
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All the adapters of a server."""
+    """All adapters of a server."""
 
     adapters: list[Card]
     refused: list[Card]
-    """What the watched folder has that cannot be served: name, source, reason and since when."""
+    """Folders of the watched folder that cannot be served: name, source, reason and since when."""
     store: Card
-    """Bytes the adapters take, and may take."""
+    """Bytes that the adapters take, and the quota."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """An adapter that the server has taken."""
+    """The result of an upload."""
 
     card: Card
     version: int
     new: bool
-    """False where this content already was a version of this name."""
+    """False if this content was already a version of this name."""
     selection: Selection
-    """What of the folder has been left out."""
+    """Which files of the folder were sent, and which were not."""
 
 
 class AdapterClient:
     """The adapters of the server at ``url``.
 
-    Its methods raise :class:`RemoteError`, and for what no name can be :class:`~adapters.errors.AdapterNameError` or
-    :class:`~adapters.errors.UnknownAdapter`. Looking is tried once more where a connection drops; nothing else is.
+    Methods raise :class:`RemoteError`, and for an invalid name :class:`~adapters.errors.AdapterNameError` or
+    :class:`~adapters.errors.UnknownAdapter`. If a connection drops, a GET is retried once; nothing else is retried.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 30.0) -> None:
-        """Connects at the first question. ``timeout`` is in seconds without any progress.
+        """Connects with the first request. ``timeout``: seconds without any progress.
 
-        Raises ValueError for an address or a key that cannot be one.
+        Raises ValueError for an invalid address or API key.
         """
         address = _address(url)
         self.url = str(address.copy_with(username=None, password=None)).rstrip("/")
         self._timeout = timeout
-        self._http = httpx.Client(base_url=address, headers=_headers(api_key), timeout=timeout)
+        self._http = httpx2.Client(base_url=address, headers=_headers(api_key), timeout=timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -120,17 +120,17 @@ class AdapterClient:
         self.close()
 
     def close(self) -> None:
-        """Drop the connections."""
+        """Close the connections."""
         self._http.close()
 
     def list(self) -> Listing:
-        """Every adapter, in the order of their names."""
+        """Return all adapters, in the order of their names."""
         pages = self._pages("/v1/adapters")
         cards = [card for page in pages for card in page["data"]]
         return Listing(cards, pages[-1]["refused"], pages[-1]["store"])
 
     def show(self, reference: str) -> Card:
-        """An adapter (``legal``) or one of its versions (``legal@2``), with the receipt of its checks."""
+        """Return an adapter (``legal``) or one version (``legal@2``), with the receipt of its checks."""
         return self._ask("GET", _adapter(reference))
 
     def push(
@@ -145,10 +145,10 @@ class AdapterClient:
         allow_unknown_fields: bool = False,
         progress: Progress | None = None,
     ) -> Pushed:
-        """Upload the adapter in ``folder`` as the next version of ``name``, file by file as they are read.
+        """Upload the adapter in ``folder`` as the next version of ``name``; files are streamed from disk.
 
-        ``pinned`` None leaves the name as it is. Raises :class:`~adapters.errors.AdapterRejected`, before anything is
-        sent, for a folder that holds no adapter. What else is in it is not sent; the receipt names it.
+        ``pinned`` None keeps the name's setting. Raises :class:`~adapters.errors.AdapterRejected`, before anything is
+        sent, if the folder holds no adapter. Other files in it are not sent; the receipt names them.
         """
         check_name(name)
         selection = survey(folder)
@@ -157,44 +157,44 @@ class AdapterClient:
             "pinned": pinned,
             "preload": preload,
             "allow_base_mismatch": allow_base_mismatch,
-            # Left out where it is not wanted: a server of an older release does not know it.
+            # Only sent if set: servers of older releases do not know the field.
             "allow_unknown_fields": allow_unknown_fields or None,
         }
         fields = {"name": name} | {key: str(value).lower() for key, value in flags.items() if value is not None}
         response = self._upload(folder, fields | _left_out(selection), progress)
         if _does_not_know(response, LEFT_OUT):
-            # Of an older release: it has registered nothing, and its receipts do not name what was left out.
+            # A server of an older release, which has registered nothing: send it again without the field.
             response = self._upload(folder, fields, progress)
         card = _object(response)
-        return Pushed(card, card["version"], response.status_code == httpx.codes.CREATED, selection)
+        return Pushed(card, card["version"], response.status_code == httpx2.codes.CREATED, selection)
 
     def pin(self, name: str, pinned: bool) -> Card:
-        """Keep the adapter on the device, or let it go when others need the place."""
+        """Pin the adapter to the device, or unpin it."""
         return self._ask("POST", f"{_adapter(name)}/pin", json={"pinned": pinned})
 
     def activate(self, name: str, version: int) -> Card:
-        """Let ``name`` mean this one of its versions."""
+        """Make ``version`` the active version of ``name``."""
         return self._ask("POST", f"{_adapter(name)}/activate", json={"version": version})
 
     def remove(self, reference: str) -> None:
-        """Forget an adapter, or one of its versions."""
+        """Remove an adapter, or one of its versions."""
         self._ask("DELETE", _adapter(reference))
 
     def aliases(self) -> Sequence[Card]:
-        """Every alias, in the order of their names."""
+        """Return all aliases, in the order of their names."""
         return [card for page in self._pages("/v1/aliases") for card in page["data"]]
 
     def put_alias(self, name: str, targets: Sequence[Target]) -> Card:
-        """Let ``name`` mean these, whatever it meant before."""
+        """Create or replace the alias ``name``."""
         wanted = [{"adapter": target.reference, "weight": target.weight} for target in targets]
         return self._ask("PUT", _alias(name), json={"targets": wanted})
 
     def remove_alias(self, name: str) -> None:
-        """Forget an alias; what it stood for stays."""
+        """Remove an alias; its targets stay."""
         self._ask("DELETE", _alias(name))
 
-    def _upload(self, folder: Path, fields: Mapping[str, str], progress: Progress | None) -> httpx.Response:
-        timeout = httpx.Timeout(self._timeout, read=max(self._timeout, ADMISSION_SECONDS))
+    def _upload(self, folder: Path, fields: Mapping[str, str], progress: Progress | None) -> httpx2.Response:
+        timeout = httpx2.Timeout(self._timeout, read=max(self._timeout, ADMISSION_SECONDS))
         with ExitStack() as stack:
             files = [(part, stack.enter_context(open_file(folder, part))) for part in present(folder)]
             meter = _Meter(sum(size_of(file) for _, file in files), progress)
@@ -202,9 +202,9 @@ class AdapterClient:
             return self._send("POST", "/v1/adapters", data=fields, files=parts, timeout=timeout)
 
     def _pages(self, path: str) -> Sequence[Card]:
-        """All pages of a list."""
+        """Return all pages of a list."""
         pages = [self._ask("GET", path, params={"limit": PAGE})]
-        # A server that promises more after an empty page would be asked for ever.
+        # Stop at an empty page, although the server says there are more.
         while pages[-1].get("has_more") and pages[-1]["data"]:
             last = pages[-1]["data"][-1]["id"]
             pages.append(self._ask("GET", path, params={"limit": PAGE, "after": last}))
@@ -213,7 +213,7 @@ class AdapterClient:
     def _ask(self, method: str, path: str, **content: Any) -> Card:
         return _object(self._send(method, path, **content))
 
-    def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, **content: Any) -> httpx2.Response:
         try:
             try:
                 return self._http.request(method, path, **content)
@@ -221,13 +221,13 @@ class AdapterClient:
                 if method != "GET":
                     raise
                 return self._http.request(method, path, **content)
-        except httpx.RequestError as error:
+        except httpx2.RequestError as error:
             raise ServerUnreachable(self.url, error) from error
 
 
 @dataclass(slots=True)
 class _Meter:
-    """Bytes sent of all the files of an upload."""
+    """Counts the bytes sent of all files of an upload."""
 
     total: int
     report: Progress | None
@@ -240,7 +240,7 @@ class _Meter:
 
 
 class _MeteredFile(io.FileIO):
-    """Reads an open file that must stay as long as it is: its size is announced before it is sent."""
+    """Reads an open file whose size must not change: it is sent in the Content-Length before the file is."""
 
     def __init__(self, file: BinaryIO, name: str, meter: _Meter) -> None:
         super().__init__(file.fileno(), closefd=False)
@@ -249,7 +249,7 @@ class _MeteredFile(io.FileIO):
         self._left = size_of(file)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As a file does; raises :class:`~adapters.errors.AdapterRejected` where the disk fails or the size changes."""
+        """Read as a file does. Raises :class:`~adapters.errors.AdapterRejected` if that fails or the size changes."""
         try:
             chunk = super().read(-1 if size is None else size)
         except OSError as error:
@@ -262,9 +262,9 @@ class _MeteredFile(io.FileIO):
         return chunk
 
 
-def _does_not_know(response: httpx.Response, field: str) -> bool:
-    """Whether the server refuses the request for nothing but this field of it."""
-    if response.status_code != httpx.codes.BAD_REQUEST:
+def _does_not_know(response: httpx2.Response, field: str) -> bool:
+    """Return whether the server refuses the request only because it does not know ``field``."""
+    if response.status_code != httpx2.codes.BAD_REQUEST:
         return False
     try:
         match response.json():
@@ -276,17 +276,17 @@ def _does_not_know(response: httpx.Response, field: str) -> bool:
 
 
 def _left_out(selection: Selection) -> dict[str, str]:
-    """The field for what is in a folder and is not sent."""
+    """Return the form field that names what is not sent; empty if everything is."""
     if not selection.ignored_count:
         return {}
     left = {"files": selection.ignored, "count": selection.ignored_count, "adapters": selection.others}
     return {LEFT_OUT: json.dumps(left, ensure_ascii=False)}
 
 
-def _address(url: str) -> httpx.URL:
+def _address(url: str) -> httpx2.URL:
     try:
-        address = httpx.URL(url)
-    except httpx.InvalidURL as error:
+        address = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
         raise ValueError(f"{url!r} is not an address: {error}") from error
     if address.scheme not in ("http", "https") or not address.host:
         raise ValueError(f"{url!r} is not an address like http://127.0.0.1:8000")
@@ -296,14 +296,14 @@ def _address(url: str) -> httpx.URL:
 def _headers(api_key: str | None) -> dict[str, str]:
     if api_key is None:
         return {}
-    # Told without the key: h11 would print it.
+    # Checked here because h11's own message would print the key.
     if not (api_key.isascii() and api_key.isprintable()):
         raise ValueError("the API key has characters that no header can carry")
     return {"Authorization": f"Bearer {api_key}"}
 
 
 def _adapter(reference: str) -> str:
-    """The path of an adapter or version. Names need no quoting; `..`, which would lead elsewhere, is in none."""
+    """Return the path of an adapter or version. Valid names need no quoting and cannot contain `..`."""
     parsed = parse_reference(reference)
     check_name(parsed.name)
     return f"/v1/adapters/{parsed}"
@@ -314,8 +314,8 @@ def _alias(name: str) -> str:
     return f"/v1/aliases/{name}"
 
 
-def _object(response: httpx.Response) -> Card:
-    """The JSON object the server answered with."""
+def _object(response: httpx2.Response) -> Card:
+    """Return the response's JSON object. Raises ServerRefused for an error, or a server that is not manylora."""
     try:
         body = response.json()
     except ValueError:
@@ -327,18 +327,18 @@ def _object(response: httpx.Response) -> Card:
     return body
 
 
-def _refusal(response: httpx.Response, body: Any) -> ServerRefused:
+def _refusal(response: httpx2.Response, body: Any) -> ServerRefused:
     status = response.status_code
     match body:
         case {"error": {"message": str(message), **rest}}:
             code = rest.get("code")
             return ServerRefused(status, message, None if code is None else str(code))
-    # Not this server's words: a proxy before it, or something else that listens there.
+    # Not an error of manylora's: a proxy in front of it, or another server.
     if response.has_redirect_location:
         return ServerRefused(status, f"{_place(response)} has moved to {response.headers['location']}")
     return ServerRefused(status, f"{response.request.method} {_place(response)} was refused without a reason")
 
 
-def _place(response: httpx.Response) -> httpx.URL:
-    """The address that was asked, without the password it may hold."""
+def _place(response: httpx2.Response) -> httpx2.URL:
+    """Return the URL of the request without its password."""
     return response.url.copy_with(username=None, password=None)

@@ -1,35 +1,35 @@
-"""Why no answer came from a server, in words of our own: what was tried, what that means, what to do."""
+"""Explain why a server gave no answer: what happened, what it means, what to do."""
 
 import socket
 import ssl
 from collections.abc import Iterator
 
-import httpx
+import httpx2
 
 _START = "start one with `manylora serve`, or check the address"
 _LOOK = "what was asked for may have happened: look before you ask again"
 
 
-def no_answer(url: str, error: httpx.RequestError) -> str:
-    """A sentence about a request to ``url`` (as it may be shown, without a password) that ended without an answer."""
+def no_answer(url: str, error: httpx2.RequestError) -> str:
+    """Return a message about a request to ``url`` (given without its password) that got no answer."""
     return f"no answer from {url}: {_why(error)}"
 
 
-def _why(error: httpx.RequestError) -> str:
-    if isinstance(error, httpx.ConnectTimeout):
+def _why(error: httpx2.RequestError) -> str:
+    if isinstance(error, httpx2.ConnectTimeout):
         return f"it could not be reached within {_seconds(error, 'connect')}; check the address, and whether it runs"
-    if isinstance(error, httpx.ConnectError):
+    if isinstance(error, httpx2.ConnectError):
         return _why_no_connection(error)
-    if isinstance(error, httpx.TimeoutException):
-        waited = _seconds(error, "write" if isinstance(error, httpx.WriteTimeout) else "read")
+    if isinstance(error, httpx2.TimeoutException):
+        waited = _seconds(error, "write" if isinstance(error, httpx2.WriteTimeout) else "read")
         return f"it said nothing for {waited}, so it is busy or hangs{_change_made(error)}"
-    if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError):
+    if isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError | httpx2.WriteError):
         ended = "it closed the connection before its answer was whole, so it ended or is no HTTP server"
         return ended + _change_made(error)
     return f"the request could not be made ({type(error).__name__}); check the address and the proxy settings"
 
 
-def _why_no_connection(error: httpx.ConnectError) -> str:
+def _why_no_connection(error: httpx2.ConnectError) -> str:
     for cause in _causes(error):
         if isinstance(cause, ConnectionRefusedError):
             return f"the connection was refused, so no server runs there; {_START}"
@@ -53,10 +53,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _seconds(error: httpx.RequestError, which: str) -> str:
-    """How long was waited, as the request says."""
+def _seconds(error: httpx2.RequestError, which: str) -> str:
+    """Return the timeout of the request that has passed, e.g. ``30 s``."""
     return f"{error.request.extensions['timeout'][which]:g} s"
 
 
-def _change_made(error: httpx.RequestError) -> str:
+def _change_made(error: httpx2.RequestError) -> str:
     return "; try again later" if error.request.method in ("GET", "HEAD") else f"; {_LOOK}"

@@ -1,4 +1,4 @@
-"""How far an upload is: a bar on a terminal, a line now and then elsewhere; always on stderr."""
+"""Show the progress of an upload on stderr: a bar on a terminal, otherwise a line from time to time."""
 
 import time
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from rich.progress import Progress as Bars
 from adapters.cli.client import Progress
 
 LINE_SECONDS = 10.0
-"""Between two lines where there is no bar."""
+"""Seconds between two lines if there is no bar."""
 
 
 @contextmanager
 def upload_bar(name: str) -> Iterator[Progress]:
-    """Told of an upload, and of the server's checks after it."""
+    """Yield a callback that shows the progress of an upload, then that the server is checking it."""
     console = Console(stderr=True)
     if not draws_bars(console):
         yield _lines(name, console)
@@ -35,12 +35,12 @@ def upload_bar(name: str) -> Iterator[Progress]:
 
 
 def draws_bars(console: Console) -> bool:
-    """Whether it is a terminal that can: not TERM=dumb, and no log file, of which FORCE_COLOR makes no terminal."""
+    """Return whether ``console`` is a terminal that can show bars: not TERM=dumb, nor a file under FORCE_COLOR."""
     return console.is_interactive and console.file.isatty()
 
 
 def _lines(name: str, console: Console) -> Progress:
-    """Nothing of an upload that is quick."""
+    """Return a callback that prints lines; none for an upload that ends within :data:`LINE_SECONDS`."""
     began = told = time.monotonic()
 
     def advance(sent: int, total: int) -> None:

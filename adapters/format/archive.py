@@ -1,8 +1,7 @@
-"""An adapter that comes in one archive: what may be in it, and getting that out without trusting any of it.
+"""Unpack an adapter from an untrusted archive.
 
-Python's ``tarfile`` and ``zipfile`` read the formats. Both keep in memory what an archive says about its members, so
-the files they are given refuse to be read in large pieces; and the bytes are counted as they come out, since what an
-archive says of their number need not be true.
+Python's ``tarfile`` and ``zipfile`` parse the formats. Both keep the metadata of members in memory, so the file objects
+they are given bound each read. Extracted bytes are counted, because the sizes that an archive declares may be wrong.
 """
 
 import io
@@ -23,12 +22,12 @@ from adapters.format.files import FILES, MAX_FILES, MAX_JSON_BYTES, WEIGHTS
 from adapters.format.selection import Selection, choose, plain, refuse
 
 AROUND_BYTES = 256 << 20
-"""What may come with an adapter that does not grow with it: tokenizers, of up to 40 MB, in each checkpoint again."""
+"""Bytes allowed for files whose size does not depend on the adapter, such as a tokenizer in each checkpoint."""
 PACK_LESS = f"pack only the adapter's own files: {', '.join(FILES)}"
 MAX_TAR_HEADER_BYTES = 8 << 10
-"""What a tar file may say about one member. The usual is 512 bytes, or 1,536 with an extended header."""
+"""Maximum bytes of one tar member's headers. Usually 512, or 1,536 with an extended header."""
 MAX_ZIP_READ_BYTES = 512 << 10
-"""The largest piece of a zip file that is read: its directory, or its end with a comment of up to 64 KiB."""
+"""Maximum bytes of one read from a zip file: its directory, or its end with a comment of up to 64 KiB."""
 CHUNK_BYTES = 64 << 10
 
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
@@ -38,7 +37,7 @@ _UNREADABLE = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error,
     EOFError, ValueError, LookupError, ArithmeticError, NotImplementedError,
 )  # fmt: skip
-"""What the readers raise for bytes they cannot make sense of."""
+"""Exceptions of tarfile, zipfile and zlib for malformed input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,35 +47,35 @@ class _Member:
     size: int
     """Bytes, as the archive says."""
     content: Iterator[bytes]
-    """To be read before the next member is asked for, or not at all."""
+    """Must be read before the next member is requested, or not at all."""
 
 
 def max_bytes(limit: int) -> int:
-    """Bytes that may come with an adapter whose weights take ``limit`` at most: as an archive, unpacked, or as a form.
+    """Return the maximum bytes of an upload (archive, its unpacked content, or form) if weights take at most ``limit``.
 
-    It is the room for the largest adapter with a checkpoint of a run beside it: its weights again and an optimizer's
-    two moments. Others, of lower rank or in 16 bits, may have many checkpoints.
+    That fits the largest adapter with one training checkpoint: its weights again and the optimizer's two moments.
+    Smaller adapters may come with many checkpoints.
     """
     return 4 * limit + AROUND_BYTES
 
 
 def unpack(archive: Path, staging: Path, limit: int) -> Selection:
-    """Take an adapter's files out of a .tar, .tar.gz or .zip, told apart by content, into the folder ``staging``.
+    """Extract an adapter's files from a .tar, .tar.gz or .zip (detected by content) into the folder ``staging``.
 
-    They lie in the folder nearest the archive's top that has some; ``limit`` is the most bytes the weights may have.
-    Other files are left out unread. Raises :class:`AdapterRejected` for an archive without an adapter, with several, or
+    Takes the adapter nearest the top of the archive; ``limit`` is the maximum size of the weights in bytes. Other files
+    are skipped. Raises :class:`AdapterRejected` for an archive without an adapter, with several, or
     with anything in it but plain files and folders, and for one that is damaged: ``staging`` may then hold some of the
     files, and nothing outside it has been touched.
     """
     with _damage_named():
-        # Twice: which of its folders is the adapter's is known at its end.
+        # Reads the archive twice: only at its end is it known which folder holds the adapter.
         selection = choose(_listed(archive, limit))
         _extract(archive, staging, selection.folder, limit)
     return selection
 
 
 def _listed(archive: Path, limit: int) -> list[str]:
-    """Paths of the files in it."""
+    """Return the paths of the files in the archive."""
     paths = []
     with closing(_members(archive, max_bytes(limit))) as members:
         for number, member in enumerate(members):
@@ -101,7 +100,7 @@ def _extract(archive: Path, staging: Path, folder: str, limit: int) -> None:
 
 
 def _bounded(member: _Member, limit: int) -> Iterator[bytes]:
-    """The member's bytes, of which there may be ``limit``, whatever it says of their number."""
+    """Yield the member's bytes; refuse more than ``limit``, whatever size the archive declares."""
     if member.size > limit:
         refuse(member.path, f"is larger than {limit} bytes")
     left = limit
@@ -119,9 +118,9 @@ def _members(archive: Path, total: int) -> Generator[_Member, None, None]:
         if magic[:2] == b"PK":
             yield from _zip_members(archive)
         elif magic[:2] == b"\x1f\x8b":
-            yield from _tar_members(_Tape(_gunzipped(file), total))
+            yield from _tar_members(_ForwardReader(_gunzipped(file), total))
         else:
-            yield from _tar_members(_Tape(_chunks(file), total))
+            yield from _tar_members(_ForwardReader(_chunks(file), total))
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
@@ -130,7 +129,7 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _gunzipped(file: BinaryIO) -> Iterator[bytes]:
-    """One gzip stream, in pieces of bounded size however much it packs into a byte, its checksum tested."""
+    """Yield a gzip stream's content in chunks of bounded size, whatever its compression ratio; check its checksum."""
     inflate = zlib.decompressobj(wbits=31)
     for packed in _chunks(file):
         while packed and not inflate.eof:
@@ -142,22 +141,22 @@ def _gunzipped(file: BinaryIO) -> Iterator[bytes]:
         raise AdapterRejected("the archive is cut short")
 
 
-def _tar_members(tape: "_Tape") -> Iterator[_Member]:
-    with tarfile.TarFile(fileobj=tape) as tar:
+def _tar_members(reader: "_ForwardReader") -> Iterator[_Member]:
+    with tarfile.TarFile(fileobj=reader) as tar:
         while (entry := tar.next()) is not None:
             if not entry.isdir() and (entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or entry.issparse()):
                 refuse(entry.name, f"is {_tar_kind(entry)}; only plain files are taken")
             if entry.size < 0:
                 refuse(entry.name, "has a size below zero")
-            content = tape.content(0 if entry.isdir() else entry.size)
+            content = reader.content(0 if entry.isdir() else entry.size)
             yield _Member(entry.name, entry.isdir(), entry.size, content)
-            deque(content, maxlen=0)  # what nobody has read of it
-            tape.next_member()
+            deque(content, maxlen=0)  # skip what was not read
+            reader.next_member()
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
     # tarfile takes whatever it does not understand after the first member for the end.
-    if tape.last != bytes(tarfile.BLOCKSIZE):
+    if reader.last != bytes(tarfile.BLOCKSIZE):
         raise AdapterRejected("the archive is damaged or cut short")
-    if any(chunk.strip(b"\0") for chunk in tape.rest()):
+    if any(chunk.strip(b"\0") for chunk in reader.rest()):
         raise AdapterRejected("the archive goes on after its end")
 
 
@@ -167,10 +166,10 @@ def _tar_kind(entry: tarfile.TarInfo) -> str:
     return "a sparse file" if entry.issparse() else "a device or FIFO" if entry.isdev() else "of an unusual kind"
 
 
-class _Tape(io.RawIOBase):
-    """A tar file's bytes from front to back, at most ``total``. Its reading side is for tarfile, which reads headers.
+class _ForwardReader(io.RawIOBase):
+    """A tar file that is read forward only, at most ``total`` bytes. tarfile reads headers with ``read``.
 
-    tarfile reads as much at once as a header says the next one has; what it may read for one member is bounded.
+    tarfile trusts a header's statement of the next header's size, so the bytes of headers for one member are bounded.
     """
 
     def __init__(self, source: Iterator[bytes], total: int) -> None:
@@ -180,7 +179,7 @@ class _Tape(io.RawIOBase):
         self._position = 0
         self._headers_left = MAX_TAR_HEADER_BYTES
         self.last = b""
-        """What tarfile has read last."""
+        """The bytes that tarfile read last."""
 
     def read(self, size: int = -1, /) -> bytes:
         self._headers_left -= size
@@ -200,11 +199,11 @@ class _Tape(io.RawIOBase):
         return self._position
 
     def next_member(self) -> None:
-        """From here on tarfile reads the headers of another member."""
+        """Reset the header budget: tarfile is about to read the headers of the next member."""
         self._headers_left = MAX_TAR_HEADER_BYTES
 
     def content(self, size: int) -> Iterator[bytes]:
-        """The next ``size`` bytes."""
+        """Yield the next ``size`` bytes."""
         while size:
             chunk = self._next(min(size, CHUNK_BYTES))
             if not chunk:
@@ -213,12 +212,12 @@ class _Tape(io.RawIOBase):
             yield chunk
 
     def rest(self) -> Iterator[bytes]:
-        """All that is left."""
+        """Yield the remaining bytes."""
         while chunk := self._next(CHUNK_BYTES):
             yield chunk
 
     def _next(self, size: int) -> bytes:
-        """The next ``size`` bytes; fewer at the end."""
+        """Return the next ``size`` bytes, fewer at the end."""
         while len(self._buffer) < size and (chunk := next(self._source, None)) is not None:
             self._buffer += chunk
         taken = bytes(self._buffer[:size])
@@ -230,7 +229,7 @@ class _Tape(io.RawIOBase):
 
 
 def _zip_members(path: Path) -> Iterator[_Member]:
-    with _InPieces(path) as file, zipfile.ZipFile(file) as archive:
+    with _BoundedReader(path) as file, zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         _check_extent(file, entries, archive.comment)
         for entry in entries:
@@ -256,8 +255,8 @@ def _zip_content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[b
         refuse(entry.filename, "is cut short")
 
 
-def _check_extent(file: "_InPieces", entries: list[zipfile.ZipInfo], comment: bytes) -> None:
-    """That the archive is the whole file: zipfile finds one between other bytes, too."""
+def _check_extent(file: "_BoundedReader", entries: list[zipfile.ZipInfo], comment: bytes) -> None:
+    """Raise AdapterRejected if the archive is not the whole file: zipfile also finds one between other bytes."""
     file.seek(-_ZIP_END.size - len(comment), io.SEEK_END)
     signature, length = _ZIP_END.unpack(file.read(_ZIP_END.size))
     first = min((entry.header_offset for entry in entries), default=0)
@@ -265,8 +264,8 @@ def _check_extent(file: "_InPieces", entries: list[zipfile.ZipInfo], comment: by
         raise AdapterRejected("the archive has other bytes before or after it")
 
 
-class _InPieces(io.FileIO):
-    """A file of which at most :data:`MAX_ZIP_READ_BYTES` are read at a time, and nothing outside it."""
+class _BoundedReader(io.FileIO):
+    """A file that refuses reads of more than :data:`MAX_ZIP_READ_BYTES` and seeks outside it."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         wanted = MAX_ZIP_READ_BYTES + 1 if size is None or size < 0 else size

@@ -1,7 +1,6 @@
-"""The files an adapter is made of: opening them, and the identity of their content."""
+"""The files an adapter is made of, and how they are opened and read."""
 
 import errno
-import hashlib
 import json
 import os
 import stat
@@ -11,31 +10,31 @@ from typing import Any, BinaryIO
 
 from adapters.errors import AdapterRejected
 from adapters.format.foreign_formats import recognise
-from adapters.format.spec import AdapterId
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 ORIGIN = "manylora.json"
-"""Optional; says which base the adapter was trained on."""
+"""Optional; records which base the adapter was trained on."""
 
 HASHED = {CONFIG: "adapter_config_sha256", WEIGHTS: "weights_sha256"}
-"""File -> the field of :data:`ORIGIN` that says, optionally, what its SHA-256 was when the adapter was judged."""
+"""File -> the optional field of :data:`ORIGIN` with its SHA-256 when the adapter was evaluated."""
 
 FILES = (CONFIG, WEIGHTS, ORIGIN)
-"""All an adapter's content, in the order in which it is hashed."""
+"""The files of an adapter, in the order in which they are hashed."""
 
 MAX_FILES = 4096
-"""Files and folders that are looked at in one place, be it a folder, an archive or a form."""
+"""Maximum number of files and folders in a folder, an archive or a form."""
 MAX_JSON_BYTES = 4 << 20
 CHUNK_BYTES = 1 << 20
 
-_SCHEME = b"manylora adapter 1\n"
+SCHEME = b"manylora adapter 1\n"
+"""The first line of what :func:`adapters.format.content.content_id` hashes."""
 
 
 def present(folder: Path) -> tuple[str, ...]:
-    """Names of the adapter's files in ``folder``, in the order of :data:`FILES`.
+    """Return the names of the adapter's files in ``folder``, in the order of :data:`FILES`.
 
-    Raises :class:`AdapterRejected` where the config or the weights are missing, with what is there instead.
+    Raises :class:`AdapterRejected` if the config or the weights are missing, and names a foreign format found instead.
     """
     names = _present(folder)
     for name in (CONFIG, WEIGHTS):
@@ -45,9 +44,9 @@ def present(folder: Path) -> tuple[str, ...]:
 
 
 def listing(folder: Path) -> list[str]:
-    """Paths of the files in ``folder`` and below it, relative to it; those of an adapter at its top come first.
+    """Return the relative paths of all files below ``folder``; those of an adapter at its top come first.
 
-    At most :data:`MAX_FILES`, and nothing behind a link to a folder.
+    At most :data:`MAX_FILES`; links to folders are not followed.
     """
     found = dict.fromkeys(_present(folder))
     for place, folders, names in os.walk(folder):
@@ -80,7 +79,7 @@ def open_file(folder: Path, name: str) -> BinaryIO:
 
 
 def sync(path: Path) -> None:
-    """Put a file's bytes, or a folder's names, on stable storage."""
+    """Flush a file's bytes, or a folder's entries, to stable storage (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -89,14 +88,14 @@ def sync(path: Path) -> None:
 
 
 def size_of(file: BinaryIO) -> int:
-    """Size of an open file in bytes."""
+    """Return the size of an open file in bytes."""
     return os.fstat(file.fileno()).st_size
 
 
 def chunks(file: BinaryIO, name: str, limit: int | None = None) -> Iterator[bytes]:
-    """The file's bytes from where it stands to its end, at most ``limit``.
+    """Yield the file's bytes from its position to its end.
 
-    Raises :class:`AdapterRejected` for a longer file and for a disk that fails to read.
+    Raises :class:`AdapterRejected` for more than ``limit`` bytes, or if reading fails.
     """
     left = limit
     if limit is not None and size_of(file) > limit:
@@ -110,39 +109,20 @@ def chunks(file: BinaryIO, name: str, limit: int | None = None) -> Iterator[byte
             return
         if left is not None:
             left -= len(chunk)
-            # Its size says less than there is: the file grows, or lives in /proc.
+            # The file has more bytes than its size: it grows, or lies in /proc.
             if left < 0:
                 raise AdapterRejected(f"is larger than {limit} bytes", file=name)
         yield chunk
 
 
-def content_id(folder: Path) -> AdapterId:
-    """sha256 (hex) over the adapter's content.
-
-    Scheme: a fixed first line, then for each of :data:`FILES` that is there: the length of its name, its name, the
-    length of its bytes (both lengths as 8 bytes, little-endian), its bytes. Other files do not count.
-    """
-    digest = hashlib.sha256(_SCHEME)
-    for name in present(folder):
-        with open_file(folder, name) as file:
-            size = size_of(file)
-            digest.update(len(name).to_bytes(8, "little") + name.encode() + size.to_bytes(8, "little"))
-            for chunk in chunks(file, name):
-                digest.update(chunk)
-                size -= len(chunk)
-            if size:
-                raise AdapterRejected("changed while it was read", file=name)
-    return AdapterId(digest.hexdigest())
-
-
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A small JSON file that holds an object."""
+    """Read a JSON file that holds an object. Raises :class:`AdapterRejected`."""
     with open_file(folder, name) as file:
         return parse_object(b"".join(chunks(file, name, MAX_JSON_BYTES)), name)
 
 
 def parse_object(data: bytes, name: str) -> dict[str, Any]:
-    """A JSON object in UTF-8. A key that occurs twice is refused: readers differ in which of the two they take."""
+    """Parse a JSON object in UTF-8. Duplicate keys are refused, because parsers differ in which value they use."""
     try:
         parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

@@ -1,14 +1,14 @@
-"""The header of a safetensors file, checked before anything maps the file into memory.
+"""The header of a safetensors file, checked before anything reads the tensors.
 
 Format: https://huggingface.co/docs/safetensors#format
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from adapters.errors import AdapterRejected
-from adapters.format.files import WEIGHTS, parse_object, size_of
+from adapters.format.files import WEIGHTS, parse_object
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_KEY_LENGTH = 500
@@ -29,14 +29,24 @@ class StoredTensor(NamedTuple):
     end: int
 
 
-def read_header(file: BinaryIO) -> Mapping[str, StoredTensor]:
-    """Key -> tensor, in key order. ``file`` stands at its beginning.
+class SizedFile(Protocol):
+    """A file of known size that is read from its beginning."""
+
+    size: int
+    """Bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return exactly the next ``size`` bytes."""
+
+
+def read_header(file: SizedFile) -> Mapping[str, StoredTensor]:
+    """Return key -> tensor, in key order. ``file`` stands at its beginning, and then behind the header.
 
     The tensors fill the rest of the file exactly: no overlap, no hole, nothing past the end.
     Raises :class:`AdapterRejected`.
     """
-    size = size_of(file)
-    length = int.from_bytes(file.read(8), "little")
+    size = file.size
+    length = int.from_bytes(file.read(min(8, size)), "little")
     if size < 8 or length > size - 8:
         raise AdapterRejected("is cut short: its header reaches past the end of the file", file=WEIGHTS)
     if length > MAX_HEADER_BYTES:

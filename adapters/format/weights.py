@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from adapters.errors import AdapterError
+from adapters.errors import AdapterError, AdapterRejected
+from adapters.format.content import ContentReader, read_tensors
 from adapters.format.files import WEIGHTS
 from adapters.format.keys import LoraKey, lora_key
+from adapters.format.safetensors_header import read_header
 from adapters.format.spec import AdapterSpec
 
 
@@ -26,14 +27,22 @@ class AdapterWeights:
 def read_weights(folder: Path, spec: AdapterSpec) -> AdapterWeights:
     """Read the matrices of an adapter that :func:`adapters.format.verify.verify` has accepted.
 
-    The tensors own their memory: nothing is read from disk afterwards. Raises :class:`AdapterError`.
+    Reads each file once. The tensors own their memory: nothing is read from disk afterwards. Raises
+    :class:`AdapterError` if the files cannot be read, or are not those that were verified: their digest is compared
+    with ``spec.id``.
     """
     halves: dict[LoraKey, Tensor] = {}
+    content = ContentReader(folder)
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  (safe_open is not iterable)
-                halves[lora_key(key)] = file.get_tensor(key).clone()
+        with content.weights() as file:
+            if file.size != spec.size_bytes:
+                raise AdapterRejected(f"has {file.size} bytes instead of {spec.size_bytes}", file=WEIGHTS)
+            for key, tensor in read_tensors(file, read_header(file)):
+                halves[lora_key(key)] = tensor
+        found = content.content_id()
+        if found != spec.id:
+            raise AdapterError(f"the files of adapter {spec.id} were changed: their content is now {found}")
         tensors = {layer: (halves[LoraKey(layer, "A")], halves[LoraKey(layer, "B")]) for layer in spec.targets}
-    except (OSError, SafetensorError, KeyError) as error:
-        raise AdapterError(f"{WEIGHTS} of adapter {spec.id} cannot be read: {error}") from error
+    except (AdapterRejected, KeyError) as error:
+        raise AdapterError(f"adapter {spec.id} cannot be read: {error}") from error
     return AdapterWeights(spec, tensors)

@@ -21,18 +21,18 @@ from adapters.registry.names import Reference, could_be_name, fold
 from adapters.registry.snapshot import Alias, Entry, Target, Version
 
 UNCHECKED = "it has not been checked on this base yet"
-"""Why a content without an admission is not served."""
+"""Reason given for content that has no admission on this base."""
 Fits = Callable[[Collection[int]], bool]
-"""Whether adapters of these ranks may be pinned together."""
+"""Returns whether adapters of these ranks may be pinned together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How a name is to change."""
+    """Which name to change, and the revision it must have."""
 
     name: str
     expected: int | None = None
-    """The revision that the caller has seen, 0 where it saw nothing of the name; None where it does not mind."""
+    """The revision that the caller has seen, 0 for a name that must be new; None to skip the check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Changes:
     aliases: Sequence[Alias] = ()
     gone: Sequence[str] = ()
     unchecked: frozenset[AdapterId] = field(default_factory=frozenset)
-    """Contents among the entries that have no admission."""
+    """Contents of the entries that have no admission on the base."""
 
 
 class Catalog:
@@ -94,7 +94,7 @@ class Catalog:
         activate: bool,
         pin: bool | None,
     ) -> tuple[int, bool]:
-        """Give a reserved content a name; the version's number, and False where the name already had this content."""
+        """Add reserved content to a name; return its number, and False if the name already had this content."""
         with self._database.writing() as (connection, revision), self._pinning(connection):
             row = _free_or(connection, change, "adapter")
             held = schema.versions
@@ -131,20 +131,20 @@ class Catalog:
         return number, new
 
     def activate(self, change: Change, number: int) -> None:
-        """Make a version the one that the name means."""
+        """Make a version the active one."""
         with self._database.writing() as (connection, revision), self._pinning(connection):
             _known(connection, change, "adapter")
             _version(connection, change.name, number)
             _set_name(connection, change.name, active=number, revision=revision)
 
     def pin(self, change: Change, pinned: bool) -> None:
-        """Say whether the active version stays on the device."""
+        """Pin the active version to the device, or unpin it."""
         with self._database.writing() as (connection, revision), self._pinning(connection):
             _known(connection, change, "adapter")
             _set_name(connection, change.name, pinned=pinned, revision=revision)
 
     def remove(self, change: Change, number: int | None = None) -> None:
-        """Forget an adapter, or one of its versions that is not active. Not while an alias means it."""
+        """Remove an adapter, or an inactive version. Raises :class:`AdapterConflict` while an alias targets it."""
         with self._database.writing() as (connection, revision):
             row = _known(connection, change, "adapter")
             held = schema.versions
@@ -165,7 +165,7 @@ class Catalog:
             _set_name(connection, change.name, revision=revision)
 
     def put_alias(self, change: Change, targets: Sequence[Target]) -> bool:
-        """Say what an alias means; True where it is new."""
+        """Create or replace an alias; return whether it is new."""
         with self._database.writing() as (connection, revision):
             row = _free_or(connection, change, "alias")
             for target in targets:
@@ -194,7 +194,7 @@ class Catalog:
         return not known
 
     def remove_alias(self, change: Change) -> None:
-        """Forget an alias."""
+        """Remove an alias."""
         with self._database.writing() as (connection, revision):
             _known(connection, change, "alias")
             connection.execute(delete(schema.targets).where(schema.targets.c.alias == change.name))

@@ -1,4 +1,4 @@
-"""Contents: which bytes are stored, and what the checks of them have shown. The durable half of the store.
+"""Contents: the database rows of stored content, and the results of its checks.
 
 Each method is one transaction.
 """
@@ -15,12 +15,12 @@ from adapters.registry import schema
 from adapters.registry.database import Database
 
 DELETING_SECONDS = 10
-"""How long a registration waits for the deletion of the same content by another server."""
+"""Seconds that a registration waits while another server deletes the same content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What the checks of a content on a base have shown."""
+    """The result of checking a content on a base."""
 
     base: str
     receipt: dict[str, Any]
@@ -28,32 +28,33 @@ class Admission:
 
 
 class Contents:
-    """Contents and admissions in a database. A content's row is there before its bytes, and goes after them."""
+    """Contents and admissions in a database. A row is inserted before its bytes are stored, and deleted after them."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def referenced(self) -> set[AdapterId]:
-        """Everything that some version refers to."""
+        """Return all content that some version refers to."""
         with self._database.reading() as connection:
             return set(connection.execute(select(schema.versions.c.content).distinct()).scalars())
 
     def stored_bytes(self) -> int:
-        """Bytes of all contents."""
+        """Return the bytes of all contents."""
         with self._database.reading() as connection:
             return _stored_bytes(connection)
 
     def admission(self, content: AdapterId, base: str) -> Admission | None:
-        """What is known of a content on a base."""
+        """Return the admission of a content on a base, None if it was never checked there."""
         table = schema.admissions
         with self._database.reading() as connection:
             row = connection.execute(select(table).where(table.c.content == content, table.c.base == base)).first()
         return None if row is None else Admission(row.base, row.receipt, row.refused)
 
     def reserve(self, spec: AdapterSpec, stored_bytes: int, quota: int | None) -> None:
-        """Announce a content whose bytes are about to be stored: none of them may be stored before.
+        """Insert a content's row; call it before its bytes are stored.
 
-        Waits where another server is just deleting the same content. Raises :class:`QuotaExceeded`.
+        Waits while another server deletes the same content. Raises :class:`QuotaExceeded`, and
+        :class:`RegistryUnavailable` if that deletion does not end in time.
         """
         deadline = time.monotonic() + DELETING_SECONDS
         while not self._reserve(spec, stored_bytes, quota):
@@ -91,27 +92,27 @@ class Contents:
         return True
 
     def admit(self, content: AdapterId, admission: Admission) -> None:
-        """Note what the checks of a stored content have shown on a base it was not admitted on before."""
+        """Record the result of checking a stored content on another base."""
         with self._database.writing() as (connection, revision):
             check_stored(connection, content)
             put_admission(connection, content, admission, revision)
 
     def unreferenced(self, grace: float) -> list[tuple[AdapterId, int]]:
-        """Contents that no version refers to, not touched for ``grace`` seconds, and when they were.
+        """Return (content, time touched) of contents without versions that were not touched for ``grace`` seconds.
 
-        Those that are being deleted are among them: whoever began that must have died.
+        Includes those marked as being deleted: the server that began that must have died.
         """
         table = schema.contents
         with self._database.reading() as connection:
-            # Without grace clocks do not count: one that was set back would keep things for ever.
+            # Without grace, ignore clocks: one that was set back would keep content for ever.
             old = table.c.touched <= self._database.now(connection) - int(grace * 1e6) if grace else true()
             rows = connection.execute(select(table.c.id, table.c.touched).where(old, ~_referenced())).all()
         return [(AdapterId(row.id), row.touched) for row in rows]
 
     def begin_delete(self, content: AdapterId, touched: int) -> int | None:
-        """The claim on the content by which its bytes may go now; until :meth:`end_delete` nobody stores them again.
+        """Claim a content for deletion, and return the claim; until :meth:`end_delete` nobody can store it again.
 
-        None where it was touched since, be it by somebody else who deletes it.
+        Returns None if it was touched since, for example by another server that is deleting it.
         """
         table = schema.contents
         mine = (table.c.id == content) & (table.c.touched == touched) & ~_referenced()
@@ -123,7 +124,7 @@ class Contents:
             return int(connection.execute(claim).scalar_one())
 
     def end_delete(self, content: AdapterId, claim: int) -> None:
-        """The content's bytes are gone. Does nothing where somebody else has taken over the deletion."""
+        """Delete the row of a content whose bytes are gone. Does nothing if another server took over the deletion."""
         table = schema.contents
         mine = (table.c.id == content) & (table.c.touched == claim)
         with self._database.writing() as (connection, _):
@@ -145,14 +146,14 @@ def _referenced() -> Any:
 
 
 def touch(connection: Connection, which: ColumnElement[bool], now: int) -> None:
-    """Note that these contents are in use at ``now`` (microseconds of Unix time), later than ever before."""
+    """Record that these contents are in use at ``now`` (Unix time, microseconds); ``touched`` always increases."""
     touched = schema.contents.c.touched
     later = case((touched < now, now), else_=touched + 1)
     connection.execute(update(schema.contents).where(which).values(touched=later))
 
 
 def check_stored(connection: Connection, content: AdapterId) -> None:
-    """Raises :class:`RegistryUnavailable` where the content's bytes are not to be relied on."""
+    """Raise :class:`RegistryUnavailable` if the content is deleted, or being deleted."""
     table = schema.contents
     deleting = connection.execute(select(table.c.deleting).where(table.c.id == content)).scalar()
     if deleting is not False:
@@ -160,7 +161,7 @@ def check_stored(connection: Connection, content: AdapterId) -> None:
 
 
 def put_admission(connection: Connection, content: AdapterId, admission: Admission, revision: int) -> None:
-    """In place of what was known of the content on that base. Where the outcome is another, all its names change."""
+    """Replace the content's admission on that base. If the outcome changed, bump the revision of all its names."""
     table = schema.admissions
     known = (table.c.content == content) & (table.c.base == admission.base)
     before = connection.execute(select(table.c.refused).where(known)).first()

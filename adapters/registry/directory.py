@@ -1,4 +1,4 @@
-"""Directory: what every name means and who uses what, in memory."""
+"""Directory: names, and the leases of requests on adapters, in memory."""
 
 import threading
 from collections import Counter
@@ -19,44 +19,44 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A version that a request uses."""
+    """A version that a request is using."""
 
     version: Version
     alias: str | None = None
-    """The alias that it was asked for by."""
+    """The alias that the request named, if it did."""
 
 
 class Directory:
-    """Names, leases and holds. Any thread may call any method; all are quick, and none asks a database."""
+    """Names, leases and holds. Any thread may call any method; all are quick, and none queries a database."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._snapshot = Snapshot()
         self._leases: Counter[AdapterId] = Counter()
         self._held: Counter[AdapterId] = Counter()
-        """Registrations under way."""
+        """Content -> number of registrations in progress."""
         self._idle: set[AdapterId] = set()
-        """Contents that may have lost their last reference."""
-        self._poke = threading.Event()
+        """Content that may have lost its last reference."""
+        self._wake = threading.Event()
         """Set when there is something in ``_idle``."""
 
     def entry(self, name: str) -> Entry:
-        """Raises :class:`UnknownAdapter`."""
+        """Return the adapter. Raises :class:`UnknownAdapter`."""
         with self._lock:
             return _known(self._snapshot.entries, name)
 
     def alias(self, name: str) -> Alias:
-        """Raises :class:`UnknownAdapter`."""
+        """Return the alias. Raises :class:`UnknownAdapter`."""
         with self._lock:
             return _known(self._snapshot.aliases, name)
 
     def version(self, reference: str) -> Version:
-        """What ``legal`` or ``legal@2`` means. Raises :class:`UnknownAdapter`."""
+        """Return the version that ``legal`` or ``legal@2`` means. Raises :class:`UnknownAdapter`."""
         with self._lock:
             return self._snapshot.version(parse_reference(reference))
 
     def knows(self, reference: str) -> bool:
-        """Whether a request may ask for it."""
+        """Return whether a request may name it."""
         with self._lock:
             if reference in self._snapshot.aliases:
                 return True
@@ -67,34 +67,34 @@ class Directory:
             return True
 
     def entries(self, after: str = "", limit: int | None = None) -> list[Entry]:
-        """Adapters after ``after``, in the order of their names."""
+        """Return the adapters after ``after``, in the order of their names."""
         with self._lock:
             return self._snapshot.entries_after(after, limit)
 
     def aliases(self, after: str = "", limit: int | None = None) -> list[Alias]:
-        """Aliases after ``after``, in the order of their names."""
+        """Return the aliases after ``after``, in the order of their names."""
         with self._lock:
             return self._snapshot.aliases_after(after, limit)
 
     def names(self, after: str = "", limit: int | None = None) -> list[tuple[str, Version | Alias]]:
-        """Everything a request may ask for: each adapter with its versions, and each alias, in the order of names."""
+        """Return everything a request may name: adapters, their versions and aliases, in the order of names."""
         with self._lock:
             return list(islice(self._snapshot.servable(after), limit))
 
     def names_of(self, contents: Collection[AdapterId]) -> list[str]:
-        """What these contents are called."""
+        """Return the names of these contents."""
         with self._lock:
             return self._snapshot.names_of(contents)
 
     def aliased_to(self, name: str) -> list[str]:
-        """The aliases that may mean this adapter."""
+        """Return the aliases that have this adapter as a target."""
         with self._lock:
             return self._snapshot.aliased_to(name)
 
     def acquire(self, references: Sequence[str], user: str | None = None) -> tuple[Lease, ...]:
-        """Look up all names at one moment and lease what they mean, one lease for each. All or none.
+        """Resolve all names atomically and return a lease for each, or raise and lease none.
 
-        An alias means one of its targets by weight, the same one each time for one ``user``. Raises
+        An alias resolves to one of its targets by weight, always the same one for one ``user``. Raises
         :class:`UnknownAdapter`, or :class:`AdapterUnavailable`.
         """
         with self._lock:
@@ -103,7 +103,7 @@ class Directory:
         return leases
 
     def release(self, leases: Iterable[Lease]) -> None:
-        """Give back what :meth:`acquire` returned, once. Raises :class:`ValueError` for a lease that is not held."""
+        """Release the leases of :meth:`acquire`, once. Raises :class:`ValueError` for a lease that is not held."""
         contents = Counter(lease.version.content for lease in leases)
         with self._lock:
             if not contents <= self._leases:
@@ -121,7 +121,7 @@ class Directory:
 
     @contextmanager
     def _holding(self, content: AdapterId) -> Iterator[None]:
-        """Keep a content's bytes while it has no name yet."""
+        """Keep a content's bytes while no version refers to it yet."""
         with self._lock:
             self._held[content] += 1
         try:
@@ -132,11 +132,11 @@ class Directory:
                 self._note_idle([content])
 
     def _note_idle(self, contents: Iterable[AdapterId]) -> None:
-        """With the lock: those of ``contents`` that nothing refers to any more may go."""
+        """Mark those of ``contents`` that nothing refers to any more as idle. The caller holds the lock."""
         idle = {content for content in contents if not self._refers_to(content)}
         if idle:
             self._idle |= idle
-            self._poke.set()
+            self._wake.set()
 
     def _refers_to(self, content: AdapterId) -> bool:
         return bool(self._snapshot.refers_to(content) or self._leases[content] or self._held[content])

@@ -1,31 +1,48 @@
-"""RegistryHooks: what a registry is told by the server around it, and tells it."""
+"""RegistryHooks: the interface between a registry and the server around it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from adapters.format.spec import AdapterId, AdapterSpec
-from adapters.registry.catalog import Fits
 from adapters.registry.snapshot import Version
 
 
-@dataclass(frozen=True, slots=True)
 class RegistryHooks:
-    """What a registry needs to know from, and tell, the server around it."""
+    """What a registry asks of, and reports to, the server around it. A server overrides the methods.
 
-    base: str
-    """The base's fingerprint."""
-    equivalents: frozenset[str] = frozenset()
-    """Other fingerprints that mean this base."""
-    max_rank: int = 256
-    """The largest rank that is served."""
-    reserved: frozenset[str] = frozenset()
-    """Names that nothing can be given."""
-    probe: Callable[[AdapterSpec, bool], Mapping[str, Any]] = lambda spec, keep: {}
-    """The dry load of a stored content; the flag says whether it is to stay on the device. Raises AdapterRejected."""
-    fits: Fits = lambda ranks: True
-    """Whether adapters of these ranks may be pinned together."""
-    on_pins: Callable[[Sequence[Version]], None] = lambda versions: None
-    """Told which versions are to stay on the device whenever that changes."""
-    on_unused: Callable[[AdapterId], None] = lambda content: None
-    """Told of each content that nothing here refers to any more, before its bytes go. Must be quick."""
+    Any thread of the registry's callers may call them, and the registry's own.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        *,
+        equivalents: frozenset[str] = frozenset(),
+        max_rank: int = 256,
+        reserved: frozenset[str] = frozenset(),
+    ) -> None:
+        """``base``: the base's fingerprint; ``equivalents``: other fingerprints that mean it.
+
+        ``max_rank``: the largest rank that is served. ``reserved``: names that no adapter or alias may have.
+        """
+        self.base = base
+        self.equivalents = equivalents
+        self.max_rank = max_rank
+        self.reserved = reserved
+
+    def dry_load(self, spec: AdapterSpec, keep: bool) -> Mapping[str, Any]:
+        """Load stored content onto the device and return what a probe prompt showed, for the receipt.
+
+        ``keep``: leave it on the device afterwards. Raises AdapterRejected if the content cannot be served.
+        """
+        return {}
+
+    def can_pin(self, ranks: Collection[int]) -> bool:
+        """Return whether adapters of these ranks fit on the device together."""
+        return True
+
+    def pins_changed(self, versions: Sequence[Version]) -> None:
+        """Receive the versions that are to stay on the device, whenever they change."""
+
+    def content_unused(self, content: AdapterId) -> None:
+        """Receive content that nothing here refers to any more, before its bytes are deleted. Must be quick."""

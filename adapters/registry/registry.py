@@ -1,8 +1,8 @@
-"""Which adapter goes by which name, who uses it, and how all of that changes.
+"""The registry: register, activate, pin, alias and remove adapters, and follow the changes of other servers.
 
-What is durable is in the catalog (names, versions, aliases, pins) and in the store (bytes). In memory there is a
-snapshot of the catalog, so that looking up a request's names asks no database, and the leases of this server. A
-content's bytes stay here for as long as a version, a lease or a registration under way refers to them.
+The catalog (names, versions, aliases, pins) and the store (bytes) are durable. A snapshot of the catalog is kept in
+memory, so that resolving a request's names needs no database query, with the leases of this server. Bytes stay in the
+store as long as a version, a lease or a registration in progress refers to them.
 """
 
 import logging
@@ -14,65 +14,41 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import AdapterError, AdapterRejected, RegistryUnavailable, UnknownAdapter
+from adapters.errors import AdapterError, RegistryUnavailable, UnknownAdapter
 from adapters.format.selection import ALONE, Selection
-from adapters.format.spec import AdapterId, AdapterSpec
+from adapters.format.spec import AdapterId
+from adapters.registry.admission import AdmissionControl
 from adapters.registry.catalog import Catalog, Change, Changes
-from adapters.registry.contents import Admission, Contents
+from adapters.registry.contents import Contents
 from adapters.registry.database import Database, storable
 from adapters.registry.directory import Directory
 from adapters.registry.hooks import RegistryHooks
 from adapters.registry.names import check_name, parse_reference
+from adapters.registry.registration import DEFAULT_OPTIONS, Registered, RegistrationOptions
 from adapters.registry.snapshot import Alias, Entry, Target, Version
 from adapters.store.store import AdapterStore, folder_bytes
 
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-"""How often a shared database is asked for others' changes."""
+"""Seconds between two queries of a shared database for the changes of other servers."""
 GRACE_SECONDS = 600
-"""How long bytes that no name means stay in a shared store: another server may be using or registering them."""
+"""Seconds that unreferenced bytes stay in a shared store: another server may be using or registering them."""
 CHECK_SECONDS = 60
-"""How long until a content is checked again whose check has ended without a result."""
+"""Seconds until a check that failed without a result is tried again."""
 
 MISSING = "its bytes are missing from the store; register it again"
-"""Why a version is not served whose bytes were gone when the server started."""
+"""Reason given for a version whose bytes were missing when the server started."""
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What a registration may ask for."""
-
-    activate: bool = True
-    """Whether the name means this version from now on."""
-    pinned: bool | None = None
-    """Whether the active version stays on the device; None leaves it as it is."""
-    preload: bool = False
-    """Whether it is brought to the device before the registration ends."""
-    allow_base_mismatch: bool = False
-    """Whether it is taken although it says that it was trained on another base."""
-    allow_unknown_fields: bool = False
-    """Whether it is taken although its config has fields that are not known."""
-    expected: int | None = None
-    """The revision of the name that the caller has seen; 0 for a name that must be new."""
-
-
-@dataclass(frozen=True, slots=True)
-class Registered:
-    """What a registration came to."""
-
-    version: Version
-    entry: Entry
-    new: bool
-    """False where the name already had this content as a version."""
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """How much is registered."""
+class StoreUsage:
+    """How much is registered, and the quota."""
 
     bytes: int
+    """Bytes of all stored content."""
     quota_bytes: int | None
+    """None: no quota."""
     adapters: int
     versions: int
 
@@ -80,21 +56,22 @@ class Usage:
 class Registry(Directory):
     """Names, versions, aliases, pins and leases over a store. Any thread may call any method.
 
-    What changes something is slow and durable when it returns; it raises an AdapterError, and has then changed nothing.
-    ``acquire``, ``release`` and what only looks are quick, and go on when the database is away.
+    Methods that change something are slow, and durable once they return; if they raise an AdapterError, nothing has
+    changed. ``acquire``, ``release`` and all lookups in memory are quick and also work while the database is down.
     """
 
-    def __init__(self, database: Database, store: AdapterStore, ties: RegistryHooks, quota: int | None = None) -> None:
+    def __init__(self, database: Database, store: AdapterStore, hooks: RegistryHooks, quota: int | None = None) -> None:
         super().__init__()
-        self._catalog = Catalog(database, ties.fits, ties.max_rank)
+        self._catalog = Catalog(database, hooks.can_pin, hooks.max_rank)
         self._contents = Contents(database)
         self._store = store
-        self._ties = ties
+        self._admissions = AdmissionControl(self._contents, store, hooks)
+        self._hooks = hooks
         self._quota = quota
         self._shared = database.shared
         self._missing: frozenset[AdapterId] = frozenset()
         self._unchecked: dict[AdapterId, float] = {}
-        """Contents that have not been checked on this base -> the time (monotonic) of their next check."""
+        """Content that has not been checked on this base -> time (monotonic) of its next check."""
         self._revision = 0
         self._stored_bytes = 0
         self._pins: list[Version] = []
@@ -102,7 +79,7 @@ class Registry(Directory):
         self._tidying = threading.Lock()
         self._swept = 0.0
         self._unfinished = False
-        """Whether something is still to be deleted."""
+        """Whether some bytes still have to be deleted."""
         self._stopping = False
         self._thread: threading.Thread | None = None
         self.available = True
@@ -111,9 +88,9 @@ class Registry(Directory):
     # Life
 
     def open(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Take in what is registered and clear away what a crash has left. Before anything else.
+        """Load what is registered and delete what a crash left behind. Must be called first.
 
-        Contents that have never been checked on this base are checked now; ``progress`` is told how many of them.
+        Content that was never checked on this base is checked now; ``progress`` receives (done, total).
         """
         referenced = self._contents.referenced()
         self._store.sweep(referenced)
@@ -129,14 +106,14 @@ class Registry(Directory):
             self._try_check(content)
 
     def start(self) -> None:
-        """Follow others' changes and clear up behind ended leases, on a thread of its own."""
+        """Start the thread that follows changes of other servers and deletes unused bytes."""
         self._thread = threading.Thread(target=self._keep, name="registry", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread and wait for it."""
         self._stopping = True
-        self._poke.set()
+        self._wake.set()
         if self._thread is not None:
             self._thread.join()
 
@@ -147,19 +124,19 @@ class Registry(Directory):
         name: str,
         staging: Path,
         source: str,
-        options: Options = Options(),
+        options: RegistrationOptions = DEFAULT_OPTIONS,
         selection: Selection = ALONE,
     ) -> Registered:
-        """Check what was brought into ``staging`` (of the store), store it, and give it a name.
+        """Verify the files in ``staging`` (a folder from the store's ``stage``), store them, and add them to ``name``.
 
-        ``source`` and ``selection`` (which of the files that came these are) go into the receipt.
+        ``source`` and ``selection`` (which of the received files were taken) go into the receipt. Raises AdapterError.
         """
-        check_name(name, self._ties.reserved)
+        check_name(name, self._hooks.reserved)
         spec = self._store.seal(staging, any_base=options.allow_base_mismatch, any_fields=options.allow_unknown_fields)
         with self._holding(spec.id):
             self._contents.reserve(spec, folder_bytes(staging), self._quota)
             self._store.publish(staging, spec.id)
-            admission = self._admission(spec, options)
+            admission = self._admissions.admit(spec, options)
             number, new = self._catalog.add_version(
                 Change(name, options.expected),
                 spec.id,
@@ -180,63 +157,63 @@ class Registry(Directory):
             entry = Entry(name, version.created, None, False, {}, 0)
         return Registered(entry.versions.get(number, version), entry, new)
 
-    def register_folder(self, name: str, folder: Path, options: Options = Options()) -> Registered:
-        """Copy a PEFT folder, and register the copy."""
-        check_name(name, self._ties.reserved)
+    def register_folder(self, name: str, folder: Path, options: RegistrationOptions = DEFAULT_OPTIONS) -> Registered:
+        """Copy a PEFT folder into the store and register the copy."""
+        check_name(name, self._hooks.reserved)
         with self._store.stage() as staging:
             selection = self._store.copy(folder, staging)
             return self.register(name, staging, storable(f"folder {folder.name}"), options, selection)
 
     def activate(self, name: str, number: int, expected: int | None = None) -> Entry:
-        """Let the name mean another of its versions."""
+        """Make another version of ``name`` the active one."""
         self._catalog.activate(Change(name, expected), number)
         self.refresh()
         return self.entry(name)
 
     def pin(self, name: str, pinned: bool, expected: int | None = None) -> Entry:
-        """Keep the active version on the device, or no longer."""
+        """Pin the active version to the device, or unpin it."""
         self._catalog.pin(Change(name, expected), pinned)
         self.refresh()
         return self.entry(name)
 
     def remove(self, reference: str, expected: int | None = None) -> None:
-        """Forget an adapter, or with ``legal@1`` one version. Those who hold a lease keep their content."""
+        """Remove an adapter, or one version (``legal@1``). Requests that hold a lease keep its content."""
         parsed = parse_reference(reference)
         self._catalog.remove(Change(parsed.name, expected), parsed.version)
         self.refresh()
         self._try_tidy()
         if self._unfinished:
-            self._poke.set()
+            self._wake.set()
 
     def put_alias(self, name: str, targets: Sequence[Target], expected: int | None = None) -> tuple[Alias, bool]:
-        """Say what an alias means; True where it is new. Targets are adapters or versions, not aliases."""
-        check_name(name, self._ties.reserved)
+        """Create or replace an alias; return it, and whether it is new. Targets are adapters or versions."""
+        check_name(name, self._hooks.reserved)
         new = self._catalog.put_alias(Change(name, expected), targets)
         self.refresh()
         return self.alias(name), new
 
     def remove_alias(self, name: str, expected: int | None = None) -> None:
-        """Forget an alias."""
+        """Remove an alias."""
         self._catalog.remove_alias(Change(name, expected))
         self.refresh()
 
-    # Looking further
+    # Queries
 
     def receipt(self, version: Version) -> dict[str, Any] | None:
-        """What the checks of a version have shown, and where it came from. Asks the database."""
-        admission = self._contents.admission(version.content, self._ties.base)
+        """Return the results of a version's checks and its origin, or None. Queries the database."""
+        admission = self._contents.admission(version.content, self._hooks.base)
         origin = self._catalog.origin(version.adapter, version.number)
         return None if admission is None else {**admission.receipt, **origin}
 
-    def usage(self) -> Usage:
-        """How much is registered."""
+    def usage(self) -> StoreUsage:
+        """Return how much is registered."""
         with self._lock:
-            return Usage(self._stored_bytes, self._quota, len(self._snapshot.entries), self._snapshot.versions)
+            return StoreUsage(self._stored_bytes, self._quota, len(self._snapshot.entries), self._snapshot.versions)
 
-    # Behind the scenes
+    # Maintenance
 
     def refresh(self) -> None:
-        """Take in what has changed in the catalog, by whomever."""
+        """Load the changes of all servers from the catalog into the snapshot."""
         with self._refreshing:
             changes = self._load()
             if changes.revision == self._revision:
@@ -250,7 +227,7 @@ class Registry(Directory):
             self._update_pins()
 
     def tidy(self) -> None:
-        """Let go of the bytes that nothing refers to any more."""
+        """Delete bytes that nothing refers to."""
         with self._tidying:
             idle = self._detach_idle()
             if idle and not self._shared:
@@ -261,39 +238,42 @@ class Registry(Directory):
                 self._unfinished = False
 
     def _try_tidy(self) -> None:
-        """What cannot go now goes later, and is nothing that whoever removed a name must learn."""
+        """Run :meth:`tidy`; on failure log it and try again later, since removing a name has succeeded regardless."""
         try:
             self.tidy()
         except (AdapterError, OSError) as error:
-            _log.warning("bytes that nothing refers to are still there: %s", error)
+            _log.warning("could not delete unused adapter bytes; will try again later: %s", error)
             self._unfinished = True
 
     def _load(self) -> Changes:
-        changes = self._catalog.load(self._revision, self._ties.base)
+        changes = self._catalog.load(self._revision, self._hooks.base)
         if changes.revision >= self._revision:
             return changes
-        # A backup was restored, or a replica has taken over that had not seen the last changes.
-        _log.warning("the registry's database has gone back from revision %d", self._revision)
-        changes = self._catalog.load(-1, self._ties.base)
+        # A backup was restored, or a replica without the last changes has taken over.
+        _log.warning(
+            "the registry's database is older than revision %d, which this server has seen: loading all of it again",
+            self._revision,
+        )
+        changes = self._catalog.load(-1, self._hooks.base)
         kept = {entry.name for entry in changes.entries} | {alias.name for alias in changes.aliases}
         lost = (self._snapshot.entries.keys() | self._snapshot.aliases.keys()) - kept
         return replace(changes, gone=sorted(lost))
 
     def _found(self, content: AdapterId) -> None:
-        """Bytes that were missing are back: whatever means them is to be looked at again."""
+        """Bytes that were missing are back: load the versions that refer to them again."""
         with self._refreshing:
             if content in self._missing:
                 self._missing -= {content}
                 self._revision = -1
 
     def _note_unchecked(self, changes: Changes) -> None:
-        """With the lock: which contents this base has never seen."""
+        """Note which content was never checked on this base. The caller holds the lock."""
         checked = {v.content for entry in changes.entries for v in entry.versions.values()} - changes.unchecked
         due = dict.fromkeys(changes.unchecked - self._missing, 0.0) | self._unchecked
         self._unchecked = {c: t for c, t in due.items() if c not in checked and self._snapshot.refers_to(c)}
 
     def _marked(self, entry: Entry) -> Entry:
-        """The entry, with those of its versions refused whose bytes somebody has taken away."""
+        """Return the entry with versions refused whose bytes are missing from the store."""
         if not any(version.content in self._missing for version in entry.versions.values()):
             return entry
         versions = {
@@ -304,20 +284,20 @@ class Registry(Directory):
 
     def _keep(self) -> None:
         while not self._stopping:
-            self._poke.wait(self._pause())
-            self._poke.clear()
+            self._wake.wait(self._pause())
+            self._wake.clear()
             try:
                 self.available = self._follow()
                 if self.available:
                     self._try_tidy()
                     self._check_due()
             except Exception:
-                # Whatever it is, the next change must not be missed for it.
-                _log.exception("could not follow the registry")
+                # The thread must survive any error: it has to see the next change.
+                _log.exception("could not load changes of the registry; will try again")
                 self._unfinished = True
 
     def _pause(self) -> float | None:
-        """Seconds until there is something to do, if nothing is said before."""
+        """Return the seconds until the next round; None to wait for a wake-up."""
         if self._shared or not self.available:
             return POLL_SECONDS
         return CHECK_SECONDS if self._unfinished or self._unchecked else None
@@ -332,16 +312,16 @@ class Registry(Directory):
         return True
 
     def _detach_idle(self) -> list[AdapterId]:
-        """Take contents without references out of the store; with the lock, so that nobody finds one half gone.
+        """Detach unreferenced content from the store, under the lock, so that nobody sees it half deleted.
 
-        The server is told first: a load that fails because the bytes went must not count against those who ask for the
-        same content once it is registered again.
+        The server is notified first: a load that fails because the bytes are gone must not fail requests for the same
+        content once it is registered again.
         """
         with self._lock:
             idle = [content for content in self._idle if not self._refers_to(content)]
             self._idle.clear()
             for content in idle:
-                self._ties.on_unused(content)
+                self._hooks.content_unused(content)
             trash = [self._store.detach(content) for content in idle]
         for path in trash:
             if path is not None:
@@ -349,7 +329,7 @@ class Registry(Directory):
         return idle
 
     def _delete_unreferenced(self) -> None:
-        """Delete what no version on any server means, and nobody here uses."""
+        """Delete content that no version on any server refers to and nobody here uses."""
         self._swept = time.monotonic()
         grace = GRACE_SECONDS if self._shared else 0
         for content, touched in self._contents.unreferenced(grace):
@@ -359,24 +339,7 @@ class Registry(Directory):
             if claim is not None:
                 self._store.erase(content)
                 self._contents.end_delete(content, claim)
-                self.refresh()  # how much is stored now
-
-    def _admission(self, spec: AdapterSpec, options: Options) -> Admission:
-        """The dry load, unless this content has passed it on this base before."""
-        known = self._contents.admission(spec.id, self._ties.base)
-        if known and known.refused is None:
-            if options.preload:
-                self._ties.probe(spec, True)
-            return known
-        receipt = {
-            "checked": int(time.time()),
-            "base_fingerprint": self._ties.base,
-            "trained_on": spec.base_fingerprint,
-            "base_mismatch_allowed": options.allow_base_mismatch,
-            "unknown_fields_allowed": [storable(name) for name in spec.unknown_fields],
-            "probe": dict(self._ties.probe(spec, options.preload)),
-        }
-        return Admission(self._ties.base, receipt)
+                self.refresh()  # updates the stored bytes
 
     def _check_due(self) -> None:
         for content, due in list(self._unchecked.items()):
@@ -384,35 +347,19 @@ class Registry(Directory):
                 self._try_check(content)
 
     def _try_check(self, content: AdapterId) -> None:
-        """Check a content; where that has no result, whatever the reason, others and the server go on without it."""
+        """Check content on this base. A failure is logged and tried again later; nothing else stops for it."""
         try:
             with self._holding(content):
-                self._check(content)
+                self._admissions.recheck(content)
+                self.refresh()
         except Exception:
-            _log.exception("could not check adapter %s on this base; it is tried again later", content)
+            _log.exception("could not check adapter %s on this base; will try again later", content)
             with self._lock:
                 if content in self._unchecked:
                     self._unchecked[content] = time.monotonic() + CHECK_SECONDS
 
-    def _check(self, content: AdapterId) -> None:
-        """Find out whether a content that another base has admitted can be served by this one."""
-        try:
-            allowed = self._mismatch_allowed(content)
-            spec = self._store.inspect(content, any_base=allowed)
-            admission = self._admission(spec, Options(allow_base_mismatch=allowed))
-        except AdapterRejected as error:
-            receipt = {"checked": int(time.time()), "base_fingerprint": self._ties.base}
-            admission = Admission(self._ties.base, receipt, refused=str(error))
-        self._contents.admit(content, admission)
-        self.refresh()
-
-    def _mismatch_allowed(self, content: AdapterId) -> bool:
-        """Whether it was taken on this very base, under another of its fingerprints, although trained on another."""
-        known = [self._contents.admission(content, base) for base in self._ties.equivalents]
-        return any(each.receipt.get("base_mismatch_allowed", False) for each in known if each is not None)
-
     def _update_pins(self) -> None:
-        """Tell which versions are to stay on the device; as many as fit, in the order of names."""
+        """Report which versions stay on the device: as many as fit, in the order of names."""
         with self._lock:
             entries = [self._snapshot.entries[name] for name in sorted(self._snapshot.pinned)]
         pins: dict[AdapterId, Version] = {}
@@ -421,10 +368,13 @@ class Registry(Directory):
             if version is None or version.content in pins or version.refused is not None:
                 continue
             ranks = [pinned.rank for pinned in pins.values()]
-            if self._ties.fits([*ranks, version.rank]):
+            if self._hooks.can_pin([*ranks, version.rank]):
                 pins[version.content] = version
             else:
-                _log.warning("%s is pinned, but does not fit this server's device", version.name)
+                _log.warning(
+                    "%s is pinned, but does not fit this server's device: unpin others or raise --max-device-adapters",
+                    version.name,
+                )
         if list(pins.values()) != self._pins:
             self._pins = list(pins.values())
-            self._ties.on_pins(self._pins)
+            self._hooks.pins_changed(self._pins)

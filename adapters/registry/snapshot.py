@@ -1,4 +1,4 @@
-"""The registry's nouns, and a view of all of them in memory: what a request's names mean, without asking a database."""
+"""Version, Entry and Alias, and Snapshot: all of them in memory, so that a request needs no database query."""
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +12,7 @@ from adapters.registry.names import Reference, parse_reference
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A content under a name and a number. Its number is never given to another."""
+    """A content under a name and a number. Numbers are never reused."""
 
     adapter: str
     number: int
@@ -20,11 +20,11 @@ class Version:
     rank: int
     size_bytes: int
     targets: int
-    """How many layers it changes."""
+    """Number of layers it changes."""
     created: int
     """Unix time, seconds."""
     refused: str | None = None
-    """Why this server cannot serve it."""
+    """Why this server cannot serve it; None if it can."""
 
     @property
     def name(self) -> str:
@@ -34,7 +34,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An adapter: a name and its versions, of which one is meant where none is said."""
+    """An adapter: a name and its versions; the active one is used if a request names no version."""
 
     name: str
     created: int
@@ -54,7 +54,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One of the things an alias may mean."""
+    """A target of an alias, with its weight."""
 
     adapter: str
     version: int | None
@@ -69,7 +69,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A name for one of several targets, by weight."""
+    """A name that resolves to one of several targets, by weight."""
 
     name: str
     targets: tuple[Target, ...]
@@ -80,24 +80,24 @@ class Alias:
 
 
 class Snapshot:
-    """Every name and what it means. For one thread at a time."""
+    """All names and what they mean. Not thread-safe."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
         self.aliases: dict[str, Alias] = {}
         self.versions = 0
-        """Of all entries together."""
+        """Number of versions of all entries."""
         self.pinned: set[str] = set()
-        """Names of the entries that are."""
+        """Names of the pinned entries."""
         self._order: list[str] = []
         """Names of entries and aliases, sorted."""
         self._users: dict[AdapterId, set[tuple[str, int]]] = {}
-        """Content -> versions that are it."""
+        """Content -> (name, number) of its versions."""
         self._aliased: dict[str, set[str]] = {}
-        """Adapter -> aliases that may mean it."""
+        """Adapter -> aliases that have it as a target."""
 
     def take(self, entries: Iterable[Entry], aliases: Iterable[Alias], gone: Iterable[str]) -> set[AdapterId]:
-        """Take in changes; returns the contents that no version is any more."""
+        """Apply changes; return the contents that no version refers to any more."""
         lost: set[AdapterId] = set()
         for name in gone:
             lost |= self._drop(name)
@@ -119,11 +119,11 @@ class Snapshot:
         return {content for content in lost if not self.refers_to(content)}
 
     def refers_to(self, content: AdapterId) -> bool:
-        """Whether some version is this content."""
+        """Return whether some version has this content."""
         return content in self._users
 
     def version(self, reference: Reference) -> Version:
-        """The version that a name, with or without a number, means. Raises :class:`UnknownAdapter`."""
+        """Return the version that a reference means. Raises :class:`UnknownAdapter`."""
         entry = self.entries.get(reference.name)
         number = entry.active if entry and reference.version is None else reference.version
         version = entry.versions.get(number) if entry and number is not None else None
@@ -132,17 +132,17 @@ class Snapshot:
         return version
 
     def entries_after(self, after: str, limit: int | None) -> list[Entry]:
-        """At most ``limit`` of the entries that come after ``after``, in the order of names."""
+        """Return at most ``limit`` entries after ``after``, in the order of names."""
         start = bisect_right(self._order, after)
         names = (self._order[i] for i in range(start, len(self._order)))
         return list(islice((self.entries[name] for name in names if name in self.entries), limit))
 
     def aliases_after(self, after: str, limit: int | None) -> list[Alias]:
-        """The same of aliases, which are few."""
+        """Return at most ``limit`` aliases after ``after``, in the order of names. Sorts them: there are few."""
         return [self.aliases[name] for name in sorted(self.aliases) if name > after][:limit]
 
     def servable(self, after: str) -> Iterator[tuple[str, Version | Alias]]:
-        """What can be asked for, after ``after``: each adapter, its versions, each alias."""
+        """Yield what a request may name after ``after``: each adapter, its versions, each alias."""
         last = parse_reference(after)
         start = bisect_left(self._order, last.name)
         for index in range(start, len(self._order)):
@@ -152,7 +152,7 @@ class Snapshot:
                     yield each, meant
 
     def names_of(self, contents: Iterable[AdapterId]) -> list[str]:
-        """The names of these contents: the adapter's where the version is active, the version's elsewhere."""
+        """Return the names of these contents: the adapter's name if the version is active, else the version's."""
         names = set()
         for content in contents:
             for name, number in self._users.get(content, ()):
@@ -160,7 +160,7 @@ class Snapshot:
         return sorted(names)
 
     def aliased_to(self, adapter: str) -> list[str]:
-        """Aliases that may mean this adapter."""
+        """Return the aliases that have this adapter as a target."""
         return sorted(self._aliased.get(adapter, ()))
 
     def _names_of(self, name: str) -> Iterator[tuple[str, Version | Alias]]:
@@ -178,7 +178,7 @@ class Snapshot:
         insort(self._order, name)
 
     def _drop(self, name: str) -> set[AdapterId]:
-        """Forget a name if it is known; returns the contents it had."""
+        """Remove a name if it is known; return the contents it had."""
         entry, alias = self.entries.pop(name, None), self.aliases.pop(name, None)
         if entry is None and alias is None:
             return set()

@@ -1,4 +1,4 @@
-"""Adapters' content elsewhere: in a folder, a bucket or whatever fsspec reaches, for all servers that share it."""
+"""RemoteStore: adapters' content in a folder, a bucket or anything fsspec supports, shared by several servers."""
 
 import errno
 import re
@@ -35,7 +35,7 @@ _CLIENT = {
     "gcs": {"block_size": _PART_BYTES, "requests_timeout": 60},
     "file": {"auto_mkdir": True},
 }
-"""By protocol: a bound on every wait, and on how much of a file is in memory."""
+"""Options by protocol: timeouts, and bounds on how much of a file is in memory."""
 _UPLOAD = {
     "s3": {"chunksize": _PART_BYTES, "max_concurrency": 2},
     "s3a": {"chunksize": _PART_BYTES, "max_concurrency": 2},
@@ -45,17 +45,17 @@ _UPLOAD = {
 
 
 class RemoteStore:
-    """Contents by their digest under one address, each a folder of its files. Threads may share it.
+    """Contents under one address, each a folder named by its digest. Thread-safe.
 
-    The config is what is uploaded last and deleted first: a content without it is not there. Nobody else is trusted to
-    keep the bytes, so readers compare their digest with the one they asked for.
+    The config is uploaded last and deleted first: content without it does not exist. The remote is not trusted to keep
+    the bytes intact, so readers must compare the digest.
     """
 
     def __init__(self, url: str) -> None:
-        """``url``: any address of fsspec's, e.g. ``s3://bucket/adapters``; credentials come from the environment.
+        """``url``: any fsspec address, e.g. ``s3://bucket/adapters``; credentials come from the environment.
 
-        Asks the network nothing. Raises :class:`ValueError` for an address that means no store, or one that takes an
-        extra which is not installed.
+        Makes no request. Raises :class:`ValueError` for an invalid address, or one that needs an extra which is not
+        installed.
         """
         self.url = url
         self._files, root = connect(url)
@@ -63,7 +63,7 @@ class RemoteStore:
         self._protocol = urlsplit(url).scheme
 
     def put(self, adapter_id: AdapterId, folder: Path) -> None:
-        """Upload the adapter's files from ``folder``, whatever is there already: a damaged copy is replaced.
+        """Upload the adapter's files from ``folder``, replacing what is there: it may be damaged.
 
         Raises :class:`RegistryUnavailable`, :class:`StoreFull`.
         """
@@ -80,8 +80,8 @@ class RemoteStore:
     def get(self, adapter_id: AdapterId, staging: Path, limit: int) -> None:
         """Download the adapter's files into the empty folder ``staging``; weights of at most ``limit`` bytes.
 
-        Whether they are the right bytes is for the caller to find out. Raises :class:`AdapterError` where the content
-        is not there, :class:`RegistryUnavailable`.
+        The caller must compare their digest. Raises :class:`AdapterError` if the content is not there, and
+        :class:`RegistryUnavailable`.
         """
         for name in (CONFIG, ORIGIN, WEIGHTS):
             data = self._open(adapter_id, name)
@@ -92,27 +92,13 @@ class RemoteStore:
                 raise self._missing(adapter_id)
 
     def delete(self, adapter_id: AdapterId) -> None:
-        """Delete a content, or what there is of it. Raises :class:`RegistryUnavailable`."""
+        """Delete a content, or what is left of it. Raises :class:`RegistryUnavailable`."""
         for path in (self._path(adapter_id, CONFIG), self._path(adapter_id)):
             try:
                 with self._reached():
                     self._files.rm(path, recursive=True)
             except FileNotFoundError:
                 self._check_bucket()
-
-    def ids(self) -> Iterator[AdapterId]:
-        """Every content there is anything of, half uploads included. Raises :class:`RegistryUnavailable`."""
-        try:
-            with self._reached():
-                paths = self._files.ls(self._root, detail=False, refresh=True)
-        except FileNotFoundError:
-            # A store nothing has been put into yet has no folder.
-            self._check_bucket()
-            return
-        for path in paths:
-            name = path.rstrip("/").rpartition("/")[2]
-            if _ID.fullmatch(name):
-                yield AdapterId(name)
 
     def _path(self, adapter_id: AdapterId, *name: str) -> str:
         if not _ID.fullmatch(adapter_id):
@@ -130,7 +116,7 @@ class RemoteStore:
             raise self._unavailable(error) from error
 
     def _copy(self, source: Path, path: Path) -> None:
-        # An object appears whole or not at all; a file in a folder does so when it is renamed.
+        # Objects in a bucket appear atomically; a file in a folder needs a rename for that.
         part = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         try:
             self._files.put_file(str(source), str(part))
@@ -140,7 +126,7 @@ class RemoteStore:
             part.unlink(missing_ok=True)
 
     def _open(self, adapter_id: AdapterId, name: str) -> Iterator[bytes] | None:
-        """The bytes of a file; None where there is no such file."""
+        """Return the bytes of a file in chunks; None if there is no such file."""
         path = self._path(adapter_id, name)
         try:
             with self._reached():
@@ -167,7 +153,7 @@ class RemoteStore:
         return AdapterError(f"adapter {adapter_id} is not in the store {self.url}")
 
     def _check_bucket(self) -> None:
-        """Tell a file that is not there from a bucket that is not."""
+        """Raise :class:`RegistryUnavailable` if it is the bucket that does not exist, not only a file in it."""
         if self._protocol not in _EXTRAS:
             return
         try:
@@ -189,14 +175,14 @@ class RemoteStore:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> RegistryUnavailable:
-        # Its kind only: texts of clients hold signed addresses.
+        # Name only the exception's type: messages of clients may contain signed addresses.
         return RegistryUnavailable(f"the store {self.url} does not answer as it should: {type(error).__name__}")
 
 
 def connect(url: str) -> "tuple[AbstractFileSystem, str]":
-    """The file system that an address is on, and the path it has there. Raises :class:`ValueError`.
+    """Return the file system of an address, and the path on it. Raises :class:`ValueError`.
 
-    Nothing is remembered about what is there: other servers change it.
+    Listings are not cached: other servers change them.
     """
     import fsspec
 
@@ -211,13 +197,13 @@ def connect(url: str) -> "tuple[AbstractFileSystem, str]":
         install = f"run: pip install manylora[{extra}]" if extra else str(error)
         raise ValueError(f"{protocol}:// needs a package that is not installed; {install}") from error
     if hasattr(files, "retries"):
-        # s3fs tries again what botocore has tried again.
+        # s3fs would repeat botocore's own retries.
         files.retries = 2
     return files, path
 
 
 def receive(data: Iterable[bytes], target: Path, limit: int) -> None:
-    """Write what arrives to the new file ``target``. Raises :class:`AdapterRejected` past ``limit`` bytes."""
+    """Write chunks to the new file ``target``. Raises :class:`AdapterRejected` beyond ``limit`` bytes."""
     size = 0
     with target.open("xb") as file:
         for chunk in data:

@@ -9,12 +9,14 @@ import tempfile
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from adapters.errors import AdapterError, AdapterRejected, StoreFull
-from adapters.format.files import FILES, MAX_JSON_BYTES, WEIGHTS, chunks, content_id, open_file, present, sync
+from adapters.format.content import content_id
+from adapters.format.files import FILES, MAX_JSON_BYTES, WEIGHTS, chunks, open_file, present, sync
 from adapters.format.safetensors_header import MAX_HEADER_BYTES
 from adapters.format.selection import Selection, survey
 from adapters.format.spec import AdapterId, AdapterSpec, BaseLayout
@@ -22,18 +24,20 @@ from adapters.format.verify import read_spec, verify
 from adapters.format.weights import AdapterWeights, read_weights
 from adapters.store.remote_store import RemoteStore
 
+T = TypeVar("T")
+
 _ID = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = ".tmp-"
 MAX_SPECS = 512
-"""Configs of entries that are kept in memory once read."""
+"""Maximum number of cached specs."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class AdapterStore:
     """Content-addressed directories under ``root``, which one process owns. Any thread may call any method.
 
-    With a ``remote``, that keeps the content, for other servers too; what is under ``root`` are copies of it, the least
-    recently used of which go when all together take more than ``cache`` bytes.
+    With a ``remote``, the remote is the durable store, shared with other servers, and ``root`` is a cache of it: the
+    least recently read copies are evicted when all together take more than ``cache`` bytes.
     """
 
     def __init__(
@@ -53,22 +57,22 @@ class AdapterStore:
         # The largest weights file an adapter of this base can have: float32 throughout.
         values = max_rank * sum(inputs + outputs for inputs, outputs in layout.linears.values())
         self.limit = 8 + MAX_HEADER_BYTES + 4 * values
-        """Bytes of the largest weights file that is taken."""
+        """Maximum size of a weights file in bytes."""
         self._specs: OrderedDict[AdapterId, AdapterSpec] = OrderedDict()
         self._lock = threading.Condition(threading.Lock())
-        """For what is in memory alone; never held while the disk or the remote works."""
+        """Guards state in memory; never held during I/O."""
         self._readers: Counter[AdapterId] = Counter()
         self._leaving: AdapterId | None = None
-        """The copy that is just being dropped."""
+        """The copy that is being evicted."""
         self._trims = 0
-        """How often copies have become more since the thread that drops some has last looked; 0 where none does."""
+        """Number of additions since the evicting thread last looked; 0 if no thread is evicting."""
         self._sizes: dict[AdapterId, int] = {}
-        """Bytes of each copy, as far as they were asked for."""
+        """Size of each copy in bytes, cached."""
         root.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
     def stage(self) -> Iterator[Path]:
-        """An empty folder to bring an adapter's files into; gone at the end, unless it was published."""
+        """Yield an empty folder for an adapter's files; it is deleted at the end unless it was published."""
         with full_disk_named():
             path = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.root))
             try:
@@ -78,7 +82,7 @@ class AdapterStore:
                     shutil.rmtree(path)
 
     def copy(self, folder: Path, staging: Path) -> Selection:
-        """Bring in the files of a PEFT folder; what else is in it is told.
+        """Copy an adapter's files from a PEFT folder; return which other files were ignored.
 
         Raises :class:`AdapterRejected`, or :class:`StoreFull`.
         """
@@ -88,16 +92,18 @@ class AdapterStore:
         return selection
 
     def seal(self, staging: Path, *, any_base: bool = False, any_fields: bool = False) -> AdapterSpec:
-        """Verify what was brought in and put it on stable storage. Raises :class:`AdapterRejected`."""
+        """Flush the staged files to stable storage and verify them. Raises :class:`AdapterRejected`."""
         for name in present(staging):
             sync(staging / name)
         sync(staging)
-        return verify(staging, self._layout, self._max_rank, any_base=any_base, any_fields=any_fields)
+        spec = verify(staging, self._layout, self._max_rank, any_base=any_base, any_fields=any_fields)
+        self._remember(spec)
+        return spec
 
     def publish(self, staging: Path, adapter_id: AdapterId) -> None:
-        """Give sealed content its name. Content that is here already stays as it is.
+        """Move sealed content to its entry. An intact entry that exists already is kept.
 
-        The entry is on stable storage when this returns, and in the remote if there is one.
+        When this returns, the entry is on stable storage, and in the remote if there is one.
         """
         with self._reading(adapter_id):
             self._place(staging, adapter_id)
@@ -109,32 +115,36 @@ class AdapterStore:
         return self.path(adapter_id).is_dir()
 
     def ids(self) -> set[AdapterId]:
-        """Everything that is under ``root``."""
+        """Return the ids of all entries under ``root``."""
         return {AdapterId(path.name) for path in self.root.iterdir() if _ID.fullmatch(path.name)}
 
     def path(self, adapter_id: AdapterId) -> Path:
-        """The entry's directory, whether it exists or not."""
+        """Return the entry's directory, whether it exists or not."""
         if not _ID.fullmatch(adapter_id):
             raise AdapterError(f"{adapter_id!r} is not an adapter id")
         return self.root / adapter_id
 
     def read(self, adapter_id: AdapterId) -> AdapterWeights:
-        """Read an adapter into memory. Raises :class:`AdapterError` where the bytes are gone or no longer the same."""
-        with self._present(adapter_id) as path:
-            spec = self._specs.get(adapter_id)
-            if spec is None:
-                spec = read_spec(path, self._layout, self._max_rank, adapter_id)
-                self._remember(spec)
-            return read_weights(path, spec)
+        """Read an adapter into memory; its weights are read once, and their digest is compared on the way.
+
+        Raises :class:`AdapterError` if the bytes are gone or damaged and no remote has good ones.
+        """
+        return self._read_intact(adapter_id, lambda path: read_weights(path, self._spec(path, adapter_id)))
 
     def inspect(self, adapter_id: AdapterId, *, any_base: bool = False) -> AdapterSpec:
         """Verify an entry once more, for the base at hand. Raises :class:`AdapterError`, as :meth:`read` does."""
-        with self._present(adapter_id) as path:
-            # Whoever had it stored has allowed its fields, and they do not depend on the base.
-            return verify(path, self._layout, self._max_rank, any_base=any_base, any_fields=True)
+
+        def check(path: Path) -> AdapterSpec:
+            # Whoever had it stored has allowed its unknown fields, and they do not depend on the base.
+            spec = verify(path, self._layout, self._max_rank, any_base=any_base, any_fields=True)
+            if spec.id != adapter_id:
+                raise AdapterError(f"the files of adapter {adapter_id} were changed: their content is now {spec.id}")
+            return spec
+
+        return self._read_intact(adapter_id, check)
 
     def detach(self, adapter_id: AdapterId) -> Path | None:
-        """Take an entry out of ``root`` in one atomic step; its bytes stay in the returned directory."""
+        """Remove an entry from ``root`` atomically; return the directory that now holds its bytes, if any."""
         self._specs.pop(adapter_id, None)
         self._sizes.pop(adapter_id, None)
         trash = self.root / f"{_TEMPORARY}{secrets.token_hex(8)}"
@@ -152,7 +162,7 @@ class AdapterStore:
             self.remote.delete(adapter_id)
 
     def sweep(self, keep: Set[AdapterId]) -> None:
-        """Remove entries under ``root`` that are not in ``keep``, and what a crash left half done. Before all else."""
+        """Delete entries that are not in ``keep``, and unfinished ones that a crash left. Must be called first."""
         for path in self.root.iterdir():
             if path.name.startswith(_TEMPORARY) or (_ID.fullmatch(path.name) and path.name not in keep):
                 shutil.rmtree(path)
@@ -167,7 +177,7 @@ class AdapterStore:
                     raise
             if self._intact(adapter_id):
                 break
-            # An entry that has rotted makes way for the good copy; one that is just being removed is gone already.
+            # A damaged entry is replaced by the good copy; one that is being removed may be gone already.
             trash = self.detach(adapter_id)
             if trash is not None:
                 shutil.rmtree(trash)
@@ -179,19 +189,34 @@ class AdapterStore:
         except AdapterRejected:
             return False
 
-    @contextmanager
-    def _present(self, adapter_id: AdapterId) -> Iterator[Path]:
-        """An entry whose bytes are as they were, and stay while they are read."""
+    def _read_intact(self, adapter_id: AdapterId, read: Callable[[Path], T]) -> T:
+        """Return what ``read`` makes of an entry's directory, which stays while it reads.
+
+        ``read`` compares the digest and raises AdapterError for an entry that is damaged; that is then fetched from the
+        remote, and read again.
+        """
         with self._reading(adapter_id):
-            if not self._intact(adapter_id):
+            try:
+                result = read(self.path(adapter_id))
+            except AdapterError:
+                if self._intact(adapter_id):
+                    raise
                 self._restore(adapter_id)
+                result = read(self.path(adapter_id))
             if self._cache is not None:
                 self._note_read(adapter_id)
-            yield self.path(adapter_id)
+            return result
+
+    def _spec(self, path: Path, adapter_id: AdapterId) -> AdapterSpec:
+        spec = self._specs.get(adapter_id)
+        if spec is None:
+            spec = read_spec(path, self._layout, self._max_rank, adapter_id)
+            self._remember(spec)
+        return spec
 
     @contextmanager
     def _reading(self, adapter_id: AdapterId) -> Iterator[None]:
-        """Keep a copy from making way for others."""
+        """Keep a copy from being evicted."""
         with self._lock:
             self._lock.wait_for(lambda: self._leaving != adapter_id)
             self._readers[adapter_id] += 1
@@ -215,10 +240,10 @@ class AdapterStore:
         self._trim()
 
     def _trim(self) -> None:
-        """Drop the least recently read copies until the others fit ``cache``; those that are being read stay.
+        """Evict the least recently read copies until the others fit ``cache``; copies that are being read stay.
 
-        One thread at a time: another that has made the copies more leaves it to the one that is at it already. No lock
-        is held while the disk works, so that loads go on, however slow it is.
+        One thread at a time: another that has added a copy leaves the work to the one that is evicting already. No lock
+        is held during I/O, so a slow disk does not block loads.
         """
         if self._cache is None:
             return
@@ -251,7 +276,7 @@ class AdapterStore:
                 return
 
     def _drop(self, adapter_id: AdapterId) -> bool:
-        """Delete a copy, unless it is being read. Who wants it meanwhile waits until its name is gone."""
+        """Evict a copy unless it is being read. Readers that arrive meanwhile wait until it has left ``root``."""
         with self._lock:
             if self._readers[adapter_id]:
                 return False
@@ -284,7 +309,7 @@ class AdapterStore:
         return self._sizes.get(adapter_id, 0)
 
     def _remember(self, spec: AdapterSpec) -> None:
-        """What an entry's config has told: reading it costs more than reading small weights. Bounded."""
+        """Cache a spec: parsing its config takes longer than reading small weights. Bounded."""
         with self._lock:
             self._specs[spec.id] = spec
             if len(self._specs) > MAX_SPECS:
@@ -292,7 +317,7 @@ class AdapterStore:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Size of an adapter's files in bytes."""
+    """Return the size of an adapter's files in bytes."""
     return sum((folder / name).stat().st_size for name in FILES if (folder / name).exists())
 
 
@@ -304,7 +329,7 @@ def _copy(source: Path, target: Path, name: str, limit: int) -> None:
 
 @contextmanager
 def full_disk_named() -> Iterator[None]:
-    """Raises :class:`StoreFull` in place of an OSError that says so."""
+    """Turn an OSError for a full disk into :class:`StoreFull`."""
     try:
         yield
     except OSError as error:

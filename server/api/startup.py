@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from time import time
-from typing import Any, Self
+from typing import Self
 
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from adapters.errors import AdapterConflict, AdapterError
-from adapters.format.spec import AdapterSpec
+from adapters.errors import AdapterError
 from adapters.registry.database import Database, open_postgres, open_sqlite
-from adapters.registry.hooks import RegistryHooks
 from adapters.registry.names import check_name
 from adapters.registry.registry import Registry
 from adapters.registry.schema import NewerSchema
@@ -31,8 +29,8 @@ from server.dry_load import DryLoad
 from server.engine.engine import Engine
 from server.engine.event_router import EventRouter
 from server.engine.runner import Runner
-from server.engine.sequence import WeightedAdapter
-from server.errors import InvalidRequest, ServerError
+from server.engine_hooks import EngineHooks
+from server.errors import ServerError
 from server.metrics import Metrics
 from server.text import Codec
 
@@ -98,7 +96,7 @@ def open_service(
         event_router = EventRouter()
         engine = Engine(Runner(base, settings), settings, store.read, event_router.deliver)
         report(engine.runner.room.reason)
-        hooks = _registry_hooks(base, settings, engine, DryLoad(base, codec, engine, event_router))
+        hooks = EngineHooks(base, settings, engine, DryLoad(base, codec, engine, event_router))
         registry = Registry(opened.database, store, hooks, _bytes(settings.store_quota_gib))
         engine.start()
         resources.callback(engine.stop)
@@ -164,26 +162,6 @@ def _open_database(settings: Settings) -> Database:
 
 def _first_line(error: BaseException | None) -> str:
     return str(error).partition("\n")[0]
-
-
-def _registry_hooks(base: Base, settings: Settings, engine: Engine, dry_load: DryLoad) -> RegistryHooks:
-    return RegistryHooks(
-        base=base.layout.fingerprint,
-        equivalents=base.layout.equivalents,
-        max_rank=settings.max_rank,
-        reserved=frozenset({base.name}),
-        probe=lambda spec, keep: _probe(dry_load, spec, keep),
-        fits=engine.fits_pinned,
-        on_pins=lambda versions: engine.pin([WeightedAdapter(v.content, 1.0, v.rank) for v in versions]),
-        on_unused=engine.forget,
-    )
-
-
-def _probe(dry_load: DryLoad, spec: AdapterSpec, keep: bool) -> dict[str, Any]:
-    try:
-        return dry_load.measure(spec, keep=keep)
-    except InvalidRequest as error:
-        raise AdapterConflict(str(error), code="too_many_pins") from error
 
 
 def _register_adapters(registry: Registry, settings: Settings, report: Callable[[str], None]) -> None:

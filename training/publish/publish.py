@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from adapters.cli.client import AdapterClient, RemoteError
 from adapters.cli.connection_errors import no_answer
@@ -132,19 +132,19 @@ def _answers(server: Server, path: str) -> bool:
         return _get(http, path, _shown(server)).is_success
 
 
-def _http(server: Server) -> httpx.Client:
+def _http(server: Server) -> httpx2.Client:
     headers = {} if server.api_key is None else {"Authorization": f"Bearer {server.api_key}"}
-    return httpx.Client(base_url=server.url, headers=headers, timeout=SECONDS)
+    return httpx2.Client(base_url=server.url, headers=headers, timeout=SECONDS)
 
 
-def _get(http: httpx.Client, path: str, shown: str, say: Say = lambda _: None) -> httpx.Response:
+def _get(http: httpx2.Client, path: str, shown: str, say: Say = lambda _: None) -> httpx2.Response:
     """The server's answer, once it is not too busy to give one. Raises ConfigError."""
     deadline = time.monotonic() + BUSY_SECONDS
     told = False
     while True:
         try:
             response = http.get(path)
-        except httpx.RequestError as error:
+        except httpx2.RequestError as error:
             raise ConfigError(f"--publish: {no_answer(shown, error)}") from error
         if response.status_code not in _BUSY:
             return response
@@ -157,7 +157,7 @@ def _get(http: httpx.Client, path: str, shown: str, say: Say = lambda _: None) -
         time.sleep(min(PAUSE_SECONDS, left))
 
 
-def _json(response: httpx.Response) -> dict[str, Any]:
+def _json(response: httpx2.Response) -> dict[str, Any]:
     """Empty for what is no JSON object."""
     try:
         found = response.json()

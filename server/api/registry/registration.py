@@ -16,7 +16,7 @@ from adapters.errors import AdapterRejected
 from adapters.format.files import FILES
 from adapters.format.selection import Selection
 from adapters.registry.names import check_name
-from adapters.registry.registry import Options, Registered
+from adapters.registry.registration import Registered, RegistrationOptions
 from server.api.http.errors import InvalidAdapter, status_of
 from server.api.registry.upload import receive
 from server.api.schemas.registry import AdapterRequest, AdapterUpload
@@ -44,7 +44,7 @@ async def register_named(service: Service, request: AdapterRequest, expected: in
         return await _run_to_completion(service, lambda: _fetched(service, request.name, str(request.source), options))
 
 
-async def register_path(service: Service, name: str, path: str, options: Options) -> Registered:
+async def register_path(service: Service, name: str, path: str, options: RegistrationOptions) -> Registered:
     """Register a folder under ``--adapter-root``."""
 
     def register() -> Registered:
@@ -85,7 +85,7 @@ async def _receive_and_register(service: Service, request: Request, expected: in
     return await _run_to_completion(service, lambda: register(upload, upload.after(received.selection)))
 
 
-def _fetched(service: Service, name: str, address: str, options: Options) -> Registered:
+def _fetched(service: Service, name: str, address: str, options: RegistrationOptions) -> Registered:
     with service.store.stage() as staging:
         fetched = service.sources.fetch(address, staging)
         return service.registry.register(name, staging, fetched.source, options, fetched.selection)

@@ -12,7 +12,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from adapters.registry.names import parse_reference
-from adapters.registry.registry import Registered
+from adapters.registry.registration import Registered
 from adapters.registry.snapshot import Entry
 from server.api.http.errors import JsonResponse
 from server.api.http.etag import IfMatch, etag

@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse, Response
 
 from adapters.errors import AdapterError, RevisionMismatch, UnknownAdapter
-from adapters.registry.registry import Options
+from adapters.registry.registration import RegistrationOptions
 from server.api.http.errors import InvalidAdapter, JsonResponse, respond, status_of
 from server.api.http.openapi import error_statuses
 from server.api.registry.registration import register_path
@@ -45,7 +45,7 @@ async def load_lora_adapter(request: LoadRequest, service: ServiceDep) -> Respon
         if expected == 0 and _exists(service, name):
             raise RevisionMismatch(name)
         service.event_router.check_open()
-        await register_path(service, name, request.lora_path, Options(preload=True, expected=expected))
+        await register_path(service, name, request.lora_path, RegistrationOptions(preload=True, expected=expected))
     except RevisionMismatch:
         return _invalid(
             f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "

@@ -8,7 +8,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from adapters.format.selection import MAX_NAMED, Selection
-from adapters.registry.registry import Options
+from adapters.registry.registration import RegistrationOptions
 from server.api.schemas.generation import ENCODABLE, Name, Schema
 
 MAX_TARGETS = 16
@@ -32,9 +32,9 @@ class Registration(Schema):
     allow_base_mismatch: bool = False
     allow_unknown_fields: bool = False
 
-    def options(self, expected: int | None) -> Options:
+    def options(self, expected: int | None) -> RegistrationOptions:
         """Return the registry's options. ``expected`` is the revision from ``If-Match``."""
-        return Options(
+        return RegistrationOptions(
             activate=self.activate,
             pinned=self.pinned,
             allow_base_mismatch=self.allow_base_mismatch,

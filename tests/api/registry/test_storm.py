@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from adapters.format.files import content_id
+from adapters.format.content import content_id
 from tests.api.live import PATIENCE, Live, events, request, running, tiny_service, wait_for
 from tests.api.registry.test_adapters import upload
 from tests.numeric.oracle import CLEAR, Mix, Oracle

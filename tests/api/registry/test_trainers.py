@@ -20,7 +20,8 @@ from transformers import Trainer, TrainingArguments
 from adapters.cli.client import AdapterClient
 from adapters.errors import AdapterRejected
 from adapters.format.archive import max_bytes
-from adapters.format.files import CONFIG, ORIGIN, WEIGHTS, content_id
+from adapters.format.content import content_id
+from adapters.format.files import CONFIG, ORIGIN, WEIGHTS
 from tests.api.generation.test_bad_input import refused
 from tests.api.live import Live, running, tiny_service, unchanged, wait_for
 from tests.api.registry.test_defects import settle

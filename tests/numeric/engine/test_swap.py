@@ -7,11 +7,11 @@ import pytest
 
 from adapters.registry.database import open_sqlite
 from adapters.registry.directory import Lease
-from adapters.registry.hooks import RegistryHooks
 from adapters.registry.registry import Registry
 from server.engine.sequence import SamplingParams, WeightedAdapter
 from tests.numeric.drive import Drive
 from tests.numeric.lab import Lab
+from tests.unit.adapters.registries import FakeHooks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,9 +28,9 @@ def drive(llama: Lab, tmp_path: Path) -> Drive:
 @pytest.fixture
 def registry(drive: Drive, llama: Lab, tmp_path: Path) -> Iterator[Registry]:
     """A registry over the engine's store that tells the engine what is gone; "bot" is the adapter "all"."""
-    ties = RegistryHooks(base=drive.engine.runner.base.layout.fingerprint, on_unused=drive.engine.forget)
+    hooks = FakeHooks(drive.engine.runner.base.layout.fingerprint, on_unused=drive.engine.forget)
     database = open_sqlite(tmp_path / "registry.sqlite3")
-    registry = Registry(database, drive.store, ties)
+    registry = Registry(database, drive.store, hooks)
     registry.register_folder("bot", llama.folders["all"])
     yield registry
     database.close()

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from transformers import PreTrainedTokenizerBase
 
 from adapters.errors import AdapterRejected
-from adapters.format.files import content_id
+from adapters.format.content import content_id
 from adapters.format.verify import verify
 from bases.base import Base
 from tests.adapter_folders import set_config

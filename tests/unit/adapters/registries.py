@@ -1,15 +1,17 @@
 """Registries over tiny adapters, for tests of them."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from adapters.format.spec import BaseLayout
+from adapters.format.spec import AdapterId, AdapterSpec, BaseLayout
 from adapters.registry.database import open_postgres, open_sqlite
 from adapters.registry.hooks import RegistryHooks
 from adapters.registry.registry import Registry
+from adapters.registry.snapshot import Version
 from adapters.store.remote_store import RemoteStore
 from adapters.store.store import AdapterStore
 from tests.adapter_folders import LAYERS, layout_of, write_adapter
@@ -28,14 +30,43 @@ def write(folder: Path, seed: int, rank: int = 1) -> Path:
     return write_adapter(folder, tiny_layout(), seed=seed, rank=rank, layers=LAYERS[:1])
 
 
+class FakeHooks(RegistryHooks):
+    """Hooks that call what a test passes."""
+
+    def __init__(
+        self,
+        base: str,
+        *,
+        probe: Callable[[AdapterSpec, bool], Mapping[str, Any]] = lambda spec, keep: {},
+        fits: Callable[[Collection[int]], bool] = lambda ranks: True,
+        on_pins: Callable[[Sequence[Version]], None] = lambda versions: None,
+        on_unused: Callable[[AdapterId], None] = lambda content: None,
+        **facts: Any,
+    ) -> None:
+        super().__init__(base, **facts)
+        self._probe, self._fits, self._on_pins, self._on_unused = probe, fits, on_pins, on_unused
+
+    def dry_load(self, spec: AdapterSpec, keep: bool) -> Mapping[str, Any]:
+        return self._probe(spec, keep)
+
+    def can_pin(self, ranks: Collection[int]) -> bool:
+        return self._fits(ranks)
+
+    def pins_changed(self, versions: Sequence[Version]) -> None:
+        self._on_pins(versions)
+
+    def content_unused(self, content: AdapterId) -> None:
+        self._on_unused(content)
+
+
 @contextmanager
 def open_registry(
-    root: Path, quota: int | None = None, *, url: str | None = None, remote: RemoteStore | None = None, **ties: Any
+    root: Path, quota: int | None = None, *, url: str | None = None, remote: RemoteStore | None = None, **hooks: Any
 ) -> Iterator[Registry]:
     """A registry under ``root`` that has taken in what is there, and runs; ``url`` is of a PostgreSQL."""
     store = AdapterStore(root / "adapters", tiny_layout(), MAX_RANK, remote=remote)
     database = open_sqlite(root / "registry.sqlite3") if url is None else open_postgres(url)
-    registry = Registry(database, store, RegistryHooks(**{"base": tiny_layout().fingerprint, **ties}), quota)
+    registry = Registry(database, store, FakeHooks(**{"base": tiny_layout().fingerprint, **hooks}), quota)
     try:
         registry.open()
         registry.start()
@@ -48,3 +79,18 @@ def open_registry(
 def stored(root: Path) -> set[str]:
     """What is on disk."""
     return {path.name for path in (root / "adapters").iterdir()}
+
+
+def ids_in(remote: RemoteStore) -> Iterator[AdapterId]:
+    """Every content of which the remote has anything, half uploads included. Raises RegistryUnavailable."""
+    try:
+        with remote._reached():
+            paths = remote._files.ls(remote._root, detail=False, refresh=True)
+    except FileNotFoundError:
+        # A store nothing has been put into yet has no folder.
+        remote._check_bucket()
+        return
+    for path in paths:
+        name = path.rstrip("/").rpartition("/")[2]
+        if re.fullmatch(r"[0-9a-f]{64}", name):
+            yield AdapterId(name)

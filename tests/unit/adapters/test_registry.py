@@ -31,13 +31,14 @@ from adapters.registry import schema
 from adapters.registry.canary import choose
 from adapters.registry.catalog import UNCHECKED
 from adapters.registry.database import open_sqlite
-from adapters.registry.registry import MISSING, Options, Registry
+from adapters.registry.registration import RegistrationOptions
+from adapters.registry.registry import MISSING, Registry
 from adapters.registry.snapshot import Alias, Target, Version
 from adapters.store.remote_store import RemoteStore
 from tests.adapter_folders import DEFECTS, WEIGHTS, set_config
-from tests.unit.adapters.registries import open_registry, stored, write
+from tests.unit.adapters.registries import ids_in, open_registry, stored, write
 
-QUIETLY = Options(activate=False)
+QUIETLY = RegistrationOptions(activate=False)
 
 
 @pytest.fixture
@@ -369,7 +370,7 @@ def test_a_change_can_ask_that_nobody_was_faster(registry: Registry, canary: Ali
         lambda: registry.activate("legal", 2, expected=seen),
         lambda: registry.pin("legal", True, expected=seen),
         lambda: registry.remove("legal@2", expected=seen),
-        lambda: registry.register_folder("legal", folders[2], Options(expected=seen)),
+        lambda: registry.register_folder("legal", folders[2], RegistrationOptions(expected=seen)),
         lambda: registry.put_alias("prod", [Target("legal", 1, 1)], expected=seen),
         lambda: registry.put_alias("new", [Target("legal", 1, 1)], expected=seen),
         lambda: registry.remove_alias("prod", expected=seen),
@@ -386,7 +387,7 @@ def test_a_change_can_ask_that_nobody_was_faster(registry: Registry, canary: Ali
 def test_pins_follow_the_active_version(tmp_path: Path, folders: list[Path]) -> None:
     told: list[list[str]] = []
     with open_registry(tmp_path, on_pins=lambda versions: told.append([v.name for v in versions])) as registry:
-        registry.register_folder("legal", folders[0], Options(pinned=True))
+        registry.register_folder("legal", folders[0], RegistrationOptions(pinned=True))
         registry.register_folder("german", folders[1])
         registry.pin("german", True)
         registry.register_folder("legal", folders[2])
@@ -397,18 +398,20 @@ def test_pins_follow_the_active_version(tmp_path: Path, folders: list[Path]) -> 
 
 def test_more_pins_than_fit_are_refused(tmp_path: Path, folders: list[Path]) -> None:
     with open_registry(tmp_path, fits=lambda ranks: len(ranks) < 2) as registry:
-        registry.register_folder("a", folders[0], Options(pinned=True))
+        registry.register_folder("a", folders[0], RegistrationOptions(pinned=True))
         registry.register_folder("b", folders[1])
         before = state(registry)
         for change in (
             lambda: registry.pin("b", True),
-            lambda: registry.register_folder("b", folders[1], Options(pinned=True)),
-            lambda: registry.register_folder("c", folders[2], Options(pinned=True)),
+            lambda: registry.register_folder("b", folders[1], RegistrationOptions(pinned=True)),
+            lambda: registry.register_folder("c", folders[2], RegistrationOptions(pinned=True)),
         ):
             with pytest.raises(AdapterConflict, match="do not fit the device"):
                 change()
         assert state(registry) == before
-        registry.register_folder("c", folders[0], Options(pinned=True))  # the same content needs no second slot
+        registry.register_folder(
+            "c", folders[0], RegistrationOptions(pinned=True)
+        )  # the same content needs no second slot
 
 
 # Durability
@@ -419,7 +422,7 @@ def test_everything_comes_back(tmp_path: Path, folders: list[Path]) -> None:
         for folder in folders:
             registry.register_folder("legal", folder)
         registry.activate("legal", 2)
-        registry.register_folder("german", folders[0], Options(pinned=True))
+        registry.register_folder("german", folders[0], RegistrationOptions(pinned=True))
         registry.put_alias("prod", [Target("legal", 1, 90), Target("german", None, 10)])
         registry.register_folder("gone", folders[0])
         registry.remove("gone")
@@ -480,7 +483,7 @@ def test_what_was_allowed_on_a_base_is_allowed_under_its_other_fingerprint(tmp_p
     """As where it was quantised anew after an update: an operator's word is not asked for again."""
     (folders[0] / "manylora.json").write_text(json.dumps({"base_fingerprint": "f" * 64}))
     with open_registry(tmp_path, base="before") as registry:
-        registry.register_folder("foreign", folders[0], Options(allow_base_mismatch=True))
+        registry.register_folder("foreign", folders[0], RegistrationOptions(allow_base_mismatch=True))
     with open_registry(tmp_path, base="after", equivalents=frozenset({"before"})) as registry:
         version = registry.version("foreign")
         receipt = registry.receipt(version)
@@ -497,8 +500,8 @@ def test_unknown_fields_are_noted_on_every_base_and_asked_about_once(tmp_path: P
         with pytest.raises(AdapterRejected, match="shift: is not known"):
             registry.register_folder("odd", folders[0])
         assert registry.entries() == []
-        registered = registry.register_folder("odd", folders[0], Options(allow_unknown_fields=True))
-        plain = registry.register_folder("plain", folders[1], Options(allow_unknown_fields=True))
+        registered = registry.register_folder("odd", folders[0], RegistrationOptions(allow_unknown_fields=True))
+        plain = registry.register_folder("plain", folders[1], RegistrationOptions(allow_unknown_fields=True))
         assert noted(registry, registered.version) == ["shift"]
         assert noted(registry, plain.version) == []
     with open_registry(tmp_path, base="another") as registry:
@@ -516,7 +519,7 @@ def noted(registry: Registry, version: Version) -> object:
 def test_a_server_for_smaller_ranks_says_so(tmp_path: Path) -> None:
     folder = write(tmp_path / "large", 0, rank=8)
     with open_registry(tmp_path) as registry:
-        registry.register_folder("large", folder, Options(pinned=True))
+        registry.register_folder("large", folder, RegistrationOptions(pinned=True))
     pins: list[list[Version]] = []
     reason = "rank 8 is above this server's --max-rank 4"
     with (
@@ -626,7 +629,7 @@ def test_a_check_without_a_result_is_no_obstacle_and_is_made_again(
 def test_pins_that_no_longer_fit_stand_in_the_way_of_more_pins_only(tmp_path: Path, folders: list[Path]) -> None:
     with open_registry(tmp_path) as registry:
         for name, folder in zip("abc", folders, strict=True):
-            registry.register_folder(name, folder, Options(pinned=True))
+            registry.register_folder(name, folder, RegistrationOptions(pinned=True))
     with open_registry(tmp_path, fits=lambda ranks: len(ranks) < 2) as registry:
         registry.register_folder("d", write(tmp_path / "d", 7))
         registry.register_folder("a", folders[0])
@@ -676,10 +679,10 @@ def test_a_removal_is_done_although_the_bytes_cannot_go_yet(
         registry.remove("legal")
         assert not registry.knows("legal")
         time.sleep(0.2)
-        assert list(remote.ids()) == [content]
+        assert list(ids_in(remote)) == [content]
         assert registry.available
         away.clear()
-        soon(lambda: not list(remote.ids()) and registry.usage().bytes == 0)
+        soon(lambda: not list(ids_in(remote)) and registry.usage().bytes == 0)
 
 
 def test_odd_characters_in_the_path_of_the_database(tmp_path: Path) -> None:

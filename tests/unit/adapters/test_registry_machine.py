@@ -16,7 +16,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from adapters.errors import AdapterConflict, AdapterError, AdapterNameError, UnknownAdapter
 from adapters.format.spec import AdapterId
 from adapters.registry.directory import Lease
-from adapters.registry.registry import Options, Registry
+from adapters.registry.registration import RegistrationOptions
+from adapters.registry.registry import Registry
 from adapters.registry.snapshot import Target
 from tests.unit.adapters.registries import open_registry, stored, write
 
@@ -97,7 +98,7 @@ class RegistryMachine(RuleBasedStateMachine):
             old.versions | {number: self.ids[content]},
         )
         error = self._taken(name, "adapter") or (AdapterConflict if self._too_many_pins(name, new) else None)
-        options = Options(activate=activate, pinned=pinned)
+        options = RegistrationOptions(activate=activate, pinned=pinned)
         if self._expect(error, lambda: self.registry.register_folder(name, self.folders[content], options)):
             self.adapters[name] = new
             self.last[name] = max(number, self.last.get(name, 0))

@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from adapters.errors import AdapterError, AdapterRejected, StoreFull
-from adapters.format.files import content_id
+from adapters.format.content import content_id
 from adapters.format.spec import AdapterId, BaseLayout
 from adapters.store import store as module
 from adapters.store.remote_store import RemoteStore
 from adapters.store.store import AdapterStore, folder_bytes
 from tests.adapter_folders import CONFIG, DEFECTS, KEY_A, LAYERS, ORIGIN, WEIGHTS, add, layout_of, write_adapter
 from tests.tiny import tiny_model
+from tests.unit.adapters.registries import ids_in
 
 MAX_RANK = 16
 NOBODY = AdapterId("0" * 64)
@@ -183,7 +184,7 @@ def test_copies_of_the_remote_come_and_go(tmp_path: Path, layout: BaseLayout) ->
     size = folder_bytes(write_adapter(tmp_path / "0", layout))
     store = AdapterStore(tmp_path / "store", layout, MAX_RANK, remote=remote, cache=2 * size + 100)
     ids = [add(store, write_adapter(tmp_path / str(seed), layout, seed=seed)).id for seed in range(4)]
-    assert sorted(remote.ids()) == sorted(ids)
+    assert sorted(ids_in(remote)) == sorted(ids)
     assert entries(store) == sorted(ids[2:])
     assert store.read(ids[0]).spec.id == ids[0]
     assert entries(store) == sorted([ids[0], ids[3]])
@@ -191,7 +192,7 @@ def test_copies_of_the_remote_come_and_go(tmp_path: Path, layout: BaseLayout) ->
     store.read(ids[1])
     assert entries(store) == sorted([ids[1], ids[3]])
     store.erase(ids[0])
-    assert sorted(remote.ids()) == sorted(ids[1:])
+    assert sorted(ids_in(remote)) == sorted(ids[1:])
     with pytest.raises(AdapterError):
         store.read(ids[0])
 

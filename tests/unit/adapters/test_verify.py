@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from adapters.errors import AdapterRejected
-from adapters.format.files import content_id
+from adapters.format.content import content_id
 from adapters.format.peft_config import LoraConfig
 from adapters.format.spec import BaseLayout
 from adapters.format.verify import verify

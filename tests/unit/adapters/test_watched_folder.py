@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import AdapterUnavailable, RegistryUnavailable, StoreFull
-from adapters.registry.registry import Registered, Registry
+from adapters.registry.registration import Registered
+from adapters.registry.registry import Registry
 from adapters.sources.folder_states import FolderState
 from adapters.sources.watched_folder import RETRY, SETTLE, WatchedFolder
 from tests.adapter_folders import CONFIG, DEFECTS, WEIGHTS

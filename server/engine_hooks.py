@@ -1,0 +1,49 @@
+"""EngineHooks: what the registry asks of the engine that serves its adapters."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from adapters.errors import AdapterConflict
+from adapters.format.spec import AdapterId, AdapterSpec
+from adapters.registry.hooks import RegistryHooks
+from adapters.registry.snapshot import Version
+from bases.base import Base
+from server.config import Settings
+from server.dry_load import DryLoad
+from server.engine.engine import Engine
+from server.engine.sequence import WeightedAdapter
+from server.errors import InvalidRequest
+
+
+class EngineHooks(RegistryHooks):
+    """Connects the registry to the engine that serves its adapters."""
+
+    def __init__(self, base: Base, settings: Settings, engine: Engine, probe: DryLoad) -> None:
+        layout = base.layout
+        super().__init__(
+            layout.fingerprint,
+            equivalents=layout.equivalents,
+            max_rank=settings.max_rank,
+            reserved=frozenset({base.name}),
+        )
+        self._engine = engine
+        self._probe = probe
+
+    def dry_load(self, spec: AdapterSpec, keep: bool) -> dict[str, Any]:
+        """Run a probe prompt through the engine. Raises AdapterConflict if pinned adapters leave no space for it."""
+        try:
+            return self._probe.measure(spec, keep=keep)
+        except InvalidRequest as error:
+            raise AdapterConflict(str(error), code="too_many_pins") from error
+
+    def can_pin(self, ranks: Collection[int]) -> bool:
+        """Ask the engine's adapter pool."""
+        return self._engine.fits_pinned(ranks)
+
+    def pins_changed(self, versions: Sequence[Version]) -> None:
+        """Pin these in the engine, and unpin all others."""
+        self._engine.pin([WeightedAdapter(version.content, 1.0, version.rank) for version in versions])
+
+    def content_unused(self, content: AdapterId) -> None:
+        """Drop it from host memory and the device."""
+        self._engine.forget(content)
