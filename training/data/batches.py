@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
-from training.data.packing import Packed, pack
+from training.data.packing import PackedRow, pack
 from training.data.rendering import Example
 
 SORTED_BATCHES = 16
@@ -13,14 +13,14 @@ SORTED_BATCHES = 16
 is still a random choice."""
 
 
-def make_rows(examples: Sequence[Example], max_length: int, packing: bool, seed: int) -> list[Packed]:
+def make_rows(examples: Sequence[Example], max_length: int, packing: bool, seed: int) -> list[PackedRow]:
     """The rows of a batch: examples packed together, or each alone."""
     if packing:
         return pack(examples, max_length, seed)
     return [row for example in examples for row in pack([example], len(example.input_ids))]
 
 
-class SimilarLengths(Sampler[int]):
+class LengthGroupedSampler(Sampler[int]):
     """Rows in random order, such that consecutive ``batch_size`` of them are about equally long.
 
     The order depends on the seed and the epoch alone, so that a resumed run sees what the uninterrupted one would.
@@ -55,7 +55,7 @@ class SimilarLengths(Sampler[int]):
         return iter([row for batch in batches for row in batch] + last)
 
 
-def in_order(rows: Sequence[Packed], batch_size: int) -> list[list[Packed]]:
+def sorted_batches(rows: Sequence[PackedRow], batch_size: int) -> list[list[PackedRow]]:
     """All rows in batches, by length: for evaluating."""
     near = sorted(rows, key=lambda row: len(row.input_ids))
     return [near[start : start + batch_size] for start in range(0, len(near), batch_size)]

@@ -16,11 +16,11 @@ class DataError(ManyloraError):
         super().__init__(f"{source}: {reason}" if source else reason)
 
 
-Refuse = Callable[[DataError], None]
+OnRowError = Callable[[DataError], None]
 """Gets the reason why a row cannot be trained on. Where it raises, reading ends there; else with the next row."""
 
 
-def stop(error: DataError) -> None:
+def raise_error(error: DataError) -> None:
     """Raises the first reason."""
     raise error
 

@@ -17,21 +17,21 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from bases.errors import ConfigError
-from training.data.bad_rows import LEFT_OUT, BadRows
-from training.data.conversation import Conversation, DataError, Refuse
+from training.data.conversation import Conversation, DataError, OnRowError
+from training.data.data_report import DataReport, FileCount, advise
 from training.data.files import check_file
 from training.data.formats import AUTO, read_conversations
 from training.data.rendering import Example, Renderer
-from training.data.report import FileCount, Report, advise
+from training.data.row_errors import LEFT_OUT, RowErrors
 from training.settings import TrainSettings
 
 BATCH = 1000
 """Rows rendered and encoded at a time."""
-TELL = 10_000
+PROGRESS_EVERY = 10_000
 """Rows between two lines of progress."""
-LONGEST = 1024
+DEFAULT_MAX_LENGTH = 1024
 """Tokens a row may have unless told otherwise, or the model's context where that is less."""
-FEWEST = 10
+MIN_ROWS_TO_SPLIT = 10
 """Rows below which none is held out: one alone would judge nothing, and every one is needed."""
 
 Say = Callable[[str], None]
@@ -47,7 +47,7 @@ class Dataset:
     """Held out; none of them occurs in ``train``."""
     general: list[Example]
     """Rows of the general file that are not trained on, for measuring what was forgotten."""
-    report: Report
+    report: DataReport
     data_hash: str
     """SHA-256, in hexadecimal, over ids and labels of ``train``; their order does not matter, their number does."""
     max_length: int
@@ -58,7 +58,7 @@ class Dataset:
     """The token that was trained to end an answer in a chat; None without a chat template."""
 
 
-def build(
+def build_dataset(
     settings: TrainSettings, tokenizer: PreTrainedTokenizerBase, max_model_len: int, say: Say = lambda _: None
 ) -> Dataset:
     """All that ``settings`` say about data, done. ``say`` gets a line now and then. Raises ConfigError or DataError."""
@@ -110,7 +110,7 @@ class _Reader:
     counts: Counter[str] = field(default_factory=Counter)
     """Reason a row was left out or cut -> rows."""
     files: list[FileCount] = field(default_factory=list)
-    bad: BadRows = field(default_factory=BadRows)
+    bad: RowErrors = field(default_factory=RowErrors)
 
     def read(self, path: Path, format: str, weight: float = 1.0) -> Iterator[Example]:
         """The examples of one file, after which it is in ``files``."""
@@ -141,20 +141,20 @@ class _Reader:
         return kept
 
     def _rows(self, path: Path, format: str, count: FileCount) -> Iterator[Conversation]:
-        refuse = self._refuse(count)
-        for conversation, count.format, unused in read_conversations(path, format, refuse):
+        on_error = self._on_error(count)
+        for conversation, count.format, unused in read_conversations(path, format, on_error):
             count.rows += 1
             count.unused |= unused
-            if count.rows % TELL == 0:
+            if count.rows % PROGRESS_EVERY == 0:
                 self.say(f"{path.name}: {count.rows:,} rows read")
             yield conversation
 
-    def _refuse(self, count: FileCount) -> Refuse:
-        def refuse(error: DataError) -> None:
+    def _on_error(self, count: FileCount) -> OnRowError:
+        def on_error(error: DataError) -> None:
             count.rows += 1
             self.bad.add(error)
 
-        return refuse
+        return on_error
 
     def _fit(self, example: Example) -> Example | None:
         """The example, cut or not, or None where it is left out."""
@@ -181,7 +181,7 @@ def _trained(example: Example) -> Example:
 def _max_length(wanted: int | None, context: int) -> int:
     if wanted is not None and not 2 <= wanted <= context:
         raise ConfigError(f"--max-length: must be 2 to {context}, the context of this model (got {wanted})")
-    return wanted or min(LONGEST, context)
+    return wanted or min(DEFAULT_MAX_LENGTH, context)
 
 
 def _weights(settings: TrainSettings) -> dict[Path, float]:
@@ -229,7 +229,7 @@ def _hold_out(settings: TrainSettings, reader: _Reader, pool: list[Example]) -> 
 
 def _split(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
     """(most, ``share`` of them), both in order; at least one where there are FEWEST and a share is wanted."""
-    if share == 0 or len(examples) < FEWEST:
+    if share == 0 or len(examples) < MIN_ROWS_TO_SPLIT:
         return examples, []
     # A row may make several examples, which belong on one side.
     rows = list(dict.fromkeys(example.source for example in examples))
@@ -284,10 +284,10 @@ def _report(
     evaluation: Sequence[Example],
     general: Sequence[Example],
     mixed: Sequence[Example],
-) -> Report:
+) -> DataReport:
     lengths = [len(example.input_ids) for example in train]
     left_out = {reason: count for reason, count in reader.counts.items() if count and reason != "truncated"}
-    report = Report(
+    report = DataReport(
         files=reader.files,
         train=len(train),
         evaluation=len(evaluation),

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from training.data.conversation import DataError, Refuse, stop
+from training.data.conversation import DataError, OnRowError, raise_error
 
 Row = tuple[int, dict[str, Any]]
 """A row and its number from 1: the line in JSON Lines, else the record (a CSV's header is not counted)."""
@@ -17,7 +17,7 @@ _Unread = tuple[int, Callable[[], dict[str, Any]]]
 """A row's number and what gives the row, or raises DataError where that row alone is wrong."""
 
 
-def read_rows(path: Path, refuse: Refuse = stop) -> Iterator[Row]:
+def read_rows(path: Path, on_error: OnRowError = raise_error) -> Iterator[Row]:
     """The rows of a file, one at a time (of a JSON array all at once).
 
     Which kind of file it is, its ending says; a ``.json`` may hold one array or a line for each row. Raises DataError
@@ -31,7 +31,7 @@ def read_rows(path: Path, refuse: Refuse = stop) -> Iterator[Row]:
                 try:
                     record = get()
                 except DataError as error:
-                    refuse(error)
+                    on_error(error)
                 else:
                     yield row, record
     except OSError as error:

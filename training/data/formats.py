@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.data.conversation import Conversation, DataError, Refuse, Turn, stop
+from training.data.conversation import Conversation, DataError, OnRowError, Turn, raise_error
 from training.data.files import read_rows
 from training.data.tools import read_calls, read_tools
 
@@ -56,7 +56,7 @@ _ROLES: Mapping[str, Mapping[str, str]] = {
 
 
 def read_conversations(
-    path: Path, format: str = AUTO, refuse: Refuse = stop
+    path: Path, format: str = AUTO, on_error: OnRowError = raise_error
 ) -> Iterator[tuple[Conversation, str, frozenset[str]]]:
     """Each row of a file as (conversation, its format, fields not used). Raises DataError.
 
@@ -64,7 +64,7 @@ def read_conversations(
     be read is told to ``refuse``, and where that comes back, the next row follows.
     """
     unknown: DataError | None = None
-    for number, row in read_rows(path, refuse):
+    for number, row in read_rows(path, on_error):
         source = f"{path}:{number}"
         try:
             if format == AUTO:
@@ -72,7 +72,7 @@ def read_conversations(
             conversation = to_conversation(row, format, source)
         except DataError as error:
             unknown = unknown or error
-            refuse(error)
+            on_error(error)
             continue
         yield conversation, format, unused(row, format)
     if format == AUTO and unknown is not None:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from bases.errors import ConfigError
 from training.data.rendering import UNTRAINED, Example
 
-LEAK = 1e-4
+MAX_LEAK = 1e-4
 """Of the logits' norm: what another example before it may change of an example's, for rounding."""
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedRow:
     """Examples one after the other; the three lists are equally long."""
 
     input_ids: list[int]
@@ -32,7 +32,7 @@ class Packed:
     examples: tuple[Example, ...]
 
 
-def pack(examples: Sequence[Example], max_length: int, seed: int = 0) -> list[Packed]:
+def pack(examples: Sequence[Example], max_length: int, seed: int = 0) -> list[PackedRow]:
     """Rows of at most ``max_length`` tokens: the longest example first, each into the fullest row that has room.
 
     (Best fit decreasing.) The order of the rows is random. No example may be longer than ``max_length``.
@@ -55,8 +55,8 @@ def pack(examples: Sequence[Example], max_length: int, seed: int = 0) -> list[Pa
     return [_join(row) for row in rows]
 
 
-def _join(examples: Sequence[Example]) -> Packed:
-    return Packed(
+def _join(examples: Sequence[Example]) -> PackedRow:
+    return PackedRow(
         [token for example in examples for token in example.input_ids],
         [label for example in examples for label in example.labels],
         [position for example in examples for position in range(len(example.input_ids))],
@@ -64,7 +64,7 @@ def _join(examples: Sequence[Example]) -> Packed:
     )
 
 
-def collate(rows: Sequence[Packed], pad: int) -> dict[str, Any]:
+def collate(rows: Sequence[PackedRow], pad: int) -> dict[str, Any]:
     """A batch for the model: ``input_ids``, ``labels``, ``position_ids`` [rows, longest] int64; no cache, no mask."""
     longest = max(len(row.input_ids) for row in rows)
     fill = [longest - len(row.input_ids) for row in rows]
@@ -80,7 +80,7 @@ def collate(rows: Sequence[Packed], pad: int) -> dict[str, Any]:
 def check_borders(model: nn.Module) -> None:
     """Raises ConfigError where an example sees the one before it: not every model hands its position ids on."""
     first, other = (_logits_after(model, token) for token in (1, 2))
-    if (first - other).norm() > LEAK * first.norm():
+    if (first - other).norm() > MAX_LEAK * first.norm():
         raise ConfigError("--packing: this base lets an example see the one before it in its row; leave it out")
 
 

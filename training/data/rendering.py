@@ -20,7 +20,7 @@ from jinja2.exceptions import TemplateError, UndefinedError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from training.data.conversation import Conversation, DataError, Refuse, Turn, stop
+from training.data.conversation import Conversation, DataError, OnRowError, Turn, raise_error
 from training.data.tools import Message, in_python, shapes
 
 UNTRAINED = -100
@@ -108,14 +108,14 @@ class Renderer:
         """One row, or its last example where it makes several; many rows are faster together."""
         return self.render_all([conversation])[-1]
 
-    def render_all(self, conversations: Sequence[Conversation], refuse: Refuse = stop) -> list[Example]:
+    def render_all(self, conversations: Sequence[Conversation], on_error: OnRowError = raise_error) -> list[Example]:
         """The examples of all rows, in order, encoded in parallel; ``refuse`` gets those that cannot be rendered."""
         rendered: list[Rendered] = []
         for conversation in conversations:
             try:
                 rendered.append(self._rendered(conversation))
             except DataError as error:
-                refuse(error)
+                on_error(error)
         encoded = self._encode([(text, row.special) for row in rendered for text in (row.whole, *row.prompts)])
         examples = []
         for row in rendered:
@@ -126,7 +126,7 @@ class Renderer:
                 else:
                     examples.append(self._text_example(row, whole, prompts))
             except DataError as error:
-                refuse(error)
+                on_error(error)
         return examples
 
     def _encode(self, pieces: Sequence[tuple[str, bool]]) -> Iterator[list[int]]:
@@ -150,7 +150,7 @@ class Renderer:
     def _chat(self, row: Conversation) -> Rendered:
         if self.end_of_turn is None:
             raise DataError("the base has no chat template; give one with --chat-template", row.source)
-        messages, whole = self._written(row)
+        messages, whole = self._render_first_valid(row)
         self._check_tools(messages, whole, row)
         prompts = []
         for index in _answers(row):
@@ -166,7 +166,7 @@ class Renderer:
             prompts.append(prompt)
         return Rendered(row, whole, tuple(prompts))
 
-    def _written(self, row: Conversation) -> tuple[list[Message], str]:
+    def _render_first_valid(self, row: Conversation) -> tuple[list[Message], str]:
         """The messages in the first shape that the template writes rightly, and what it writes."""
         errors: list[DataError] = []
         for messages in shapes([turn.message() for turn in row.turns]):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bases.nf4 import Linear4bit
 from training.model.base import keep_trainable
+from training.model.loss import kl_divergence
 from training.progress_bar import Advance
 
 PROMPTS = (
@@ -25,7 +26,7 @@ NEW_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class ModelOutputs:
     """What a model said."""
 
     tokens: tuple[tuple[int, ...], ...]
@@ -50,7 +51,7 @@ class Divergence:
     greedy_of: int
     positions: int
 
-    def within(self, limit: "Limit") -> bool:
+    def within(self, limit: "DivergenceLimit") -> bool:
         """Whether this is as near as ``limit`` asks. NaN is not near."""
         return self.mean_kl <= limit.mean_kl and self.top1 >= limit.top1
 
@@ -62,7 +63,7 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
+class DivergenceLimit:
     """The largest divergence that rounding explains."""
 
     mean_kl: float
@@ -93,12 +94,12 @@ def compute_exactly(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def observe(
+def collect_outputs(
     model: Any,
     prompts: Sequence[Sequence[int]],
-    reference: Observed | None = None,
+    reference: ModelOutputs | None = None,
     advance: Advance = lambda _: None,
-) -> Observed:
+) -> ModelOutputs:
     """The model's greedy answers to ``prompts``, and its logits over its own answers, or over the reference's.
 
     ``advance`` is told of each answer.
@@ -107,15 +108,14 @@ def observe(
     own = tuple((*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True))
     tokens = reference.tokens if reference else own
     log_probs = tuple(_logits(model, ids).log_softmax(-1) for ids in tokens)
-    return Observed(tokens, log_probs, answers)
+    return ModelOutputs(tokens, log_probs, answers)
 
 
-def compare(reference: Observed, observed: Observed) -> Divergence:
+def compare(reference: ModelOutputs, observed: ModelOutputs) -> Divergence:
     """Both over the same tokens."""
     kls, same = [], []
     for ours, theirs in zip(observed.log_probs, reference.log_probs, strict=True):
-        # Rounding can make a KL of nothing negative; NaN stays NaN.
-        kls.append((theirs.exp() * (theirs - ours)).sum(-1).clamp(min=0))
+        kls.append(kl_divergence(theirs, ours))
         same.append(ours.argmax(-1) == theirs.argmax(-1))
     kl = torch.cat(kls)
     return Divergence(

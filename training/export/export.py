@@ -29,12 +29,20 @@ from bases.base import Base, load_base
 from bases.errors import ConfigError, ManyloraError
 from bases.file_modes import make_ordinary
 from bases.options import BaseOptions
-from training.export.divergence import Divergence, Limit, Observed, compare, compute_exactly, encode_prompts, observe
+from training.export.divergence import (
+    Divergence,
+    DivergenceLimit,
+    ModelOutputs,
+    collect_outputs,
+    compare,
+    compute_exactly,
+    encode_prompts,
+)
 from training.export.gguf import check_gguf, write_gguf
 from training.export.shards import MergedWeights, Shards, write_shards
 from training.progress_bar import Say, progress_bar
 from training.publish.card import CHAT_TEMPLATE
-from training.run.library_logging import quiet
+from training.run.library_logging import quiet_libraries
 
 Onto = Literal["dequantized", "original"]
 DType = Literal["bf16", "fp16", "fp32"]
@@ -45,7 +53,11 @@ MAX_RANK = 65536
 """An adapter may have any rank here: no device has to hold it."""
 GENERATION = "generation_config.json"
 
-LIMITS = {"bf16": Limit(0.02, 0.85), "fp16": Limit(0.001, 0.97), "fp32": Limit(1e-5, 0.999)}
+LIMITS = {
+    "bf16": DivergenceLimit(0.02, 0.85),
+    "fp16": DivergenceLimit(0.001, 0.97),
+    "fp32": DivergenceLimit(1e-5, 0.999),
+}
 """How far the reloaded export may be from base + adapter, unmerged, both computed in float32.
 
 Seen on the demo model, for random adapters that move it by a KL of 0.05 and of several nats: KL 0.0003 and 0.004 in
@@ -97,7 +109,7 @@ class ExportReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class _ExportRequest:
     """What was asked for."""
 
     adapter: Path | None
@@ -114,7 +126,7 @@ class _Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
+class _Reference:
     """A base's files, and what was seen of it in memory before it was let go."""
 
     name: str
@@ -122,7 +134,7 @@ class _Opened:
     fingerprint: str
     tokenizer: PreTrainedTokenizerBase
     adapter: AdapterWeights | None
-    observed: Observed
+    observed: ModelOutputs
     effect: Divergence | None
     """Of the adapter: how far it moves the base."""
 
@@ -154,24 +166,24 @@ def export(
     """
     base = dataclasses.replace(base, device="cpu")
     name = name or (adapter.resolve().name if adapter else None)
-    wanted = _Wanted(
+    request = _ExportRequest(
         adapter, name, base, onto, dtype, format, max_shard_bytes, allow_base_mismatch, allow_unknown_fields, say
     )
-    _check_wanted(wanted, out)
+    _check_request(request, out)
     started = time.monotonic()
-    trained = _open(wanted, base)
+    trained = _open(request, base)
     merged_onto = trained
     if onto == "original" and base.quantization != "none":
         say("the same with the original weights")
-        merged_onto = _open(wanted, dataclasses.replace(base, quantization="none"), trained)
+        merged_onto = _open(request, dataclasses.replace(base, quantization="none"), trained)
     weights = MergedWeights(Shards(merged_onto.folder), trained.adapter, DTYPES[dtype])
     _check_room(out, weights.size_bytes)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary, out.name)
         folder.mkdir()
-        _write(wanted, merged_onto, weights, folder)
+        _write(request, merged_onto, weights, folder)
         say("reading it back")
-        again = _reload(wanted, folder, merged_onto)
+        again = _reload(request, folder, merged_onto)
         report = ExportReport(
             out=out,
             base=trained.name,
@@ -193,14 +205,14 @@ def export(
     return report
 
 
-def _check_wanted(wanted: _Wanted, out: Path) -> None:
+def _check_request(request: _ExportRequest, out: Path) -> None:
     """Options that cannot work, before anything slow."""
     for option, choices in (("onto", Onto), ("dtype", DType), ("format", Format)):
-        value = getattr(wanted, option)
+        value = getattr(request, option)
         if value not in get_args(choices):
             raise ConfigError(f"--{option}: must be one of {', '.join(get_args(choices))} (got {value!r})")
-    if wanted.max_shard_bytes < 1:
-        raise ConfigError(f"--max-shard-size: must be at least 1 byte (got {wanted.max_shard_bytes})")
+    if request.max_shard_bytes < 1:
+        raise ConfigError(f"--max-shard-size: must be at least 1 byte (got {request.max_shard_bytes})")
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():
@@ -219,35 +231,35 @@ def _check_room(out: Path, size_bytes: int) -> None:
         raise ConfigError(f"--out: needs {needed / 2**30:.1f} GiB, and {out.parent} has {free / 2**30:.1f} GiB free")
 
 
-def _open(wanted: _Wanted, options: BaseOptions, trained: _Opened | None = None) -> _Opened:
+def _open(request: _ExportRequest, options: BaseOptions, trained: _Reference | None = None) -> _Reference:
     """Look at base + adapter unmerged. The model goes when this returns: it has been run, its files have not."""
-    base = load_base(options, wanted.say)
+    base = load_base(options, request.say)
     # A base opened to be merged onto has a fingerprint of its own; the adapter has been checked against the trained.
-    spec = _verified(wanted, base, any_base=wanted.any_base or trained is not None)
+    spec = _verified(request, base, any_base=request.any_base or trained is not None)
     tokenizer = base.tokenizer
     folder = Path(str(base.model.name_or_path))
-    _use_template(tokenizer, wanted.adapter)
-    if wanted.format == "gguf":
+    _use_template(tokenizer, request.adapter)
+    if request.format == "gguf":
         check_gguf(folder, tokenizer)
-    weights = read_weights(wanted.adapter, spec) if wanted.adapter and spec else None
+    weights = read_weights(request.adapter, spec) if request.adapter and spec else None
     compute_exactly(base.model)
-    with quiet():
-        model = PeftModel.from_pretrained(base.model, wanted.adapter) if wanted.adapter else base.model
+    with quiet_libraries():
+        model = PeftModel.from_pretrained(base.model, request.adapter) if request.adapter else base.model
     prompts, effect = encode_prompts(tokenizer), None
-    asked = len(prompts) * (2 if wanted.adapter else 1)
-    what = "base and adapter, unmerged" if wanted.adapter else "the base"
-    with progress_bar(f"answers of {what}", asked, wanted.say) as advance:
-        observed = observe(model, prompts, trained.observed if trained else None, advance)
+    asked = len(prompts) * (2 if request.adapter else 1)
+    what = "base and adapter, unmerged" if request.adapter else "the base"
+    with progress_bar(f"answers of {what}", asked, request.say) as advance:
+        observed = collect_outputs(model, prompts, trained.observed if trained else None, advance)
         if isinstance(model, PeftModel):
             with model.disable_adapter():
-                effect = compare(observed, observe(model, prompts, observed, advance))
-    return _Opened(base.name, folder, base.layout.fingerprint, tokenizer, weights, observed, effect)
+                effect = compare(observed, collect_outputs(model, prompts, observed, advance))
+    return _Reference(base.name, folder, base.layout.fingerprint, tokenizer, weights, observed, effect)
 
 
-def _verified(wanted: _Wanted, base: Base, any_base: bool) -> AdapterSpec | None:
-    if wanted.adapter is None:
+def _verified(request: _ExportRequest, base: Base, any_base: bool) -> AdapterSpec | None:
+    if request.adapter is None:
         return None
-    return verify(wanted.adapter, base.layout, MAX_RANK, any_base=any_base, any_fields=wanted.any_fields)
+    return verify(request.adapter, base.layout, MAX_RANK, any_base=any_base, any_fields=request.any_fields)
 
 
 def _use_template(tokenizer: PreTrainedTokenizerBase, adapter: Path | None) -> None:
@@ -256,15 +268,15 @@ def _use_template(tokenizer: PreTrainedTokenizerBase, adapter: Path | None) -> N
         tokenizer.chat_template = (adapter / CHAT_TEMPLATE).read_text()
 
 
-def _write(wanted: _Wanted, base: _Opened, weights: MergedWeights, folder: Path) -> None:
+def _write(request: _ExportRequest, base: _Reference, weights: MergedWeights, folder: Path) -> None:
     """All files of the export but the report."""
     with progress_bar(
-        f"merging and writing {wanted.dtype} weights", weights.size_bytes, wanted.say, in_bytes=True
+        f"merging and writing {request.dtype} weights", weights.size_bytes, request.say, in_bytes=True
     ) as advance:
-        if wanted.format == "gguf":
-            write_gguf(weights, base.folder, base.tokenizer, folder / _gguf_name(wanted, base), advance)
+        if request.format == "gguf":
+            write_gguf(weights, base.folder, base.tokenizer, folder / _gguf_name(request, base), advance)
             return
-        write_shards(weights.each(advance), folder, wanted.max_shard_bytes, wanted.say)
+        write_shards(weights.each(advance), folder, request.max_shard_bytes, request.say)
     config = AutoConfig.from_pretrained(base.folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -275,23 +287,23 @@ def _write(wanted: _Wanted, base: _Opened, weights: MergedWeights, folder: Path)
         shutil.copy(base.folder / GENERATION, folder)
 
 
-def _reload(wanted: _Wanted, folder: Path, base: _Opened) -> Observed:
+def _reload(request: _ExportRequest, folder: Path, base: _Reference) -> ModelOutputs:
     """What plain transformers makes of the files, as any other program would read them."""
-    file: dict[str, Any] = {"gguf_file": _gguf_name(wanted, base)} if wanted.format == "gguf" else {}
+    file: dict[str, Any] = {"gguf_file": _gguf_name(request, base)} if request.format == "gguf" else {}
     unpack: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if file else {}
     # In float32 the weights are what was written, and nothing else is rounded.
-    with quiet():
+    with quiet_libraries():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **file, **unpack).eval()
         prompts = encode_prompts(AutoTokenizer.from_pretrained(folder, **file))
     if prompts != encode_prompts(base.tokenizer):
         raise ExportDiverges("the tokenizer read back from the export makes other tokens than the base's")
-    with progress_bar("answers of what was read back", len(prompts), wanted.say) as advance:
-        return observe(model, prompts, base.observed, advance)
+    with progress_bar("answers of what was read back", len(prompts), request.say) as advance:
+        return collect_outputs(model, prompts, base.observed, advance)
 
 
-def _gguf_name(wanted: _Wanted, base: _Opened) -> str:
+def _gguf_name(request: _ExportRequest, base: _Reference) -> str:
     """The adapter's, which is what tells one export of a base from another."""
-    return f"{wanted.name or base.name}.gguf"
+    return f"{request.name or base.name}.gguf"
 
 
 def _judge(report: ExportReport, folder: Path, keep_failed: bool) -> None:

@@ -38,7 +38,7 @@ Origin = Mapping[str, Any]
 
 MAX_RANK = 65536
 _EXACT = ("linear", "cat")
-_OF_THE_BASE = (
+_BASE_FIELDS = (
     "format",
     "base_fingerprint",
     "base",
@@ -48,7 +48,7 @@ _OF_THE_BASE = (
     "chat_template_sha256",
 )
 """Fields of ``manylora.json``."""
-_TELLING = ("base_parts", "quantization", "tokenizer_sha256")
+_BASE_IDENTITY = ("base_parts", "quantization", "tokenizer_sha256")
 """Those of them that are the same for one base, whatever fingerprint the processor's rounding gave it."""
 
 
@@ -88,14 +88,14 @@ def merge(
     allowed = {"any_base": allow_base_mismatch, "any_fields": allow_unknown_fields}
     specs = [(folder, verify(folder, layout, MAX_RANK, **allowed), weight) for folder, weight in adapters]
     read = [(read_weights(folder, spec), weight) for folder, spec, weight in specs]
-    wanted = rank or max(weights.spec.rank for weights, _ in read)
+    target_rank = rank or max(weights.spec.rank for weights, _ in read)
     layers = [layer for layer in layout.linears if any(layer in weights.tensors for weights, _ in read)]
     merged, lost = {}, []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with progress_bar(f"merging {len(read)} adapters, layer by layer", len(layers), say) as advance:
             for layer in layers:
-                merged[layer], missing = _merge_layer(_parts(read, layer), method, wanted, density)
+                merged[layer], missing = _merge_layer(_parts(read, layer), method, target_rank, density)
                 lost.append(missing)
                 advance(1)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def check_merge(
     folders = [folder for folder, _ in adapters]
     _template(folders)
     if not any_base:
-        _check_one_base(folders, _origins(folders), may_be_one=_alike)
+        _check_one_base(folders, _origins(folders), may_be_one=_same_base_parts)
 
 
 def _check_options(
@@ -249,9 +249,9 @@ def _check_one_base(
             )
 
 
-def _alike(one: Origin, other: Origin) -> bool:
+def _same_base_parts(one: Origin, other: Origin) -> bool:
     """Whether nothing that both say of their bases differs: which fingerprints mean one base, only that base tells."""
-    said = [field for field in _TELLING if field in one and field in other]
+    said = [field for field in _BASE_IDENTITY if field in one and field in other]
     return bool(said) and all(one[field] == other[field] for field in said)
 
 
@@ -269,5 +269,5 @@ def _short(fingerprint: object) -> str:
 def _agreed(origins: Sequence[Origin]) -> dict[str, Any]:
     """What ``manylora.json`` says of the base, where all of them say the same."""
     first, *others = origins
-    agreed = (field for field in _OF_THE_BASE if all(origin.get(field) == first.get(field) for origin in others))
+    agreed = (field for field in _BASE_FIELDS if all(origin.get(field) == first.get(field) for origin in others))
     return {field: first[field] for field in agreed if field in first}

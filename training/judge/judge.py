@@ -23,7 +23,7 @@ from training.data.rendering import Example, Renderer
 from training.judge.generate import Answer, generate
 from training.judge.scores import Scores, mean_kl, mean_loss, parse_json, score_answers
 from training.progress_bar import progress_bar
-from training.run.library_logging import quiet
+from training.run.library_logging import quiet_libraries
 from training.settings import TrainSettings, flag
 
 GENERAL = "general.jsonl"
@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SampleAnswers:
     """One held-out row, with what both said."""
 
     example: Example
@@ -57,7 +57,7 @@ class Judgement:
     """General rows."""
     failures: tuple[str, ...]
     """One sentence for each threshold that is not reached."""
-    samples: tuple[Sample, ...] = ()
+    samples: tuple[SampleAnswers, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -77,7 +77,7 @@ def judge(settings: TrainSettings, base: Base, folder: Path, dataset: Dataset, s
     say(f"judging: distance from the base on {len(general)} general prompts")
     divergence = mean_kl(model, general)
     model.unload()
-    samples = [Sample(example, *texts) for example, *texts in zip(answered, base_said, said, strict=True)]
+    samples = [SampleAnswers(example, *texts) for example, *texts in zip(answered, base_said, said, strict=True)]
     return Judgement(
         base=plain,
         adapter=adapter,
@@ -138,7 +138,7 @@ def general_examples(base: Base, chat_template: str | None) -> list[Example]:
 
 def _adapted(base: Base, folder: Path) -> Any:
     """The PEFT model, in eval mode."""
-    with quiet():
+    with quiet_libraries():
         return PeftModel.from_pretrained(base.model, folder).eval()
 
 

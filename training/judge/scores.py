@@ -10,6 +10,7 @@ from torch import Tensor
 
 from training.data.rendering import UNTRAINED, Example
 from training.judge.generate import Answer
+from training.model.loss import kl_divergence
 
 BATCH_TOKENS = 1024
 """Tokens of a batch, padding included, whose logits are computed at a time."""
@@ -50,9 +51,7 @@ def mean_kl(model: Any, examples: Sequence[Example]) -> float:
         adapted, labels = _log_probs(model, batch)
         with model.disable_adapter():
             plain, _ = _log_probs(model, batch)
-        # Rounding can make a KL of nothing negative; NaN stays NaN.
-        kl = (adapted.exp() * (adapted - plain)).sum(-1).clamp(min=0)
-        total += kl.sum(dtype=torch.float64).item()
+        total += kl_divergence(adapted, plain).sum(dtype=torch.float64).item()
         count += len(labels)
     return total / count
 

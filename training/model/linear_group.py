@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from training.model.dropout import kept_bits, kept_scale, mask_, masked
+from training.model.dropout import apply_mask, apply_mask_, dropout_mask, dropout_scale
 
 Weight = Callable[[], Tensor]
 """Gives a base layer's weight [out, in], in the dtype it is computed in."""
@@ -71,26 +71,31 @@ class LinearGroup:
         """Every member's output for ``given`` [..., in], in its dtype."""
         x = given.to(self.members[0].dtype)
         training = self._dropout and self.members[0].layer.training
-        kept = kept_bits(self._dropout, x) if training else None
-        scale = kept_scale(self._dropout) if training else 1.0
+        kept = dropout_mask(self._dropout, x) if training else None
+        scale = dropout_scale(self._dropout) if training else 1.0
         factors = [factor for member in self.members for factor in (member.down, member.up)]
-        outputs = _Products.apply(x, kept, scale, self.members, *factors)
+        outputs = _LoraLinearFunction.apply(x, kept, scale, self.members, *factors)
         return tuple(output.to(given.dtype) for output in outputs)
 
 
-class _Products(torch.autograd.Function):
+class _LoraLinearFunction(torch.autograd.Function):
     """(x, kept bits of x or None, scale of what is kept, members, A, B, A, B, ...) -> each member's output."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, kept: Tensor | None, kept_scale: float, members: Sequence[AdaptedLinear], *factors: Tensor
+        ctx: Any,
+        x: Tensor,
+        kept: Tensor | None,
+        dropout_scale: float,
+        members: Sequence[AdaptedLinear],
+        *factors: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.members, ctx.scales = members, [member.scale * kept_scale for member in members]
+        ctx.members, ctx.scales = members, [member.scale * dropout_scale for member in members]
         flat = x.reshape(-1, x.shape[-1])
         bits = None if kept is None else kept.view_as(flat)
         downs = torch.cat(factors[::2]).to(x.dtype)
         ups = [(up * scale).to(x.dtype) for up, scale in zip(factors[1::2], ctx.scales, strict=True)]
-        hidden = torch.mm(masked(flat, bits), downs.t())
+        hidden = torch.mm(apply_mask(flat, bits), downs.t())
         outputs = []
         for member, up, part in zip(members, ups, hidden.split(_ranks(members), 1), strict=True):
             output = _base_product(member, flat).addmm_(part, up.t())
@@ -110,10 +115,10 @@ class _Products(torch.autograd.Function):
         for (member, up, scale, part, of_part), rows in zip(grouped, flattened, strict=True):
             torch.mm(rows, up, out=of_part)
             of_ups.append(torch.mm(rows.t(), part).to(member.up.dtype).mul_(scale))
-        of_downs = torch.mm(of_hidden.t(), masked(flat, bits)).to(ctx.members[0].down.dtype).split(ranks)
+        of_downs = torch.mm(of_hidden.t(), apply_mask(flat, bits)).to(ctx.members[0].down.dtype).split(ranks)
         of_x: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            of_x = mask_(torch.mm(of_hidden, downs), bits)
+            of_x = apply_mask_(torch.mm(of_hidden, downs), bits)
             for member, rows in zip(ctx.members, flattened, strict=True):
                 of_x.addmm_(rows, member.weight())
             of_x = of_x.view(*gradients[0].shape[:-1], -1)

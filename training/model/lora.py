@@ -17,7 +17,7 @@ from adapters.format.spec import BaseLayout
 from bases.base import Base
 from bases.errors import ConfigError
 from training.model.dropout import Dropout
-from training.run.library_logging import quiet
+from training.run.library_logging import quiet_libraries
 from training.settings import TrainSettings
 
 ATTENTION = ("attn", "attention")
@@ -33,7 +33,7 @@ VLLM_DEFAULT_RANK = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class LintFinding:
     """What a server will make of the adapter, known before it is trained."""
 
     level: Literal["refused", "note"]
@@ -56,11 +56,11 @@ def lora_config(settings: TrainSettings, base: Base) -> LoraConfig:
 
 
 @contextmanager
-def adapted(settings: TrainSettings, base: Base) -> Iterator[PeftModel]:
+def new_peft_model(settings: TrainSettings, base: Base) -> Iterator[PeftModel]:
     """The base with a new adapter to train, drawn from the seed; afterwards the base is as it was."""
     set_seed(settings.seed)
     uses_cache = base.model.config.use_cache
-    with quiet():
+    with quiet_libraries():
         model = get_peft_model(base.model, lora_config(settings, base))
     # PEFT writes where the model was loaded from: a folder that means nothing on another machine.
     model.peft_config["default"].base_model_name_or_path = base.name
@@ -88,17 +88,17 @@ def count_parameters(settings: TrainSettings, base: Base) -> int:
     return sum(settings.r * (inputs + outputs) + settings.dora * outputs for inputs, outputs in shapes)
 
 
-def lint(settings: TrainSettings, base: Base) -> list[Finding]:
+def lint(settings: TrainSettings, base: Base) -> list[LintFinding]:
     """What this server and vLLM will say of the adapter, refusals first. Raises ConfigError as lora_config does."""
-    refused = [Finding("refused", "manylora", reason) for reason in _refused_here(settings, base)]
-    refused += [Finding("refused", "vllm", reason) for reason in _refused_by_vllm(settings)]
+    refused = [LintFinding("refused", "manylora", reason) for reason in _refused_here(settings, base)]
+    refused += [LintFinding("refused", "vllm", reason) for reason in _refused_by_vllm(settings)]
     if not refused and settings.r > VLLM_DEFAULT_RANK:
         rank = next(rank for rank in VLLM_RANKS if rank >= settings.r)
-        return [Finding("note", "vllm", f"start it with --max-lora-rank {rank}")]
+        return [LintFinding("note", "vllm", f"start it with --max-lora-rank {rank}")]
     return refused
 
 
-def check_findings(settings: TrainSettings, findings: Iterable[Finding]) -> None:
+def check_findings(settings: TrainSettings, findings: Iterable[LintFinding]) -> None:
     """Raises ConfigError where the run would end at a server's refusal, or any refusal is to be taken for an error."""
     for finding in findings:
         needed = finding.server == "manylora" and settings.publish is not None
@@ -127,7 +127,9 @@ def _targets(wanted: str, layout: BaseLayout) -> list[str]:
         case _:
             return _named([word.strip() for word in wanted.split(",")], layout)
     if not chosen:
-        raise ConfigError(f"--targets {wanted}: no layer of this base is known to be that; {_there_is(layout)}")
+        raise ConfigError(
+            f"--targets {wanted}: no layer of this base is known to be that; {_available_targets(layout)}"
+        )
     return chosen
 
 
@@ -135,9 +137,9 @@ def _named(words: Sequence[str], layout: BaseLayout) -> list[str]:
     """Layers by their full names, or by endings at a dot."""
     names = [*layout.linears, *layout.unserved]
     for word in words:
-        if not any(_ends(name, word) for name in names):
-            raise ConfigError(f"--targets: this base has no layer {word!r}; {_there_is(layout)}")
-    return [name for name in names if any(_ends(name, word) for word in words)]
+        if not any(_ends_with(name, word) for name in names):
+            raise ConfigError(f"--targets: this base has no layer {word!r}; {_available_targets(layout)}")
+    return [name for name in names if any(_ends_with(name, word) for word in words)]
 
 
 def _shortest_names(layers: Sequence[str], layout: BaseLayout) -> list[str]:
@@ -151,11 +153,11 @@ def _leaf(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _ends(name: str, ending: str) -> bool:
+def _ends_with(name: str, ending: str) -> bool:
     return bool(ending) and f".{name}".endswith(f".{ending}")
 
 
-def _there_is(layout: BaseLayout) -> str:
+def _available_targets(layout: BaseLayout) -> str:
     return f"there is {ALL_LINEAR}, attention, qv, and {', '.join(sorted({_leaf(name) for name in layout.linears}))}"
 
 

@@ -26,7 +26,7 @@ ADAPTER = "default"
 
 
 @contextmanager
-def own_products(model: PeftModel, *, unpack: bool) -> Iterator[list[str]]:
+def patch_lora_layers(model: PeftModel, *, unpack: bool) -> Iterator[list[str]]:
     """Compute the model's linear layers here while it lasts; gives the adapted layers that are PEFT's to compute.
 
     Those are of an unusual form: DoRA, embeddings, layers that are not plainly linear. With ``unpack`` the weights of
@@ -39,7 +39,7 @@ def own_products(model: PeftModel, *, unpack: bool) -> Iterator[list[str]]:
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer):
                 if _plain(module):
-                    groups[group_of(name)].append(module)
+                    groups[group_name(name)].append(module)
                 else:
                     left.append(name)
             elif unpack and type(module) is Linear4bit and not name.endswith(".base_layer"):
@@ -54,7 +54,7 @@ def own_products(model: PeftModel, *, unpack: bool) -> Iterator[list[str]]:
             del module.forward
 
 
-def group_of(name: str) -> str:
+def group_name(name: str) -> str:
     """The same for layers of a name that share their input."""
     parent, _, leaf = name.rpartition(".")
     together = next((names for names in SIBLINGS if leaf in names), (leaf,))

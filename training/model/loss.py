@@ -49,6 +49,14 @@ def _only_at(output: nn.Module, wanted: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return KL(p || q) in nats at each position, [...], of log probabilities [..., vocabulary].
+
+    Negative values, which only rounding can give, become 0; NaN stays NaN.
+    """
+    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
+
+
 def count_trained(batch: Mapping[str, Any]) -> int:
     """Tokens of a batch that the loss is taken on."""
     return int((batch["labels"][:, 1:] != UNTRAINED).sum())

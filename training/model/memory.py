@@ -1,5 +1,6 @@
 """How much memory a run will take, from the real model, the real rows and the settings, before it starts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,25 +9,23 @@ from bases import machine
 from bases.base import Base
 from bases.errors import ConfigError
 from bases.nf4 import Linear4bit
-from training.data.batches import make_rows
-from training.data.dataset import Dataset
-from training.data.packing import Packed
+from training.data.packing import PackedRow
 from training.data.rendering import UNTRAINED
 from training.model.lora import count_parameters, target_shapes
-from training.model.lora_patch import group_of
+from training.model.lora_patch import group_name
 from training.settings import TrainSettings
 
-TIGHT = 0.8
+TIGHT_SHARE = 0.8
 """Share of the free memory above which it is told."""
 WORKSPACE = 150 * 2**20
 """Bytes that the libraries take for themselves once a run begins."""
-SURE = 0.6
+CERTAIN_SHARE = 0.6
 """Of an estimate: what is over the free memory even so cannot fit. Estimates for the demo model were right within a
 third."""
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes at the peak of a run."""
 
     base: int
@@ -58,17 +57,16 @@ class Estimate:
             "logits": self.logits,
         }
         listed = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items())
-        tight = " (this is tight)" if self.more > TIGHT * self.free else ""
+        tight = " (this is tight)" if self.more > TIGHT_SHARE * self.free else ""
         return f"memory: {listed}; {_gib(self.free)} free for what is not the base{tight}"
 
 
-def estimate(settings: TrainSettings, base: Base, dataset: Dataset) -> Estimate:
-    """At the longest batch that can come together."""
-    rows = make_rows([*dataset.train, *dataset.evaluation], dataset.max_length, settings.packing, settings.seed)
+def estimate_memory(settings: TrainSettings, base: Base, rows: Sequence[PackedRow]) -> MemoryEstimate:
+    """Return the memory needed for the largest batch that ``rows`` (trained and held out) can form."""
     longest = sorted((len(row.input_ids) for row in rows), reverse=True)[: settings.batch_size]
     trained = sorted((_trained(row) for row in rows), reverse=True)[: settings.batch_size]
     tokens = len(longest) * longest[0]
-    found = Estimate(
+    found = MemoryEstimate(
         base=sum(tensor.nbytes for tensor in (*base.model.parameters(), *base.model.buffers())),
         adapter=count_parameters(settings, base) * _bytes_a_parameter(settings, base),
         unpacked=0,
@@ -78,17 +76,17 @@ def estimate(settings: TrainSettings, base: Base, dataset: Dataset) -> Estimate:
         free=machine.free_memory(base.device),
     )
     wanted = settings.gradient_checkpointing
-    if wanted or (wanted is None and found.more > TIGHT * found.free):
+    if wanted or (wanted is None and found.more > TIGHT_SHARE * found.free):
         found = replace(
             found, activations=_recomputed(settings, base, tokens) + _largest_layer(base), checkpointing=True
         )
     unpacked = replace(found, unpacked=_unpacked(base), activations=found.activations - _largest_layer(base))
-    return unpacked if unpacked.unpacked and unpacked.more <= TIGHT * unpacked.free else found
+    return unpacked if unpacked.unpacked and unpacked.more <= TIGHT_SHARE * unpacked.free else found
 
 
-def check_memory(need: Estimate, device: torch.device) -> None:
+def check_memory(need: MemoryEstimate, device: torch.device) -> None:
     """Raises ConfigError where the run cannot fit on ``device``, even if the estimate is too high."""
-    if need.more * SURE > need.free:
+    if need.more * CERTAIN_SHARE > need.free:
         advice = "a smaller --batch-size with --accumulation, or a smaller --max-length"
         raise ConfigError(
             f"the run needs about {_gib(need.more)} beside the base, and {_gib(need.free)} of {device.type} memory "
@@ -96,7 +94,7 @@ def check_memory(need: Estimate, device: torch.device) -> None:
         )
 
 
-def _trained(row: Packed) -> int:
+def _trained(row: PackedRow) -> int:
     return len(row.labels) - row.labels.count(UNTRAINED)
 
 
@@ -122,7 +120,7 @@ def _activations(settings: TrainSettings, base: Base, tokens: int) -> int:
 def _adapters(settings: TrainSettings, base: Base) -> int:
     """A token's: the input of siblings and the bits of its dropout, once, and each one's product with A."""
     shapes = target_shapes(settings, base)
-    inputs = {group_of(name): inputs for name, (inputs, _) in shapes.items()}
+    inputs = {group_name(name): inputs for name, (inputs, _) in shapes.items()}
     kept = (2 if settings.dropout else 1) * sum(inputs.values())
     return base.dtype.itemsize * (kept + settings.r * len(shapes))
 

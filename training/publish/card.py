@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from bases.model_source import DEMO, DEMO_ORIGIN
+from training.data.data_report import printable
 from training.data.rendering import Example
-from training.data.report import printable
-from training.judge.judge import Judgement, Sample, percent
-from training.publish.call import Call, curl, typical
+from training.judge.judge import Judgement, SampleAnswers, percent
 from training.publish.manifest import write_manifest
-from training.publish.snippet import snippet
+from training.publish.python_example import python_example
+from training.publish.sample_request import SampleRequest, curl_command, shortest_prompt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,14 +41,14 @@ History = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class UsageExample:
     """How the adapter is asked, for people to try."""
 
     model: str
     """``--model`` it was trained with."""
     eos_token_ids: list[int]
     """Tokens at which an answer ends."""
-    call: Call
+    request: SampleRequest
     """What asks it one of its rows."""
 
 
@@ -59,7 +59,7 @@ def write_card(
     judgement: Judgement,
     history: History,
     template: str | None,
-    use: Use,
+    use: UsageExample,
 ) -> None:
     """Everything beside PEFT's own files; the manifest last, so that where it is, all is."""
     if template is not None:
@@ -70,11 +70,13 @@ def write_card(
     write_manifest(dict(manifest), folder)
 
 
-def card(name: str, manifest: Mapping[str, Any], judgement: Judgement, use: Use, today: str | None = None) -> str:
+def card(
+    name: str, manifest: Mapping[str, Any], judgement: Judgement, use: UsageExample, today: str | None = None
+) -> str:
     """The model card in Markdown, with the front matter that model hubs read. ``today`` is UTC's date by default."""
     today = today or datetime.now(UTC).date().isoformat()
     header = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True)
-    sample = shown(judgement)
+    sample = shown_sample(judgement)
     parts = [
         f"---\n{header}---",
         f"# {name}",
@@ -93,13 +95,13 @@ def card(name: str, manifest: Mapping[str, Any], judgement: Judgement, use: Use,
     return "\n\n".join(parts) + "\n"
 
 
-def shown(judgement: Judgement) -> Sample | None:
+def shown_sample(judgement: Judgement) -> SampleAnswers | None:
     """The held-out row that people get to see; None where none was answered."""
-    example = typical(sample.example for sample in judgement.samples)
+    example = shortest_prompt(sample.example for sample in judgement.samples)
     return next((sample for sample in judgement.samples if sample.example is example), None)
 
 
-def transcript(sample: Sample) -> list[str]:
+def transcript(sample: SampleAnswers) -> list[str]:
     """The row whole: what was asked, what was wanted, and what both said; further lines of a text are indented."""
     said = [*_asked(sample.example), ("wanted", sample.example.answer), ("base", sample.base)]
     lines = [f"{Path(sample.example.source).name}"]
@@ -200,19 +202,19 @@ def _judgement(judgement: Judgement, settings: Mapping[str, Any]) -> Iterator[st
         yield "**It was not good enough:**\n\n" + "\n".join(f"- {failure}" for failure in judgement.failures)
 
 
-def _use(name: str, manifest: Mapping[str, Any], use: Use) -> Iterator[str]:
-    why = f" It is asked by token ids, for {use.call.reason}." if use.call.reason else ""
+def _use(name: str, manifest: Mapping[str, Any], use: UsageExample) -> Iterator[str]:
+    why = f" It is asked by token ids, for {use.request.reason}." if use.request.reason else ""
     yield (
         "What it was trained with comes with the question: the same system prompt, where there is one. A server of the "
         f"same base (`base_fingerprint` in `manylora.json`) takes this folder, and is asked the row above.{why}"
     )
-    yield _fenced("sh", f"manylora adapters push . --name {name}\n{curl(ADDRESS, name, use.call)}")
+    yield _fenced("sh", f"manylora adapters push . --name {name}\n{curl_command(ADDRESS, name, use.request)}")
     on_disk = "" if manifest["base"]["model"] else " (a path of the machine it was trained on: put in yours)"
     yield (
         f"Without a server, with transformers and PEFT, in this folder{on_disk}. Its sums are rounded otherwise than a "
         "server's, which may tip an answer that was a close call:"
     )
-    yield _fenced("python", snippet(use.model, manifest["quantization"], use.eos_token_ids, use.call))
+    yield _fenced("python", python_example(use.model, manifest["quantization"], use.eos_token_ids, use.request))
 
 
 def _fenced(language: str, text: str) -> str:

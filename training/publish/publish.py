@@ -21,9 +21,9 @@ Progress = Callable[[int, int], None]
 
 SECONDS = 10.0
 """How long a server may take to say what its base is."""
-BUSY_SECONDS = 60.0
+BUSY_TIMEOUT_SECONDS = 60.0
 """How long it may say that it is busy or not ready yet."""
-PAUSE_SECONDS = 2.0
+RETRY_SECONDS = 2.0
 _BUSY = (429, 503)
 
 
@@ -139,7 +139,7 @@ def _http(server: Server) -> httpx.Client:
 
 def _get(http: httpx.Client, path: str, shown: str, say: Say = lambda _: None) -> httpx.Response:
     """The server's answer, once it is not too busy to give one. Raises ConfigError."""
-    deadline = time.monotonic() + BUSY_SECONDS
+    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
     told = False
     while True:
         try:
@@ -154,7 +154,7 @@ def _get(http: httpx.Client, path: str, shown: str, say: Say = lambda _: None) -
         if not told:
             say(f"{shown} is busy or starting ({response.status_code}); waiting up to {left:.0f} s for it")
             told = True
-        time.sleep(min(PAUSE_SECONDS, left))
+        time.sleep(min(RETRY_SECONDS, left))
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from transformers.utils import logging as transformers_logging
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Only errors from transformers, none of its progress bars, and not the one warning that PEFT makes it give."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -14,11 +14,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from adapters.cli.upload_bar import LINE_SECONDS, draws_bars
 from training.progress_bar import Say
 
-MEAN_OF = 10
+MEAN_STEPS = 10
 """Steps whose mean is the loss that is shown: one step's is of few rows, and leaps."""
 
 
-class ShowProgress(TrainerCallback):
+class ProgressCallback(TrainerCallback):
     """Step, mean loss of the last steps, tokens a second and time left. ``tokens`` tells the tokens computed so far."""
 
     def __init__(self, tokens: Callable[[], int], say: Say, console: Console) -> None:
@@ -26,7 +26,7 @@ class ShowProgress(TrainerCallback):
         self._say = say
         self._console = console
         self._bar: Progress | None = None
-        self._losses: deque[float] = deque(maxlen=MEAN_OF)
+        self._losses: deque[float] = deque(maxlen=MEAN_STEPS)
         self._started = 0.0
         self._told = -math.inf
         """When the last line was."""

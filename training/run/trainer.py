@@ -10,8 +10,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from training.data.batches import SimilarLengths, in_order
-from training.data.packing import Packed, collate
+from training.data.batches import LengthGroupedSampler, sorted_batches
+from training.data.packing import PackedRow, collate
 from training.errors import Diverged
 from training.model.loss import Method, summed_loss
 
@@ -19,7 +19,7 @@ ROWS = "rows"
 """What a batch carries beside tensors: its rows, to name them where one of them spoils the run."""
 PAD = 0
 """Fills a batch's rows up: any token would do, as none of it is trained, nor seen by what is."""
-MOST_NAMED = 8
+MAX_NAMED_ROWS = 8
 """Rows a message names."""
 
 
@@ -30,7 +30,12 @@ class AdapterTrainer(Trainer):
     """
 
     def __init__(
-        self, model: PeftModel, args: TrainingArguments, rows: list[Packed], held_out: list[Packed], method: Method
+        self,
+        model: PeftModel,
+        args: TrainingArguments,
+        rows: list[PackedRow],
+        held_out: list[PackedRow],
+        method: Method,
     ) -> None:
         super().__init__(
             model=model, args=args, train_dataset=rows, eval_dataset=held_out or None, data_collator=self._collate
@@ -43,18 +48,18 @@ class AdapterTrainer(Trainer):
         self._method = method
         self._adapted = model
         self._output: nn.Module = cast(PreTrainedModel, model.get_base_model()).get_output_embeddings()
-        self._in_step: list[Packed] = []
+        self._step_rows: list[PackedRow] = []
 
-    def _collate(self, rows: Sequence[Packed]) -> dict[str, Any]:
+    def _collate(self, rows: Sequence[PackedRow]) -> dict[str, Any]:
         return {**collate(rows, PAD), ROWS: list(rows)}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SimilarLengths:
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         lengths = [len(row.input_ids) for row in self._rows]
-        return SimilarLengths(lengths, self.args.per_device_train_batch_size, self.args.seed)
+        return LengthGroupedSampler(lengths, self.args.per_device_train_batch_size, self.args.seed)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of one batch. Raises Diverged."""
-        self._in_step += inputs[ROWS]
+        self._step_rows += inputs[ROWS]
         self.tokens_seen += sum(len(row.input_ids) for row in inputs[ROWS])
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
@@ -73,13 +78,13 @@ class AdapterTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
         if not math.isfinite(norm):
-            raise self._diverged(f"the gradients' norm is {float(norm)}", self._in_step)
-        self._in_step = []
+            raise self._diverged(f"the gradients' norm is {float(norm)}", self._step_rows)
+        self._step_rows = []
         return norm
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The mean loss over the held-out rows' trained tokens. Raises Diverged."""
-        batches = in_order(self._held_out, self.args.per_device_train_batch_size)
+        batches = sorted_batches(self._held_out, self.args.per_device_train_batch_size)
         mine = batches[self.args.process_index :: self.args.world_size]
         prepared = (self._prepare_inputs(collate(rows, PAD)) for rows in mine)
         sums = torch.tensor(summed_loss(self._method, self._adapted, self._output, prepared), dtype=torch.float64)
@@ -104,9 +109,9 @@ class AdapterTrainer(Trainer):
         # PEFT's default would ask a model hub whether the vocabulary has changed.
         self._adapted.save_pretrained(str(folder), save_embedding_layers=False)
 
-    def _diverged(self, what: str, rows: Sequence[Packed]) -> Diverged:
+    def _diverged(self, what: str, rows: Sequence[PackedRow]) -> Diverged:
         sources = list(dict.fromkeys(example.source for row in rows for example in row.examples))
-        more = f" and {len(sources) - MOST_NAMED} more" if len(sources) > MOST_NAMED else ""
-        of = f"; its rows: {', '.join(sources[:MOST_NAMED])}{more}" if sources else ""
+        more = f" and {len(sources) - MAX_NAMED_ROWS} more" if len(sources) > MAX_NAMED_ROWS else ""
+        of = f"; its rows: {', '.join(sources[:MAX_NAMED_ROWS])}{more}" if sources else ""
         step = self.state.global_step + 1
         return Diverged(f"step {step}: {what}{of}. Try a lower --learning-rate; no adapter was written")

@@ -2,13 +2,13 @@
 
 from training.data.conversation import DataError
 
-TOLD = 20
+MAX_LISTED = 20
 """Rows that are named; there may be a hundred thousand more."""
 LEFT_OUT = "bad (--skip-bad)"
 """How a report counts them, where they are left out."""
 
 
-class BadRows:
+class RowErrors:
     """Takes the reasons, one for each row, while files are read."""
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class BadRows:
             return
         self._last = error.source
         self.count += 1
-        if len(self.told) < TOLD:
+        if len(self.told) < MAX_LISTED:
             self.told.append(str(error))
 
     def lines(self) -> list[str]:

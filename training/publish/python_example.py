@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from bases.model_source import DEMO, DEMO_INSTALL, DEMO_PACKAGE, find_source, on_hub
-from training.publish.call import Call
+from training.publish.sample_request import SampleRequest
 
 
-def snippet(model: str, quantization: Mapping[str, Any], eos_token_ids: list[int], call: Call) -> str:
+def python_example(
+    model: str, quantization: Mapping[str, Any], eos_token_ids: list[int], request: SampleRequest
+) -> str:
     """The program, to be run in the adapter's folder; ``model`` as in ``--model``, ``quantization`` as in a manifest.
 
     A base on disk is named by its path here.
@@ -22,9 +24,9 @@ def snippet(model: str, quantization: Mapping[str, Any], eos_token_ids: list[int
         'model = PeftModel.from_pretrained(model, ".").eval()',
         "",
     ]
-    limit = f"max_new_tokens={call.body['max_tokens']}, do_sample=False, eos_token_id={eos_token_ids}"
+    limit = f"max_new_tokens={request.body['max_tokens']}, do_sample=False, eos_token_id={eos_token_ids}"
     lines += [
-        *_prompt(call),
+        *_prompt(request),
         "ids = ids.to(model.device)",
         f"output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), {limit})",
         "print(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))",
@@ -88,18 +90,18 @@ def _gguf(model: str) -> Path | None:
     return source.path if source.gguf else None
 
 
-def _prompt(call: Call) -> Iterator[str]:
+def _prompt(request: SampleRequest) -> Iterator[str]:
     """``ids``, a tensor of one row."""
-    if "messages" in call.body:
+    if "messages" in request.body:
         yield "messages = ["
-        yield from (f"    {message!r}," for message in call.body["messages"])
+        yield from (f"    {message!r}," for message in request.body["messages"])
         yield "]"
         yield (
             "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, "
             'return_tensors="pt")'
         )
         yield 'ids = prompt["input_ids"]'
-    elif isinstance(call.body["prompt"], str):
-        yield f'ids = tokenizer({call.body["prompt"]!r}, return_tensors="pt")["input_ids"]'
+    elif isinstance(request.body["prompt"], str):
+        yield f'ids = tokenizer({request.body["prompt"]!r}, return_tensors="pt")["input_ids"]'
     else:
-        yield f"ids = torch.tensor([{call.body['prompt']}])"
+        yield f"ids = torch.tensor([{request.body['prompt']}])"

@@ -11,12 +11,12 @@ from training.data.rendering import UNTRAINED, Example
 
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
-BEGINNING = 60
+PROMPT_CHARS = 60
 """Characters of a plain text that its adapter is asked to go on with."""
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class SampleRequest:
     """A request without its address and its ``model``."""
 
     path: str
@@ -26,7 +26,7 @@ class Call:
     """Why it is asked by token ids, where it is."""
 
 
-def call_for(example: Example, max_tokens: int, *, own_template: bool) -> Call:
+def sample_request(example: Example, max_tokens: int, *, own_template: bool) -> SampleRequest:
     """What asks for ``example``'s last answer.
 
     ``own_template`` says that it was rendered with another template than the base's, which servers render with.
@@ -34,29 +34,29 @@ def call_for(example: Example, max_tokens: int, *, own_template: bool) -> Call:
     row = example.row or Conversation(example.source)
     greedy = {"max_tokens": max_tokens, "temperature": 0}
     if not row.turns:
-        prompt = (row.text or "")[:BEGINNING] if row.prompt is None else row.prompt
-        return Call(COMPLETION, {"prompt": prompt, **greedy})
+        prompt = (row.text or "")[:PROMPT_CHARS] if row.prompt is None else row.prompt
+        return SampleRequest(COMPLETION, {"prompt": prompt, **greedy})
     messages = [turn.message() for turn in row.turns[:-1]]
     if own_template:
         reason = "the base's own chat template is not the one it was trained with"
     elif row.tools or any(message["role"] == "tool" or "tool_calls" in message for message in messages):
         reason = "the server takes no tools"
     else:
-        return Call(CHAT, {"messages": messages, **greedy})
-    return Call(COMPLETION, {"prompt": _prompt(example), **greedy}, reason)
+        return SampleRequest(CHAT, {"messages": messages, **greedy})
+    return SampleRequest(COMPLETION, {"prompt": _prompt(example), **greedy}, reason)
 
 
-def typical(examples: Iterable[Example]) -> Example | None:
+def shortest_prompt(examples: Iterable[Example]) -> Example | None:
     """The example with the shortest prompt that there is an answer to: it is for people to read."""
     asking = (example for example in examples if example.prompt_length)
     return min(asking, key=lambda example: example.prompt_length, default=None)
 
 
-def curl(address: str, name: str, call: Call) -> str:
+def curl_command(address: str, name: str, request: SampleRequest) -> str:
     """The call for a shell; ``address`` is quoted for it already, and ends with no slash."""
-    lines = [f"  {to_json(key)}: {to_json(value)}" for key, value in ({"model": name} | call.body).items()]
+    lines = [f"  {to_json(key)}: {to_json(value)}" for key, value in ({"model": name} | request.body).items()]
     body = shlex.quote("{\n" + ",\n".join(lines) + "\n}")
-    return f"curl {address}{call.path} -H 'content-type: application/json' -d {body}"
+    return f"curl {address}{request.path} -H 'content-type: application/json' -d {body}"
 
 
 def to_json(value: Any) -> str:

@@ -15,17 +15,17 @@ from transformers import PreTrainedTokenizerBase
 
 from training.data.rendering import UNTRAINED, Example
 
-BINS = 8
+HISTOGRAM_BINS = 8
 """Bars of the histogram."""
-BAR = 40
+BAR_WIDTH = 40
 """Characters of the longest bar."""
-FEW = 100
+FEW_ROWS = 100
 """Training rows below which more rows help most."""
 FEW_HELD_OUT = 20
 """Held-out rows below which one row more or less changes a score by more than 5 points."""
-FEWEST_TO_COMPARE = 20
+MIN_ANSWERS_TO_COMPARE = 20
 """Answers from which it means something that they are alike, or are not."""
-SHORT = 20
+SHORT_ANSWER = 20
 """Trained tokens of an answer that may be a bare fact."""
 
 
@@ -44,7 +44,7 @@ class FileCount:
 
 
 @dataclass
-class Report:
+class DataReport:
     """Counts of one data set. Tokens and lengths are of the training rows, repetitions included."""
 
     files: list[FileCount]
@@ -98,22 +98,24 @@ class Report:
     def histogram(self) -> list[tuple[int, int, int]]:
         """(shortest, longest, rows) of up to BINS bins of equal width, in tokens."""
         lowest = min(self.lengths)
-        width = max(-(-(max(self.lengths) + 1 - lowest) // BINS), 1)
+        width = max(-(-(max(self.lengths) + 1 - lowest) // HISTOGRAM_BINS), 1)
         found = Counter((length - lowest) // width for length in self.lengths)
         return [
             (lowest + place * width, lowest + (place + 1) * width - 1, found[place]) for place in range(max(found) + 1)
         ]
 
 
-def advise(report: Report, train: Sequence[Example]) -> list[str]:
+def advise(report: DataReport, train: Sequence[Example]) -> list[str]:
     """One sentence for each number that calls for it."""
     return [advice for advice in (*_on_counts(report), *_on_lengths(report), *_on_answers(train)) if advice]
 
 
-def _on_counts(report: Report) -> Iterator[str]:
+def _on_counts(report: DataReport) -> Iterator[str]:
     distinct = report.train - report.mixed
-    if distinct < FEW:
-        yield f"Only {distinct} rows to train on: below {FEW}, more and more varied rows help more than any setting."
+    if distinct < FEW_ROWS:
+        yield (
+            f"Only {distinct} rows to train on: below {FEW_ROWS}, more and more varied rows help more than any setting."
+        )
     if report.evaluation == 0:
         yield "No row is held out, so the result cannot be judged: give more rows, or --eval-file."
     elif report.evaluation < FEW_HELD_OUT:
@@ -125,7 +127,7 @@ def _on_counts(report: Report) -> Iterator[str]:
             yield f"{file.file} has fields that are not used: {', '.join(sorted(file.unused))}."
 
 
-def _on_lengths(report: Report) -> Iterator[str]:
+def _on_lengths(report: DataReport) -> Iterator[str]:
     long = report.left_out.get("too long", 0) + report.left_out.get("nothing trained left after truncation", 0)
     if long > report.rows / 10:
         yield f"{long} of {report.rows} rows are longer than {report.max_length} tokens and left out: --max-length."
@@ -150,19 +152,19 @@ def _on_answers(train: Sequence[Example]) -> Iterator[str]:
         return
     kinds = Counter(answers)
     answer, most = kinds.most_common(1)[0]
-    if most > len(answers) / 2 and len(answers) >= FEWEST_TO_COMPARE:
+    if most > len(answers) / 2 and len(answers) >= MIN_ANSWERS_TO_COMPARE:
         yield f"{most} of {len(answers)} answers are the same ({answer[:40]!r}): the model may learn to say only that."
     distinct = {example.answer.strip(): example.trained for example in train if example.answer}
     prose = not any(answer.startswith(("{", "[", "<", "```")) for answer in distinct)
-    many = len(distinct) > 0.8 * len(answers) and len(answers) >= FEWEST_TO_COMPARE
-    if many and prose and median(distinct.values()) <= SHORT:
+    many = len(distinct) > 0.8 * len(answers) and len(answers) >= MIN_ANSWERS_TO_COMPARE
+    if many and prose and median(distinct.values()) <= SHORT_ANSWER:
         yield (
             "The answers are many, short and all different, like facts to look up. Training teaches behaviour well and "
             "facts badly: consider retrieval, which puts them into the prompt."
         )
 
 
-def render(report: Report) -> RenderableType:
+def render(report: DataReport) -> RenderableType:
     """The report for a terminal or a log."""
     files = Table("file", "format", "rows", "weight", box=SIMPLE_HEAD)
     for file in report.files:
@@ -175,7 +177,7 @@ def render(report: Report) -> RenderableType:
     return Group(*parts)
 
 
-def _sentence(report: Report) -> str:
+def _sentence(report: DataReport) -> str:
     lines = [
         f"{report.train:,} rows to train on, {report.evaluation:,} held out",
         f"{report.tokens:,} tokens, {report.trained_tokens:,} of them trained ({report.trained_share:.0%})",
@@ -189,12 +191,12 @@ def _sentence(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _bars(report: Report) -> Table:
+def _bars(report: DataReport) -> Table:
     bars = Table("tokens", "rows", "", box=SIMPLE_HEAD)
     bins = report.histogram()
     most = max(rows for *_, rows in bins)
     for shortest, longest, rows in bins:
-        length = -(-rows * BAR // most)
+        length = -(-rows * BAR_WIDTH // most)
         bars.add_row(f"{shortest}-{longest}", f"{rows:,}", Text("#" * length))
     return bars
 
