@@ -1,42 +1,43 @@
-"""Rows that cannot be trained on: all of them are counted, and the first are told."""
+"""Collects the errors of rows that cannot be trained on: counts all of them and lists the first."""
 
 from training.data.conversation import DataError
 
 MAX_LISTED = 20
-"""Rows that are named; there may be a hundred thousand more."""
+"""Maximum number of rows that are listed."""
 LEFT_OUT = "bad (--skip-bad)"
-"""How a report counts them, where they are left out."""
+"""The reason under which a report counts these rows if they are left out."""
 
 
 class RowErrors:
-    """Takes the reasons, one for each row, while files are read."""
+    """Errors of rows, collected while files are read."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.told: list[str] = []
-        """``rows.jsonl:12: reason`` of the first of them."""
-        self._last: str | None = None
+        """Number of rows with an error."""
+        self.listed: list[str] = []
+        """``rows.jsonl:12: reason`` of the first MAX_LISTED of them."""
+        self._last_source: str | None = None
 
     def add(self, error: DataError) -> None:
-        """One row more, unless it is the row of the last reason: of one row several examples may be made."""
-        if error.source is not None and error.source == self._last:
+        """Count a row, unless it is the last one again: a row may become several examples."""
+        if error.source is not None and error.source == self._last_source:
             return
-        self._last = error.source
+        self._last_source = error.source
         self.count += 1
-        if len(self.told) < MAX_LISTED:
-            self.told.append(str(error))
+        if len(self.listed) < MAX_LISTED:
+            self.listed.append(str(error))
 
     def lines(self) -> list[str]:
-        """The first of them, and how many more there are."""
-        more = self.count - len(self.told)
-        return [*self.told, *([f"and {more:,} more"] if more else [])]
+        """Return the first errors, and a line with the number of the others."""
+        more = self.count - len(self.listed)
+        return [*self.listed, *([f"and {more:,} more"] if more else [])]
 
     def check(self) -> None:
-        """Raises DataError where there are any."""
+        """Raise DataError if there is any error."""
         if not self.count:
             return
         rows = "1 row" if self.count == 1 else f"{self.count:,} rows"
-        told = "\n".join(f"  {line}" for line in self.lines())
+        listed = "\n".join(f"  {line}" for line in self.lines())
         raise DataError(
-            f"{rows} cannot be trained on:\n{told}\nNothing was trained. Mend them, or leave them out with --skip-bad."
+            f"{rows} cannot be trained on:\n{listed}\nNothing was trained. Correct them, or skip them with --skip-bad."
         )

@@ -118,8 +118,8 @@ class Job:
         check_thresholds(settings, dataset, self._warn)
         if dataset.end_of_turn is not None and dataset.end_of_turn not in base.eos_token_ids:
             self._warn(
-                "the chat template ends answers with a token that is not one of the base's EOS tokens: servers will not "
-                "stop there"
+                "the chat template ends answers with a token that is not one of the base's EOS tokens: servers will "
+                "not stop there"
             )
         findings = lint(settings, base)
         for finding in findings:

@@ -1,4 +1,4 @@
-"""A training run: from settings, a base and data to an adapter's folder.
+"""A training run: trains an adapter by a plan and saves it as a PEFT folder.
 
 QLoRA (Dettmers et al. 2023): the base stays in NF4, its products are computed in the base's dtype, and the adapter's
 weights, gradients and optimizer state are float32.
@@ -37,17 +37,17 @@ SHORT_ROWS = 256
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run."""
+    """The result of a finished run."""
 
     folder: Path
-    """The adapter, as PEFT saves it."""
+    """The adapter's folder, as PEFT saves it."""
     history: list[dict[str, float]]
-    """The log, in order: entries with ``step`` and ``loss``, ``grad_norm``, ``learning_rate``, or ``eval_loss``."""
+    """The log in order: entries with ``step``, and ``loss``, ``grad_norm``, ``learning_rate``, or with ``eval_loss``."""
     steps: int
     seconds: float
-    """Of this process; not what a run that was resumed had taken before."""
+    """Duration in this process, without what a resumed run took before."""
     tokens: int
-    """Through the model in this process, in training."""
+    """Number of tokens trained on in this process."""
     warnings: list[str]
 
 
@@ -118,7 +118,7 @@ def _arguments(settings: TrainSettings, base: Base, plan: TrainingPlan, run_fold
         save_total_limit=MAX_CHECKPOINTS,
         load_best_model_at_end=settings.early_stopping is not None,
         metric_for_best_model="eval_loss" if settings.early_stopping is not None else None,
-        restore_callback_states_from_checkpoint=True,  # early stopping goes on counting
+        restore_callback_states_from_checkpoint=True,  # so that early stopping keeps its count
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to="wandb" if settings.report_to == "wandb" else "none",
@@ -134,7 +134,7 @@ def _arguments(settings: TrainSettings, base: Base, plan: TrainingPlan, run_fold
 
 
 def _run(settings: TrainSettings, trainer: AdapterTrainer, run_folder: RunFolder, say: Say) -> list[str]:
-    """To the last step, or to where early stopping ends it; gives what was warned of."""
+    """Train to the last step or until early stopping; return the warnings."""
     warnings: list[str] = []
     main = trainer.is_world_process_zero()
     progress = ProgressCallback(lambda: trainer.tokens_seen, say, Console(stderr=True))
@@ -147,12 +147,14 @@ def _run(settings: TrainSettings, trainer: AdapterTrainer, run_folder: RunFolder
         trainer.add_callback(_tensorboard(run_folder.runs))
     checkpoint = run_folder.last_checkpoint()
     if settings.resume:
-        say(f"going on from {checkpoint.name}" if checkpoint else "there is no checkpoint yet: from the beginning")
+        say(
+            f"resuming from {checkpoint.name}" if checkpoint else "there is no checkpoint to resume from: starting anew"
+        )
     try:
         _train_or_resume(trainer, checkpoint)
     except KeyboardInterrupt:
         kept = run_folder.last_checkpoint()
-        say(f"stopped; --resume goes on from {kept.name}" if kept else "stopped before the first checkpoint")
+        say(f"stopped; --resume will continue from {kept.name}" if kept else "stopped before the first checkpoint")
         raise
     finally:
         progress.close()
@@ -162,7 +164,10 @@ def _run(settings: TrainSettings, trainer: AdapterTrainer, run_folder: RunFolder
 
 
 def _train_or_resume(trainer: AdapterTrainer, checkpoint: Path | None) -> None:
-    """Train from the checkpoint, or from the beginning. After the run's last step a Trainer would make one more."""
+    """Train from the checkpoint, or from the start if it is None.
+
+    A Trainer that resumes after its last step would do one more, so then only the weights are loaded.
+    """
     if checkpoint is None:
         trainer.train()
         return
@@ -177,9 +182,9 @@ def _train_or_resume(trainer: AdapterTrainer, checkpoint: Path | None) -> None:
 
 @contextmanager
 def _fit_attention(base: Base, plan: TrainingPlan) -> Iterator[None]:
-    """Plain products instead of torch's fused attention, whose backward pass on CPUs is slow over short rows.
+    """Use eager attention for short rows on CPUs, where the backward pass of torch's fused attention is slow.
 
-    It took 16% of a step of 68-token rows; at 512 tokens the two are even.
+    The fused one took 16% of a step with rows of 68 tokens; with 512 tokens both are equally fast.
     """
     before = base.model.config._attn_implementation
     if base.device.type == "cpu" and max(len(row.input_ids) for row in plan.rows) <= SHORT_ROWS:
@@ -199,6 +204,6 @@ def _tensorboard(folder: Path) -> TensorBoardCallback:
 def _write(model: PeftModel, trainer: AdapterTrainer, run_folder: RunFolder) -> None:
     if trainer.is_world_process_zero():
         model.save_pretrained(str(run_folder.unfinished), save_embedding_layers=False)
-        (run_folder.unfinished / "README.md").unlink()  # PEFT's has nothing in it; the model card is written later
+        (run_folder.unfinished / "README.md").unlink()  # an empty template of PEFT's; the model card is written later
         run_folder.commit_adapter()
     trainer.accelerator.wait_for_everyone()

@@ -203,6 +203,5 @@ def _check_same(before: Request, now: Request) -> None:
 def _check_options(before: Request, now: Request) -> None:
     for name, value in now.items():
         if before.get(name) != value:
-            raise ConfigError(
-                f"--resume: {flag(name)} was {before.get(name)} when the run began and is now {value}; a resumed run must keep it"
-            )
+            change = f"was {before.get(name)} when the run began and is now {value}"
+            raise ConfigError(f"--resume: {flag(name)} {change}; a resumed run must keep it")

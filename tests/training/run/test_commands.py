@@ -247,7 +247,7 @@ def test_ctrl_c_while_training_exits_130_and_says_how_to_go_on(root: Path, tmp_p
         finally:
             process.kill()
     assert process.returncode == 130
-    assert re.search(r"stopped; --resume goes on from checkpoint-\d+$", said.strip())
+    assert re.search(r"stopped; --resume will continue from checkpoint-\d+$", said.strip())
 
 
 def test_what_is_not_good_enough_is_kept_and_not_published(live: Live, train: Run, tmp_path: Path) -> None:

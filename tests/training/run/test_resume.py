@@ -67,7 +67,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     said: list[str] = []
     settings = long(tmp_path, out=run_folder.out, resume=True)
     resumed = trained(settings, said.append)
-    assert said[0].startswith("going on from checkpoint-")
+    assert said[0].startswith("resuming from checkpoint-")
     assert resumed.history == whole.history
     assert same(weights(resumed.folder), weights(whole.folder))
     assert not run_folder.folder.exists()
@@ -84,7 +84,7 @@ def test_ctrl_c_keeps_the_checkpoint(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         trained(settings, interrupt)
-    assert said[-1] == "stopped; --resume goes on from checkpoint-6"
+    assert said[-1] == "stopped; --resume will continue from checkpoint-6"
     assert not settings.folder.exists()
     assert trained(long(tmp_path, resume=True)).steps == 12
 
@@ -245,7 +245,7 @@ def test_to_resume_what_has_not_begun_is_to_begin(tmp_path: Path) -> None:
     said: list[str] = []
     settings = tiny_settings(tmp_path, resume=True)
     trained(settings, said.append)
-    assert said[0] == "there is no checkpoint yet: from the beginning"
+    assert said[0] == "there is no checkpoint to resume from: starting anew"
 
 
 # Several processes

@@ -276,7 +276,7 @@ def test_packing_needs_a_base_that_keeps_examples_apart(tmp_path: Path) -> None:
     OPTForCausalLM(config).save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     settings = tiny_settings(tmp_path, packing=True, quantization="none")
-    with pytest.raises(ConfigError, match=r"^--packing: this base lets an example see the one before it"):
+    with pytest.raises(ConfigError, match=r"^--packing: this base lets an example attend to the one before it"):
         trained(settings)
     assert not RunFolder(settings.folder).folder.exists()
 
