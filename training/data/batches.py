@@ -9,8 +9,8 @@ from training.data.packing import PackedRow, pack
 from training.data.rendering import Example
 
 SORTED_BATCHES = 16
-"""Rows are sorted by length within groups of this many batches: enough to save most padding, and few enough that a batch
-is still random."""
+"""Rows are sorted by length within groups of this many batches: enough to save most padding, but few enough that
+batches are still random."""
 
 
 def make_rows(examples: Sequence[Example], max_length: int, packing: bool, seed: int) -> list[PackedRow]:

@@ -61,7 +61,7 @@ class Dataset:
 def build_dataset(
     settings: TrainSettings, tokenizer: PreTrainedTokenizerBase, max_model_len: int, say: Say = lambda _: None
 ) -> Dataset:
-    """Read and prepare all data that ``settings`` name; ``say`` gets progress lines. Raises ConfigError or DataError."""
+    """Read and prepare the data that ``settings`` name; ``say`` gets progress. Raises ConfigError or DataError."""
     template = _read_template(settings.chat_template)
     renderer = Renderer(tokenizer, template)
     reader = _Reader(renderer, _max_length(settings.max_length, max_model_len), settings.too_long, say)

@@ -65,7 +65,7 @@ def _join(examples: Sequence[Example]) -> PackedRow:
 
 
 def collate(rows: Sequence[PackedRow], pad: int) -> dict[str, Any]:
-    """Return a batch: ``input_ids``, ``labels``, ``position_ids``, int64 [rows, longest]; no attention mask, no cache."""
+    """Return a batch: ``input_ids``, ``labels``, ``position_ids``, int64 [rows, longest]; no mask, no cache."""
     longest = max(len(row.input_ids) for row in rows)
     fill = [longest - len(row.input_ids) for row in rows]
     return {

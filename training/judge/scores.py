@@ -118,7 +118,7 @@ def _batches(examples: Sequence[Example]) -> Iterator[list[Example]]:
 
 
 def _log_probs(model: Any, batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """Return (log probabilities, float32 [trained tokens, vocabulary]; the predicted tokens, int64 [trained tokens])."""
+    """Return (log probabilities, float32 [trained tokens, vocabulary]; the right tokens, int64 [trained tokens])."""
     longest = len(batch[-1].input_ids)
     lengths = [len(example.input_ids) for example in batch]
     pads = [longest - length for length in lengths]

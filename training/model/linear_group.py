@@ -1,10 +1,10 @@
-"""The adapted linear layers of a run, several over one input at once, with their backward written by hand.
+"""Computes adapted linear layers in groups that share an input, with a hand-written backward pass.
 
-PEFT's forward is the reference: it adds to the base's product ``scale * dropout(x) A^T B^T``, in float32 and with some
-twenty small operations for each layer, which on a CPU cost more than the products do. Here everything is computed in
-the base's dtype, as under autocast; A, B, their gradients and the optimizer stay float32.
+PEFT's forward is the reference: it adds ``scale * dropout(x) A^T B^T`` to the base layer's output, in float32 and with
+some twenty small operations per layer, which on a CPU take longer than the matrix products. Here everything is computed
+in the base's dtype, as under autocast; A, B, their gradients and the optimizer state stay float32.
 
-Layers over one input share its dropout mask, where PEFT draws one for each, and the gradient of that input.
+The layers of a group share one dropout mask, whereas PEFT draws one per layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,18 +18,18 @@ from torch.autograd.function import once_differentiable
 from training.model.dropout import apply_mask, apply_mask_, dropout_mask, dropout_scale
 
 Weight = Callable[[], Tensor]
-"""Gives a base layer's weight [out, in], in the dtype it is computed in."""
+"""Returns a base layer's weight [out, in], in the dtype to compute in."""
 
 
 @dataclass(frozen=True)
 class AdaptedLinear:
-    """One of PEFT's layers, and what it is computed from."""
+    """One of PEFT's layers and its weights."""
 
     layer: Any
-    """PEFT's, with one plain adapter."""
+    """PEFT's layer, with one plain adapter."""
     weight: Weight
     dtype: torch.dtype
-    """Of the weight, and of what is computed."""
+    """Dtype of the weight and of the computation."""
     bias: Tensor | None
     down: Tensor
     """A: float32 [rank, in]."""
@@ -39,7 +39,7 @@ class AdaptedLinear:
 
 
 class LinearGroup:
-    """Layers of one module that get the same input: the first to be called computes for all."""
+    """Layers of one module with the same input: the first one called computes the outputs of all."""
 
     def __init__(self, members: Sequence[AdaptedLinear], dropout: float) -> None:
         self.members = members
@@ -48,7 +48,7 @@ class LinearGroup:
         self._outputs: dict[int, Tensor] = {}
 
     def forward_of(self, number: int) -> Callable[..., Tensor]:
-        """The forward of one member: ``x`` [..., in] -> [..., out]. Where its adapter is off, PEFT's own."""
+        """Return the forward of one member, [..., in] -> [..., out]; PEFT's own while its adapter is disabled."""
         layer = self.members[number].layer
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -68,7 +68,7 @@ class LinearGroup:
         return output
 
     def compute(self, given: Tensor) -> tuple[Tensor, ...]:
-        """Every member's output for ``given`` [..., in], in its dtype."""
+        """Return every member's output [..., out] for ``given`` [..., in], in the dtype of ``given``."""
         x = given.to(self.members[0].dtype)
         training = self._dropout and self.members[0].layer.training
         kept = dropout_mask(self._dropout, x) if training else None
@@ -79,7 +79,7 @@ class LinearGroup:
 
 
 class _LoraLinearFunction(torch.autograd.Function):
-    """(x, kept bits of x or None, scale of what is kept, members, A, B, A, B, ...) -> each member's output."""
+    """(x, dropout mask or None, dropout scale, members, A, B, A, B, ...) -> each member's output."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Python that asks an adapter without a server: transformers and PEFT, on the base it was trained on, as it stands."""
+"""Generates the Python program in the card that runs an adapter with transformers and PEFT, without a server."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,9 +11,9 @@ from training.publish.sample_request import SampleRequest
 def python_example(
     model: str, quantization: Mapping[str, Any], eos_token_ids: list[int], request: SampleRequest
 ) -> str:
-    """The program, to be run in the adapter's folder; ``model`` as in ``--model``, ``quantization`` as in a manifest.
+    """Return the program, to be run in the adapter's folder.
 
-    A base on disk is named by its path here.
+    ``model`` is the value of ``--model``; a base on disk is named by its path. ``quantization`` is that of the manifest.
     """
     nf4 = quantization["method"] != "none"
     dtype = f"torch.{quantization['compute_dtype' if nf4 else 'dtype']}"
@@ -51,7 +51,7 @@ def _imports(model: str, nf4: bool) -> Iterator[str]:
 
 
 def _base(model: str, nf4: bool, dtype: str) -> Iterator[str]:
-    """``tokenizer`` and ``model``, in the very form that the adapter was trained on."""
+    """Yield the lines that load ``tokenizer`` and ``model`` exactly as the adapter was trained."""
     gguf = _gguf(model)
     if nf4:
         yield (
@@ -83,7 +83,7 @@ def _base(model: str, nf4: bool, dtype: str) -> Iterator[str]:
 
 
 def _gguf(model: str) -> Path | None:
-    """The GGUF file that a base is read from."""
+    """Return the GGUF file that a base is read from, or None."""
     if on_hub(model):
         return None
     source = find_source(model)
@@ -91,7 +91,7 @@ def _gguf(model: str) -> Path | None:
 
 
 def _prompt(request: SampleRequest) -> Iterator[str]:
-    """``ids``, a tensor of one row."""
+    """Yield the lines that set ``ids``, int64 [1, tokens]."""
     if "messages" in request.body:
         yield "messages = ["
         yield from (f"    {message!r}," for message in request.body["messages"])

@@ -1,4 +1,4 @@
-"""The request that asks an adapter what one of its rows asks: the same messages, the system's among them."""
+"""A sample request to an adapter: the messages of one of its rows, system prompt included."""
 
 import json
 import shlex
@@ -12,24 +12,24 @@ from training.data.rendering import UNTRAINED, Example
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
 PROMPT_CHARS = 60
-"""Characters of a plain text that its adapter is asked to go on with."""
+"""Length of the prompt, in characters, that is taken from a row of plain text."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """A request without its address and its ``model``."""
+    """A request to a server, without address and ``model``."""
 
     path: str
     body: dict[str, Any]
-    """``messages``, or ``prompt`` as text or token ids; greedy, as rows are judged."""
+    """The JSON body: ``messages``, or ``prompt`` as text or token ids; greedy, as in judging."""
     reason: str | None = None
-    """Why it is asked by token ids, where it is."""
+    """Why the prompt is token ids; None if it is not."""
 
 
 def sample_request(example: Example, max_tokens: int, *, own_template: bool) -> SampleRequest:
-    """What asks for ``example``'s last answer.
+    """Return the request for ``example``'s last answer.
 
-    ``own_template`` says that it was rendered with another template than the base's, which servers render with.
+    ``own_template`` means that it was rendered with another chat template than the base's, which servers use.
     """
     row = example.row or Conversation(example.source)
     greedy = {"max_tokens": max_tokens, "temperature": 0}
@@ -38,35 +38,35 @@ def sample_request(example: Example, max_tokens: int, *, own_template: bool) -> 
         return SampleRequest(COMPLETION, {"prompt": prompt, **greedy})
     messages = [turn.message() for turn in row.turns[:-1]]
     if own_template:
-        reason = "the base's own chat template is not the one it was trained with"
+        reason = "the adapter was trained with another chat template than the base's"
     elif row.tools or any(message["role"] == "tool" or "tool_calls" in message for message in messages):
-        reason = "the server takes no tools"
+        reason = "the server does not support tools"
     else:
         return SampleRequest(CHAT, {"messages": messages, **greedy})
     return SampleRequest(COMPLETION, {"prompt": _prompt(example), **greedy}, reason)
 
 
 def shortest_prompt(examples: Iterable[Example]) -> Example | None:
-    """The example with the shortest prompt that there is an answer to: it is for people to read."""
+    """Return the example with the shortest prompt, which is easiest to read; None if none has a prompt."""
     asking = (example for example in examples if example.prompt_length)
     return min(asking, key=lambda example: example.prompt_length, default=None)
 
 
 def curl_command(address: str, name: str, request: SampleRequest) -> str:
-    """The call for a shell; ``address`` is quoted for it already, and ends with no slash."""
+    """Return the request as a shell command; ``address`` must be shell-quoted and not end with a slash."""
     lines = [f"  {to_json(key)}: {to_json(value)}" for key, value in ({"model": name} | request.body).items()]
     body = shlex.quote("{\n" + ",\n".join(lines) + "\n}")
     return f"curl {address}{request.path} -H 'content-type: application/json' -d {body}"
 
 
 def to_json(value: Any) -> str:
-    """JSON on one line, people's letters as they are, without what would steer a terminal."""
+    """Return one line of JSON with non-ASCII letters as they are and control characters escaped."""
     text = json.dumps(value, ensure_ascii=False)
     return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in text)
 
 
 def _prompt(example: Example) -> list[int]:
-    """Up to the last answer, or where that is not trained, to the first that is."""
+    """Return the ids before the last answer, or, if that is not trained, before the first trained token."""
     if example.prompt_length:
         return example.prompt
     first = next(place for place, label in enumerate(example.labels) if label != UNTRAINED)

@@ -42,7 +42,7 @@ class TrainResult:
     folder: Path
     """The adapter's folder, as PEFT saves it."""
     history: list[dict[str, float]]
-    """The log in order: entries with ``step``, and ``loss``, ``grad_norm``, ``learning_rate``, or with ``eval_loss``."""
+    """The log in order: entries with ``step``, and ``loss``, ``grad_norm``, ``learning_rate``, or ``eval_loss``."""
     steps: int
     seconds: float
     """Duration in this process, without what a resumed run took before."""

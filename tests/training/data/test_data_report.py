@@ -114,7 +114,7 @@ def shown_sample(terminal: bool) -> str:
 
 def test_trained_tokens_are_marked_where_there_are_no_colours() -> None:
     said = shown_sample(terminal=False)
-    assert "trained tokens stand between >>> and <<<" in said
+    assert "trained tokens are between >>> and <<<" in said
     assert ">>>Hello,\nyou<|im_end|><<<" in said
     assert "Hi [bold]\\x1b[31m<|im_end|>" in said, "data neither styles nor steers the terminal"
     assert "\x1b" not in said

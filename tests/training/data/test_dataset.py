@@ -275,7 +275,7 @@ def test_all_bad_rows_of_all_files_are_told(tmp_path: Path) -> None:
     assert said.startswith("12 rows cannot be trained on:\n")
     for name in ("rows", "eval", "general"):
         for place, reason in (
-            (7, "`output` is empty"), (8, "the assistant's turn 2 has"), (9, "it is text"), (16, "no valid JSON"),
+            (7, "`output` is empty"), (8, "the assistant's turn 2 has"), (9, "the row is text"), (16, "invalid JSON"),
         ):  # fmt: skip
             assert f"{name}.jsonl:{place}: {reason}" in said
     assert said.endswith("leave them out with --skip-bad.")
@@ -311,7 +311,7 @@ def test_a_row_that_makes_several_examples_is_one_bad_row(tmp_path: Path) -> Non
 def test_a_file_of_no_format_is_told_once(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"question": str(index)} for index in range(30)])
     for skip in (False, True):
-        with pytest.raises(DataError, match=r"^[^\n]*rows\.jsonl:1: no known format: it has `question`[^\n]*$"):
+        with pytest.raises(DataError, match=r"^[^\n]*rows\.jsonl:1: unknown format: the row has `question`[^\n]*$"):
             built(path, skip_bad=skip)
 
 

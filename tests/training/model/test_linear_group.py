@@ -238,4 +238,4 @@ def test_a_run_says_what_is_left_to_peft(tmp_path: Path) -> None:
     said: list[str] = []
     run = trained(tiny_settings(tmp_path, dora=True, targets="qv"), said.append)
     assert len(losses(run.history)) == 8
-    assert [line for line in said if line.startswith("4 adapted layers, such as ") and "computed by PEFT" in line]
+    assert [line for line in said if line.startswith("4 adapted layers, such as ") and "run PEFT's own forward" in line]

@@ -45,7 +45,9 @@ def test_fused_projections_are_qv_too() -> None:
 
 
 def test_an_unknown_target_is_told_with_what_there_is() -> None:
-    with pytest.raises(ConfigError, match="no layer 'c_attn'; there is all-linear, attention, qv, and down_proj, gate"):
+    with pytest.raises(
+        ConfigError, match="no layer 'c_attn'; available are all-linear, attention, qv, and down_proj, gate"
+    ):
         lora_config(asked(targets="q_proj,c_attn"), tiny())
 
 
@@ -121,7 +123,7 @@ def test_what_vllm_will_say() -> None:
     assert lint(asked(r=16), base) == []
     assert lint(asked(r=17), base) == [LintFinding("note", "vllm", "start it with --max-lora-rank 32")]
     refused = [finding.message for finding in lint(asked(dora=True, r=600), base) if finding.server == "vllm"]
-    assert refused == ["it has rank 600; up to 512 are served", "DoRA is not served"]
+    assert refused == ["its rank is 600; up to 512 are served", "DoRA is not supported"]
 
 
 def test_a_refusal_stops_a_run_that_needs_the_server() -> None:
@@ -129,10 +131,10 @@ def test_a_refusal_stops_a_run_that_needs_the_server() -> None:
     dora = asked(dora=True)
     check_findings(dora, lint(dora, base))
     published = asked(dora=True, publish="http://localhost:8000")
-    with pytest.raises(ConfigError, match=r"^--publish: manylora will refuse this adapter: .*DoRA is not served"):
+    with pytest.raises(ConfigError, match=r"^--publish: manylora will refuse this adapter: .*DoRA is not supported"):
         check_findings(published, lint(published, base))
     strict = asked(r=600, lint="strict")
-    with pytest.raises(ConfigError, match=r"^--lint strict: manylora will refuse this adapter: it has rank 600"):
+    with pytest.raises(ConfigError, match=r"^--lint strict: manylora will refuse this adapter: its rank is 600"):
         check_findings(strict, lint(strict, base))
 
 

@@ -101,7 +101,7 @@ def test_what_cannot_fit_is_an_error(tmp_path: Path) -> None:
     need = make_plan(settings, *prepared(settings)).memory
     check_memory(need, torch.device("cpu"))
     check_memory(replace(need, free=need.more), torch.device("cpu"))
-    with pytest.raises(ConfigError, match=r"^the run needs about \S+ GiB beside the base, and .* are free; try"):
+    with pytest.raises(ConfigError, match=r"^the run needs about \S+ GiB besides the base, but only .* are free; try"):
         check_memory(replace(need, free=need.more // 2), torch.device("cpu"))
     assert "tight" not in str(need)
     assert str(replace(need, free=need.more)).endswith("(this is tight)")

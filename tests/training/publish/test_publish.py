@@ -84,7 +84,7 @@ def test_an_alias_that_cannot_be_is_told_with_the_version_that_is_there(
     """The upload went well, so the message must say what is left to do."""
     folder = adapter(tmp_path / "a", 4, base_fingerprint=fingerprint)
     said: list[str] = []
-    with pytest.raises(PublishFailed, match="three@1 is published, but three does not mean it"):
+    with pytest.raises(PublishFailed, match="three@1 is published, but the alias three could not be set"):
         publish(at(live), folder, "three", "three", said.append)
     assert said == ["published as three@1; three means three@1"]
 
@@ -204,7 +204,7 @@ def test_what_lists_no_models_is_no_server_of_them() -> None:
     for text in ("hello", "[]", '{"data": 1}'):
         with (
             scripted(models=[(200, text)], version=[VERSION]) as server,
-            pytest.raises(ConfigError, match="is no server of models"),
+            pytest.raises(ConfigError, match="is not a model server"),
         ):
             served_base(server)
 

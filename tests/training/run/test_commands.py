@@ -81,8 +81,8 @@ def test_from_rows_to_an_answer(live: Live, train: Run, tmp_path: Path) -> None:
     assert errors == "", "bars and such: nothing here is a terminal"
     assert not any(ord(letter) < 32 and letter != "\n" for letter in said)
     assert "22 rows to train on, 2 held out" in said
-    assert "first means first@1" in said
-    assert "prod means first@1" in said
+    assert "first now serves first@1" in said
+    assert "the alias prod now points to first@1" in said
     command, _, judged = said[said.index("curl ") :].partition("\nits answer during judging was:\n")
     assert command.startswith(f"curl {address(live)}/v1/chat/completions")
     assert shell(command, tmp_path)["adapter"][0]["name"] == "first@1"
