@@ -138,7 +138,7 @@ def _on_lengths(report: DataReport) -> Iterator[str]:
         )
     near = sum(length > 0.9 * report.max_length for length in report.lengths)
     if near > report.train / 10:
-        yield f"{near} of {report.train} rows are within 10% of the limit of {report.max_length} tokens: see --max-length."
+        yield f"{near} of {report.train} rows are within 10% of the limit of {report.max_length} tokens (--max-length)."
     if report.trained_share < 0.05:
         yield (
             f"Only {report.trained_share:.1%} of the tokens are trained, the rest is computed for its context: "

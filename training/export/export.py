@@ -1,9 +1,9 @@
-"""Export: base and adapter folded into plain weights, checked against what they were made from.
+"""Exports base and adapter as plain merged weights, and checks them against the unmerged model.
 
-Merging never happens inside 4 bits: rounding the sum to NF4 again would erase the adapter. The default is to merge onto
-the base's DEQUANTISED weights, which are what the adapter was trained on and what the server serves. Merging onto the
-source's ``original`` weights gives another model, sometimes a better one: the adapter has learned to make up for the
-rounding of weights that are no longer rounded.
+Weights are never merged in 4 bits: rounding the sum to NF4 again would erase the adapter. By default the adapter is
+merged onto the base's DEQUANTISED weights, which it was trained on and which the server serves. Merging it onto the
+``original`` weights gives another model, sometimes a better one: the adapter has learned to compensate for rounding
+errors that the original weights do not have.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ Format = Literal["safetensors", "gguf"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MAX_RANK = 65536
-"""An adapter may have any rank here: no device has to hold it."""
+"""Maximum rank. It is large, because no device has to hold the adapter."""
 GENERATION = "generation_config.json"
 
 LIMITS = {
@@ -58,14 +58,14 @@ LIMITS = {
     "fp16": DivergenceLimit(0.001, 0.97),
     "fp32": DivergenceLimit(1e-5, 0.999),
 }
-"""How far the reloaded export may be from base + adapter, unmerged, both computed in float32.
+"""Maximum divergence of the reloaded export from the unmerged base + adapter, both computed in float32.
 
-Seen on the demo model, for random adapters that move it by a KL of 0.05 and of several nats: KL 0.0003 and 0.004 in
+Measured on the demo model, for random adapters that move it by a KL of 0.05 and of several nats: KL 0.0003 and 0.004 in
 bf16 (same token at 100% and 92% of positions), 6e-6 and 6e-5 in fp16, 5e-10 in fp32."""
 
 
 class ExportDiverges(ManyloraError):
-    """What was written is not what base and adapter say."""
+    """The exported weights do not behave like base + adapter."""
 
     def __init__(self, message: str, divergence: Divergence | None = None) -> None:
         self.divergence = divergence
@@ -74,47 +74,48 @@ class ExportDiverges(ManyloraError):
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """A finished export; also kept with it, in ``manylora.json``."""
+    """A finished export; also saved with it, as ``manylora.json``."""
 
     out: Path
     base: str
     base_fingerprint: str
     adapter: str | None
-    """Its content's sha256."""
+    """SHA-256 of the adapter's content, if any."""
     onto: Onto
     dtype: DType
     format: Format
     size_bytes: int
-    """Of the weights."""
+    """Size of the weights."""
     seconds: float
     effect: Divergence | None
-    """Of the adapter itself: how far it moves the base, unmerged."""
+    """Divergence of base + adapter, unmerged, from the base; None without an adapter."""
     divergence: Divergence
-    """From the adapter, unmerged, on the weights it was merged onto."""
+    """Divergence of the export from the unmerged adapter on the weights it was merged onto."""
     from_trained: Divergence
-    """From the adapter on the base it was trained on; the same where it was merged onto that."""
+    """Divergence of the export from the adapter on the base it was trained on; the same if merged onto that."""
 
     def lines(self) -> Iterator[str]:
-        """The report in words."""
+        """Yield the report as lines of text."""
         yield f"{self.out}: {decimal(self.size_bytes)} of {self.dtype} weights in {self.seconds:.0f} s"
         if self.effect:
-            yield f"the adapter moves the base by KL {self.effect.mean_kl:.2g}"
+            yield f"the adapter changes the base by KL {self.effect.mean_kl:.2g}"
         yield f"merged against unmerged: {self.divergence}"
         if self.from_trained != self.divergence:
-            yield f"merged against what was trained, on the 4-bit base: {self.from_trained}"
+            yield f"merged against the adapter on the 4-bit base it was trained on: {self.from_trained}"
             yield (
-                "that second distance is expected: the adapter was trained on the 4-bit weights, and this is the "
-                "original's; judge it on held-out data before you use it, or export onto the dequantised weights"
+                "this second divergence is expected, since the adapter was trained on the 4-bit weights and merged "
+                "onto the original ones; evaluate the export on held-out data before you use it, or export with --onto "
+                "dequantized"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class _ExportRequest:
-    """What was asked for."""
+    """The options of an export."""
 
     adapter: Path | None
     name: str | None
-    """Of the adapter; None where there is none."""
+    """Name of the adapter; None without one."""
     base: BaseOptions
     onto: Onto
     dtype: DType
@@ -127,16 +128,16 @@ class _ExportRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """A base's files, and what was seen of it in memory before it was let go."""
+    """A base's files, and the outputs of base + adapter, unmerged, to compare the export with. The model is freed."""
 
     name: str
     folder: Path
     fingerprint: str
     tokenizer: PreTrainedTokenizerBase
     adapter: AdapterWeights | None
-    observed: ModelOutputs
+    outputs: ModelOutputs
     effect: Divergence | None
-    """Of the adapter: how far it moves the base."""
+    """Divergence of base + adapter from the base."""
 
 
 def export(
@@ -154,59 +155,79 @@ def export(
     keep_failed: bool = False,
     say: Say = lambda _: None,
 ) -> ExportReport:
-    """Write ``base``, in the form that the PEFT folder ``adapter`` was trained on, with it merged in, to ``out``.
+    """Merge the PEFT folder ``adapter`` into ``base``, write the weights to ``out``, and check them.
 
     Runs on the CPU. The merge holds one shard in memory (gguf: one tensor); the checks before and after it hold the
-    model, afterwards with 4 bytes a parameter. ``onto`` means nothing for a base that is not quantised.
+    whole model, after it with 4 bytes per parameter. ``onto`` has no effect if the base is not quantised.
 
-    ``name`` is the adapter's (unset: its folder's), and a gguf file's; ``say`` gets a line for each slow step.
+    ``name`` is the adapter's name, by default its folder's; it also names a gguf file. ``say`` gets a line for each
+    slow step.
 
-    Raises ConfigError for options, BaseRejected or AdapterRejected for what cannot be merged, and ExportDiverges where
-    the reloaded result is not what went in: then nothing is left, or, with ``keep_failed``, ``<out>.failed``.
+    Raises ConfigError for options, BaseRejected or AdapterRejected for what cannot be merged, and ExportDiverges if the
+    reloaded export does not behave like base + adapter. Then nothing is kept, or with ``keep_failed`` ``<out>.failed``.
     """
-    base = dataclasses.replace(base, device="cpu")
     name = name or (adapter.resolve().name if adapter else None)
+    base = dataclasses.replace(base, device="cpu")
     request = _ExportRequest(
         adapter, name, base, onto, dtype, format, max_shard_bytes, allow_base_mismatch, allow_unknown_fields, say
     )
     _check_request(request, out)
     started = time.monotonic()
-    trained = _open(request, base)
-    merged_onto = trained
-    if onto == "original" and base.quantization != "none":
-        say("the same with the original weights")
-        merged_onto = _open(request, dataclasses.replace(base, quantization="none"), trained)
+    trained, merged_onto = _references(request)
     weights = MergedWeights(Shards(merged_onto.folder), trained.adapter, DTYPES[dtype])
-    _check_room(out, weights.size_bytes)
+    _check_disk_space(out, weights.size_bytes)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary, out.name)
         folder.mkdir()
         _write(request, merged_onto, weights, folder)
-        say("reading it back")
-        again = _reload(request, folder, merged_onto)
-        report = ExportReport(
-            out=out,
-            base=trained.name,
-            base_fingerprint=trained.fingerprint,
-            adapter=trained.adapter.spec.id if trained.adapter else None,
-            onto=onto,
-            dtype=dtype,
-            format=format,
-            size_bytes=weights.size_bytes,
-            seconds=time.monotonic() - started,
-            effect=merged_onto.effect,
-            divergence=compare(merged_onto.observed, again),
-            from_trained=compare(trained.observed, again),
-        )
+        say("reading the export back")
+        outputs = _reload(request, folder, merged_onto)
+        seconds = time.monotonic() - started
+        report = _report(request, out, (trained, merged_onto), outputs, weights.size_bytes, seconds)
         (folder / ORIGIN).write_text(json.dumps(dataclasses.asdict(report), indent=1, default=str))
         make_ordinary(folder)
-        _judge(report, folder, keep_failed)
+        _check_divergence(report, folder, keep_failed)
         folder.rename(out)
     return report
 
 
+def _references(request: _ExportRequest) -> tuple[_Reference, _Reference]:
+    """Return the base that the adapter was trained on, and the one to merge it onto, which may be the same."""
+    trained = _open(request, request.base)
+    if request.onto == "dequantized" or request.base.quantization == "none":
+        return trained, trained
+    request.say("loading the original weights")
+    return trained, _open(request, dataclasses.replace(request.base, quantization="none"), trained)
+
+
+def _report(
+    request: _ExportRequest,
+    out: Path,
+    references: tuple[_Reference, _Reference],
+    outputs: ModelOutputs,
+    size_bytes: int,
+    seconds: float,
+) -> ExportReport:
+    """Compare ``outputs`` of the export with its ``references``: the base trained on, and the one merged onto."""
+    trained, merged_onto = references
+    return ExportReport(
+        out=out,
+        base=trained.name,
+        base_fingerprint=trained.fingerprint,
+        adapter=trained.adapter.spec.id if trained.adapter else None,
+        onto=request.onto,
+        dtype=request.dtype,
+        format=request.format,
+        size_bytes=size_bytes,
+        seconds=seconds,
+        effect=merged_onto.effect,
+        divergence=compare(merged_onto.outputs, outputs),
+        from_trained=compare(trained.outputs, outputs),
+    )
+
+
 def _check_request(request: _ExportRequest, out: Path) -> None:
-    """Options that cannot work, before anything slow."""
+    """Raise ConfigError for invalid options, before anything slow."""
     for option, choices in (("onto", Onto), ("dtype", DType), ("format", Format)):
         value = getattr(request, option)
         if value not in get_args(choices):
@@ -223,18 +244,23 @@ def _check_request(request: _ExportRequest, out: Path) -> None:
         raise ConfigError(f"--out: {error}") from None
 
 
-def _check_room(out: Path, size_bytes: int) -> None:
+def _check_disk_space(out: Path, size_bytes: int) -> None:
     free = shutil.disk_usage(out.parent).free
-    # Vocabulary and metadata come on top of the weights.
+    # 64 MiB for vocabulary and metadata.
     needed = size_bytes + (64 << 20)
     if free < needed:
-        raise ConfigError(f"--out: needs {needed / 2**30:.1f} GiB, and {out.parent} has {free / 2**30:.1f} GiB free")
+        raise ConfigError(
+            f"--out: needs {needed / 2**30:.1f} GiB, but {out.parent} has only {free / 2**30:.1f} GiB free"
+        )
 
 
 def _open(request: _ExportRequest, options: BaseOptions, trained: _Reference | None = None) -> _Reference:
-    """Look at base + adapter unmerged. The model goes when this returns: it has been run, its files have not."""
+    """Load a base and record the outputs of base + adapter, unmerged. The model is freed on return.
+
+    Its files, not the model, are merged: running it may have repacked its weights.
+    """
     base = load_base(options, request.say)
-    # A base opened to be merged onto has a fingerprint of its own; the adapter has been checked against the trained.
+    # The original weights have another fingerprint; the adapter was checked against the base it was trained on.
     spec = _verified(request, base, any_base=request.any_base or trained is not None)
     tokenizer = base.tokenizer
     folder = Path(str(base.model.name_or_path))
@@ -249,11 +275,11 @@ def _open(request: _ExportRequest, options: BaseOptions, trained: _Reference | N
     asked = len(prompts) * (2 if request.adapter else 1)
     what = "base and adapter, unmerged" if request.adapter else "the base"
     with progress_bar(f"answers of {what}", asked, request.say) as advance:
-        observed = collect_outputs(model, prompts, trained.observed if trained else None, advance)
+        outputs = collect_outputs(model, prompts, trained.outputs if trained else None, advance)
         if isinstance(model, PeftModel):
             with model.disable_adapter():
-                effect = compare(observed, collect_outputs(model, prompts, observed, advance))
-    return _Reference(base.name, folder, base.layout.fingerprint, tokenizer, weights, observed, effect)
+                effect = compare(outputs, collect_outputs(model, prompts, outputs, advance))
+    return _Reference(base.name, folder, base.layout.fingerprint, tokenizer, weights, outputs, effect)
 
 
 def _verified(request: _ExportRequest, base: Base, any_base: bool) -> AdapterSpec | None:
@@ -263,13 +289,13 @@ def _verified(request: _ExportRequest, base: Base, any_base: bool) -> AdapterSpe
 
 
 def _use_template(tokenizer: PreTrainedTokenizerBase, adapter: Path | None) -> None:
-    """The chat template that the adapter was trained with, where it brings one."""
+    """Use the chat template that the adapter was trained with, if it has its own."""
     if adapter and (adapter / CHAT_TEMPLATE).is_file():
         tokenizer.chat_template = (adapter / CHAT_TEMPLATE).read_text()
 
 
 def _write(request: _ExportRequest, base: _Reference, weights: MergedWeights, folder: Path) -> None:
-    """All files of the export but the report."""
+    """Write all files of the export except the report."""
     with progress_bar(
         f"merging and writing {request.dtype} weights", weights.size_bytes, request.say, in_bytes=True
     ) as advance:
@@ -288,26 +314,26 @@ def _write(request: _ExportRequest, base: _Reference, weights: MergedWeights, fo
 
 
 def _reload(request: _ExportRequest, folder: Path, base: _Reference) -> ModelOutputs:
-    """What plain transformers makes of the files, as any other program would read them."""
+    """Load the export with plain transformers, as any program would, and return its outputs. Raises ExportDiverges."""
     file: dict[str, Any] = {"gguf_file": _gguf_name(request, base)} if request.format == "gguf" else {}
     unpack: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if file else {}
-    # In float32 the weights are what was written, and nothing else is rounded.
+    # In float32, which is exact for the written weights and rounds nothing else.
     with quiet_libraries():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **file, **unpack).eval()
         prompts = encode_prompts(AutoTokenizer.from_pretrained(folder, **file))
     if prompts != encode_prompts(base.tokenizer):
-        raise ExportDiverges("the tokenizer read back from the export makes other tokens than the base's")
+        raise ExportDiverges("the exported tokenizer gives other token ids than the base's")
     with progress_bar("answers of what was read back", len(prompts), request.say) as advance:
-        return collect_outputs(model, prompts, base.observed, advance)
+        return collect_outputs(model, prompts, base.outputs, advance)
 
 
 def _gguf_name(request: _ExportRequest, base: _Reference) -> str:
-    """The adapter's, which is what tells one export of a base from another."""
+    """Return the gguf file's name, after the adapter, which distinguishes the exports of a base."""
     return f"{request.name or base.name}.gguf"
 
 
-def _judge(report: ExportReport, folder: Path, keep_failed: bool) -> None:
-    """Only rounding may lie between merged and unmerged, and less of it than what the adapter does."""
+def _check_divergence(report: ExportReport, folder: Path, keep_failed: bool) -> None:
+    """Raise ExportDiverges if merged and unmerged differ by more than rounding, or by half of the adapter's effect."""
     limit, found = LIMITS[report.dtype], report.divergence
     if found.within(limit) and (report.effect is None or found.mean_kl < report.effect.mean_kl / 2):
         return
@@ -318,9 +344,9 @@ def _judge(report: ExportReport, folder: Path, keep_failed: bool) -> None:
             shutil.rmtree(failed)
         folder.rename(failed)
         kept = f"it is in {failed}"
-    effect = f", and half of what the adapter does is KL {report.effect.mean_kl / 2:.2g}" if report.effect else ""
+    effect = f", and half of the adapter's effect is KL {report.effect.mean_kl / 2:.2g}" if report.effect else ""
     raise ExportDiverges(
-        f"the merged model is not base + adapter: {found}; rounding to {report.dtype} explains at most KL "
+        f"the merged model differs from base + adapter: {found}; rounding to {report.dtype} explains at most KL "
         f"{limit.mean_kl:g} and {1 - limit.top1:.1%} other tokens{effect}; {kept}",
         found,
     )

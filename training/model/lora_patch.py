@@ -62,7 +62,7 @@ def group_name(name: str) -> str:
 
 
 def base_weight(layer: Any, *, keep: bool) -> Weight:
-    """Return a function that gives a base layer's weight; 4-bit ones are dequantised once with ``keep``, else per call."""
+    """Return a function that gives a base layer's weight, dequantised from 4 bits once if ``keep``, else per call."""
     if not isinstance(layer, Linear4bit):
         return lambda: layer.weight
     if not keep:

@@ -64,7 +64,7 @@ def write_card(
     """Write all files besides PEFT's; the manifest last, so that if it exists, all do."""
     if template is not None:
         (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
-    # Leaves out the version of matplotlib, which would change the content's id.
+    # Leaves out the version of matplotlib.
     plot(history).savefig(folder / PLOT, dpi=100, metadata={"Software": None})
     (folder / CARD).write_text(card(name, manifest, judgement, use), encoding="utf-8")
     write_manifest(dict(manifest), folder)
@@ -190,8 +190,8 @@ def _front_matter(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _judgement(judgement: Judgement, settings: Mapping[str, Any]) -> Iterator[str]:
     yield (
-        f"Measured on {judgement.rows} held-out rows, {judgement.answered} of which were answered greedily. Forgetting was "
-        f"measured on {judgement.general} general prompts."
+        f"Measured on {judgement.rows} held-out rows, {judgement.answered} of which were answered greedily, and for "
+        f"forgetting on {judgement.general} general prompts."
     )
     yield _table(("", "base", "adapter"), comparison(judgement))
     yield f"{TWO_LOSSES} KL is the divergence from the base on general prompts: near 0, little was forgotten."
@@ -205,17 +205,17 @@ def _judgement(judgement: Judgement, settings: Mapping[str, Any]) -> Iterator[st
 def _use(name: str, manifest: Mapping[str, Any], use: UsageExample) -> Iterator[str]:
     why = f" The prompt is sent as token ids, because {use.request.reason}." if use.request.reason else ""
     yield (
-        "Use the system prompt that the adapter was trained with, if there is one. These commands upload this folder to a "
-        "server with the same base (`base_fingerprint` in `manylora.json`) and send it a row of the data as an example."
-        f"{why}"
+        "Use the system prompt that the adapter was trained with, if there is one. These commands upload this folder "
+        "to a server with the same base (`base_fingerprint` in `manylora.json`) and send it a row of the data as an "
+        f"example.{why}"
     )
     yield _fenced("sh", f"manylora adapters push . --name {name}\n{curl_command(ADDRESS, name, use.request)}")
     on_disk = (
         "" if manifest["base"]["model"] else " (replace the path of the base, which is that on the training machine)"
     )
     yield (
-        f"Without a server, run this in this folder, with transformers and PEFT{on_disk}. Results are rounded differently "
-        "from a server's, so an answer may differ where two tokens are almost equally likely:"
+        f"Without a server, run this in this folder, with transformers and PEFT{on_disk}. Results are rounded "
+        "differently from a server's, so an answer may differ where two tokens are almost equally likely:"
     )
     yield _fenced("python", python_example(use.model, manifest["quantization"], use.eos_token_ids, use.request))
 

@@ -1,7 +1,7 @@
 """The manifest ``manylora.json``: records how an adapter was trained.
 
-It is part of the adapter's content, and so of its id: nothing in it depends on when or where it was trained. The date is
-in the card.
+It is part of the adapter's content, and so of its id: nothing in it depends on when or where it was trained. The date
+is in the card.
 """
 
 import hashlib

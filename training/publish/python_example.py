@@ -13,7 +13,7 @@ def python_example(
 ) -> str:
     """Return the program, to be run in the adapter's folder.
 
-    ``model`` is the value of ``--model``; a base on disk is named by its path. ``quantization`` is that of the manifest.
+    ``model`` is the value of ``--model``; a base on disk is named by its path. ``quantization`` is the manifest's.
     """
     nf4 = quantization["method"] != "none"
     dtype = f"torch.{quantization['compute_dtype' if nf4 else 'dtype']}"

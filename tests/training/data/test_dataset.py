@@ -278,7 +278,7 @@ def test_all_bad_rows_of_all_files_are_told(tmp_path: Path) -> None:
             (7, "`output` is empty"), (8, "the assistant's turn 2 has"), (9, "the row is text"), (16, "invalid JSON"),
         ):  # fmt: skip
             assert f"{name}.jsonl:{place}: {reason}" in said
-    assert said.endswith("leave them out with --skip-bad.")
+    assert said.endswith("Correct them, or skip them with --skip-bad.")
 
 
 def test_only_the_first_twenty_are_named(tmp_path: Path) -> None:

@@ -244,10 +244,10 @@ def test_fingerprints_of_one_base_are_no_different_bases(layout: BaseLayout, tmp
     assert (written["base_fingerprint"], written["base_parts"]) == (layout.fingerprint, {"weights": "w"})
     unlike = [(one, 0.5), (described(tmp_path / "unlike", base_fingerprint="f" * 64, **said), 0.5)]
     check_merge(unlike, tmp_path / "new", "linear", None)
-    with pytest.raises(ConfigError, match="their changes have no sum"):
+    with pytest.raises(ConfigError, match="different bases cannot be merged"):
         merge(unlike, layout, tmp_path / "new")
     said["base_parts"] = {"weights": "x"}
-    with pytest.raises(ConfigError, match="their changes have no sum"):
+    with pytest.raises(ConfigError, match="different bases cannot be merged"):
         check_merge(
             [(one, 0.5), (described(tmp_path / "third", base_fingerprint="e" * 64, **said), 0.5)],
             tmp_path / "new",

@@ -152,7 +152,7 @@ def test_the_card_has_front_matter_that_hubs_read(tmp_path: Path, ready: tuple[T
     assert front["manylora"]["results"]["exact_match"] == 0.75
     assert "| exact match | 0.0% | 75.0% |" in body
     assert "manylora adapters push . --name tiny" in body
-    assert "It reaches every threshold that was set: `max_loss_ratio` 1." in body
+    assert "It passed every threshold that was set: `max_loss_ratio` 1." in body
     assert TWO_LOSSES in body
     settings = yaml.safe_load(body.partition("```yaml\n")[2].partition("```")[0])
     assert settings["r"] == 4
@@ -162,7 +162,7 @@ def test_the_card_says_what_was_not_good_enough(tmp_path: Path, ready: tuple[Tra
     contents = described(tmp_path / "a", ready)
     poor = replace(JUDGEMENT, failures=("exact match is low",))
     said = card("tiny", contents, poor, use(ready), today="2026-01-02")
-    assert "**It was not good enough:**\n\n- exact match is low" in said
+    assert "**It failed the judgement:**\n\n- exact match is low" in said
     assert "on 2026-01-02." in said
 
 

@@ -61,7 +61,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert last is not None
     assert not run_folder.out.exists()
     with pytest.raises(
-        ConfigError, match=r"^--out: a run was interrupted here; continue it with --resume, or delete .*killed"
+        ConfigError, match=r"^--out: a run was interrupted here; continue with --resume, or delete .*killed"
     ):
         trained(long(tmp_path, out=run_folder.out))
     said: list[str] = []
@@ -186,7 +186,7 @@ def test_what_is_trained_is_not_trained_again(tmp_path: Path, stopping: dict[str
     said: list[str] = []
     again, after, run_folder = unpublished(settings, said.append, resume=True)
     assert same(after, before)
-    assert said == ["it is trained already"]
+    assert said == ["training was finished by an earlier run; its adapter is used"]
     assert (again.history, again.steps) == (run.history, run.steps)
     assert not run_folder.unfinished.exists()
 
