@@ -14,8 +14,9 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.rows import question, write_rows
 from training.data.dataset import Dataset, build_dataset
 from training.model.base import open_base
+from training.progress_bar import Say
 from training.run.plan import make_plan
-from training.run.run import Say, TrainResult, train
+from training.run.run import TrainResult, train
 from training.run.run_folder import open_run_folder, run_request
 from training.settings import TrainSettings
 

@@ -9,7 +9,7 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from training.data.files import check_file
 from training.data.formats import AUTO, read_conversations
 from training.data.rendering import Example, Renderer
 from training.data.row_errors import LEFT_OUT, RowErrors
+from training.progress_bar import Say
 from training.settings import TrainSettings
 
 BATCH = 1000
@@ -33,8 +34,6 @@ DEFAULT_MAX_LENGTH = 1024
 """Default of ``--max-length`` in tokens, unless the model's context is shorter."""
 MIN_ROWS_TO_SPLIT = 10
 """With fewer rows than this none is held out: a single one would prove nothing, and all are needed for training."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

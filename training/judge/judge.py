@@ -6,7 +6,7 @@ Answers are what a server would give: greedy, ending at the base's EOS tokens.
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -22,14 +22,12 @@ from training.data.files import read_rows
 from training.data.rendering import Example, Renderer
 from training.judge.generate import Answer, generate
 from training.judge.scores import Scores, mean_kl, mean_loss, parse_json, score_answers
-from training.progress_bar import progress_bar
+from training.progress_bar import Say, progress_bar
 from training.run.library_logging import quiet_libraries
 from training.settings import TrainSettings, flag
 
 GENERAL = "general.jsonl"
 """General questions and answers, which measure forgetting if no ``--mix-general`` file is given."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

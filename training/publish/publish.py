@@ -14,9 +14,9 @@ from adapters.errors import AdapterError
 from adapters.format.spec import BaseLayout
 from adapters.registry.snapshot import Target
 from bases.errors import ConfigError, ManyloraError
+from training.progress_bar import Say
 from training.settings import API_KEY
 
-Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
 
 SECONDS = 10.0

@@ -5,7 +5,7 @@ weights, gradients and optimizer state are float32.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from bases.base import Base
 from training.model.lora import new_peft_model
 from training.model.lora_patch import patch_lora_layers
 from training.model.loss import answer_loss
+from training.progress_bar import Say
 from training.run.callbacks import OverfittingCallback
 from training.run.library_logging import quiet_libraries
 from training.run.plan import TrainingPlan, learning_rate
@@ -26,8 +27,6 @@ from training.run.progress import ProgressCallback
 from training.run.run_folder import STATE, RunFolder
 from training.run.trainer import AdapterTrainer
 from training.settings import TrainSettings
-
-Say = Callable[[str], None]
 
 MAX_CHECKPOINTS = 2
 """Number of checkpoints kept; older ones are deleted."""

@@ -18,9 +18,10 @@ from torch import Tensor
 from bases.errors import ConfigError
 from tests.training.rows import question, write_rows
 from tests.training.tiny_run import losses, prepared, same, tiny_settings, trained, weights
+from training.progress_bar import Say
 from training.run import progress
 from training.run.plan import make_plan
-from training.run.run import Say, TrainResult, train
+from training.run.run import TrainResult, train
 from training.run.run_folder import STATE, RunFolder, open_run_folder, run_request
 from training.settings import TrainSettings
 
