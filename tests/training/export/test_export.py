@@ -150,7 +150,7 @@ def test_the_two_targets_differ_and_the_report_says_so(root: Path, tmp_path: Pat
     assert trained.divergence.mean_kl < 1e-5
     assert original.divergence.mean_kl < 1e-5
     assert original.from_trained.mean_kl > 0.01
-    assert "that second distance is expected" in "\n".join(original.lines())
+    assert "this second divergence is expected" in "\n".join(original.lines())
     assert "expected" not in "\n".join(trained.lines())
 
 

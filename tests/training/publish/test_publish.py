@@ -60,7 +60,11 @@ def test_the_next_version_and_an_alias_for_exactly_it(live: Live, tmp_path: Path
     publish(at(live), folders[0], "two", None, said.append)
     second = publish(at(live), folders[1], "two", "prod", said.append, lambda done, all: sent.append((done, all)))
     assert (second.version, second.new, second.alias) == ("two@2", True, "prod")
-    assert said == ["published as two@1; two means two@1", "published as two@2; two means two@2", "prod means two@2"]
+    assert said == [
+        "published as two@1; two now serves two@1",
+        "published as two@2; two now serves two@2",
+        "the alias prod now points to two@2",
+    ]
     assert sent[-1][0] == sent[-1][1] > 0
     card = live.http.get("/v1/aliases/prod").json()
     assert [(target["adapter"], target["serves"]) for target in card["targets"]] == [("two@2", "two@2")]
@@ -86,7 +90,7 @@ def test_an_alias_that_cannot_be_is_told_with_the_version_that_is_there(
     said: list[str] = []
     with pytest.raises(PublishFailed, match="three@1 is published, but the alias three could not be set"):
         publish(at(live), folder, "three", "three", said.append)
-    assert said == ["published as three@1; three means three@1"]
+    assert said == ["published as three@1; three now serves three@1"]
 
 
 def test_a_server_of_the_same_base_is_found_fit_without_generating_anything(live: Live, layout: BaseLayout) -> None:
@@ -132,7 +136,7 @@ def test_nobody_answers() -> None:
 
 
 def test_something_else_answers(live: Live) -> None:
-    with pytest.raises(ConfigError, match=r"GET /v1/v1/models of http://.* is answered with 404"):
+    with pytest.raises(ConfigError, match=r"http://.* answers GET /v1/v1/models with status 404"):
         served_base(Server(f"{address(live)}/v1"))
 
 
@@ -235,7 +239,7 @@ def test_the_key_is_shown_when_asking_and_when_publishing(tmp_path: Path, finger
         server = Server(f"http://127.0.0.1:{keeper.server_port}", "sesame")
         try:
             with pytest.raises(
-                ConfigError, match=r"GET /v1/models of .* is answered with 401; it wants a key "
+                ConfigError, match=r"answers GET /v1/models with status 401; set a valid API key "
             ) as refused:
                 served_base(server)
             with pytest.raises(PublishFailed, match="not published") as failed:

@@ -216,7 +216,7 @@ def test_ctrl_c_while_judging_is_gone_on_from(root: Path, train: Run, tmp_path: 
     short = {"name": "tiny", "out": tmp_path / "adapter", "max_steps": 8, "judge_tokens": 32, "r": 16}
     with pytest.raises(KeyboardInterrupt):
         Job(tiny_settings(root, **short), Console(file=console)).run()
-    assert console.getvalue().endswith("stopped; --resume goes on with judging\n")
+    assert console.getvalue().endswith("stopped; continue with judging by running the same command with --resume\n")
     assert not (tmp_path / "adapter").exists()
     status, _, errors = train("--model", tmp_path / "no-base")  # told before one is opened
     assert (status, "continue with --resume" in errors) == (2, True)
@@ -254,16 +254,16 @@ def test_what_is_not_good_enough_is_kept_and_not_published(live: Live, train: Ru
     with unchanged(live):
         status, said, _ = train("--max-loss-ratio", 0.01, "--publish", address(live))
     assert status == 3
-    assert "! not good enough: held-out loss is" in said
-    assert "! it was not published" in said
+    assert "! judgement failed: held-out loss is" in said
+    assert "! the adapter was not published" in said
     assert json.loads((tmp_path / "adapter" / "manylora.json").read_text())["evaluation"]["passed"] is False
-    assert "It was not good enough" in (tmp_path / "adapter" / "README.md").read_text()
+    assert "It failed the judgement" in (tmp_path / "adapter" / "README.md").read_text()
 
 
 def test_publishing_it_anyway(live: Live, train: Run) -> None:
     status, said, _ = train("--max-loss-ratio", 0.01, "--publish", address(live), "--publish-anyway", "--name", "poor")
     assert status == 0
-    assert "! not good enough" in said
+    assert "! judgement failed" in said
     assert live.http.get("/v1/adapters/poor").json()["active"] == 1
 
 
@@ -280,7 +280,10 @@ def test_a_server_of_another_base_is_told_before_training(train: Run, tmp_path: 
     ("words", "message"),
     [
         (["--publish", "http://127.0.0.1:9", "--alias", "no/../pe"], "--alias: "),
-        (["--publish", "http://127.0.0.1:9", "--alias", "Tiny"], "--alias: Tiny is the adapter's own name"),
+        (
+            ["--publish", "http://127.0.0.1:9", "--alias", "Tiny"],
+            "--alias: must differ from the adapter's --name, tiny",
+        ),
         (
             ["--publish", "http://127.0.0.1:9"],
             "--publish: no answer from http://127.0.0.1:9: the connection was refused",
@@ -306,11 +309,14 @@ def test_a_bad_option_is_told_before_training(train: Run, tmp_path: Path, words:
     ("words", "message"),
     [
         (["--eval-file", "nowhere.jsonl"], "nowhere.jsonl: No such file or directory"),
-        (["--mix-general", "pyproject.toml"], "pyproject.toml: a data file's name ends in one of"),
+        (["--mix-general", "pyproject.toml"], "pyproject.toml: the name of a data file must end in one of"),
         (["--chat-template", "nowhere.jinja"], "--chat-template: "),
         (["--out", "training"], "--out: "),
-        (["--out", "pyproject.toml/adapter"], "pyproject.toml is no folder that can be written to"),
-        (["--publish", "http://127.0.0.1:9", "--alias", "Tiny"], "--alias: Tiny is the adapter's own name"),
+        (["--out", "pyproject.toml/adapter"], "pyproject.toml is not a writable folder"),
+        (
+            ["--publish", "http://127.0.0.1:9", "--alias", "Tiny"],
+            "--alias: must differ from the adapter's --name, tiny",
+        ),
     ],
 )
 def test_what_needs_no_base_is_told_before_one_is_opened(
