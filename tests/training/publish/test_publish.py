@@ -176,7 +176,7 @@ VERSION = (200, '{"base_fingerprint": "abc"}')
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.publish.publish.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("training.publish.publish.RETRY_SECONDS", 0.01)
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -189,7 +189,7 @@ def test_a_busy_server_is_waited_for(impatient: None, status: int) -> None:
 
 
 def test_a_server_that_stays_busy_is_told_as_that(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.publish.publish.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("training.publish.publish.BUSY_TIMEOUT_SECONDS", 0.05)
     with (
         scripted(models=[(503, "")], version=[VERSION]) as server,
         pytest.raises(ConfigError, match=r"is busy or starting \(503\); try again later"),
