@@ -1,4 +1,4 @@
-"""How far a part of the work is: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a long operation: a bar on a terminal, otherwise a line every few seconds."""
 
 import math
 import time
@@ -13,12 +13,12 @@ from adapters.cli.upload_bar import LINE_SECONDS, draws_bars
 
 Say = Callable[[str], None]
 Advance = Callable[[int], None]
-"""Told how much more is done."""
+"""Called with the amount of work done since the last call."""
 
 
 @contextmanager
 def progress_bar(title: str, total: int, say: Say, *, in_bytes: bool = False) -> Iterator[Advance]:
-    """While ``total`` things, or bytes, are being done. A log file gets no bar: only what ``say`` is told."""
+    """Show the progress over ``total`` items, or bytes: as a bar on a terminal, else as lines passed to ``say``."""
     console = Console(stderr=True)
     if not draws_bars(console):
         yield _lines(title, total, say, in_bytes)
@@ -31,13 +31,13 @@ def progress_bar(title: str, total: int, say: Say, *, in_bytes: bool = False) ->
 
 
 def _lines(title: str, total: int, say: Say, in_bytes: bool) -> Advance:
-    done, told = 0, -math.inf
+    done, last_line = 0, -math.inf
 
     def advance(more: int) -> None:
-        nonlocal done, told
+        nonlocal done, last_line
         done += more
-        if time.monotonic() - told >= LINE_SECONDS or done == total:
-            told = time.monotonic()
+        if time.monotonic() - last_line >= LINE_SECONDS or done == total:
+            last_line = time.monotonic()
             say(f"{title}: {decimal(done)} of {decimal(total)}" if in_bytes else f"{title}: {done} of {total}")
 
     advance(0)

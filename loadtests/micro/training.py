@@ -33,12 +33,13 @@ import psutil  # noqa: E402 - OpenMP reads what was just set
 import torch  # noqa: E402
 
 from loadtests.machine import describe_machine  # noqa: E402
-from training.data.dataset import Dataset, build  # noqa: E402
+from training.data.dataset import Dataset, build_dataset  # noqa: E402
 from training.model.base import open_base  # noqa: E402
-from training.model.lora import adapted  # noqa: E402
-from training.run.library_logging import quiet  # noqa: E402
-from training.run.run import learning_rate, train  # noqa: E402
-from training.run.run_folder import requested, working  # noqa: E402
+from training.model.lora import new_peft_model  # noqa: E402
+from training.run.library_logging import quiet_libraries  # noqa: E402
+from training.run.plan import learning_rate, make_plan  # noqa: E402
+from training.run.run import train  # noqa: E402
+from training.run.run_folder import open_run_folder, run_request  # noqa: E402
 from training.run.trainer import AdapterTrainer  # noqa: E402
 from training.settings import TrainSettings  # noqa: E402
 
@@ -147,7 +148,7 @@ def _in_a_process(way: str, data: Path) -> Speed:
 def _run(args: argparse.Namespace) -> Speed:
     settings = _settings(args, args.data)
     base = open_base(settings)
-    dataset = build(settings, base.tokenizer, base.max_model_len)
+    dataset = build_dataset(settings, base.tokenizer, base.max_model_len)
     clock = Clock(base.device)
     work: Callable[..., None] = _ours if args.way == "ours" else _peft
     with _peak(base.device) as memory, tempfile.TemporaryDirectory() as folder:
@@ -165,8 +166,8 @@ def _ours(settings: TrainSettings, base: Any, dataset: Dataset, clock: Clock) ->
         return loss
 
     AdapterTrainer.training_step = timed  # type: ignore[method-assign, assignment]  # for this process, which does nothing else
-    with working(settings.folder, requested(settings, base, dataset), resume=False) as place:
-        train(settings, base, dataset, place)
+    with open_run_folder(settings.folder, run_request(settings, base, dataset), resume=False) as run_folder:
+        train(settings, base, make_plan(settings, base, dataset), run_folder)
 
 
 def _peft(settings: TrainSettings, base: Any, dataset: Dataset, clock: Clock) -> None:
@@ -198,7 +199,7 @@ def _peft(settings: TrainSettings, base: Any, dataset: Dataset, clock: Clock) ->
         seed=settings.seed,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    with quiet(), adapted(settings, base) as model:
+    with quiet_libraries(), new_peft_model(settings, base) as model:
         for name, module in list(model.named_modules()):
             if type(module).__name__ == "Dropout" and ".lora_dropout." in name:
                 model.set_submodule(name, nn.Dropout(module.p))  # PEFT's own, not our faster one

@@ -12,10 +12,12 @@ from torch import Tensor
 from bases.base import Base
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.rows import question, write_rows
-from training.data.dataset import Dataset, build
+from training.data.dataset import Dataset, build_dataset
 from training.model.base import open_base
-from training.run.run import Say, Trained, checked_plan, train
-from training.run.run_folder import requested, working
+from training.progress_bar import Say
+from training.run.plan import make_plan
+from training.run.run import TrainResult, train
+from training.run.run_folder import open_run_folder, run_request
 from training.settings import TrainSettings
 
 ROWS = 24
@@ -39,22 +41,22 @@ def tiny_settings(root: Path, **more: Any) -> TrainSettings:
 def prepared(settings: TrainSettings) -> tuple[Base, Dataset]:
     """The base, and the data as it reads them."""
     base = open_base(settings)
-    return base, build(settings, base.tokenizer, base.max_model_len)
+    return base, build_dataset(settings, base.tokenizer, base.max_model_len)
 
 
-def trained(settings: TrainSettings, say: Say = lambda _: None) -> Trained:
+def trained(settings: TrainSettings, say: Say = lambda _: None) -> TrainResult:
     """A whole run, but for the judgement."""
     return train_on(settings, *prepared(settings), say)
 
 
-def train_on(settings: TrainSettings, base: Base, dataset: Dataset, say: Say = lambda _: None) -> Trained:
+def train_on(settings: TrainSettings, base: Base, dataset: Dataset, say: Say = lambda _: None) -> TrainResult:
     """The same, of what is open."""
-    checked_plan(settings, base, dataset)
-    with working(settings.folder, requested(settings, base, dataset), resume=settings.resume) as place:
-        run = train(settings, base, dataset, place, say)
+    plan = make_plan(settings, base, dataset)
+    with open_run_folder(settings.folder, run_request(settings, base, dataset), resume=settings.resume) as run_folder:
+        run = train(settings, base, plan, run_folder, say)
         if PartialState().is_main_process:
-            place.publish()
-    return replace(run, folder=place.out)
+            run_folder.move_to_out()
+    return replace(run, folder=run_folder.out)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

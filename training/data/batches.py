@@ -1,29 +1,29 @@
-"""Which rows go through the model together, and in which order."""
+"""Groups rows into batches and orders them."""
 
 import random
 from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
-from training.data.packing import Packed, pack
+from training.data.packing import PackedRow, pack
 from training.data.rendering import Example
 
 SORTED_BATCHES = 16
-"""Batches among which rows of similar length are brought together: enough to save the padding, few enough that a batch
-is still a random choice."""
+"""Rows are sorted by length within groups of this many batches: enough to save most padding, but few enough that
+batches are still random."""
 
 
-def make_rows(examples: Sequence[Example], max_length: int, packing: bool, seed: int) -> list[Packed]:
-    """The rows of a batch: examples packed together, or each alone."""
+def make_rows(examples: Sequence[Example], max_length: int, packing: bool, seed: int) -> list[PackedRow]:
+    """Return the rows to train on: several examples packed into each, or one example in each."""
     if packing:
         return pack(examples, max_length, seed)
     return [row for example in examples for row in pack([example], len(example.input_ids))]
 
 
-class SimilarLengths(Sampler[int]):
-    """Rows in random order, such that consecutive ``batch_size`` of them are about equally long.
+class LengthGroupedSampler(Sampler[int]):
+    """Samples rows in random order, such that the rows of a batch have similar lengths.
 
-    The order depends on the seed and the epoch alone, so that a resumed run sees what the uninterrupted one would.
+    The order depends only on seed and epoch, so that a resumed run sees the same batches as an uninterrupted one.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -44,7 +44,7 @@ class SimilarLengths(Sampler[int]):
         chance.shuffle(order)
         size = self._batch_size
         rest = len(order) % size
-        # The batch that is not full must come last: what reads the indices cuts them into batches by counting.
+        # The incomplete batch must be last, since the data loader cuts the indices into batches by counting.
         full, last = order[: len(order) - rest], order[len(order) - rest :]
         group = size * SORTED_BATCHES
         batches = []
@@ -55,7 +55,7 @@ class SimilarLengths(Sampler[int]):
         return iter([row for batch in batches for row in batch] + last)
 
 
-def in_order(rows: Sequence[Packed], batch_size: int) -> list[list[Packed]]:
-    """All rows in batches, by length: for evaluating."""
+def sorted_batches(rows: Sequence[PackedRow], batch_size: int) -> list[list[PackedRow]]:
+    """Return all rows in batches, sorted by length, for evaluation."""
     near = sorted(rows, key=lambda row: len(row.input_ids))
     return [near[start : start + batch_size] for start in range(0, len(near), batch_size)]

@@ -1,4 +1,4 @@
-"""What every row of training data becomes, whatever format it came in."""
+"""The common form of all training rows, whatever format they are stored in."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from bases.errors import ManyloraError
 
 
 class DataError(ManyloraError):
-    """Data that cannot be trained on, with the row (``file.jsonl:12``) where it is one row's fault."""
+    """Raised for data that cannot be trained on; names the row (``file.jsonl:12``) if one row is the cause."""
 
     exit_status = 2
 
@@ -18,12 +18,12 @@ class DataError(ManyloraError):
         super().__init__(f"{source}: {reason}" if source else reason)
 
 
-Refuse = Callable[[DataError], None]
-"""Gets the reason why a row cannot be trained on. Where it raises, reading ends there; else with the next row."""
+OnRowError = Callable[[DataError], None]
+"""Handles the error of one row. If it returns, reading goes on with the next row; if it raises, reading ends."""
 
 
-def stop(error: DataError) -> None:
-    """Raises the first reason."""
+def raise_error(error: DataError) -> None:
+    """Raise the first error."""
     raise error
 
 
@@ -34,27 +34,27 @@ class Turn:
     role: str
     """``system``, ``user``, ``assistant`` or ``tool``."""
     content: str
-    """Empty only beside ``tool_calls``."""
+    """May be empty only if there are ``tool_calls``."""
     trained: bool = False
-    """Whether the loss is taken on it."""
+    """Whether its tokens are trained on."""
     more: Mapping[str, Any] = field(default_factory=dict)
-    """What else the chat template gets: ``name``, ``tool_calls``, ``tool_call_id``."""
+    """Further fields for the chat template: ``name``, ``tool_calls``, ``tool_call_id``."""
 
     def message(self) -> dict[str, Any]:
-        """As chat templates want it."""
+        """Return the message as a dict for a chat template."""
         return {"role": self.role, "content": self.content or None, **self.more}
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One row: either ``turns``, which end with the assistant's, or ``text``."""
+    """One row: either ``turns``, the last of which is the assistant's, or ``text``."""
 
     source: str
-    """File and row, from 1: ``file.jsonl:12``."""
+    """File and row number, counted from 1: ``file.jsonl:12``."""
     turns: tuple[Turn, ...] = ()
     tools: list[dict[str, Any]] | None = None
     """JSON schemas of the functions the assistant may call."""
     prompt: str | None = None
     """What ``text`` completes; None where ``text`` is plain text."""
     text: str | None = None
-    """All of it is trained."""
+    """Plain text or a completion; all of it is trained on."""

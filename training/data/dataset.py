@@ -1,15 +1,15 @@
-"""From files to the examples that are trained, held out, and kept against forgetting.
+"""Builds the dataset of a run from files: the examples to train on, the held-out ones, and general ones.
 
-In this order: read, render, mind the length, drop duplicates, hold rows out, drop from training what is held out,
-repeat by weight, mix in general rows. Every row that falls out is counted in the report. All files are read before a
-bad row ends it, so that all of them are told at once.
+Steps, in order: read, render, check the length, drop duplicates, hold rows out, drop held-out rows from training,
+repeat files by weight, mix in general rows. The report counts every row that is left out. All files are read before an
+invalid row raises, so that all invalid rows are reported at once.
 """
 
 import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,51 +17,50 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from bases.errors import ConfigError
-from training.data.bad_rows import LEFT_OUT, BadRows
-from training.data.conversation import Conversation, DataError, Refuse
+from training.data.conversation import Conversation, DataError, OnRowError
+from training.data.data_report import DataReport, FileCount, advise
 from training.data.files import check_file
 from training.data.formats import AUTO, read_conversations
 from training.data.rendering import Example, Renderer
-from training.data.report import FileCount, Report, advise
+from training.data.row_errors import LEFT_OUT, RowErrors
+from training.progress_bar import Say
 from training.settings import TrainSettings
 
 BATCH = 1000
-"""Rows rendered and encoded at a time."""
-TELL = 10_000
-"""Rows between two lines of progress."""
-LONGEST = 1024
-"""Tokens a row may have unless told otherwise, or the model's context where that is less."""
-FEWEST = 10
-"""Rows below which none is held out: one alone would judge nothing, and every one is needed."""
-
-Say = Callable[[str], None]
+"""Number of rows that are rendered and encoded at a time."""
+PROGRESS_EVERY = 10_000
+"""Number of rows between two lines of progress."""
+DEFAULT_MAX_LENGTH = 1024
+"""Default of ``--max-length`` in tokens, unless the model's context is shorter."""
+MIN_ROWS_TO_SPLIT = 10
+"""With fewer rows than this none is held out: a single one would prove nothing, and all are needed for training."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a training run gets."""
+    """The examples of a training run."""
 
     train: list[Example]
-    """Repeated by the files' weights, general rows among them."""
+    """Training examples, repeated by their files' weights, with the mixed-in general rows."""
     evaluation: list[Example]
-    """Held out; none of them occurs in ``train``."""
+    """Held-out examples; none of them is in ``train``."""
     general: list[Example]
-    """Rows of the general file that are not trained on, for measuring what was forgotten."""
-    report: Report
+    """Held-out examples of the general file, for measuring forgetting."""
+    report: DataReport
     data_hash: str
-    """SHA-256, in hexadecimal, over ids and labels of ``train``; their order does not matter, their number does."""
+    """SHA-256 in hexadecimal of the ids and labels of ``train``, with repetitions, in any order."""
     max_length: int
-    """Tokens, of the longest row possible."""
+    """Maximum length of a row, in tokens."""
     chat_template: str | None
-    """The template that was used instead of the tokenizer's own, and must travel with the adapter."""
+    """The chat template used instead of the tokenizer's own, if any; it is saved with the adapter."""
     end_of_turn: int | None
-    """The token that was trained to end an answer in a chat; None without a chat template."""
+    """The token that ends an answer in a chat; None without a chat template."""
 
 
-def build(
+def build_dataset(
     settings: TrainSettings, tokenizer: PreTrainedTokenizerBase, max_model_len: int, say: Say = lambda _: None
 ) -> Dataset:
-    """All that ``settings`` say about data, done. ``say`` gets a line now and then. Raises ConfigError or DataError."""
+    """Read and prepare the data that ``settings`` name; ``say`` gets progress. Raises ConfigError or DataError."""
     template = _read_template(settings.chat_template)
     renderer = Renderer(tokenizer, template)
     reader = _Reader(renderer, _max_length(settings.max_length, max_model_len), settings.too_long, say)
@@ -87,7 +86,7 @@ def build(
 
 
 def check_files(settings: TrainSettings) -> None:
-    """Whether the files can be read, before the base is opened, which takes longer. Raises ConfigError or DataError."""
+    """Check, before the base is loaded, that the files can be read. Raises ConfigError or DataError."""
     _read_template(settings.chat_template)
     for path in (*_weights(settings), settings.eval_file, settings.mix_general):
         if path is not None:
@@ -95,25 +94,25 @@ def check_files(settings: TrainSettings) -> None:
 
 
 def data_hash(examples: Iterable[Example]) -> str:
-    """The same for the same rows in any order."""
+    """Return a SHA-256, in hexadecimal, that does not depend on the order of the examples."""
     return hashlib.sha256(b"".join(sorted(example.digest for example in examples))).hexdigest()
 
 
 @dataclass
 class _Reader:
-    """Files to examples no longer than ``max_length``, counting what becomes of the rows."""
+    """Reads files into examples of at most ``max_length`` tokens, and counts the rows left out."""
 
     renderer: Renderer
     max_length: int
     too_long: str
     say: Say
     counts: Counter[str] = field(default_factory=Counter)
-    """Reason a row was left out or cut -> rows."""
+    """Reason for leaving a row out or truncating it -> number of rows."""
     files: list[FileCount] = field(default_factory=list)
-    bad: BadRows = field(default_factory=BadRows)
+    bad: RowErrors = field(default_factory=RowErrors)
 
     def read(self, path: Path, format: str, weight: float = 1.0) -> Iterator[Example]:
-        """The examples of one file, after which it is in ``files``."""
+        """Yield the examples of one file, then append its counts to ``files``."""
         count = FileCount(path.name, weight=weight)
         rows = self._rows(path, format, count)
         while batch := list(islice(rows, BATCH)):
@@ -129,7 +128,7 @@ class _Reader:
         self.files.append(count)
 
     def unique(self, examples: Iterable[Example], known: Iterable[Example] = ()) -> list[Example]:
-        """Each example once, and none of ``known``."""
+        """Return each example once, without those in ``known``; count the duplicates."""
         seen = {example.digest for example in known}
         kept = []
         for example in examples:
@@ -141,23 +140,23 @@ class _Reader:
         return kept
 
     def _rows(self, path: Path, format: str, count: FileCount) -> Iterator[Conversation]:
-        refuse = self._refuse(count)
-        for conversation, count.format, unused in read_conversations(path, format, refuse):
+        on_error = self._on_error(count)
+        for conversation, count.format, unused in read_conversations(path, format, on_error):
             count.rows += 1
             count.unused |= unused
-            if count.rows % TELL == 0:
+            if count.rows % PROGRESS_EVERY == 0:
                 self.say(f"{path.name}: {count.rows:,} rows read")
             yield conversation
 
-    def _refuse(self, count: FileCount) -> Refuse:
-        def refuse(error: DataError) -> None:
+    def _on_error(self, count: FileCount) -> OnRowError:
+        def on_error(error: DataError) -> None:
             count.rows += 1
             self.bad.add(error)
 
-        return refuse
+        return on_error
 
     def _fit(self, example: Example) -> Example | None:
-        """The example, cut or not, or None where it is left out."""
+        """Return the example, truncated if necessary, or None if it is left out. Raises DataError."""
         length = len(example.input_ids)
         if length <= self.max_length:
             return _trained(example)
@@ -181,19 +180,19 @@ def _trained(example: Example) -> Example:
 def _max_length(wanted: int | None, context: int) -> int:
     if wanted is not None and not 2 <= wanted <= context:
         raise ConfigError(f"--max-length: must be 2 to {context}, the context of this model (got {wanted})")
-    return wanted or min(LONGEST, context)
+    return wanted or min(DEFAULT_MAX_LENGTH, context)
 
 
 def _weights(settings: TrainSettings) -> dict[Path, float]:
-    """How often each file's rows are trained on."""
+    """Return the files to train on with their weights: how often each file's rows are used."""
     weights = dict(_split_weight(name) for name in settings.data)
     if len(weights) < len(settings.data):
-        raise ConfigError("DATA: a file is named twice; give it a weight instead")
+        raise ConfigError("DATA: a file is named twice; to use its rows more often, give it a weight (FILE=2)")
     return weights
 
 
 def _split_weight(name: str) -> tuple[Path, float]:
-    """``rows.jsonl=2.5`` as path and weight; a file's own name may have an equals sign, too."""
+    """Split ``rows.jsonl=2.5`` into path and weight; a file's own name may contain an equals sign."""
     stem, equals, said = name.rpartition("=")
     if not equals or Path(name).exists():
         return Path(name), 1.0
@@ -216,7 +215,10 @@ def _read_template(path: Path | None) -> str | None:
 
 
 def _hold_out(settings: TrainSettings, reader: _Reader, pool: list[Example]) -> tuple[list[Example], list[Example]]:
-    """(train, evaluation): a given file's rows, or a share of the pool's; no row of the same tokens is trained."""
+    """Return (train, evaluation). The held-out rows are those of ``--eval-file`` or a share of ``pool``.
+
+    Rows with the same tokens as a held-out one are dropped from training.
+    """
     if settings.eval_file is None:
         pool, evaluation = _split(pool, settings.eval_share, settings.seed)
     else:
@@ -228,10 +230,10 @@ def _hold_out(settings: TrainSettings, reader: _Reader, pool: list[Example]) -> 
 
 
 def _split(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(most, ``share`` of them), both in order; at least one where there are FEWEST and a share is wanted."""
-    if share == 0 or len(examples) < FEWEST:
+    """Return (rest, ``share`` of the rows), both in order; the second is empty below MIN_ROWS_TO_SPLIT rows."""
+    if share == 0 or len(examples) < MIN_ROWS_TO_SPLIT:
         return examples, []
-    # A row may make several examples, which belong on one side.
+    # The examples of one row must be on the same side.
     rows = list(dict.fromkeys(example.source for example in examples))
     wanted = min(max(round(share * len(rows)), 1), len(rows) - 1)
     chosen = {rows[place] for place in random.Random(f"{seed}-split").sample(range(len(rows)), wanted)}
@@ -240,7 +242,7 @@ def _split(examples: list[Example], share: float, seed: int) -> tuple[list[Examp
 
 
 def _repeat(examples: list[Example], weights: dict[Path, float], seed: int) -> list[Example]:
-    """Each file's rows as often as its weight says; of a fraction, a random choice of them."""
+    """Repeat each file's rows by its weight; for a fractional part, add a random sample of them."""
     repeated = []
     for path, weight in weights.items():
         rows = [example for example in examples if example.source.rpartition(":")[0] == str(path)]
@@ -256,9 +258,9 @@ def _read_general(settings: TrainSettings, reader: _Reader, known: Sequence[Exam
 
 
 def _general(settings: TrainSettings, rows: list[Example], trained: int) -> tuple[list[Example], list[Example]]:
-    """(held out, mixed in) of the general rows: so many that they are ``mix_share`` of all that is trained.
+    """Return (held-out, mixed-in) general rows; the latter make up ``mix_share`` of all training rows.
 
-    Rows are not repeated for it: too few are an error.
+    Raises DataError if there are too few: general rows are not repeated.
     """
     if settings.mix_general is None:
         return [], []
@@ -284,10 +286,10 @@ def _report(
     evaluation: Sequence[Example],
     general: Sequence[Example],
     mixed: Sequence[Example],
-) -> Report:
+) -> DataReport:
     lengths = [len(example.input_ids) for example in train]
     left_out = {reason: count for reason, count in reader.counts.items() if count and reason != "truncated"}
-    report = Report(
+    report = DataReport(
         files=reader.files,
         train=len(train),
         evaluation=len(evaluation),

@@ -1,4 +1,4 @@
-"""Rows of a file: JSON Lines, JSON, CSV or Parquet."""
+"""Reads the rows of JSON Lines, JSON, CSV and Parquet files."""
 
 import codecs
 import csv
@@ -9,19 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from training.data.conversation import DataError, Refuse, stop
+from training.data.conversation import DataError, OnRowError, raise_error
 
 Row = tuple[int, dict[str, Any]]
-"""A row and its number from 1: the line in JSON Lines, else the record (a CSV's header is not counted)."""
+"""(number, row). Numbers start at 1: the line in JSON Lines, else the record, without a CSV's header."""
 _Unread = tuple[int, Callable[[], dict[str, Any]]]
-"""A row's number and what gives the row, or raises DataError where that row alone is wrong."""
+"""(number, function that parses the row, or raises DataError if the row is invalid)."""
 
 
-def read_rows(path: Path, refuse: Refuse = stop) -> Iterator[Row]:
-    """The rows of a file, one at a time (of a JSON array all at once).
+def read_rows(path: Path, on_error: OnRowError = raise_error) -> Iterator[Row]:
+    """Yield the rows of a file, one at a time; a JSON array is read as a whole.
 
-    Which kind of file it is, its ending says; a ``.json`` may hold one array or a line for each row. Raises DataError
-    where the file cannot be read on; of one row that cannot be read, ``refuse`` is told.
+    The suffix gives the kind of file; a ``.json`` may hold one array or one row per line. Calls ``on_error`` for each
+    row that cannot be read. Raises DataError if the rest of the file cannot be read.
     """
     read = _reader(path)
     try:
@@ -31,17 +31,17 @@ def read_rows(path: Path, refuse: Refuse = stop) -> Iterator[Row]:
                 try:
                     record = get()
                 except DataError as error:
-                    refuse(error)
+                    on_error(error)
                 else:
                     yield row, record
     except OSError as error:
         raise DataError(error.strerror or str(error), str(path)) from None
     if row == 0:
-        raise DataError("there are no rows in it", str(path))
+        raise DataError("the file has no rows", str(path))
 
 
 def check_file(path: Path) -> None:
-    """Raises DataError where :func:`read_rows` could not begin."""
+    """Raise DataError if :func:`read_rows` could not open the file."""
     _reader(path)
     try:
         path.open("rb").close()
@@ -52,7 +52,7 @@ def check_file(path: Path) -> None:
 def _reader(path: Path) -> Callable[[Path, BinaryIO], Iterator[_Unread]]:
     read = _READERS.get(path.suffix.lower())
     if read is None:
-        raise DataError(f"a data file's name ends in one of {', '.join(_READERS)}", str(path))
+        raise DataError(f"the name of a data file must end in one of {', '.join(_READERS)}", str(path))
     return read
 
 
@@ -77,7 +77,7 @@ def _json(path: Path, file: BinaryIO) -> Iterator[_Unread]:
 
 
 def _begins_with_bracket(file: BinaryIO) -> bool:
-    """Whether the first character that is no space opens an array; the file is at its beginning afterwards."""
+    """Return whether the first character that is not white space is a bracket; rewind the file."""
     first = b""
     for line in file:
         if first := line.removeprefix(codecs.BOM_UTF8).lstrip()[:1]:
@@ -96,12 +96,12 @@ def _csv(path: Path, file: BinaryIO) -> Iterator[_Unread]:
         for number, record in enumerate(reader, start=1):
             yield number, partial(_full, record, f"{path}:{number}")
     except csv.Error as error:
-        raise DataError(f"no valid CSV: {error}", f"{path}:{number + 1}") from None
+        raise DataError(f"invalid CSV: {error}", f"{path}:{number + 1}") from None
 
 
 def _full(record: dict[str, Any], source: str) -> dict[str, Any]:
     if None in record or None in record.values():
-        raise DataError("it has not as many fields as the header", source)
+        raise DataError("the row and the header have different numbers of fields", source)
     return record
 
 
@@ -115,7 +115,7 @@ def _without_mark(lines: Iterator[str]) -> Iterator[str]:
 def _check_header(names: Any, path: Path) -> None:
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
-        raise DataError(f"its header names {', '.join(map(repr, twice))} more than once", str(path))
+        raise DataError(f"the header names {', '.join(map(repr, twice))} more than once", str(path))
 
 
 def _parquet(path: Path, file: BinaryIO) -> Iterator[_Unread]:
@@ -134,11 +134,11 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[_Unread]:
                 yield number, partial(_parquet_row, batch.slice(index, 1), f"{path}:{number}")
     except pyarrow.ArrowException as error:
         reason = str(error).partition("\n")[0]
-        raise DataError(f"no readable Parquet after row {number}: {reason}", str(path)) from None
+        raise DataError(f"unreadable Parquet after row {number}: {reason}", str(path)) from None
 
 
 def _parquet_row(row: Any, source: str) -> dict[str, Any]:
-    """The one row of a batch, in Python's types, which do not hold all that Arrow's do: far dates, a key twice."""
+    """Convert a batch of one row to Python. Raises DataError for what Python lacks: far dates, duplicate keys."""
     try:
         record: dict[str, Any] = row.to_pylist(maps_as_pydicts="strict")[0]
     except (ValueError, KeyError, ArithmeticError) as error:
@@ -158,14 +158,14 @@ def _parse(text: str, source: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text.rstrip("\r\n") else ""
-        raise DataError(f"no valid JSON: {error.msg} at {line}column {error.colno}", source) from None
+        raise DataError(f"invalid JSON: {error.msg} at {line}column {error.colno}", source) from None
     except (RecursionError, ValueError) as error:
-        raise DataError(f"no valid JSON: {str(error).partition(';')[0]}", source) from None
+        raise DataError(f"invalid JSON: {str(error).partition(';')[0]}", source) from None
 
 
 def _record(value: Any, source: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(f"a row is a JSON object, not {_KINDS.get(type(value), 'null')}", source)
+        raise DataError(f"a row must be a JSON object, not {_KINDS.get(type(value), 'null')}", source)
     return value
 
 

@@ -1,4 +1,4 @@
-"""The five formats of rows, and what each row becomes.
+"""Recognises the five row formats and converts rows to conversations.
 
 =============  ===========================================================================================
 ``alpaca``     ``instruction``, ``output``; perhaps ``input``, ``system``
@@ -8,14 +8,14 @@
 ``text``       ``text``
 =============  ===========================================================================================
 
-Everything else in a row is not used; :func:`unused` names it, so that a report can. A null is as good as absent.
+Other fields are ignored; :func:`unused` returns them for the report. A null counts as absent.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.data.conversation import Conversation, DataError, Refuse, Turn, stop
+from training.data.conversation import Conversation, DataError, OnRowError, Turn, raise_error
 from training.data.files import read_rows
 from training.data.tools import read_calls, read_tools
 
@@ -34,13 +34,13 @@ _ALSO_USED: Mapping[str, tuple[str, ...]] = {
     "completion": (),
     "text": (),
 }
-_REFUSED = {"functions": "use `tools`", "function_call": "use `tool_calls`", "history": "use the chat format"}
-"""Fields that change what a row means, and are not understood."""
+_UNSUPPORTED = {"functions": "use `tools`", "function_call": "use `tool_calls`", "history": "use the chat format"}
+"""Fields that would change the meaning of a row and are not supported -> what to use instead."""
 _PASSED_ON = ("name", "tool_call_id")
 _IN_TURNS = frozenset({"role", "content", "from", "value", "weight", "tool_calls", *_PASSED_ON})
 
 _OPENAI: Mapping[str, str] = {
-    # OpenAI's own mapping, and the server's: chat templates know no developers.
+    # As OpenAI and the server map it: chat templates have no role `developer`.
     "developer": "system",
     **{role: role for role in ("system", "user", "assistant", "tool")},
 }
@@ -56,15 +56,15 @@ _ROLES: Mapping[str, Mapping[str, str]] = {
 
 
 def read_conversations(
-    path: Path, format: str = AUTO, refuse: Refuse = stop
+    path: Path, format: str = AUTO, on_error: OnRowError = raise_error
 ) -> Iterator[tuple[Conversation, str, frozenset[str]]]:
-    """Each row of a file as (conversation, its format, fields not used). Raises DataError.
+    """Yield (conversation, format, unused fields) for each row of a file. Raises DataError.
 
-    ``auto`` takes the format of the first row that has one, and every other row must have it, too. A row that cannot
-    be read is told to ``refuse``, and where that comes back, the next row follows.
+    With ``auto``, the first row that is recognised sets the format, which all other rows must have, too. Calls
+    ``on_error`` for each row that cannot be read.
     """
     unknown: DataError | None = None
-    for number, row in read_rows(path, refuse):
+    for number, row in read_rows(path, on_error):
         source = f"{path}:{number}"
         try:
             if format == AUTO:
@@ -72,24 +72,24 @@ def read_conversations(
             conversation = to_conversation(row, format, source)
         except DataError as error:
             unknown = unknown or error
-            refuse(error)
+            on_error(error)
             continue
         yield conversation, format, unused(row, format)
     if format == AUTO and unknown is not None:
-        # No row has a format: it is the file that is wrong, not each of a hundred thousand rows.
+        # No row was recognised: report one error for the file instead of one for every row.
         raise unknown
 
 
 def recognise(row: Mapping[str, Any], source: str) -> str:
-    """The format of a row, by its fields. Many formats carry a ``text`` beside: it decides last. Raises DataError."""
+    """Return a row's format by its fields; ``text`` only if no other format fits. Raises DataError."""
     given = [name for name, value in row.items() if value is not None]
     found = _fits(given) or _fits(list(row))
     if not found:
         fields = ", ".join(f"`{name}`" for name in list(row)[:8]) or "no fields"
         known = "; ".join(f"{format} ({', '.join(names)})" for format, names in REQUIRED.items())
-        raise DataError(f"no known format: it has {fields}. Known are {known}", source)
+        raise DataError(f"unknown format: the row has {fields}. Known formats: {known}", source)
     if len(found) > 1 and found[1] != "text":
-        raise DataError(f"it could be {' or '.join(found)}; say which with --format", source)
+        raise DataError(f"the row could be {' or '.join(found)}; choose with --format", source)
     return found[0]
 
 
@@ -98,7 +98,7 @@ def _fits(names: list[str]) -> list[str]:
 
 
 def unused(row: Mapping[str, Any], format: str) -> frozenset[str]:
-    """Fields of a row that say something and are not used; those of turns as ``messages[].id``."""
+    """Return the fields of a row that are not null and not used; those of turns as ``messages[].id``."""
     known = {*REQUIRED[format], *_ALSO_USED[format]}
     names = {name for name, value in row.items() if value is not None and name not in known}
     if format in _ROLES:
@@ -109,12 +109,12 @@ def unused(row: Mapping[str, Any], format: str) -> frozenset[str]:
 
 
 def to_conversation(row: Mapping[str, Any], format: str, source: str) -> Conversation:
-    """One row, checked. Raises DataError."""
+    """Check and convert one row. Raises DataError."""
     try:
         for name in REQUIRED[format]:
             if row.get(name) is None:
                 raise DataError(_missing(row, name, format))
-        _check_refused(row)
+        _check_unsupported(row)
         return _PARSERS[format](row, source)
     except DataError as error:
         raise DataError(error.reason, source) from None
@@ -123,12 +123,12 @@ def to_conversation(row: Mapping[str, Any], format: str, source: str) -> Convers
 def _missing(row: Mapping[str, Any], name: str, format: str) -> str:
     others = [other for other in _fits([key for key, value in row.items() if value is not None]) if other != format]
     if others:
-        return f"it is {others[0]}, but the rows before it are {format}: one file, one format"
+        return f"the row is {others[0]}, but the rows before it are {format}: a file must have one format"
     return f"`{name}` is {'null' if name in row else 'missing'}"
 
 
-def _check_refused(fields: Mapping[str, Any]) -> None:
-    for name, instead in _REFUSED.items():
+def _check_unsupported(fields: Mapping[str, Any]) -> None:
+    for name, instead in _UNSUPPORTED.items():
         if fields.get(name):
             raise DataError(f"`{name}` is not supported; {instead}")
 
@@ -175,13 +175,13 @@ def _turns(messages: Any, field: str, format: str, tools: Sequence[Mapping[str, 
 def _turn(message: Any, place: str, format: str, tools: Sequence[Mapping[str, Any]]) -> Turn:
     if not isinstance(message, dict):
         raise DataError(f"`{place}` must be an object, not {_kind(message)}")
-    _check_refused(message)
+    _check_unsupported(message)
     role_field, content_field = ("role", "content") if message.get("from") is None else ("from", "value")
     said = _text(message.get(role_field), f"{place}.{role_field}")
     role = _ROLES[format].get(said)
     if role is None:
         known = ", ".join(_ROLES[format])
-        raise DataError(f"`{place}.{role_field}` is {said[:40]!r}, a role that is not known (known: {known})")
+        raise DataError(f"`{place}.{role_field}` is {said[:40]!r}, an unknown role (known: {known})")
     more = {name: message[name] for name in _PASSED_ON if message.get(name)}
     if calls := read_calls(message.get("tool_calls"), f"{place}.tool_calls", tools):
         more["tool_calls"] = calls
@@ -205,7 +205,7 @@ def _part(part: Any, field: str) -> str:
 
 
 def _trained(weight: Any, role: str, field: str) -> bool:
-    """All of the assistant's turns, unless a weight of 0 says otherwise."""
+    """Return whether a turn is trained on: the assistant's are, except those with weight 0."""
     if weight is None:
         return role == "assistant"
     if isinstance(weight, str | list | dict) or weight not in (0, 1):
@@ -218,9 +218,9 @@ def _trained(weight: Any, role: str, field: str) -> bool:
 def _checked(turns: list[Turn]) -> tuple[Turn, ...]:
     spoken = [turn for turn in turns if turn.role != "system"]
     if not any(turn.role == "assistant" for turn in spoken):
-        raise DataError("there is no turn of the assistant")
+        raise DataError("the assistant has no turn")
     if spoken[0].role != "user":
-        raise DataError(f"the first turn after any system turn is the user's, not the {spoken[0].role}'s")
+        raise DataError(f"the first turn after the system turn must be the user's, not the {spoken[0].role}'s")
     if turns[-1].role != "assistant":
         raise DataError(f"the last turn must be the assistant's, not the {turns[-1].role}'s")
     if not any(turn.trained for turn in turns):
@@ -233,7 +233,7 @@ def _optional_text(value: Any, field: str) -> str:
 
 
 def _text(value: Any, field: str) -> str:
-    """Text that a tokenizer can read and that says something."""
+    """Return ``value`` if it is text that is not empty and can be tokenized. Raises DataError."""
     if not isinstance(value, str):
         raise DataError(f"`{field}` must be text, not {_kind(value)}")
     if not value.strip():

@@ -1,8 +1,8 @@
-"""Several examples in one row, without any seeing another.
+"""Packs several examples into one row, such that no example attends to another.
 
-Position ids begin again at 0 with each example. From that alone transformers (5.23, ``masking_utils``) finds the
-borders and builds a block-diagonal mask, for every attention it has, as long as it gets no attention mask and keeps
-no cache. So a packed batch carries neither: what fills a row up is one more example, of which nothing is trained.
+Position ids restart at 0 with each example. From them alone transformers (5.23, ``masking_utils``) builds a
+block-diagonal mask for every attention implementation, provided that it gets no attention mask and uses no cache. So a
+packed batch has neither; its padding is one more example, of which no token is trained.
 """
 
 import random
@@ -17,29 +17,29 @@ from torch import Tensor, nn
 from bases.errors import ConfigError
 from training.data.rendering import UNTRAINED, Example
 
-LEAK = 1e-4
-"""Of the logits' norm: what another example before it may change of an example's, for rounding."""
+MAX_LEAK = 1e-4
+"""Largest change, relative to the norm of the logits, that rounding may cause if the preceding example changes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """Examples one after the other; the three lists are equally long."""
+class PackedRow:
+    """One or more concatenated examples; the three lists have equal length."""
 
     input_ids: list[int]
     labels: list[int]
-    """No example's first token is trained (see Example), so none is foretold from the example before."""
+    """The first token of an example is never trained, so no token is predicted from the previous example."""
     position_ids: list[int]
     examples: tuple[Example, ...]
 
 
-def pack(examples: Sequence[Example], max_length: int, seed: int = 0) -> list[Packed]:
-    """Rows of at most ``max_length`` tokens: the longest example first, each into the fullest row that has room.
+def pack(examples: Sequence[Example], max_length: int, seed: int = 0) -> list[PackedRow]:
+    """Pack examples into rows of at most ``max_length`` tokens by best fit decreasing; the order of rows is random.
 
-    (Best fit decreasing.) The order of the rows is random. No example may be longer than ``max_length``.
+    Raises ValueError if an example is longer than ``max_length``.
     """
     rows: list[list[Example]] = []
     room: list[tuple[int, int]] = []
-    """(tokens left, row), in order."""
+    """(free tokens, row index), sorted."""
     for example in sorted(examples, key=lambda example: -len(example.input_ids)):
         length = len(example.input_ids)
         if length > max_length:
@@ -55,8 +55,8 @@ def pack(examples: Sequence[Example], max_length: int, seed: int = 0) -> list[Pa
     return [_join(row) for row in rows]
 
 
-def _join(examples: Sequence[Example]) -> Packed:
-    return Packed(
+def _join(examples: Sequence[Example]) -> PackedRow:
+    return PackedRow(
         [token for example in examples for token in example.input_ids],
         [label for example in examples for label in example.labels],
         [position for example in examples for position in range(len(example.input_ids))],
@@ -64,8 +64,8 @@ def _join(examples: Sequence[Example]) -> Packed:
     )
 
 
-def collate(rows: Sequence[Packed], pad: int) -> dict[str, Any]:
-    """A batch for the model: ``input_ids``, ``labels``, ``position_ids`` [rows, longest] int64; no cache, no mask."""
+def collate(rows: Sequence[PackedRow], pad: int) -> dict[str, Any]:
+    """Return a batch: ``input_ids``, ``labels``, ``position_ids``, int64 [rows, longest]; no mask, no cache."""
     longest = max(len(row.input_ids) for row in rows)
     fill = [longest - len(row.input_ids) for row in rows]
     return {
@@ -78,14 +78,16 @@ def collate(rows: Sequence[Packed], pad: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def check_borders(model: nn.Module) -> None:
-    """Raises ConfigError where an example sees the one before it: not every model hands its position ids on."""
+    """Raise ConfigError if an example attends to the one before it, as in models that ignore position ids."""
     first, other = (_logits_after(model, token) for token in (1, 2))
-    if (first - other).norm() > LEAK * first.norm():
-        raise ConfigError("--packing: this base lets an example see the one before it in its row; leave it out")
+    if (first - other).norm() > MAX_LEAK * first.norm():
+        raise ConfigError(
+            "--packing: this base lets an example attend to the one before it in its row; train without --packing"
+        )
 
 
 def _logits_after(model: nn.Module, token: int) -> Tensor:
-    """Of a short example, behind one of ``token`` alone; float32 [tokens, vocabulary]."""
+    """Return the logits of a short example packed after one that repeats ``token``; float32 [tokens, vocabulary]."""
     row = [Example([token] * 4, [UNTRAINED] * 4, "", 0, ""), Example([3, 4, 5, 6], [UNTRAINED] * 4, "", 0, "")]
     batch = {name: value for name, value in collate([_join(row)], 0).items() if name != "labels"}
     device = next(model.parameters()).device

@@ -1,12 +1,12 @@
-"""Conversations to token ids and labels.
+"""Renders conversations to token ids and labels.
 
-A conversation is rendered whole with the chat template and encoded once, as the server encodes a prompt. Where an
-answer begins is found by rendering the turns before it as the server would, and that prompt must be the beginning of
-the whole, as text. What is trained is, token by token, what will be served: where a token of the whole would straddle
-the border, as where an answer begins with a line break, prompt and answer are encoded apart. An earlier answer of that
-kind becomes an example of its own, for in the prompts of later turns the server encodes it with what stands before it.
-An answer ends with the first end-of-turn token after its beginning, which is trained; what the template writes after it
-is not. Labels come from these positions alone, so it does not matter whether that token also pads.
+A whole conversation is rendered with the chat template and encoded once, as the server encodes a prompt. To find where
+an answer begins, the turns before it are rendered as the server would; that prompt must be a prefix of the whole text.
+Training and serving see the same tokens: if a token would straddle the border of prompt and answer, as when an answer
+begins with a line break, the two are encoded separately. If this is not the last answer, it becomes an example of its
+own, because in the prompts of later turns the server encodes it together with the text before it.
+An answer ends with the first end-of-turn token after its beginning. That token is trained; what the template writes
+after it is not. Labels depend only on these positions, so the end-of-turn token may also be the padding token.
 """
 
 import hashlib
@@ -20,38 +20,38 @@ from jinja2.exceptions import TemplateError, UndefinedError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from training.data.conversation import Conversation, DataError, Refuse, Turn, stop
+from training.data.conversation import Conversation, DataError, OnRowError, Turn, raise_error
 from training.data.tools import Message, in_python, shapes
 
 UNTRAINED = -100
-"""The label of a token that the loss ignores, as torch's cross entropy has it."""
+"""Label of tokens that the loss ignores; the default ``ignore_index`` of torch's cross entropy."""
 _WORDS = ("Marmalade", "Zeppelin")
-"""Stand for answers where a template is asked how it ends them."""
+"""Placeholder answers for finding out how a template ends answers."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row as the model gets it."""
+    """One tokenized row."""
 
     input_ids: list[int]
     labels: list[int]
-    """The ids themselves, or UNTRAINED. The first is never trained: nothing comes before it."""
+    """The ids, or UNTRAINED. The first token is never trained, since nothing precedes it."""
     source: str
     prompt_length: int
-    """Tokens up to the last answer; 0 where the row has no prompt, or that answer is not trained or was cut off."""
+    """Number of tokens before the last answer; 0 if there is no prompt, or that answer is untrained or truncated."""
     answer: str
     """The last answer as a server would give it, tool calls as the template writes them; empty without a prompt."""
     row: Conversation | None = None
-    """What it was made from; None where it was made of nothing."""
+    """The conversation it was rendered from, if any."""
 
     @property
     def prompt(self) -> list[int]:
-        """What the server would be asked."""
+        """The token ids that the server would be asked to continue."""
         return self.input_ids[: self.prompt_length]
 
     @property
     def trained(self) -> int:
-        """Tokens that the loss is taken on."""
+        """Number of trained tokens."""
         return len(self.labels) - self.labels.count(UNTRAINED)
 
     @cached_property
@@ -60,7 +60,7 @@ class Example:
         return hashlib.sha256(np.asarray([self.input_ids, self.labels], "<i4").tobytes()).digest()
 
     def cut(self, length: int) -> "Example":
-        """The first ``length`` tokens."""
+        """Return the example truncated to ``length`` tokens."""
         whole = len(self.input_ids) <= length
         return Example(
             self.input_ids[:length],
@@ -74,7 +74,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The texts of a row: of its whole, and of the prompts within it that the server would be asked."""
+    """The texts of a row: the whole, and the prompt of each trained answer."""
 
     row: Conversation
     whole: str
@@ -82,40 +82,40 @@ class Rendered:
 
     @property
     def special(self) -> bool:
-        """Whether the tokenizer adds its tokens to it, as to plain prompts."""
+        """Whether the tokenizer adds special tokens, as it does to plain prompts."""
         return not self.row.turns
 
 
 class Renderer:
-    """A tokenizer and a chat template. Raises DataError, with the row, for what cannot be rendered exactly."""
+    """Renders rows with a tokenizer and a chat template. Raises DataError for rows that cannot be rendered exactly."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> None:
         """``chat_template`` is used instead of the tokenizer's own."""
         self._tokenizer = tokenizer
         self._template = chat_template
         self._backend: Tokenizer = tokenizer.backend_tokenizer
-        # A tokenizer's file may ask for both; the server asks for neither.
+        # A tokenizer's file may enable both; the server uses neither.
         self._backend.no_truncation()
         self._backend.no_padding()
-        # The ids of a hundred thousand rows are kept as references to one int for each token.
+        # One shared int object per token id, which saves memory over many rows.
         self._ids = list(range(max(self._backend.get_vocab().values()) + 1))
         chats = chat_template is not None or tokenizer.chat_template is not None
         self.end_of_turn: int | None = self._find_end_of_turn() if chats else None
-        """The token with which the chat template ends an answer; None where there is no template."""
+        """The token with which the chat template ends an answer; None without a chat template."""
         self._end_text: str = self._backend.id_to_token(self.end_of_turn) if self.end_of_turn is not None else ""
 
     def render(self, conversation: Conversation) -> Example:
-        """One row, or its last example where it makes several; many rows are faster together."""
+        """Render one row; return its last example if it makes several. Many rows are faster in :meth:`render_all`."""
         return self.render_all([conversation])[-1]
 
-    def render_all(self, conversations: Sequence[Conversation], refuse: Refuse = stop) -> list[Example]:
-        """The examples of all rows, in order, encoded in parallel; ``refuse`` gets those that cannot be rendered."""
+    def render_all(self, conversations: Sequence[Conversation], on_error: OnRowError = raise_error) -> list[Example]:
+        """Return the examples of all rows, in order, encoded in parallel; call ``on_error`` for rows that fail."""
         rendered: list[Rendered] = []
         for conversation in conversations:
             try:
                 rendered.append(self._rendered(conversation))
             except DataError as error:
-                refuse(error)
+                on_error(error)
         encoded = self._encode([(text, row.special) for row in rendered for text in (row.whole, *row.prompts)])
         examples = []
         for row in rendered:
@@ -126,11 +126,11 @@ class Renderer:
                 else:
                     examples.append(self._text_example(row, whole, prompts))
             except DataError as error:
-                refuse(error)
+                on_error(error)
         return examples
 
     def _encode(self, pieces: Sequence[tuple[str, bool]]) -> Iterator[list[int]]:
-        """The ids of each text, with the tokens that the tokenizer adds to plain prompts, or without."""
+        """Yield the ids of each (text, whether to add special tokens)."""
         ids: list[list[int]] = [[] for _ in pieces]
         for special in (False, True):
             places = [place for place, (_, wanted) in enumerate(pieces) if wanted is special]
@@ -150,24 +150,24 @@ class Renderer:
     def _chat(self, row: Conversation) -> Rendered:
         if self.end_of_turn is None:
             raise DataError("the base has no chat template; give one with --chat-template", row.source)
-        messages, whole = self._written(row)
+        messages, whole = self._render_first_valid(row)
         self._check_tools(messages, whole, row)
         prompts = []
         for index in _answers(row):
             if self._end_text in row.turns[index].content:
-                reason = f"the assistant's turn {index + 1} has {self._end_text} in its text, which would end it there"
+                reason = f"the assistant's turn {index + 1} has {self._end_text} in its text, which would end the turn"
                 raise DataError(reason, row.source)
             prompt = self._apply(messages[:index], row, prompt=True)
             if not whole.startswith(prompt):
                 reason = (
-                    f"the prompt of turn {index + 1} is no prefix of the whole: the chat template writes it differently"
+                    f"the prompt of turn {index + 1} is not a prefix of the conversation, as the template renders it"
                 )
                 raise DataError(reason, row.source)
             prompts.append(prompt)
         return Rendered(row, whole, tuple(prompts))
 
-    def _written(self, row: Conversation) -> tuple[list[Message], str]:
-        """The messages in the first shape that the template writes rightly, and what it writes."""
+    def _render_first_valid(self, row: Conversation) -> tuple[list[Message], str]:
+        """Return the messages in the first form that the template renders correctly, and the rendered text."""
         errors: list[DataError] = []
         for messages in shapes([turn.message() for turn in row.turns]):
             try:
@@ -191,28 +191,28 @@ class Renderer:
                 add_generation_prompt=prompt,
             )
         except (TemplateError, ValueError, TypeError) as error:
-            raise DataError(f"the chat template refuses it: {error}", conversation.source or None) from error
+            raise DataError(f"the chat template raised an error: {error}", conversation.source or None) from error
         return str(text)
 
     def _check_tools(self, messages: list[Message], whole: str, row: Conversation) -> None:
-        """A template that leaves tools out would train answers to questions nobody asked."""
+        """Raise DataError if the template ignores tools: the answers would not fit their prompts."""
         if row.tools and self._apply(messages, row, tools=False) == whole:
-            raise DataError("it has `tools`, which the chat template does not know", row.source)
+            raise DataError("the row has `tools`, which the chat template ignores", row.source)
 
     def _check_calls(self, messages: list[Message], whole: str, row: Conversation) -> None:
-        """Whether the template writes all calls, and their arguments as JSON."""
+        """Raise DataError if the template ignores a call, or does not write arguments as JSON."""
         if in_python(messages, whole):
-            raise DataError("the chat template writes the arguments of its `tool_calls` in no JSON", row.source)
+            raise DataError("the chat template writes the arguments of `tool_calls` not as JSON", row.source)
         for index, message in enumerate(messages):
             if "tool_calls" not in message:
                 continue
             others = [*messages]
             others[index] = {**message, "content": message["content"] or "", "tool_calls": None}
             if self._apply(others, row) == whole:
-                raise DataError("it has `tool_calls`, which the chat template does not know", row.source)
+                raise DataError("the row has `tool_calls`, which the chat template ignores", row.source)
 
     def _chat_examples(self, row: Rendered, whole: list[int], prompts: list[list[int]]) -> list[Example]:
-        """All answers in one example, but for those that melt with their prompts and are not the last trained one."""
+        """Return one example for each earlier answer that shares a token with its prompt, then one with all others."""
         places = list(zip(_answers(row.row), row.prompts, prompts, strict=True))
         ids = self._joined(row, whole, row.prompts[-1], prompts[-1])
         labels = [UNTRAINED] * len(ids)
@@ -235,9 +235,9 @@ class Renderer:
         return Example(ids[:end], [UNTRAINED] * start + ids[start:end], row.row.source, start, answer, asked)
 
     def _joined(self, row: Rendered, whole: list[int], text: str, prompt: list[int]) -> list[int]:
-        """The ids of the whole, beginning with those of a prompt in it: encoded apart where a token straddles them.
+        """Return the ids of the whole, starting with those of ``prompt``; encode the rest separately if necessary.
 
-        Raises DataError where the tokenizer has no ids for what follows that read as it does there.
+        Raises DataError if the separately encoded rest does not decode to the same text.
         """
         if whole[: len(prompt)] == prompt:
             return whole
@@ -251,13 +251,13 @@ class Renderer:
             (found,) = self._encode([(before + rest, False)])
             if found[: len(anchors)] == anchors and self._decode(prompt + found[len(anchors) :]) == read:
                 return prompt + found[len(anchors) :]
-        raise DataError("the tokenizer cannot encode an answer of it apart from its prompt", row.row.source)
+        raise DataError("the tokenizer cannot encode an answer separately from its prompt", row.row.source)
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._backend.decode(ids, skip_special_tokens=False))
 
     def _end(self, whole: list[int], start: int, conversation: Conversation, index: int) -> int:
-        """Where the answer that begins at ``start`` ends: past its end-of-turn token."""
+        """Return where the answer that begins at ``start`` ends, after its end-of-turn token. Raises DataError."""
         assert self.end_of_turn is not None
         try:
             return whole.index(self.end_of_turn, start) + 1
@@ -266,26 +266,26 @@ class Renderer:
             raise DataError(reason, conversation.source) from None
 
     def _text_example(self, row: Rendered, whole: list[int], prompts: list[list[int]]) -> Example:
-        """``prompt``, ``text`` and the tokenizer's eos.
+        """Return an example of ``prompt``, ``text`` and the tokenizer's EOS token.
 
-        The prompt's ids are those that the server will see, also where both together are encoded otherwise, as "2+" and
-        "+3" are where there is a token "++".
+        The prompt has the ids that the server will see, even if both are encoded differently together, as "2+" and "+3"
+        are if there is a token "++".
         """
         eos = self._tokenizer.eos_token_id
         if not isinstance(eos, int):
-            raise DataError("the tokenizer has no eos token to end a text with", row.row.source)
+            raise DataError("the tokenizer has no EOS token to end a text with", row.row.source)
         prompt = prompts[0] if prompts else []
         if prompts:
             whole = self._joined(row, whole, row.prompts[0], prompt)
         whole = whole if whole[-1:] == [eos] else [*whole, self._ids[eos]]
-        # Nothing comes before the first token that could foretell it.
+        # The first token cannot be predicted, since nothing precedes it.
         untrained = max(len(prompt), 1)
         labels = [UNTRAINED] * untrained + whole[untrained:]
         answer = self._backend.decode(whole[len(prompt) :]) if prompt else ""
         return Example(whole, labels, row.row.source, len(prompt), answer, row.row)
 
     def _find_end_of_turn(self) -> int:
-        """The token after each answer of a made-up conversation. Raises DataError where they differ or are none."""
+        """Return the special token that ends answers in a sample conversation. Raises DataError if there is not one."""
         turns = [turn for word in _WORDS for turn in (Turn("user", "Say a word."), Turn("assistant", word))]
         text = self._apply([turn.message() for turn in turns], Conversation("", tuple(turns)))
         encoding = self._backend.encode_batch([text], add_special_tokens=False)[0]
@@ -293,25 +293,25 @@ class Renderer:
         found = set()
         for word in _WORDS:
             if word not in text:
-                raise DataError("the chat template leaves out what the assistant says")
+                raise DataError("the chat template leaves out the assistant's text")
             place = text.index(word) + len(word)
             after = zip(encoding.ids, encoding.offsets, strict=True)
             found.add(next((token for token, (start, _) in after if start >= place and token in control), None))
         end = found.pop()
         if found or end is None:
-            raise DataError("the chat template ends the assistant's turns with no special token of their own")
+            raise DataError("the chat template does not end the assistant's turns with a special token")
         return int(end)
 
 
 def _accidental(error: DataError) -> bool:
-    """Whether it says only what Python or Jinja stumbled over in a shape that the template was not made for.
+    """Return whether the error only comes from a message form that the template was not written for.
 
-    What is found out here, or what the template itself says, tells more.
+    Errors found here, or raised by the template itself, are more helpful.
     """
     cause = error.__cause__
     return isinstance(cause, UndefinedError) or not isinstance(cause, TemplateError | None)
 
 
 def _answers(conversation: Conversation) -> list[int]:
-    """Places of the turns that are trained."""
+    """Return the indices of the trained turns."""
     return [index for index, turn in enumerate(conversation.turns) if turn.trained]

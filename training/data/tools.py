@@ -1,9 +1,8 @@
-"""Tools and tool calls, as chat templates want them, however they were stored.
+"""Converts tools and tool calls, however they are stored, to the form that chat templates expect.
 
-Two things go wrong otherwise, each without an error. OpenAI writes a call's ``arguments`` as JSON text, which a
-template that says ``arguments | tojson`` encodes a second time; transformers' convention is an object, but some
-templates join it to a text. And Arrow, and so Parquet and whatever came out of it, gives every object the keys of all
-others, as nulls.
+Without this, two things would go wrong silently. OpenAI stores a call's ``arguments`` as JSON text, which a template
+with ``arguments | tojson`` would encode twice; transformers' convention is an object, but some templates concatenate it
+with text. And Arrow, and so Parquet, gives every object the keys of all others, as nulls.
 """
 
 import json
@@ -15,26 +14,26 @@ from training.data.conversation import DataError
 _OF_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 """Keywords of JSON Schema whose keys are names, and whose values are schemas."""
 _OF_DATA = frozenset({"default", "const", "enum", "examples", "example"})
-"""Keywords whose value is data, so that a null in it says something."""
+"""Keywords whose value is data, in which a null has a meaning."""
 
 MAX_DEPTH = 100
-"""Objects and lists within each other, in tools and in a call's arguments. What is written here and in templates calls
-itself for each of them, and Python ends that at a thousand calls."""
+"""Maximum nesting depth of tools and of a call's arguments: this module and the templates recurse, and Python allows
+about a thousand levels."""
 
 Message = dict[str, Any]
-"""A turn as a chat template gets it."""
+"""A turn, as passed to a chat template."""
 
 
 def read_tools(value: Any) -> list[dict[str, Any]] | None:
-    """``tools`` of a row: a list of objects, or the same as JSON text, as some data sets have it. Raises DataError."""
+    """Return a row's ``tools``, given as a list of objects or as JSON text; None without any. Raises DataError."""
     tools = _objects(value, "tools")
     return [_schema(tool) for tool in tools] or None
 
 
 def read_calls(value: Any, field: str, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """``tool_calls`` of a turn, checked, without the nulls that say nothing. ``arguments`` stays text or object.
+    """Return a turn's ``tool_calls`` without meaningless nulls; ``arguments`` stays text or an object.
 
-    Raises DataError where ``arguments`` is no JSON object.
+    Raises DataError if ``arguments`` is not a JSON object.
     """
     calls = []
     for index, call in enumerate(_objects(value, field)):
@@ -50,10 +49,9 @@ def read_calls(value: Any, field: str, tools: Sequence[Mapping[str, Any]]) -> li
 
 
 def shapes(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """The same messages in all the ways that templates may want them, the most usual first.
+    """Yield the messages in every form that a template may expect, the most common first.
 
-    Arguments as objects or as text; a turn that only calls without content, which is what transformers makes of
-    OpenAI's null, or with an empty one.
+    Arguments are objects or text; the content of a turn that has only calls is None or an empty string.
     """
     if not any("tool_calls" in message for message in messages):
         yield list(messages)
@@ -66,9 +64,9 @@ def shapes(messages: Sequence[Message]) -> Iterator[list[Message]]:
 
 
 def in_python(messages: Sequence[Message], text: str) -> bool:
-    """Whether a template took arguments for text that were none, and so wrote ``{'a': None}`` instead of JSON.
+    """Return whether a template wrote arguments as a Python dict, ``{'a': None}``, instead of JSON.
 
-    Where it wrote the whole call so, that is its way.
+    A template that writes the whole call as a Python dict does so on purpose.
     """
     for message in messages:
         for call in message.get("tool_calls") or ():
@@ -89,14 +87,14 @@ def _objects(value: Any, field: str) -> list[dict[str, Any]]:
     except UnicodeEncodeError:
         raise DataError(f"`{field}` has half a surrogate pair") from None
     except (TypeError, ValueError, RecursionError) as error:
-        # Parquet has dates and bytes, for which transformers would put in a word of its own.
-        raise DataError(f"`{field}` is no JSON: {error}") from None
+        # Parquet has dates and bytes, which transformers would replace by a string.
+        raise DataError(f"`{field}` is not JSON: {error}") from None
     _check_depth(objects, field)
     return objects
 
 
 def _check_depth(value: Any, field: str) -> None:
-    """Raises DataError for values within values that templates, and what is below, could not follow to the end."""
+    """Raise DataError for values nested too deeply for templates and this module to recurse into."""
     level, depth = [value], 0
     while level:
         depth += 1
@@ -107,7 +105,7 @@ def _check_depth(value: Any, field: str) -> None:
 
 
 def _schema(value: Any) -> Any:
-    """A JSON schema, or a tool with one in it, without keywords and definitions that are null."""
+    """Return a JSON schema, or a tool that contains one, without keywords and definitions that are null."""
     if isinstance(value, list):
         return [_schema(item) for item in value]
     if not isinstance(value, dict):
@@ -124,9 +122,9 @@ def _schema(value: Any) -> Any:
 
 
 def _with_arguments(function: dict[str, Any], field: str, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A called function with its arguments, which may be left out where there are none."""
+    """Return a called function with its arguments, which are empty if missing. Raises DataError."""
     arguments = function.get("arguments")
-    if arguments in (None, "") or arguments == []:  # in PHP an object without keys is an empty list
+    if arguments in (None, "") or arguments == []:  # PHP encodes an empty object as an empty list
         return function | {"arguments": {}}
     if isinstance(arguments, dict):
         return function | {"arguments": _given(arguments, _parameters(function.get("name"), tools))}
@@ -141,17 +139,17 @@ def _loaded(arguments: Any, field: str) -> Any:
     try:
         return json.loads(arguments) if isinstance(arguments, str) else arguments
     except (ValueError, RecursionError) as error:
-        raise DataError(f"`{field}` is no valid JSON: {error}") from None
+        raise DataError(f"`{field}` is invalid JSON: {error}") from None
 
 
 def _parameters(name: Any, tools: Sequence[Mapping[str, Any]]) -> Any:
-    """The schema of a function's arguments, where one of the tools declares it."""
+    """Return the schema of a function's arguments, if one of the tools declares it."""
     functions = (_function(tool) for tool in tools)
     return next((function.get("parameters") for function in functions if function.get("name") == name), None)
 
 
 def _given(value: Any, schema: Any) -> Any:
-    """Arguments without the nulls that their schema does not allow: these are other calls' keys."""
+    """Return the arguments without nulls that their schema does not allow: these are keys of other calls."""
     schema = schema if isinstance(schema, dict) else {}
     if isinstance(value, list):
         return [_given(item, schema.get("items")) for item in value]
@@ -180,12 +178,12 @@ def _may_be_null(schema: Any) -> bool:
 
 
 def _list(value: Any) -> list[Any]:
-    """What a keyword of a schema lists; nothing where it is no list, whatever it is instead."""
+    """Return a keyword's value if it is a list, else an empty list."""
     return value if isinstance(value, list) else []
 
 
 def _shaped(message: Message, *, as_text: bool) -> Message:
-    """A message whose calls all have arguments as text, or all as objects."""
+    """Return the message with the arguments of all calls as text, or all as objects."""
     if "tool_calls" not in message:
         return message
     calls = []
@@ -200,7 +198,7 @@ def _shaped(message: Message, *, as_text: bool) -> Message:
 
 
 def _function(call: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What is called: OpenAI has it in ``function``, others beside."""
+    """Return a call's function: OpenAI nests it in ``function``, other formats do not."""
     function = call.get("function")
     return function if isinstance(function, dict) else call
 

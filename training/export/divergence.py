@@ -1,4 +1,4 @@
-"""How far one model's answers are from another's, over a few prompts."""
+"""Measures how far one model's outputs diverge from another's, over a few prompts."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bases.nf4 import Linear4bit
 from training.model.base import keep_trainable
+from training.model.loss import kl_divergence
 from training.progress_bar import Advance
 
 PROMPTS = (
@@ -20,57 +21,57 @@ PROMPTS = (
     "Ma facture est fausse, que dois-je faire ?",
     "List three fruits, one a line.",
 )
-"""Questions, prose, data, code and another language: an error in any part of a model moves some of them."""
+"""Questions, prose, data, code and another language: an error in any part of a model changes some of them."""
 NEW_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
-    """What a model said."""
+class ModelOutputs:
+    """The outputs of one model."""
 
     tokens: tuple[tuple[int, ...], ...]
-    """Prompt and answer, by prompt: what ``log_probs`` are over."""
+    """Per prompt: ids of prompt and answer, which ``log_probs`` were computed over."""
     log_probs: tuple[Tensor, ...]
-    """By prompt, float32 [tokens, vocabulary]: of the token that follows each."""
+    """Per prompt: float32 [tokens, vocabulary], predictions of the next token at each position."""
     answers: tuple[tuple[int, ...], ...]
-    """Its own greedy answers, at most NEW_TOKENS each."""
+    """Per prompt: the model's own greedy answer, of at most NEW_TOKENS tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """A model against its reference."""
+    """The divergence of a model from a reference."""
 
     mean_kl: float
-    """KL(reference, model) in nats, over all positions of prompts and answers; NaN where a logit is."""
+    """Mean KL(reference || model) in nats over all positions of prompts and answers; NaN if a logit is."""
     max_kl: float
     top1: float
-    """Share of the positions where both find the same token likeliest."""
+    """Share of positions where both predict the same most likely token."""
     greedy: int
-    """Tokens at which their greedy answers agree before they part, all prompts together."""
+    """Number of tokens before the greedy answers differ, summed over all prompts."""
     greedy_of: int
     positions: int
 
-    def within(self, limit: "Limit") -> bool:
-        """Whether this is as near as ``limit`` asks. NaN is not near."""
+    def within(self, limit: "DivergenceLimit") -> bool:
+        """Return whether the divergence is within ``limit``; NaN is not."""
         return self.mean_kl <= limit.mean_kl and self.top1 >= limit.top1
 
     def __str__(self) -> str:
         return (
-            f"KL {self.mean_kl:.2g} (at most {self.max_kl:.2g}), same likeliest token at {self.top1:.1%} of "
+            f"KL {self.mean_kl:.2g} (at most {self.max_kl:.2g}), same most likely token at {self.top1:.1%} of "
             f"{self.positions} positions, greedy answers agree for {self.greedy} of {self.greedy_of} tokens"
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
-    """The largest divergence that rounding explains."""
+class DivergenceLimit:
+    """The largest divergence that rounding can explain."""
 
     mean_kl: float
     top1: float
 
 
 def encode_prompts(tokenizer: Any) -> list[list[int]]:
-    """PROMPTS as token ids, as a chat's first turn where the tokenizer has a chat template."""
+    """Return PROMPTS as token ids, as a chat's first turn if the tokenizer has a chat template."""
     if tokenizer.chat_template is None:
         return [list(tokenizer(text)["input_ids"]) for text in PROMPTS]
     turns = ([{"role": "user", "content": text}] for text in PROMPTS)
@@ -78,10 +79,9 @@ def encode_prompts(tokenizer: Any) -> list[list[int]]:
 
 
 def compute_exactly(model: nn.Module) -> None:
-    """Let a model that has not been run compute in float32, with the weights it has.
+    """Make a model that has not run yet compute in float32, with unchanged weights.
 
-    Activations in bfloat16 alone move two runs of one model apart by a KL of 0.01, which would hide what an export gets
-    wrong.
+    With bfloat16 activations, two runs of the same model differ by a KL of 0.01, which would hide errors of an export.
     """
     keep_trainable(model)
     for module in model.modules():
@@ -93,29 +93,28 @@ def compute_exactly(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def observe(
+def collect_outputs(
     model: Any,
     prompts: Sequence[Sequence[int]],
-    reference: Observed | None = None,
+    reference: ModelOutputs | None = None,
     advance: Advance = lambda _: None,
-) -> Observed:
-    """The model's greedy answers to ``prompts``, and its logits over its own answers, or over the reference's.
+) -> ModelOutputs:
+    """Return the model's greedy answers to ``prompts``, and its predictions over the reference's answers, or its own.
 
-    ``advance`` is told of each answer.
+    ``advance`` is called after each answer.
     """
     answers = tuple(_answer(model, prompt, advance) for prompt in prompts)
     own = tuple((*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True))
     tokens = reference.tokens if reference else own
     log_probs = tuple(_logits(model, ids).log_softmax(-1) for ids in tokens)
-    return Observed(tokens, log_probs, answers)
+    return ModelOutputs(tokens, log_probs, answers)
 
 
-def compare(reference: Observed, observed: Observed) -> Divergence:
-    """Both over the same tokens."""
+def compare(reference: ModelOutputs, observed: ModelOutputs) -> Divergence:
+    """Return the divergence of ``observed`` from ``reference``; both must be over the same tokens."""
     kls, same = [], []
     for ours, theirs in zip(observed.log_probs, reference.log_probs, strict=True):
-        # Rounding can make a KL of nothing negative; NaN stays NaN.
-        kls.append((theirs.exp() * (theirs - ours)).sum(-1).clamp(min=0))
+        kls.append(kl_divergence(theirs, ours))
         same.append(ours.argmax(-1) == theirs.argmax(-1))
     kl = torch.cat(kls)
     return Divergence(
@@ -135,7 +134,7 @@ def _answer(model: Any, prompt: Sequence[int], advance: Advance) -> tuple[int, .
         attention_mask=torch.ones_like(ids),
         do_sample=False,
         max_new_tokens=NEW_TOKENS,
-        # What a generation config brings along for sampling only makes transformers warn.
+        # Unset the generation config's sampling options, of which transformers would warn.
         temperature=None,
         top_p=None,
         top_k=None,

@@ -1,9 +1,9 @@
-"""Export: base and adapter folded into plain weights, checked against what they were made from.
+"""Exports base and adapter as plain merged weights, and checks them against the unmerged model.
 
-Merging never happens inside 4 bits: rounding the sum to NF4 again would erase the adapter. The default is to merge onto
-the base's DEQUANTISED weights, which are what the adapter was trained on and what the server serves. Merging onto the
-source's ``original`` weights gives another model, sometimes a better one: the adapter has learned to make up for the
-rounding of weights that are no longer rounded.
+Weights are never merged in 4 bits: rounding the sum to NF4 again would erase the adapter. By default the adapter is
+merged onto the base's DEQUANTISED weights, which it was trained on and which the server serves. Merging it onto the
+``original`` weights gives another model, sometimes a better one: the adapter has learned to compensate for rounding
+errors that the original weights do not have.
 """
 
 import dataclasses
@@ -29,12 +29,20 @@ from bases.base import Base, load_base
 from bases.errors import ConfigError, ManyloraError
 from bases.file_modes import make_ordinary
 from bases.options import BaseOptions
-from training.export.divergence import Divergence, Limit, Observed, compare, compute_exactly, encode_prompts, observe
+from training.export.divergence import (
+    Divergence,
+    DivergenceLimit,
+    ModelOutputs,
+    collect_outputs,
+    compare,
+    compute_exactly,
+    encode_prompts,
+)
 from training.export.gguf import check_gguf, write_gguf
 from training.export.shards import MergedWeights, Shards, write_shards
 from training.progress_bar import Say, progress_bar
 from training.publish.card import CHAT_TEMPLATE
-from training.run.library_logging import quiet
+from training.run.library_logging import quiet_libraries
 
 Onto = Literal["dequantized", "original"]
 DType = Literal["bf16", "fp16", "fp32"]
@@ -42,18 +50,22 @@ Format = Literal["safetensors", "gguf"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MAX_RANK = 65536
-"""An adapter may have any rank here: no device has to hold it."""
+"""Maximum rank. It is large, because no device has to hold the adapter."""
 GENERATION = "generation_config.json"
 
-LIMITS = {"bf16": Limit(0.02, 0.85), "fp16": Limit(0.001, 0.97), "fp32": Limit(1e-5, 0.999)}
-"""How far the reloaded export may be from base + adapter, unmerged, both computed in float32.
+LIMITS = {
+    "bf16": DivergenceLimit(0.02, 0.85),
+    "fp16": DivergenceLimit(0.001, 0.97),
+    "fp32": DivergenceLimit(1e-5, 0.999),
+}
+"""Maximum divergence of the reloaded export from the unmerged base + adapter, both computed in float32.
 
-Seen on the demo model, for random adapters that move it by a KL of 0.05 and of several nats: KL 0.0003 and 0.004 in
+Measured on the demo model, for random adapters that move it by a KL of 0.05 and of several nats: KL 0.0003 and 0.004 in
 bf16 (same token at 100% and 92% of positions), 6e-6 and 6e-5 in fp16, 5e-10 in fp32."""
 
 
 class ExportDiverges(ManyloraError):
-    """What was written is not what base and adapter say."""
+    """The exported weights do not behave like base + adapter."""
 
     def __init__(self, message: str, divergence: Divergence | None = None) -> None:
         self.divergence = divergence
@@ -62,47 +74,48 @@ class ExportDiverges(ManyloraError):
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """A finished export; also kept with it, in ``manylora.json``."""
+    """A finished export; also saved with it, as ``manylora.json``."""
 
     out: Path
     base: str
     base_fingerprint: str
     adapter: str | None
-    """Its content's sha256."""
+    """SHA-256 of the adapter's content, if any."""
     onto: Onto
     dtype: DType
     format: Format
     size_bytes: int
-    """Of the weights."""
+    """Size of the weights."""
     seconds: float
     effect: Divergence | None
-    """Of the adapter itself: how far it moves the base, unmerged."""
+    """Divergence of base + adapter, unmerged, from the base; None without an adapter."""
     divergence: Divergence
-    """From the adapter, unmerged, on the weights it was merged onto."""
+    """Divergence of the export from the unmerged adapter on the weights it was merged onto."""
     from_trained: Divergence
-    """From the adapter on the base it was trained on; the same where it was merged onto that."""
+    """Divergence of the export from the adapter on the base it was trained on; the same if merged onto that."""
 
     def lines(self) -> Iterator[str]:
-        """The report in words."""
+        """Yield the report as lines of text."""
         yield f"{self.out}: {decimal(self.size_bytes)} of {self.dtype} weights in {self.seconds:.0f} s"
         if self.effect:
-            yield f"the adapter moves the base by KL {self.effect.mean_kl:.2g}"
+            yield f"the adapter changes the base by KL {self.effect.mean_kl:.2g}"
         yield f"merged against unmerged: {self.divergence}"
         if self.from_trained != self.divergence:
-            yield f"merged against what was trained, on the 4-bit base: {self.from_trained}"
+            yield f"merged against the adapter on the 4-bit base it was trained on: {self.from_trained}"
             yield (
-                "that second distance is expected: the adapter was trained on the 4-bit weights, and this is the "
-                "original's; judge it on held-out data before you use it, or export onto the dequantised weights"
+                "this second divergence is expected, since the adapter was trained on the 4-bit weights and merged "
+                "onto the original ones; evaluate the export on held-out data before you use it, or export with --onto "
+                "dequantized"
             )
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What was asked for."""
+class _ExportRequest:
+    """The options of an export."""
 
     adapter: Path | None
     name: str | None
-    """Of the adapter; None where there is none."""
+    """Name of the adapter; None without one."""
     base: BaseOptions
     onto: Onto
     dtype: DType
@@ -114,17 +127,17 @@ class _Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
-    """A base's files, and what was seen of it in memory before it was let go."""
+class _Reference:
+    """A base's files, and the outputs of base + adapter, unmerged, to compare the export with. The model is freed."""
 
     name: str
     folder: Path
     fingerprint: str
     tokenizer: PreTrainedTokenizerBase
     adapter: AdapterWeights | None
-    observed: Observed
+    outputs: ModelOutputs
     effect: Divergence | None
-    """Of the adapter: how far it moves the base."""
+    """Divergence of base + adapter from the base."""
 
 
 def export(
@@ -142,65 +155,85 @@ def export(
     keep_failed: bool = False,
     say: Say = lambda _: None,
 ) -> ExportReport:
-    """Write ``base``, in the form that the PEFT folder ``adapter`` was trained on, with it merged in, to ``out``.
+    """Merge the PEFT folder ``adapter`` into ``base``, write the weights to ``out``, and check them.
 
     Runs on the CPU. The merge holds one shard in memory (gguf: one tensor); the checks before and after it hold the
-    model, afterwards with 4 bytes a parameter. ``onto`` means nothing for a base that is not quantised.
+    whole model, after it with 4 bytes per parameter. ``onto`` has no effect if the base is not quantised.
 
-    ``name`` is the adapter's (unset: its folder's), and a gguf file's; ``say`` gets a line for each slow step.
+    ``name`` is the adapter's name, by default its folder's; it also names a gguf file. ``say`` gets a line for each
+    slow step.
 
-    Raises ConfigError for options, BaseRejected or AdapterRejected for what cannot be merged, and ExportDiverges where
-    the reloaded result is not what went in: then nothing is left, or, with ``keep_failed``, ``<out>.failed``.
+    Raises ConfigError for options, BaseRejected or AdapterRejected for what cannot be merged, and ExportDiverges if the
+    reloaded export does not behave like base + adapter. Then nothing is kept, or with ``keep_failed`` ``<out>.failed``.
     """
-    base = dataclasses.replace(base, device="cpu")
     name = name or (adapter.resolve().name if adapter else None)
-    wanted = _Wanted(
+    base = dataclasses.replace(base, device="cpu")
+    request = _ExportRequest(
         adapter, name, base, onto, dtype, format, max_shard_bytes, allow_base_mismatch, allow_unknown_fields, say
     )
-    _check_wanted(wanted, out)
+    _check_request(request, out)
     started = time.monotonic()
-    trained = _open(wanted, base)
-    merged_onto = trained
-    if onto == "original" and base.quantization != "none":
-        say("the same with the original weights")
-        merged_onto = _open(wanted, dataclasses.replace(base, quantization="none"), trained)
+    trained, merged_onto = _references(request)
     weights = MergedWeights(Shards(merged_onto.folder), trained.adapter, DTYPES[dtype])
-    _check_room(out, weights.size_bytes)
+    _check_disk_space(out, weights.size_bytes)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary, out.name)
         folder.mkdir()
-        _write(wanted, merged_onto, weights, folder)
-        say("reading it back")
-        again = _reload(wanted, folder, merged_onto)
-        report = ExportReport(
-            out=out,
-            base=trained.name,
-            base_fingerprint=trained.fingerprint,
-            adapter=trained.adapter.spec.id if trained.adapter else None,
-            onto=onto,
-            dtype=dtype,
-            format=format,
-            size_bytes=weights.size_bytes,
-            seconds=time.monotonic() - started,
-            effect=merged_onto.effect,
-            divergence=compare(merged_onto.observed, again),
-            from_trained=compare(trained.observed, again),
-        )
+        _write(request, merged_onto, weights, folder)
+        say("reading the export back")
+        outputs = _reload(request, folder, merged_onto)
+        seconds = time.monotonic() - started
+        report = _report(request, out, (trained, merged_onto), outputs, weights.size_bytes, seconds)
         (folder / ORIGIN).write_text(json.dumps(dataclasses.asdict(report), indent=1, default=str))
         make_ordinary(folder)
-        _judge(report, folder, keep_failed)
+        _check_divergence(report, folder, keep_failed)
         folder.rename(out)
     return report
 
 
-def _check_wanted(wanted: _Wanted, out: Path) -> None:
-    """Options that cannot work, before anything slow."""
+def _references(request: _ExportRequest) -> tuple[_Reference, _Reference]:
+    """Return the base that the adapter was trained on, and the one to merge it onto, which may be the same."""
+    trained = _open(request, request.base)
+    if request.onto == "dequantized" or request.base.quantization == "none":
+        return trained, trained
+    request.say("loading the original weights")
+    return trained, _open(request, dataclasses.replace(request.base, quantization="none"), trained)
+
+
+def _report(
+    request: _ExportRequest,
+    out: Path,
+    references: tuple[_Reference, _Reference],
+    outputs: ModelOutputs,
+    size_bytes: int,
+    seconds: float,
+) -> ExportReport:
+    """Compare ``outputs`` of the export with its ``references``: the base trained on, and the one merged onto."""
+    trained, merged_onto = references
+    return ExportReport(
+        out=out,
+        base=trained.name,
+        base_fingerprint=trained.fingerprint,
+        adapter=trained.adapter.spec.id if trained.adapter else None,
+        onto=request.onto,
+        dtype=request.dtype,
+        format=request.format,
+        size_bytes=size_bytes,
+        seconds=seconds,
+        effect=merged_onto.effect,
+        divergence=compare(merged_onto.outputs, outputs),
+        from_trained=compare(trained.outputs, outputs),
+    )
+
+
+def _check_request(request: _ExportRequest, out: Path) -> None:
+    """Raise ConfigError for invalid options, before anything slow."""
     for option, choices in (("onto", Onto), ("dtype", DType), ("format", Format)):
-        value = getattr(wanted, option)
+        value = getattr(request, option)
         if value not in get_args(choices):
             raise ConfigError(f"--{option}: must be one of {', '.join(get_args(choices))} (got {value!r})")
-    if wanted.max_shard_bytes < 1:
-        raise ConfigError(f"--max-shard-size: must be at least 1 byte (got {wanted.max_shard_bytes})")
+    if request.max_shard_bytes < 1:
+        raise ConfigError(f"--max-shard-size: must be at least 1 byte (got {request.max_shard_bytes})")
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():
@@ -211,60 +244,65 @@ def _check_wanted(wanted: _Wanted, out: Path) -> None:
         raise ConfigError(f"--out: {error}") from None
 
 
-def _check_room(out: Path, size_bytes: int) -> None:
+def _check_disk_space(out: Path, size_bytes: int) -> None:
     free = shutil.disk_usage(out.parent).free
-    # Vocabulary and metadata come on top of the weights.
+    # 64 MiB for vocabulary and metadata.
     needed = size_bytes + (64 << 20)
     if free < needed:
-        raise ConfigError(f"--out: needs {needed / 2**30:.1f} GiB, and {out.parent} has {free / 2**30:.1f} GiB free")
+        raise ConfigError(
+            f"--out: needs {needed / 2**30:.1f} GiB, but {out.parent} has only {free / 2**30:.1f} GiB free"
+        )
 
 
-def _open(wanted: _Wanted, options: BaseOptions, trained: _Opened | None = None) -> _Opened:
-    """Look at base + adapter unmerged. The model goes when this returns: it has been run, its files have not."""
-    base = load_base(options, wanted.say)
-    # A base opened to be merged onto has a fingerprint of its own; the adapter has been checked against the trained.
-    spec = _verified(wanted, base, any_base=wanted.any_base or trained is not None)
+def _open(request: _ExportRequest, options: BaseOptions, trained: _Reference | None = None) -> _Reference:
+    """Load a base and record the outputs of base + adapter, unmerged. The model is freed on return.
+
+    Its files, not the model, are merged: running it may have repacked its weights.
+    """
+    base = load_base(options, request.say)
+    # The original weights have another fingerprint; the adapter was checked against the base it was trained on.
+    spec = _verified(request, base, any_base=request.any_base or trained is not None)
     tokenizer = base.tokenizer
     folder = Path(str(base.model.name_or_path))
-    _use_template(tokenizer, wanted.adapter)
-    if wanted.format == "gguf":
+    _use_template(tokenizer, request.adapter)
+    if request.format == "gguf":
         check_gguf(folder, tokenizer)
-    weights = read_weights(wanted.adapter, spec) if wanted.adapter and spec else None
+    weights = read_weights(request.adapter, spec) if request.adapter and spec else None
     compute_exactly(base.model)
-    with quiet():
-        model = PeftModel.from_pretrained(base.model, wanted.adapter) if wanted.adapter else base.model
+    with quiet_libraries():
+        model = PeftModel.from_pretrained(base.model, request.adapter) if request.adapter else base.model
     prompts, effect = encode_prompts(tokenizer), None
-    asked = len(prompts) * (2 if wanted.adapter else 1)
-    what = "base and adapter, unmerged" if wanted.adapter else "the base"
-    with progress_bar(f"answers of {what}", asked, wanted.say) as advance:
-        observed = observe(model, prompts, trained.observed if trained else None, advance)
+    asked = len(prompts) * (2 if request.adapter else 1)
+    what = "base and adapter, unmerged" if request.adapter else "the base"
+    with progress_bar(f"answers of {what}", asked, request.say) as advance:
+        outputs = collect_outputs(model, prompts, trained.outputs if trained else None, advance)
         if isinstance(model, PeftModel):
             with model.disable_adapter():
-                effect = compare(observed, observe(model, prompts, observed, advance))
-    return _Opened(base.name, folder, base.layout.fingerprint, tokenizer, weights, observed, effect)
+                effect = compare(outputs, collect_outputs(model, prompts, outputs, advance))
+    return _Reference(base.name, folder, base.layout.fingerprint, tokenizer, weights, outputs, effect)
 
 
-def _verified(wanted: _Wanted, base: Base, any_base: bool) -> AdapterSpec | None:
-    if wanted.adapter is None:
+def _verified(request: _ExportRequest, base: Base, any_base: bool) -> AdapterSpec | None:
+    if request.adapter is None:
         return None
-    return verify(wanted.adapter, base.layout, MAX_RANK, any_base=any_base, any_fields=wanted.any_fields)
+    return verify(request.adapter, base.layout, MAX_RANK, any_base=any_base, any_fields=request.any_fields)
 
 
 def _use_template(tokenizer: PreTrainedTokenizerBase, adapter: Path | None) -> None:
-    """The chat template that the adapter was trained with, where it brings one."""
+    """Use the chat template that the adapter was trained with, if it has its own."""
     if adapter and (adapter / CHAT_TEMPLATE).is_file():
         tokenizer.chat_template = (adapter / CHAT_TEMPLATE).read_text()
 
 
-def _write(wanted: _Wanted, base: _Opened, weights: MergedWeights, folder: Path) -> None:
-    """All files of the export but the report."""
+def _write(request: _ExportRequest, base: _Reference, weights: MergedWeights, folder: Path) -> None:
+    """Write all files of the export except the report."""
     with progress_bar(
-        f"merging and writing {wanted.dtype} weights", weights.size_bytes, wanted.say, in_bytes=True
+        f"merging and writing {request.dtype} weights", weights.size_bytes, request.say, in_bytes=True
     ) as advance:
-        if wanted.format == "gguf":
-            write_gguf(weights, base.folder, base.tokenizer, folder / _gguf_name(wanted, base), advance)
+        if request.format == "gguf":
+            write_gguf(weights, base.folder, base.tokenizer, folder / _gguf_name(request, base), advance)
             return
-        write_shards(weights.each(advance), folder, wanted.max_shard_bytes, wanted.say)
+        write_shards(weights.each(advance), folder, request.max_shard_bytes, request.say)
     config = AutoConfig.from_pretrained(base.folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -275,27 +313,27 @@ def _write(wanted: _Wanted, base: _Opened, weights: MergedWeights, folder: Path)
         shutil.copy(base.folder / GENERATION, folder)
 
 
-def _reload(wanted: _Wanted, folder: Path, base: _Opened) -> Observed:
-    """What plain transformers makes of the files, as any other program would read them."""
-    file: dict[str, Any] = {"gguf_file": _gguf_name(wanted, base)} if wanted.format == "gguf" else {}
+def _reload(request: _ExportRequest, folder: Path, base: _Reference) -> ModelOutputs:
+    """Load the export with plain transformers, as any program would, and return its outputs. Raises ExportDiverges."""
+    file: dict[str, Any] = {"gguf_file": _gguf_name(request, base)} if request.format == "gguf" else {}
     unpack: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if file else {}
-    # In float32 the weights are what was written, and nothing else is rounded.
-    with quiet():
+    # In float32, which is exact for the written weights and rounds nothing else.
+    with quiet_libraries():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **file, **unpack).eval()
         prompts = encode_prompts(AutoTokenizer.from_pretrained(folder, **file))
     if prompts != encode_prompts(base.tokenizer):
-        raise ExportDiverges("the tokenizer read back from the export makes other tokens than the base's")
-    with progress_bar("answers of what was read back", len(prompts), wanted.say) as advance:
-        return observe(model, prompts, base.observed, advance)
+        raise ExportDiverges("the exported tokenizer gives other token ids than the base's")
+    with progress_bar("answers of what was read back", len(prompts), request.say) as advance:
+        return collect_outputs(model, prompts, base.outputs, advance)
 
 
-def _gguf_name(wanted: _Wanted, base: _Opened) -> str:
-    """The adapter's, which is what tells one export of a base from another."""
-    return f"{wanted.name or base.name}.gguf"
+def _gguf_name(request: _ExportRequest, base: _Reference) -> str:
+    """Return the gguf file's name, after the adapter, which distinguishes the exports of a base."""
+    return f"{request.name or base.name}.gguf"
 
 
-def _judge(report: ExportReport, folder: Path, keep_failed: bool) -> None:
-    """Only rounding may lie between merged and unmerged, and less of it than what the adapter does."""
+def _check_divergence(report: ExportReport, folder: Path, keep_failed: bool) -> None:
+    """Raise ExportDiverges if merged and unmerged differ by more than rounding, or by half of the adapter's effect."""
     limit, found = LIMITS[report.dtype], report.divergence
     if found.within(limit) and (report.effect is None or found.mean_kl < report.effect.mean_kl / 2):
         return
@@ -306,9 +344,9 @@ def _judge(report: ExportReport, folder: Path, keep_failed: bool) -> None:
             shutil.rmtree(failed)
         folder.rename(failed)
         kept = f"it is in {failed}"
-    effect = f", and half of what the adapter does is KL {report.effect.mean_kl / 2:.2g}" if report.effect else ""
+    effect = f", and half of the adapter's effect is KL {report.effect.mean_kl / 2:.2g}" if report.effect else ""
     raise ExportDiverges(
-        f"the merged model is not base + adapter: {found}; rounding to {report.dtype} explains at most KL "
+        f"the merged model differs from base + adapter: {found}; rounding to {report.dtype} explains at most KL "
         f"{limit.mean_kl:g} and {1 - limit.top1:.1%} other tokens{effect}; {kept}",
         found,
     )

@@ -1,8 +1,8 @@
-"""A llama.cpp file (GGUF) of merged weights, written tensor by tensor with the ``gguf`` package.
+"""Writes merged weights as a GGUF file for llama.cpp, tensor by tensor, with the ``gguf`` package.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Only the Llama architecture with a byte-level BPE
-tokenizer is written; anything else is refused before any work. llama.cpp does not read a tokenizer's own splitting
-rules: it knows a list of them by name, so a tokenizer whose rules are not on that list could only be written wrongly.
+tokenizer is supported; anything else is refused at once. llama.cpp does not read a tokenizer's own splitting rules, but
+knows a list of them by name, so a tokenizer with rules not on that list cannot be exported correctly.
 """
 
 import json
@@ -34,15 +34,17 @@ _LLAMA3 = (
 
 
 def check_gguf(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse what cannot be written: raises BaseRejected with what can."""
+    """Raise BaseRejected if the base cannot be written as GGUF."""
     config = AutoConfig.from_pretrained(folder)
     if config.model_type != "llama":
-        raise BaseRejected(f"--format gguf: llama models can be written, this one is {config.model_type}")
+        raise BaseRejected(f"--format gguf: only llama models can be exported, and this one is {config.model_type}")
     if config.hidden_act != "silu":
-        raise BaseRejected(f"--format gguf: its activation {config.hidden_act} is not silu, the one llama.cpp computes")
+        raise BaseRejected(
+            f"--format gguf: the activation function must be silu for llama.cpp, and is {config.hidden_act}"
+        )
     rope = config.rope_parameters["rope_type"]
     if rope not in ("default", "llama3"):
-        raise BaseRejected(f"--format gguf: rotary embeddings default and llama3 can be written, not {rope}")
+        raise BaseRejected(f"--format gguf: the rotary embedding must be default or llama3, not {rope}")
     _splitting(tokenizer)
 
 
@@ -53,9 +55,9 @@ def write_gguf(
     file: Path,
     advance: Advance = lambda _: None,
 ) -> None:
-    """Write ``weights`` to ``file`` as ``source``'s config and ``tokenizer`` describe them.
+    """Write ``weights`` to ``file``, with the config in ``source`` and ``tokenizer``.
 
-    One tensor is in memory at a time; ``advance`` is told the bytes of each. Raises BaseRejected.
+    Holds one tensor in memory at a time, and calls ``advance`` with the bytes of each. Raises BaseRejected.
     """
     config = AutoConfig.from_pretrained(source)
     writer = gguf.GGUFWriter(file, "llama")
@@ -99,7 +101,7 @@ def _add_shape(writer: gguf.GGUFWriter, config: Any, name: str, dtype: torch.dty
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
-    """Tokens, their kinds and the merges. Rows of the embedding that no token has are unused."""
+    """Add tokens, their types and the merges. Embedding rows without a token are marked unused."""
     parsed = json.loads(tokenizer.backend_tokenizer.to_str())
     names = {index: token for token, index in tokenizer.get_vocab().items()}
     types = dict.fromkeys(names, gguf.TokenType.NORMAL)
@@ -114,7 +116,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase,
 
 
 def _add_ends(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, source: Path) -> None:
-    """The special tokens, whether a prompt begins with one, and the chat template."""
+    """Add the special tokens, whether a prompt starts with one, and the chat template."""
     for kind in ("bos", "eos", "unk", "pad"):
         index = getattr(tokenizer, f"{kind}_token_id")
         if index is not None:
@@ -154,8 +156,8 @@ def _splitting(tokenizer: PreTrainedTokenizerBase) -> str:
         ] if pattern == _LLAMA3 and model.get("ignore_merges"):
             return "llama-bpe"
     raise BaseRejected(
-        "--format gguf: its tokenizer splits text by rules other than those of GPT-2, SmolLM and Llama 3, which are "
-        "the ones that can be written"
+        "--format gguf: the tokenizer splits text by rules that are not those of GPT-2, SmolLM or Llama 3, the only "
+        "ones supported"
     )
 
 
@@ -169,7 +171,7 @@ def _stored_names(names: Iterable[str], blocks: int) -> Iterator[str]:
 
 
 def _rope_factors(config: Any) -> np.ndarray[Any, Any] | None:
-    """What llama.cpp divides each rotary frequency by: float32 [head_dim / 2], or None where it is 1."""
+    """Return the divisors of the rotary frequencies, float32 [head_dim / 2], or None if all are 1."""
     if config.rope_parameters["rope_type"] == "default":
         return None
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
@@ -182,7 +184,7 @@ def _rope_factors(config: Any) -> np.ndarray[Any, Any] | None:
 def _storage(
     shape: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[tuple[int, ...], np.dtype[Any], gguf.GGMLQuantizationType | None]:
-    """Shape, dtype and kind of the array that :func:`_array` makes. Vectors stay float32: llama.cpp adds in it."""
+    """Return shape, dtype and type of the array that :func:`_array` returns. Vectors stay float32, as in llama.cpp."""
     if len(shape) == 1 or dtype == torch.float32:
         return shape, np.dtype(np.float32), None
     if dtype == torch.float16:
@@ -191,7 +193,7 @@ def _storage(
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """Numpy has no bfloat16: such a matrix goes as bytes."""
+    """Return a tensor as an array; a bfloat16 matrix as bytes, as numpy has no bfloat16."""
     if tensor.dim() == 1:
         tensor = tensor.float()
     if tensor.dtype == torch.bfloat16:
@@ -201,7 +203,7 @@ def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 
 def _permuted(name: str, tensor: Tensor, config: Any) -> Tensor:
-    """Rotary dimensions in llama.cpp's order: pairs side by side, not one half after the other."""
+    """Reorder rotary dimensions for llama.cpp, which has pairs side by side instead of two halves."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
     if heads is None:
         return tensor

@@ -1,8 +1,8 @@
-"""Several adapters into one: weighted merges, layer by layer, of their updates ``scaling * B @ A``.
+"""Merges several adapters into one: weighted, layer by layer, by their updates ``scaling * B @ A``.
 
 The methods are PEFT's, but applied to the updates. PEFT's own ``add_weighted_adapter`` applies ``linear``, ``ties`` and
-``dare_ties`` to the A's and the B's apart, whose product then has cross terms that no adapter ever had; here a merge
-with weights 1 and 0 is the first adapter. TIES: Yadav et al. 2023. DARE: Yu et al. 2023.
+``dare_ties`` to the A's and the B's separately, so that their product has cross terms that no adapter had; here a merge
+with weights 1 and 0 gives the first adapter. TIES: Yadav et al. 2023. DARE: Yu et al. 2023.
 """
 
 import math
@@ -34,11 +34,11 @@ ties: small entries dropped, a sign elected for each entry, what agrees added; d
 rest scaled up instead; both then as svd."""
 
 Origin = Mapping[str, Any]
-"""What an adapter's ``manylora.json`` says; empty where it has none."""
+"""The contents of an adapter's ``manylora.json``; empty if it has none."""
 
 MAX_RANK = 65536
 _EXACT = ("linear", "cat")
-_OF_THE_BASE = (
+_BASE_FIELDS = (
     "format",
     "base_fingerprint",
     "base",
@@ -47,9 +47,9 @@ _OF_THE_BASE = (
     "tokenizer_sha256",
     "chat_template_sha256",
 )
-"""Fields of ``manylora.json``."""
-_TELLING = ("base_parts", "quantization", "tokenizer_sha256")
-"""Those of them that are the same for one base, whatever fingerprint the processor's rounding gave it."""
+"""Fields of ``manylora.json`` that describe the base."""
+_BASE_IDENTITY = ("base_parts", "quantization", "tokenizer_sha256")
+"""Those that are equal for the same base even if the processor's rounding changed its fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +74,11 @@ def merge(
     allow_unknown_fields: bool = False,
     say: Say = lambda _: None,
 ) -> Merge:
-    """Write the PEFT folder ``out``: (PEFT folder, weight) each of ``adapters``, merged by ``method``.
+    """Merge ``adapters``, as (PEFT folder, weight), by ``method``, and write the PEFT folder ``out``.
 
-    ``rank`` is for svd, ties and dare_ties: None is the largest of the adapters'. ``density`` is the share of entries
-    that ties and dare_ties keep. A layer that only some adapters have is merged of those. ``say`` is told how far it
-    is. Raises ConfigError and AdapterRejected; then ``out`` is not there.
+    ``rank`` applies to svd, ties and dare_ties; None is the largest rank of the adapters. ``density`` is the share of
+    entries that ties and dare_ties keep. A layer that only some adapters have is merged from those. ``say`` gets
+    progress. Raises ConfigError or AdapterRejected; then ``out`` is not written.
     """
     check_merge(adapters, out, method, rank, density, any_base=allow_base_mismatch)
     folders = [folder for folder, _ in adapters]
@@ -88,14 +88,14 @@ def merge(
     allowed = {"any_base": allow_base_mismatch, "any_fields": allow_unknown_fields}
     specs = [(folder, verify(folder, layout, MAX_RANK, **allowed), weight) for folder, weight in adapters]
     read = [(read_weights(folder, spec), weight) for folder, spec, weight in specs]
-    wanted = rank or max(weights.spec.rank for weights, _ in read)
+    target_rank = rank or max(weights.spec.rank for weights, _ in read)
     layers = [layer for layer in layout.linears if any(layer in weights.tensors for weights, _ in read)]
     merged, lost = {}, []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with progress_bar(f"merging {len(read)} adapters, layer by layer", len(layers), say) as advance:
             for layer in layers:
-                merged[layer], missing = _merge_layer(_parts(read, layer), method, wanted, density)
+                merged[layer], missing = _merge_layer(_parts(read, layer), method, target_rank, density)
                 lost.append(missing)
                 advance(1)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -122,12 +122,12 @@ def check_merge(
     *,
     any_base: bool = False,
 ) -> None:
-    """Those of :func:`merge`'s refusals that need no base. Raises ConfigError, AdapterRejected."""
+    """Check everything that :func:`merge` can check without a base. Raises ConfigError or AdapterRejected."""
     _check_options(adapters, out, method, rank, density)
     folders = [folder for folder, _ in adapters]
     _template(folders)
     if not any_base:
-        _check_one_base(folders, _origins(folders), may_be_one=_alike)
+        _check_one_base(folders, _origins(folders), may_be_one=_same_base_parts)
 
 
 def _check_options(
@@ -151,22 +151,24 @@ def _check_options(
 
 
 def _template(folders: Sequence[Path]) -> bytes | None:
-    """The chat template that all of them bring, or None where none does."""
+    """Return the chat template that all adapters share, or None if none has one. Raises ConfigError."""
     files = [folder / CHAT_TEMPLATE for folder in folders]
     templates = {file.read_bytes() if file.is_file() else None for file in files}
     if len(templates) > 1:
-        raise ConfigError("--merge: the adapters were trained with different chat templates, and a model has one")
+        raise ConfigError(
+            "--merge: the adapters were trained with different chat templates; a merged model can have only one"
+        )
     return templates.pop()
 
 
 def _origins(folders: Sequence[Path]) -> list[Origin]:
-    """What each ``manylora.json`` says."""
+    """Return the contents of each ``manylora.json``."""
     return [read_json(folder, ORIGIN) if (folder / ORIGIN).is_file() else {} for folder in folders]
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one adapter brings to one layer: ``weight * b @ a``."""
+    """One adapter's contribution to one layer: ``weight * b @ a``."""
 
     a: Tensor
     """float32 [rank, in_features]"""
@@ -187,7 +189,7 @@ def _parts(read: Sequence[tuple[AdapterWeights, float]], layer: str) -> list[_Pa
 def _merge_layer(
     parts: Sequence[_Part], method: Method, rank: int, density: float
 ) -> tuple[tuple[Tensor, Tensor], tuple[float, float]]:
-    """(A, B) at scaling 1; and the norms of what they leave out and of the whole update."""
+    """Return (A, B) at scaling 1, and the norms of (what they lose, the whole update)."""
     if method in ("linear", "cat", "svd"):
         a = torch.cat([part.a for part in parts])
         b = torch.cat([part.weight * part.b for part in parts], dim=1)
@@ -200,7 +202,7 @@ def _merge_layer(
 
 
 def _reduced(a: Tensor, b: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], tuple[float, float]]:
-    """The best approximation of ``b @ a`` (Eckart and Young 1936), without ever making that product."""
+    """Return the best low-rank approximation of ``b @ a`` (Eckart and Young 1936), without computing the product."""
     q_a, r_a = torch.linalg.qr(a.T)
     q_b, r_b = torch.linalg.qr(b)
     u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
@@ -208,13 +210,13 @@ def _reduced(a: Tensor, b: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], tu
 
 
 def _factored(u: Tensor, s: Tensor, vh: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], tuple[float, float]]:
-    """Each half takes the root of the singular values, so that neither outgrows a small dtype."""
+    """Split the singular values evenly between A and B, so that neither overflows a small dtype."""
     root = s[:rank].sqrt()
     return (root[:, None] * vh[:rank], u[:, :rank] * root), (s[rank:].norm().item(), s.norm().item())
 
 
 def _write(folder: Path, merged: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """A PEFT folder of one rank: smaller layers are filled up with zeros, since vLLM knows no ``rank_pattern``."""
+    """Write a PEFT folder with one rank; pad smaller layers with zeros, as vLLM does not support ``rank_pattern``."""
     rank = max(len(a) for a, _ in merged.values())
     tensors = {}
     for layer, (a, b) in merged.items():
@@ -234,9 +236,9 @@ def _write(folder: Path, merged: Mapping[str, tuple[Tensor, Tensor]]) -> None:
 def _check_one_base(
     folders: Sequence[Path], origins: Sequence[Origin], may_be_one: Callable[[Origin, Origin], bool] = lambda *_: False
 ) -> None:
-    """Updates of different weights have no sum. An adapter that names no base may be of any.
+    """Raise ConfigError if the adapters name different bases. One that names no base passes.
 
-    ``may_be_one`` says of two with different fingerprints whether their bases may be one all the same.
+    ``may_be_one`` returns whether two adapters with different fingerprints may still have the same base.
     """
     named = [pair for pair in zip(folders, origins, strict=True) if pair[1].get("base_fingerprint") is not None]
     for folder, origin in named[1:]:
@@ -244,19 +246,19 @@ def _check_one_base(
         base, other = expected["base_fingerprint"], origin["base_fingerprint"]
         if base != other and not may_be_one(expected, origin):
             raise ConfigError(
-                f"--merge: {first} was trained on the base {_short(base)} and {folder} on {_short(other)}, so their "
-                "changes have no sum"
+                f"--merge: {first} was trained on the base {_short(base)} and {folder} on {_short(other)}: adapters of "
+                "different bases cannot be merged"
             )
 
 
-def _alike(one: Origin, other: Origin) -> bool:
-    """Whether nothing that both say of their bases differs: which fingerprints mean one base, only that base tells."""
-    said = [field for field in _TELLING if field in one and field in other]
+def _same_base_parts(one: Origin, other: Origin) -> bool:
+    """Return whether all fields about the base that both have are equal: only the base knows its fingerprints."""
+    said = [field for field in _BASE_IDENTITY if field in one and field in other]
     return bool(said) and all(one[field] == other[field] for field in said)
 
 
 def _on_this_base(origin: Origin, layout: BaseLayout) -> Origin:
-    """The same with this base's own fingerprint, where it says another one that means this base."""
+    """Return the origin with this base's own fingerprint if it has an equivalent one."""
     if origin.get("base_fingerprint") not in layout.equivalents:
         return origin
     return {**origin, "base_fingerprint": layout.fingerprint}
@@ -267,7 +269,7 @@ def _short(fingerprint: object) -> str:
 
 
 def _agreed(origins: Sequence[Origin]) -> dict[str, Any]:
-    """What ``manylora.json`` says of the base, where all of them say the same."""
+    """Return the fields about the base that all adapters agree on."""
     first, *others = origins
-    agreed = (field for field in _OF_THE_BASE if all(origin.get(field) == first.get(field) for origin in others))
+    agreed = (field for field in _BASE_FIELDS if all(origin.get(field) == first.get(field) for origin in others))
     return {field: first[field] for field in agreed if field in first}

@@ -1,7 +1,7 @@
-"""A model's weights in safetensors files: read plain, one tensor at a time, merged, and written in shards.
+"""Reads a model's safetensors files one tensor at a time, merges an adapter into them, and writes them in shards.
 
-The files, not a model in memory, are the source of a merge: on some processors bitsandbytes repacks 4-bit weights in
-place at the first forward, and what is dequantised afterwards is garbage.
+A merge reads the files, not a model in memory: on some processors bitsandbytes repacks 4-bit weights in place at the
+first forward pass, and dequantising them afterwards gives garbage.
 """
 
 import json
@@ -25,30 +25,30 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _STATE = ".quant_state.bitsandbytes__"
-"""Stands between a 4-bit weight's name and its format, in the key of the tensor that holds its shape as JSON."""
+"""Separates a 4-bit weight's name and format, in the key of the tensor that holds its shape as JSON."""
 
 
 class Shards:
-    """The weights in a Hugging Face folder, which may be bitsandbytes' 4-bit ones."""
+    """The weights in a Hugging Face folder, which may be in bitsandbytes' 4-bit format."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises BaseRejected where the files cannot be read."""
+        """Open the files. Raises BaseRejected if they cannot be read."""
         self._files = _files(folder)
         self._states = {key.partition(_STATE)[0]: key for key in self._files if _STATE in key}
         parts = tuple(f"{name}." for name in self._states)
         self.shapes: Mapping[str, tuple[int, ...]] = {
             key: self._shape(key) for key in sorted(self._files) if not key.startswith(parts)
         }
-        """Tensor name -> its shape once dequantised."""
+        """Tensor name -> shape after dequantising."""
 
     def read(self, name: str) -> Tensor:
-        """A tensor in its stored dtype; a 4-bit one dequantised, in float32."""
+        """Return a tensor in its stored dtype, or in float32 if it is dequantised from 4 bits."""
         stored = self._stored(name)
         if name not in self._states:
             return stored
         parts: dict[str, Any] = {key: self._stored(key) for key in self._files if key.startswith(f"{name}.")}
         state = functional.QuantState.from_dict(parts, torch.device("cpu"))
-        # Not the dtype its layer computes in: rounded to that now and after the merge, it would be rounded twice.
+        # Not the dtype that its layer computes in, in which it would be rounded twice: now and after the merge.
         state.dtype = torch.float32
         plain: Tensor = functional.dequantize_4bit(stored, state)
         return plain
@@ -66,7 +66,7 @@ class Shards:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Key -> the file that has it."""
+    """Return key -> file that has it. Raises BaseRejected."""
     try:
         if (folder / INDEX).is_file():
             names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
@@ -82,12 +82,12 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 class MergeOverflow(BaseRejected):
-    """A merged weight that the wanted dtype cannot hold."""
+    """A merged weight overflows the dtype of the export."""
 
 
 @dataclass(frozen=True)
 class MergedWeights:
-    """Base and adapter in one: ``W + scaling * B @ A`` where the adapter has a layer, W elsewhere."""
+    """Merged weights: ``W + scaling * B @ A`` for the adapter's layers, W for all others."""
 
     base: Shards
     adapter: AdapterWeights | None
@@ -96,27 +96,25 @@ class MergedWeights:
     def __post_init__(self) -> None:
         missing = [layer for layer in self._layers() if f"{layer}.weight" not in self.base.shapes]
         if missing:
-            raise BaseRejected(
-                f"its files have no tensor {missing[0]}.weight, so that this adapter cannot be merged onto them"
-            )
+            raise BaseRejected(f"the adapter cannot be merged: the base's files have no tensor {missing[0]}.weight")
 
     @property
     def size_bytes(self) -> int:
-        """What all tensors take."""
+        """Size of all tensors, in bytes."""
         return sum(map(self.nbytes, self.base.shapes))
 
     def nbytes(self, name: str) -> int:
-        """What a tensor takes."""
+        """Return the size of a tensor, in bytes."""
         return torch.Size(self.base.shapes[name]).numel() * self.dtype.itemsize
 
     def each(self, advance: Advance = lambda _: None) -> Iterator[tuple[str, Tensor]]:
-        """All tensors by name, read as they are wanted; ``advance`` is told the bytes of each that was taken."""
+        """Yield (name, tensor), reading each when needed; call ``advance`` with the bytes of each after its use."""
         for name in self.base.shapes:
             yield name, self.read(name)
             advance(self.nbytes(name))
 
     def read(self, name: str) -> Tensor:
-        """A tensor in ``dtype``, added up in float32. Raises MergeOverflow where it does not fit."""
+        """Return a merged tensor in ``dtype``, summed in float32. Raises MergeOverflow."""
         tensor = self.base.read(name)
         if not tensor.is_floating_point():
             return tensor
@@ -127,7 +125,7 @@ class MergedWeights:
             tensor = tensor.float().addmm_(b.float(), a.float(), alpha=scaling)
         merged = tensor.to(self.dtype)
         if not torch.isfinite(merged).all():
-            raise MergeOverflow(f"the merged {name} does not fit {str(self.dtype).removeprefix('torch.')}")
+            raise MergeOverflow(f"the merged {name} overflows {str(self.dtype).removeprefix('torch.')}")
         return merged
 
     def _layers(self) -> Iterable[str]:
@@ -135,15 +133,15 @@ class MergedWeights:
 
 
 def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, limit: int, say: Say = lambda _: None) -> None:
-    """Write ``tensors`` as they come to files of at most ``limit`` bytes (or of one tensor), with an index.
+    """Write ``tensors``, in order, to files of at most ``limit`` bytes or one tensor, with an index.
 
-    ``say`` gets a line for each file.
+    ``say`` gets a line per file.
     """
     sizes: list[dict[str, int]] = []
     for number, shard in enumerate(_shards(tensors, limit), 1):
         save_file(shard, folder / f"{number}.part", metadata={"format": "pt"})
         sizes.append({name: tensor.nbytes for name, tensor in shard.items()})
-        say(f"wrote file {number} of the weights, {decimal(sum(sizes[-1].values()))}")
+        say(f"wrote weights file {number}, {decimal(sum(sizes[-1].values()))}")
     if len(sizes) == 1:
         (folder / "1.part").rename(folder / WEIGHTS)
         return

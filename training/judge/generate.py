@@ -1,4 +1,4 @@
-"""Greedy answers to many prompts at once, as the server would give them."""
+"""Batched greedy generation, with the answers that the server would give."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,17 +9,17 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 ROWS = 64
-"""Rows in a batch: more gain little, and their keys and values take memory."""
+"""Default batch size: more rows gain little speed, and their KV cache takes memory."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """What the model said to one prompt."""
+    """The model's answer to one prompt."""
 
     tokens: list[int] = field(default_factory=list)
-    """Without the end token."""
+    """Token ids without the end token."""
     ended: bool = False
-    """Whether an end token came before the limit."""
+    """Whether an end token came before the token limit."""
 
 
 @torch.inference_mode()
@@ -32,11 +32,11 @@ def generate(
     rows: int = ROWS,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[Answer]:
-    """The likeliest answer to each prompt, token by token, in the order of the prompts.
+    """Return the greedy answer to each prompt, in the order of the prompts.
 
-    At most ``max_tokens`` each, the end token counted, and no more than ``context`` with the prompt. Prompts of like
-    length share a batch of ``rows``, padded on the left; a row that has ended leaves it. ``advance`` is told how many
-    more answers are complete.
+    Each has at most ``max_tokens`` tokens, the end token included, and with its prompt at most ``context``. Prompts of
+    similar length share a batch of ``rows``, padded on the left; a finished row leaves it. ``advance`` is called with
+    the number of newly finished answers.
     """
     answers = [Answer() for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
@@ -49,7 +49,7 @@ def generate(
 
 
 class _Batch:
-    """The rows that have not ended, and their keys and values."""
+    """The unfinished rows of a batch, and their KV cache."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], answers: list[Answer]) -> None:
         self._model = model
@@ -57,7 +57,7 @@ class _Batch:
         self._lengths = [len(prompt) for prompt in prompts]
         longest = max(self._lengths)
         device = model.device
-        # What pads is masked, so any token will do.
+        # Padding is masked, so any token will do.
         self._ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         places = torch.arange(longest, device=device)
         self._mask = (places >= longest - torch.tensor(self._lengths, device=device)[:, None]).long()
@@ -65,7 +65,7 @@ class _Batch:
         self._cache = DynamicCache(config=model.config)
 
     def run(self, ends: frozenset[int], max_tokens: int, context: int, advance: Callable[[int], None]) -> None:
-        """Until every row has ended or is as long as it may be."""
+        """Generate until every row has ended or reached its limit."""
         while rows := len(self._answers):
             tokens = self._step()
             self._commit(tokens.tolist(), ends, max_tokens, context)
@@ -73,15 +73,15 @@ class _Batch:
                 advance(rows - len(self._answers))
 
     def _step(self) -> Tensor:
-        """The next token of each row, int64 [rows]."""
+        """Run one forward pass; return the next token of each row, int64 [rows]."""
         output = self._model(
             input_ids=self._ids,
             attention_mask=self._mask,
             position_ids=self._positions,
             past_key_values=self._cache,
             use_cache=True,
-            # As a tensor: for a number transformers slices, and of what is not contiguous torch copies the output
-            # layer's weights for every row.
+            # A tensor, because a number makes transformers slice the hidden states, and for a slice, which is not
+            # contiguous, torch copies the output layer's weights for every row.
             logits_to_keep=torch.tensor([self._ids.shape[1] - 1], device=self._ids.device),
         )
         tokens: Tensor = output.logits[:, -1].argmax(-1)
@@ -91,7 +91,7 @@ class _Batch:
         return tokens
 
     def _commit(self, tokens: Sequence[int], ends: frozenset[int], max_tokens: int, context: int) -> None:
-        """Give each row its token, and let those that are finished go."""
+        """Append each row's token, and drop the rows that are finished."""
         going = []
         for place, (answer, token) in enumerate(zip(self._answers, tokens, strict=True)):
             if token in ends:

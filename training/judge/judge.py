@@ -1,12 +1,12 @@
-"""Judging an adapter before anybody is served by it: on rows it has not seen, against the base without it.
+"""Judges an adapter before it is published, by comparing base and adapter on held-out rows.
 
-What is judged is the folder as it was written, on a base of its own: nothing of the training run is left in it, and
-nothing trains on afterwards. The figures are a server's: greedy answers that stop where the base's servers stop.
+The saved folder is loaded onto a newly loaded base, so the result does not depend on the state of the training run.
+Answers are what a server would give: greedy, ending at the base's EOS tokens.
 """
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -22,19 +22,17 @@ from training.data.files import read_rows
 from training.data.rendering import Example, Renderer
 from training.judge.generate import Answer, generate
 from training.judge.scores import Scores, mean_kl, mean_loss, parse_json, score_answers
-from training.progress_bar import progress_bar
-from training.run.library_logging import quiet
+from training.progress_bar import Say, progress_bar
+from training.run.library_logging import quiet_libraries
 from training.settings import TrainSettings, flag
 
 GENERAL = "general.jsonl"
-"""Questions and answers of every kind, for measuring what was forgotten where no general file was given."""
-
-Say = Callable[[str], None]
+"""General questions and answers, which measure forgetting if no ``--mix-general`` file is given."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One held-out row, with what both said."""
+class SampleAnswers:
+    """One held-out row with the answers of base and adapter."""
 
     example: Example
     base: str
@@ -43,21 +41,21 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What was found, and what of it is not good enough."""
+    """The scores of base and adapter, and the thresholds that were missed."""
 
     base: Scores
     adapter: Scores
     divergence: float
     """KL(adapter || base) in nats, the mean over the tokens of general answers."""
     rows: int
-    """Held-out rows, on which the loss was measured."""
+    """Number of held-out rows that the loss was measured on."""
     answered: int
-    """Those of them that were answered."""
+    """Number of held-out rows that were answered."""
     general: int
-    """General rows."""
+    """Number of general rows."""
     failures: tuple[str, ...]
-    """One sentence for each threshold that is not reached."""
-    samples: tuple[Sample, ...] = ()
+    """One sentence for each missed threshold."""
+    samples: tuple[SampleAnswers, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -66,7 +64,10 @@ class Judgement:
 
 
 def judge(settings: TrainSettings, base: Base, folder: Path, dataset: Dataset, say: Say = lambda _: None) -> Judgement:
-    """Measure the PEFT folder on ``base``, which must not be trained on any more, and hold it to the thresholds."""
+    """Score the PEFT folder and ``base`` on the held-out rows, and check the thresholds.
+
+    ``base`` must not be trained on afterwards.
+    """
     model = _adapted(base, folder)
     answered = answerable(settings, dataset)
     general = dataset.general or general_examples(base, dataset.chat_template)
@@ -74,10 +75,10 @@ def judge(settings: TrainSettings, base: Base, folder: Path, dataset: Dataset, s
     adapter, said = _scores(settings, base, model, dataset.evaluation, answered, "answers of the adapter", say)
     with model.disable_adapter():
         plain, base_said = _scores(settings, base, model, dataset.evaluation, answered, "answers of the base", say)
-    say(f"judging: distance from the base on {len(general)} general prompts")
+    say(f"judging: divergence from the base on {len(general)} general prompts")
     divergence = mean_kl(model, general)
     model.unload()
-    samples = [Sample(example, *texts) for example, *texts in zip(answered, base_said, said, strict=True)]
+    samples = [SampleAnswers(example, *texts) for example, *texts in zip(answered, base_said, said, strict=True)]
     return Judgement(
         base=plain,
         adapter=adapter,
@@ -91,9 +92,9 @@ def judge(settings: TrainSettings, base: Base, folder: Path, dataset: Dataset, s
 
 
 def check_thresholds(settings: TrainSettings, dataset: Dataset, warn: Say = lambda _: None) -> None:
-    """Raises ConfigError, before anything is trained, for a threshold that nothing held out could reach.
+    """Raise ConfigError, before training, if the held-out rows cannot show whether a threshold is met.
 
-    Where it is only the default one, and nothing waits to be published, ``warn`` is told.
+    If that is only the default threshold, and the adapter is not to be published, call ``warn`` instead.
     """
     answered = answerable(settings, dataset)
     for name in ("min_exact_match", "min_stop_share", "min_json_validity"):
@@ -103,15 +104,18 @@ def check_thresholds(settings: TrainSettings, dataset: Dataset, warn: Say = lamb
     if settings.min_json_validity is not None and not any(parse_json(example.answer) for example in answered):
         raise ConfigError(f"{flag('min_json_validity')}: no held-out answer is a JSON object or array")
     if settings.max_loss_ratio is not None and not dataset.evaluation:
-        reason = "no row is held out, so nothing can show that the adapter learned"
-        instead = "give more rows or --eval-file, or ask for nothing with --max-loss-ratio off"
+        reason = "no row is held out, so it cannot be measured whether the adapter learned"
+        instead = "give more rows or --eval-file, or turn the check off with --max-loss-ratio off"
         if settings.publish is not None and not settings.publish_anyway:
-            raise ConfigError(f"--publish: {reason}, and it would not be published; {instead}")
+            raise ConfigError(f"--publish: {reason}, and the adapter would not be published; {instead}")
         warn(f"{reason}: the judgement will fail; {instead}")
 
 
 def answerable(settings: TrainSettings, dataset: Dataset) -> list[Example]:
-    """The held-out rows that are answered: with a prompt and a trained answer that fits; so many, by the seed."""
+    """Return the held-out rows to answer: at most ``judge_rows``, drawn with the seed.
+
+    Only rows with a prompt and a trained answer of at most ``judge_tokens`` tokens qualify.
+    """
     fitting = [
         example
         for example in dataset.evaluation
@@ -123,7 +127,7 @@ def answerable(settings: TrainSettings, dataset: Dataset) -> list[Example]:
 
 
 def general_examples(base: Base, chat_template: str | None) -> list[Example]:
-    """Our own general questions with their answers, as this base is asked them."""
+    """Return our own general questions and answers, rendered for this base."""
     renderer = Renderer(base.tokenizer, chat_template)
     rows = []
     for number, row in read_rows(Path(str(files("training.judge") / GENERAL))):
@@ -137,8 +141,8 @@ def general_examples(base: Base, chat_template: str | None) -> list[Example]:
 
 
 def _adapted(base: Base, folder: Path) -> Any:
-    """The PEFT model, in eval mode."""
-    with quiet():
+    """Return the PEFT model, in eval mode."""
+    with quiet_libraries():
         return PeftModel.from_pretrained(base.model, folder).eval()
 
 
@@ -151,7 +155,7 @@ def _scores(
     title: str,
     say: Say,
 ) -> tuple[Scores, list[str]]:
-    """Of the model as it stands, and its answers to ``answered``; ``title`` names them while they are counted."""
+    """Return the model's scores, and its answers to ``answered``; ``title`` labels the progress bar."""
     loss = mean_loss(model, held_out) if held_out else None
     if not answered:
         return Scores(loss), []
@@ -165,13 +169,13 @@ def _scores(
 
 
 def _decode(base: Base, answers: Sequence[Answer]) -> list[str]:
-    """Text as the server gives it, and as the right answers are: without special tokens."""
+    """Return the answers as text, without special tokens, as the server and the right answers have it."""
     tokenizer: Any = base.tokenizer
     return list(tokenizer.backend_tokenizer.decode_batch([answer.tokens for answer in answers]))
 
 
 def _failures(settings: TrainSettings, base: Scores, adapter: Scores, divergence: float) -> Iterator[str]:
-    """A figure that is NaN reaches no threshold, and neither does one that could not be measured."""
+    """Yield a sentence for each missed threshold. NaN, or a score that could not be measured, misses it."""
     if (failure := _loss_failure(settings.max_loss_ratio, base.loss, adapter.loss)) is not None:
         yield failure
     for name, what, found in (
@@ -186,7 +190,7 @@ def _failures(settings: TrainSettings, base: Scores, adapter: Scores, divergence
     if most is not None and not divergence <= most:
         yield f"divergence from the base is {divergence:.3g}, more than {flag('max_divergence')} {most:g}"
     if math.isnan(divergence):
-        yield "the adapter gives NaN on general prompts"
+        yield "the adapter's logits are NaN on general prompts"
 
 
 def _loss_failure(most: float | None, base: float | None, adapter: float | None) -> str | None:
@@ -194,7 +198,9 @@ def _loss_failure(most: float | None, base: float | None, adapter: float | None)
         return None
     if base is None or adapter is None:
         asked = flag("max_loss_ratio")
-        return f"no row is held out, so nothing shows that the adapter learned; {asked} off asks nothing"
+        return (
+            f"no row is held out, so it was not measured whether the adapter learned; {asked} off turns the check off"
+        )
     if adapter <= most * base:
         return None
     return f"held-out loss is {adapter:.3g}, more than {flag('max_loss_ratio')} {most:g} times the base's {base:.3g}"

@@ -1,4 +1,4 @@
-"""What a model is measured by: its loss, its distance from another, and its answers against the right ones."""
+"""Scores of a model: its loss, its KL divergence from the base, and how its answers compare with the right ones."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,30 +10,31 @@ from torch import Tensor
 
 from training.data.rendering import UNTRAINED, Example
 from training.judge.generate import Answer
+from training.model.loss import kl_divergence
 
 BATCH_TOKENS = 1024
-"""Tokens of a batch, padding included, whose logits are computed at a time."""
+"""Maximum number of tokens in a batch, padding included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One model on the held-out rows; None where there was nothing to measure it on. Shares are 0 to 1."""
+    """The scores of one model on the held-out rows; None if nothing could be measured. Shares are 0 to 1."""
 
     loss: float | None = None
-    """Nats, the mean over trained tokens."""
+    """Mean loss per trained token, in nats."""
     exact_match: float | None = None
-    """Answers equal to the right one, but for white space around them."""
+    """Share of answers equal to the right one, leading and trailing white space aside."""
     stop_share: float | None = None
-    """Answers that ended by themselves, before the limit."""
+    """Share of answers that ended with an EOS token before the limit."""
     json_validity: float | None = None
-    """Of the answers whose right one is a JSON object or array, those that are JSON, too."""
+    """Share of valid JSON among answers whose right answer is a JSON object or array."""
     json_equality: float | None = None
-    """Of the same, those with the same keys and values."""
+    """Share of those answers with the same keys and values as the right one."""
 
 
 @torch.inference_mode()
 def mean_loss(model: Any, examples: Sequence[Example]) -> float:
-    """Cross entropy in nats, the mean over all trained tokens."""
+    """Return the mean cross entropy per trained token, in nats."""
     total, count = 0.0, 0
     for batch in _batches(examples):
         log_probs, labels = _log_probs(model, batch)
@@ -44,21 +45,19 @@ def mean_loss(model: Any, examples: Sequence[Example]) -> float:
 
 @torch.inference_mode()
 def mean_kl(model: Any, examples: Sequence[Example]) -> float:
-    """KL(adapter || base) in nats, the mean over all trained tokens; ``model`` is a PEFT model."""
+    """Return the mean KL(adapter || base) per trained token, in nats; ``model`` is a PEFT model."""
     total, count = 0.0, 0
     for batch in _batches(examples):
         adapted, labels = _log_probs(model, batch)
         with model.disable_adapter():
             plain, _ = _log_probs(model, batch)
-        # Rounding can make a KL of nothing negative; NaN stays NaN.
-        kl = (adapted.exp() * (adapted - plain)).sum(-1).clamp(min=0)
-        total += kl.sum(dtype=torch.float64).item()
+        total += kl_divergence(adapted, plain).sum(dtype=torch.float64).item()
         count += len(labels)
     return total / count
 
 
 def score_answers(examples: Sequence[Example], answers: Sequence[Answer], texts: Sequence[str]) -> Scores:
-    """All but the loss; ``texts`` are the answers decoded."""
+    """Return all scores but the loss; ``texts`` are the decoded answers."""
     said = [text.strip() for text in texts]
     right = [example.answer.strip() for example in examples]
     pairs = [
@@ -74,13 +73,13 @@ def score_answers(examples: Sequence[Example], answers: Sequence[Answer], texts:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A JSON object or array. Each number in it is a tuple of one: to Python ``1 == True``."""
+    """A JSON object or array. Numbers are stored as tuples of one, since to Python ``1 == True``."""
 
     value: dict[str, Any] | list[Any]
 
 
 def parse_json(text: str) -> Parsed | None:
-    """What ``text`` says, where all of it is a JSON object or array. A bare number or word is no structured answer."""
+    """Parse ``text`` if all of it is a JSON object or array; else return None, also for a bare number or word."""
     try:
         value = json.loads(text, parse_constant=_refuse, parse_int=_integer, parse_float=_real)
     except (ValueError, RecursionError):
@@ -97,8 +96,8 @@ def _real(digits: str) -> tuple[float]:
 
 
 def _refuse(word: str) -> NoReturn:
-    """Python's reader takes NaN and Infinity, which JSON does not have."""
-    raise ValueError(f"{word} is no JSON")
+    """Reject NaN and Infinity, which Python's parser accepts but JSON does not have."""
+    raise ValueError(f"{word} is not JSON")
 
 
 def _share(hits: Iterable[bool]) -> float:
@@ -107,7 +106,7 @@ def _share(hits: Iterable[bool]) -> float:
 
 
 def _batches(examples: Sequence[Example]) -> Iterator[list[Example]]:
-    """Rows of like length together, in no more than BATCH_TOKENS, or one row."""
+    """Yield batches of rows of similar length, of at most BATCH_TOKENS tokens or one row."""
     batch: list[Example] = []
     for example in sorted(examples, key=lambda example: len(example.input_ids)):
         if batch and (len(batch) + 1) * len(example.input_ids) > BATCH_TOKENS:
@@ -119,7 +118,7 @@ def _batches(examples: Sequence[Example]) -> Iterator[list[Example]]:
 
 
 def _log_probs(model: Any, batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """(float32 [trained tokens, vocabulary] at the place before each, int64 [trained tokens] the tokens)."""
+    """Return (log probabilities, float32 [trained tokens, vocabulary]; the right tokens, int64 [trained tokens])."""
     longest = len(batch[-1].input_ids)
     lengths = [len(example.input_ids) for example in batch]
     pads = [longest - length for length in lengths]
@@ -127,7 +126,7 @@ def _log_probs(model: Any, batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
     labels = torch.tensor([example.labels + [UNTRAINED] * pad for example, pad in zip(batch, pads, strict=True)])
     mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
     wanted = labels[:, 1:] != UNTRAINED
-    # Only these columns go through the output layer, which is most of a small model.
+    # Only these positions need the output layer, which is a large part of a small model.
     columns = wanted.any(0).nonzero()[:, 0]
     device = model.device
     output = model(input_ids=ids.to(device), attention_mask=mask.to(device), logits_to_keep=columns.to(device))

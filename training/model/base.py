@@ -1,4 +1,4 @@
-"""The base model, ready to be trained on."""
+"""Loads the base model for training."""
 
 import os
 
@@ -11,19 +11,19 @@ from training.settings import TrainSettings
 
 
 def open_base(settings: TrainSettings, say: Say = lambda _: None) -> Base:
-    """The base that ``settings`` name, the server's own bytes. Raises ConfigError or BaseRejected."""
+    """Load the base that ``settings`` name, from the same cache as the server. Raises ConfigError or BaseRejected."""
     if "LOCAL_RANK" in os.environ:
-        PartialState(cpu=settings.device == "cpu")  # gives each process of `accelerate launch` a device of its own
+        PartialState(cpu=settings.device == "cpu")  # assigns a device to each process of `accelerate launch`
     base = load_base(settings.base, say)
     keep_trainable(base.model)
     return base
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking the weights at the first forward without gradients.
+    """Prevent bitsandbytes from repacking the 4-bit weights; call this before the model's first forward pass.
 
-    It does so on processors with AVX512-BF16, for a faster kernel; gradients are silently wrong from then on, and so is
-    what is dequantised. So this must come before the model has run.
+    On processors with AVX512-BF16 bitsandbytes repacks them at the first forward without gradients, for a faster
+    kernel. After that, gradients and dequantised weights are silently wrong.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):

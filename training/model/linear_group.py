@@ -1,10 +1,10 @@
-"""The adapted linear layers of a run, several over one input at once, with their backward written by hand.
+"""Computes adapted linear layers in groups that share an input, with a hand-written backward pass.
 
-PEFT's forward is the reference: it adds to the base's product ``scale * dropout(x) A^T B^T``, in float32 and with some
-twenty small operations for each layer, which on a CPU cost more than the products do. Here everything is computed in
-the base's dtype, as under autocast; A, B, their gradients and the optimizer stay float32.
+PEFT's forward is the reference: it adds ``scale * dropout(x) A^T B^T`` to the base layer's output, in float32 and with
+some twenty small operations per layer, which on a CPU take longer than the matrix products. Here everything is computed
+in the base's dtype, as under autocast; A, B, their gradients and the optimizer state stay float32.
 
-Layers over one input share its dropout mask, where PEFT draws one for each, and the gradient of that input.
+The layers of a group share one dropout mask, whereas PEFT draws one per layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,21 +15,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from training.model.dropout import kept_bits, kept_scale, mask_, masked
+from training.model.dropout import apply_mask, apply_mask_, dropout_mask, dropout_scale
 
 Weight = Callable[[], Tensor]
-"""Gives a base layer's weight [out, in], in the dtype it is computed in."""
+"""Returns a base layer's weight [out, in], in the dtype to compute in."""
 
 
 @dataclass(frozen=True)
 class AdaptedLinear:
-    """One of PEFT's layers, and what it is computed from."""
+    """One of PEFT's layers and its weights."""
 
     layer: Any
-    """PEFT's, with one plain adapter."""
+    """PEFT's layer, with one plain adapter."""
     weight: Weight
     dtype: torch.dtype
-    """Of the weight, and of what is computed."""
+    """Dtype of the weight and of the computation."""
     bias: Tensor | None
     down: Tensor
     """A: float32 [rank, in]."""
@@ -39,7 +39,7 @@ class AdaptedLinear:
 
 
 class LinearGroup:
-    """Layers of one module that get the same input: the first to be called computes for all."""
+    """Layers of one module with the same input: the first one called computes the outputs of all."""
 
     def __init__(self, members: Sequence[AdaptedLinear], dropout: float) -> None:
         self.members = members
@@ -48,7 +48,7 @@ class LinearGroup:
         self._outputs: dict[int, Tensor] = {}
 
     def forward_of(self, number: int) -> Callable[..., Tensor]:
-        """The forward of one member: ``x`` [..., in] -> [..., out]. Where its adapter is off, PEFT's own."""
+        """Return the forward of one member, [..., in] -> [..., out]; PEFT's own while its adapter is disabled."""
         layer = self.members[number].layer
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -68,29 +68,34 @@ class LinearGroup:
         return output
 
     def compute(self, given: Tensor) -> tuple[Tensor, ...]:
-        """Every member's output for ``given`` [..., in], in its dtype."""
+        """Return every member's output [..., out] for ``given`` [..., in], in the dtype of ``given``."""
         x = given.to(self.members[0].dtype)
         training = self._dropout and self.members[0].layer.training
-        kept = kept_bits(self._dropout, x) if training else None
-        scale = kept_scale(self._dropout) if training else 1.0
+        kept = dropout_mask(self._dropout, x) if training else None
+        scale = dropout_scale(self._dropout) if training else 1.0
         factors = [factor for member in self.members for factor in (member.down, member.up)]
-        outputs = _Products.apply(x, kept, scale, self.members, *factors)
+        outputs = _LoraLinearFunction.apply(x, kept, scale, self.members, *factors)
         return tuple(output.to(given.dtype) for output in outputs)
 
 
-class _Products(torch.autograd.Function):
-    """(x, kept bits of x or None, scale of what is kept, members, A, B, A, B, ...) -> each member's output."""
+class _LoraLinearFunction(torch.autograd.Function):
+    """(x, dropout mask or None, dropout scale, members, A, B, A, B, ...) -> each member's output."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, kept: Tensor | None, kept_scale: float, members: Sequence[AdaptedLinear], *factors: Tensor
+        ctx: Any,
+        x: Tensor,
+        kept: Tensor | None,
+        dropout_scale: float,
+        members: Sequence[AdaptedLinear],
+        *factors: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.members, ctx.scales = members, [member.scale * kept_scale for member in members]
+        ctx.members, ctx.scales = members, [member.scale * dropout_scale for member in members]
         flat = x.reshape(-1, x.shape[-1])
         bits = None if kept is None else kept.view_as(flat)
         downs = torch.cat(factors[::2]).to(x.dtype)
         ups = [(up * scale).to(x.dtype) for up, scale in zip(factors[1::2], ctx.scales, strict=True)]
-        hidden = torch.mm(masked(flat, bits), downs.t())
+        hidden = torch.mm(apply_mask(flat, bits), downs.t())
         outputs = []
         for member, up, part in zip(members, ups, hidden.split(_ranks(members), 1), strict=True):
             output = _base_product(member, flat).addmm_(part, up.t())
@@ -110,10 +115,10 @@ class _Products(torch.autograd.Function):
         for (member, up, scale, part, of_part), rows in zip(grouped, flattened, strict=True):
             torch.mm(rows, up, out=of_part)
             of_ups.append(torch.mm(rows.t(), part).to(member.up.dtype).mul_(scale))
-        of_downs = torch.mm(of_hidden.t(), masked(flat, bits)).to(ctx.members[0].down.dtype).split(ranks)
+        of_downs = torch.mm(of_hidden.t(), apply_mask(flat, bits)).to(ctx.members[0].down.dtype).split(ranks)
         of_x: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            of_x = mask_(torch.mm(of_hidden, downs), bits)
+            of_x = apply_mask_(torch.mm(of_hidden, downs), bits)
             for member, rows in zip(ctx.members, flattened, strict=True):
                 of_x.addmm_(rows, member.weight())
             of_x = of_x.view(*gradients[0].shape[:-1], -1)

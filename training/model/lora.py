@@ -1,4 +1,4 @@
-"""What is trained: PEFT's config, and which servers would refuse its result."""
+"""The PEFT model to train, and a lint of whether servers will accept its adapter."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,14 +17,14 @@ from adapters.format.spec import BaseLayout
 from bases.base import Base
 from bases.errors import ConfigError
 from training.model.dropout import Dropout
-from training.run.library_logging import quiet
+from training.run.library_logging import quiet_libraries
 from training.settings import TrainSettings
 
 ATTENTION = ("attn", "attention")
-"""One of these is part of the name of what holds an attention's layers."""
+"""Substrings of the names of attention modules."""
 QV = ("q_proj", "v_proj", "query", "value")
 FUSED_QV = ("qkv_proj", "query_key_value", "Wqkv")
-"""Where query, key and value are one layer."""
+"""Layers that combine query, key and value."""
 MAX_SERVED_RANK = 256
 """The largest ``--max-rank`` of this server."""
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -33,8 +33,8 @@ VLLM_DEFAULT_RANK = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What a server will make of the adapter, known before it is trained."""
+class LintFinding:
+    """Whether a server will accept the adapter, found before training."""
 
     level: Literal["refused", "note"]
     server: Literal["manylora", "vllm"]
@@ -42,12 +42,12 @@ class Finding:
 
 
 def lora_config(settings: TrainSettings, base: Base) -> LoraConfig:
-    """PEFT's config of the adapter. Raises ConfigError for a target that the base does not have."""
+    """Return PEFT's config of the adapter. Raises ConfigError if the base lacks a target layer."""
     alpha = settings.lora_alpha
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,
-        lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]  # PEFT takes fractions, too
+        lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]  # PEFT accepts fractions
         lora_dropout=settings.dropout,
         target_modules=_shortest_names(_targets(settings.targets, base.layout), base.layout),
         use_rslora=settings.rslora,
@@ -56,13 +56,13 @@ def lora_config(settings: TrainSettings, base: Base) -> LoraConfig:
 
 
 @contextmanager
-def adapted(settings: TrainSettings, base: Base) -> Iterator[PeftModel]:
-    """The base with a new adapter to train, drawn from the seed; afterwards the base is as it was."""
+def new_peft_model(settings: TrainSettings, base: Base) -> Iterator[PeftModel]:
+    """Add a new adapter, initialised from the seed, to the base; restore the base on exit."""
     set_seed(settings.seed)
     uses_cache = base.model.config.use_cache
-    with quiet():
+    with quiet_libraries():
         model = get_peft_model(base.model, lora_config(settings, base))
-    # PEFT writes where the model was loaded from: a folder that means nothing on another machine.
+    # PEFT would save the folder the model was loaded from, which is useless on another machine.
     model.peft_config["default"].base_model_name_or_path = base.name
     for name, module in list(model.named_modules()):
         if type(module) is nn.Dropout and ".lora_dropout." in name:
@@ -77,29 +77,29 @@ def adapted(settings: TrainSettings, base: Base) -> Iterator[PeftModel]:
 
 
 def target_shapes(settings: TrainSettings, base: Base) -> dict[str, tuple[int, int]]:
-    """Layer -> (in_features, out_features) of everything that gets an adapter; an embedding's are (width, rows)."""
+    """Return target layer -> (in_features, out_features); for an embedding (width, rows)."""
     layers = _targets(settings.targets, base.layout)
     return {layer: base.layout.linears.get(layer) or _shape(base.model.get_submodule(layer)) for layer in layers}
 
 
 def count_parameters(settings: TrainSettings, base: Base) -> int:
-    """Numbers that are trained."""
+    """Return the number of trained parameters."""
     shapes = target_shapes(settings, base).values()
     return sum(settings.r * (inputs + outputs) + settings.dora * outputs for inputs, outputs in shapes)
 
 
-def lint(settings: TrainSettings, base: Base) -> list[Finding]:
-    """What this server and vLLM will say of the adapter, refusals first. Raises ConfigError as lora_config does."""
-    refused = [Finding("refused", "manylora", reason) for reason in _refused_here(settings, base)]
-    refused += [Finding("refused", "vllm", reason) for reason in _refused_by_vllm(settings)]
+def lint(settings: TrainSettings, base: Base) -> list[LintFinding]:
+    """Return what manylora and vLLM will refuse or require, refusals first. Raises ConfigError as lora_config does."""
+    refused = [LintFinding("refused", "manylora", reason) for reason in _refused_here(settings, base)]
+    refused += [LintFinding("refused", "vllm", reason) for reason in _refused_by_vllm(settings)]
     if not refused and settings.r > VLLM_DEFAULT_RANK:
         rank = next(rank for rank in VLLM_RANKS if rank >= settings.r)
-        return [Finding("note", "vllm", f"start it with --max-lora-rank {rank}")]
+        return [LintFinding("note", "vllm", f"start it with --max-lora-rank {rank}")]
     return refused
 
 
-def check_findings(settings: TrainSettings, findings: Iterable[Finding]) -> None:
-    """Raises ConfigError where the run would end at a server's refusal, or any refusal is to be taken for an error."""
+def check_findings(settings: TrainSettings, findings: Iterable[LintFinding]) -> None:
+    """Raise ConfigError if the server to publish to will refuse the adapter, or, with ``--lint strict``, any will."""
     for finding in findings:
         needed = finding.server == "manylora" and settings.publish is not None
         if finding.level == "refused" and (needed or settings.lint == "strict"):
@@ -115,7 +115,7 @@ def _shape(module: nn.Module) -> tuple[int, int]:
 
 
 def _targets(wanted: str, layout: BaseLayout) -> list[str]:
-    """Full names of the layers that ``--targets`` means, in the base's order."""
+    """Return the full names of the layers selected by ``--targets``, in the base's order. Raises ConfigError."""
     names = list(layout.linears)
     match wanted:
         case "all-linear":
@@ -127,21 +127,21 @@ def _targets(wanted: str, layout: BaseLayout) -> list[str]:
         case _:
             return _named([word.strip() for word in wanted.split(",")], layout)
     if not chosen:
-        raise ConfigError(f"--targets {wanted}: no layer of this base is known to be that; {_there_is(layout)}")
+        raise ConfigError(f"--targets {wanted}: no such layer is known in this base; {_available_targets(layout)}")
     return chosen
 
 
 def _named(words: Sequence[str], layout: BaseLayout) -> list[str]:
-    """Layers by their full names, or by endings at a dot."""
+    """Return layers by their full names or by suffixes that start at a dot. Raises ConfigError."""
     names = [*layout.linears, *layout.unserved]
     for word in words:
-        if not any(_ends(name, word) for name in names):
-            raise ConfigError(f"--targets: this base has no layer {word!r}; {_there_is(layout)}")
-    return [name for name in names if any(_ends(name, word) for word in words)]
+        if not any(_ends_with(name, word) for name in names):
+            raise ConfigError(f"--targets: this base has no layer {word!r}; {_available_targets(layout)}")
+    return [name for name in names if any(_ends_with(name, word) for word in words)]
 
 
 def _shortest_names(layers: Sequence[str], layout: BaseLayout) -> list[str]:
-    """The last parts of the names, which is what other servers know; whole names where those would mean more."""
+    """Return the last parts of the names, as other servers expect, or full names if those would match other layers."""
     leaves = sorted({_leaf(layer) for layer in layers})
     meant = {name for name in (*layout.linears, *layout.unserved) if _leaf(name) in leaves}
     return leaves if meant == set(layers) else list(layers)
@@ -151,19 +151,21 @@ def _leaf(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _ends(name: str, ending: str) -> bool:
+def _ends_with(name: str, ending: str) -> bool:
     return bool(ending) and f".{name}".endswith(f".{ending}")
 
 
-def _there_is(layout: BaseLayout) -> str:
-    return f"there is {ALL_LINEAR}, attention, qv, and {', '.join(sorted({_leaf(name) for name in layout.linears}))}"
+def _available_targets(layout: BaseLayout) -> str:
+    return (
+        f"available are {ALL_LINEAR}, attention, qv, and {', '.join(sorted({_leaf(name) for name in layout.linears}))}"
+    )
 
 
 def _refused_here(settings: TrainSettings, base: Base) -> list[str]:
-    """By the very rules that registration applies."""
+    """Apply the same rules as registration; return the reasons for a refusal."""
     reasons = []
     if settings.r > MAX_SERVED_RANK:
-        reasons.append(f"it has rank {settings.r}; 1 to {MAX_SERVED_RANK} are served")
+        reasons.append(f"its rank is {settings.r}; 1 to {MAX_SERVED_RANK} are supported")
     with TemporaryDirectory() as folder:
         lora_config(settings, base).save_pretrained(folder)
         try:
@@ -178,7 +180,7 @@ def _refused_here(settings: TrainSettings, base: Base) -> list[str]:
 def _refused_by_vllm(settings: TrainSettings) -> list[str]:
     reasons = []
     if settings.r > VLLM_RANKS[-1]:
-        reasons.append(f"it has rank {settings.r}; up to {VLLM_RANKS[-1]} are served")
+        reasons.append(f"its rank is {settings.r}; up to {VLLM_RANKS[-1]} are supported")
     if settings.dora:
-        reasons.append("DoRA is not served")
+        reasons.append("DoRA is not supported")
     return reasons

@@ -1,4 +1,4 @@
-"""Replace the forward of PEFT's plain LoRA layers by :mod:`training.model.linear_group`; leave the others to PEFT."""
+"""Replaces the forward of PEFT's plain LoRA layers by :mod:`training.model.linear_group`."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -19,50 +19,50 @@ from training.model.dropout import Dropout
 from training.model.linear_group import AdaptedLinear, LinearGroup, Weight
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of one module that transformers' models call with the same input; where they do not, they are computed for
-nothing once, but never wrongly."""
+"""Layers that transformers' models call with the same input. If a model does not, results are right, but computed
+repeatedly."""
 ADAPTER = "default"
 """PEFT's name of the one adapter."""
 
 
 @contextmanager
-def own_products(model: PeftModel, *, unpack: bool) -> Iterator[list[str]]:
-    """Compute the model's linear layers here while it lasts; gives the adapted layers that are PEFT's to compute.
+def patch_lora_layers(model: PeftModel, *, unpack: bool) -> Iterator[list[str]]:
+    """Patch the forward of the model's linear layers; yield the names of adapted layers that keep PEFT's forward.
 
-    Those are of an unusual form: DoRA, embeddings, layers that are not plainly linear. With ``unpack`` the weights of
-    4-bit layers are dequantised once and kept, to the same values; without it at each product.
+    Those are DoRA layers, embeddings, and layers that are not plainly linear. With ``unpack`` the weights of 4-bit
+    layers are dequantised once and kept, else at each use; the values are the same. On exit, the patches are removed.
     """
-    taken: list[nn.Module] = []
-    left: list[str] = []
+    patched: list[nn.Module] = []
+    unpatched: list[str] = []
     groups: dict[str, list[Any]] = defaultdict(list)
     try:
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer):
                 if _plain(module):
-                    groups[group_of(name)].append(module)
+                    groups[group_name(name)].append(module)
                 else:
-                    left.append(name)
+                    unpatched.append(name)
             elif unpack and type(module) is Linear4bit and not name.endswith(".base_layer"):
-                _replace(module, partial(_frozen, base_weight(module, keep=True), module), taken)
+                _replace(module, partial(_frozen, base_weight(module, keep=True), module), patched)
         for layers in groups.values():
             siblings = LinearGroup([_adapted(layer, unpack) for layer in layers], _dropout(layers[0]))
             for number, layer in enumerate(layers):
-                _replace(layer, siblings.forward_of(number), taken)
-        yield left
+                _replace(layer, siblings.forward_of(number), patched)
+        yield unpatched
     finally:
-        for module in taken:
+        for module in patched:
             del module.forward
 
 
-def group_of(name: str) -> str:
-    """The same for layers of a name that share their input."""
+def group_name(name: str) -> str:
+    """Return the name of the group of layers that ``name`` shares its input with."""
     parent, _, leaf = name.rpartition(".")
     together = next((names for names in SIBLINGS if leaf in names), (leaf,))
     return ".".join((parent, *together))
 
 
 def base_weight(layer: Any, *, keep: bool) -> Weight:
-    """Of one of the base's linear layers, 4-bit or not. Unpacked weights are kept, or unpacked at each call."""
+    """Return a function that gives a base layer's weight, dequantised from 4 bits once if ``keep``, else per call."""
     if not isinstance(layer, Linear4bit):
         return lambda: layer.weight
     if not keep:
@@ -78,21 +78,21 @@ def _unpacked(layer: Any) -> Tensor:
     return weight.to(layer.compute_dtype)
 
 
-def _replace(module: nn.Module, forward: Any, taken: list[nn.Module]) -> None:
-    """By an attribute of the object, in front of the method of its class."""
+def _replace(module: nn.Module, forward: Any, patched: list[nn.Module]) -> None:
+    """Shadow the class's ``forward`` with an attribute of the object."""
     module.forward = forward
-    taken.append(module)
+    patched.append(module)
 
 
 def _frozen(weight: Weight, layer: Any, x: Tensor) -> Tensor:
-    """A layer without an adapter; ``x`` in any dtype, as bitsandbytes takes it."""
+    """Forward of a layer without an adapter; ``x`` may have any dtype, as in bitsandbytes."""
     unpacked = weight()
     bias = None if layer.bias is None else layer.bias.to(unpacked.dtype)
     return F.linear(x.to(unpacked.dtype), unpacked, bias).to(x.dtype)
 
 
 def _plain(layer: Any) -> bool:
-    """Whether it is a linear layer with one adapter of the form that LinearGroup compute."""
+    """Return whether it is a linear layer with one adapter of a form that LinearGroup can compute."""
     return (
         type(layer) in (PeftLinear, PeftLinear4bit)
         and type(layer.base_layer) in (nn.Linear, Linear4bit)

@@ -1,7 +1,7 @@
-"""The loss of a batch, with the output layer computed only where something is trained.
+"""The loss of a batch, with logits only for trained positions.
 
-A prompt's positions need no logits; over a large vocabulary they would cost more than some of the model's layers, and
-most of a small batch's memory.
+With a large vocabulary, the logits of the prompts would take longer than some layers of the model, and most of the
+memory of a small batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from training.data.rendering import UNTRAINED
 
 Method = Callable[[nn.Module, nn.Module, Mapping[str, Any]], Tensor]
-"""(model, its output layer, batch) -> the SUM of the loss over the batch's trained tokens, float32.
+"""(model, its output layer, batch) -> the SUM of the loss over the batch's trained tokens, float32 scalar.
 
-A sum, so that batches of an accumulated step add up to the loss of one large batch. Supervised training's is
-:func:`answer_loss`; a preference method would be another function of this form.
+Sums of accumulated batches add up to that of one large batch. Supervised training uses :func:`answer_loss`; a
+preference method would be another function of this type.
 """
 
 
 def answer_loss(model: nn.Module, output: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Cross entropy over labels other than UNTRAINED; :func:`training.data.packing.collate` makes ``batch``."""
+    """Return the summed cross entropy over labels other than UNTRAINED; ``batch`` is made by ``packing.collate``."""
     labels = batch["labels"][:, 1:]
     trained = labels != UNTRAINED
     inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -34,9 +34,9 @@ def answer_loss(model: nn.Module, output: nn.Module, batch: Mapping[str, Any]) -
 
 @contextmanager
 def _only_at(output: nn.Module, wanted: Tensor) -> Iterator[None]:
-    """The output layer gets the rows of ``wanted`` [batch, tokens - 1] alone, as one sequence [1, wanted, width].
+    """Pass the output layer only the positions in ``wanted``, bool [batch, tokens - 1], as one sequence [1, n, width].
 
-    Before the layer rather than after it, so that what the model does to its logits (scales, caps) is still done.
+    This replaces the layer's input instead of the layer, so that the model still scales or caps its logits.
     """
 
     def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -49,8 +49,16 @@ def _only_at(output: nn.Module, wanted: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return KL(p || q) in nats at each position, [...], of log probabilities [..., vocabulary].
+
+    Negative values, which only rounding can give, become 0; NaN stays NaN.
+    """
+    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
+
+
 def count_trained(batch: Mapping[str, Any]) -> int:
-    """Tokens of a batch that the loss is taken on."""
+    """Return the number of trained tokens of a batch."""
     return int((batch["labels"][:, 1:] != UNTRAINED).sum())
 
 
@@ -58,7 +66,7 @@ def count_trained(batch: Mapping[str, Any]) -> int:
 def summed_loss(
     method: Method, model: nn.Module, output: nn.Module, batches: Iterable[Mapping[str, Any]]
 ) -> tuple[float, int]:
-    """(sum of the loss, trained tokens) over ``batches``, in eval mode; the mode is as before afterwards."""
+    """Return (sum of the loss, trained tokens) over ``batches``, in eval mode; restore the mode."""
     training = model.training
     model.eval()
     total, tokens = 0.0, 0

@@ -1,5 +1,6 @@
-"""How much memory a run will take, from the real model, the real rows and the settings, before it starts."""
+"""Estimates the peak memory of a run, from the model, the rows and the settings, before it starts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,45 +9,43 @@ from bases import machine
 from bases.base import Base
 from bases.errors import ConfigError
 from bases.nf4 import Linear4bit
-from training.data.batches import make_rows
-from training.data.dataset import Dataset
-from training.data.packing import Packed
+from training.data.packing import PackedRow
 from training.data.rendering import UNTRAINED
 from training.model.lora import count_parameters, target_shapes
-from training.model.lora_patch import group_of
+from training.model.lora_patch import group_name
 from training.settings import TrainSettings
 
-TIGHT = 0.8
-"""Share of the free memory above which it is told."""
+TIGHT_SHARE = 0.8
+"""Share of the free memory above which the estimate is called tight."""
 WORKSPACE = 150 * 2**20
-"""Bytes that the libraries take for themselves once a run begins."""
-SURE = 0.6
-"""Of an estimate: what is over the free memory even so cannot fit. Estimates for the demo model were right within a
-third."""
+"""Bytes that the libraries allocate when a run starts."""
+CERTAIN_SHARE = 0.6
+"""A run is refused if even this share of its estimate exceeds the free memory. Estimates for the demo model were right
+within a third."""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Bytes at the peak of a run."""
+class MemoryEstimate:
+    """Peak memory of a run by use, in bytes."""
 
     base: int
-    """The frozen model; it is in memory already."""
+    """The frozen model, which is in memory already."""
     adapter: int
-    """Weights, gradients and the two moments of AdamW."""
+    """Weights, gradients and AdamW's two moments."""
     unpacked: int
-    """The 4-bit layers' weights, dequantised once for the whole run; 0 where they would not fit well."""
+    """The 4-bit layers' weights, dequantised once for the whole run; 0 if memory is too tight for that."""
     activations: int
-    """What the backward pass needs of the largest batch, and one layer unpacked where they are not all."""
+    """What the backward pass needs of the largest batch, and one dequantised layer if ``unpacked`` is 0."""
     logits: int
-    """Of the largest batch's trained positions, with their gradients."""
+    """Logits of the largest batch's trained positions, with their gradients."""
     checkpointing: bool
-    """Whether activations are recomputed instead of kept: as set, or where they would not fit well."""
+    """Whether activations are recomputed instead of kept: as set, or if memory is tight."""
     free: int
-    """What there is for all but the base."""
+    """Free memory, not counting the base."""
 
     @property
     def more(self) -> int:
-        """On top of the base."""
+        """Memory needed besides the base."""
         return self.adapter + self.unpacked + self.activations + self.logits + WORKSPACE
 
     def __str__(self) -> str:
@@ -58,17 +57,16 @@ class Estimate:
             "logits": self.logits,
         }
         listed = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items())
-        tight = " (this is tight)" if self.more > TIGHT * self.free else ""
-        return f"memory: {listed}; {_gib(self.free)} free for what is not the base{tight}"
+        tight = " (this is tight)" if self.more > TIGHT_SHARE * self.free else ""
+        return f"memory: {listed}; {_gib(self.free)} free besides the base{tight}"
 
 
-def estimate(settings: TrainSettings, base: Base, dataset: Dataset) -> Estimate:
-    """At the longest batch that can come together."""
-    rows = make_rows([*dataset.train, *dataset.evaluation], dataset.max_length, settings.packing, settings.seed)
+def estimate_memory(settings: TrainSettings, base: Base, rows: Sequence[PackedRow]) -> MemoryEstimate:
+    """Return the memory needed for the largest batch that ``rows`` (trained and held out) can form."""
     longest = sorted((len(row.input_ids) for row in rows), reverse=True)[: settings.batch_size]
     trained = sorted((_trained(row) for row in rows), reverse=True)[: settings.batch_size]
     tokens = len(longest) * longest[0]
-    found = Estimate(
+    found = MemoryEstimate(
         base=sum(tensor.nbytes for tensor in (*base.model.parameters(), *base.model.buffers())),
         adapter=count_parameters(settings, base) * _bytes_a_parameter(settings, base),
         unpacked=0,
@@ -78,30 +76,30 @@ def estimate(settings: TrainSettings, base: Base, dataset: Dataset) -> Estimate:
         free=machine.free_memory(base.device),
     )
     wanted = settings.gradient_checkpointing
-    if wanted or (wanted is None and found.more > TIGHT * found.free):
+    if wanted or (wanted is None and found.more > TIGHT_SHARE * found.free):
         found = replace(
             found, activations=_recomputed(settings, base, tokens) + _largest_layer(base), checkpointing=True
         )
     unpacked = replace(found, unpacked=_unpacked(base), activations=found.activations - _largest_layer(base))
-    return unpacked if unpacked.unpacked and unpacked.more <= TIGHT * unpacked.free else found
+    return unpacked if unpacked.unpacked and unpacked.more <= TIGHT_SHARE * unpacked.free else found
 
 
-def check_memory(need: Estimate, device: torch.device) -> None:
-    """Raises ConfigError where the run cannot fit on ``device``, even if the estimate is too high."""
-    if need.more * SURE > need.free:
+def check_memory(need: MemoryEstimate, device: torch.device) -> None:
+    """Raise ConfigError if the run cannot fit on ``device``, even if the estimate is too high."""
+    if need.more * CERTAIN_SHARE > need.free:
         advice = "a smaller --batch-size with --accumulation, or a smaller --max-length"
         raise ConfigError(
-            f"the run needs about {_gib(need.more)} beside the base, and {_gib(need.free)} of {device.type} memory "
-            f"are free; try {advice}"
+            f"the run needs about {_gib(need.more)} besides the base, but only {_gib(need.free)} of {device.type} "
+            f"memory are free; try {advice}"
         )
 
 
-def _trained(row: Packed) -> int:
+def _trained(row: PackedRow) -> int:
     return len(row.labels) - row.labels.count(UNTRAINED)
 
 
 def _bytes_a_parameter(settings: TrainSettings, base: Base) -> int:
-    """float32 weight and gradient, and moments of 4 bytes each, or 1."""
+    """Return bytes per parameter: float32 weight and gradient, and two moments of 4 bytes, or of 1 in 8 bits."""
     eight_bit = settings.optimizer == "paged_adamw_8bit" or (
         settings.optimizer == "auto" and base.device.type == "cuda"
     )
@@ -109,32 +107,32 @@ def _bytes_a_parameter(settings: TrainSettings, base: Base) -> int:
 
 
 def _activations(settings: TrainSettings, base: Base, tokens: int) -> int:
-    """Kept by the forward for the backward.
+    """Return the bytes that the forward pass keeps for the backward pass.
 
-    A frozen layer keeps nothing for itself; attention, activation function and norms keep about as much as goes in and
-    out of the linear layers, and the norms' float32 input.
+    A frozen layer keeps nothing; attention, activation functions and norms keep about as much as the inputs and outputs
+    of the linear layers, plus the norms' float32 inputs.
     """
     linears = base.dtype.itemsize * sum(sum(shape) for shape in base.layout.linears.values())
     norms = 2 * 4 * _width(base) * _layers(base)
-    return tokens * (linears + norms + (_peft_s if settings.dora else _adapters)(settings, base))
+    return tokens * (linears + norms + (_peft_adapter_bytes if settings.dora else _adapter_bytes)(settings, base))
 
 
-def _adapters(settings: TrainSettings, base: Base) -> int:
-    """A token's: the input of siblings and the bits of its dropout, once, and each one's product with A."""
+def _adapter_bytes(settings: TrainSettings, base: Base) -> int:
+    """Return bytes per token: each group's input and its dropout mask, once, and each layer's product with A."""
     shapes = target_shapes(settings, base)
-    inputs = {group_of(name): inputs for name, (inputs, _) in shapes.items()}
+    inputs = {group_name(name): inputs for name, (inputs, _) in shapes.items()}
     kept = (2 if settings.dropout else 1) * sum(inputs.values())
     return base.dtype.itemsize * (kept + settings.r * len(shapes))
 
 
-def _peft_s(settings: TrainSettings, base: Base) -> int:
-    """A token's where PEFT computes: each layer's input in float32, the mask of its dropout, and the product with A."""
+def _peft_adapter_bytes(settings: TrainSettings, base: Base) -> int:
+    """Return bytes per token with PEFT's forward: each layer's float32 input, dropout mask, and product with A."""
     mask = 1 if settings.dropout else 0
     return sum((4 + mask) * inputs + 4 * settings.r for inputs, _ in target_shapes(settings, base).values())
 
 
 def _recomputed(settings: TrainSettings, base: Base, tokens: int) -> int:
-    """What goes in to each layer, and all of one layer's."""
+    """Return the bytes of activations with checkpointing: each layer's input, and all of one layer's."""
     between = tokens * base.dtype.itemsize * _width(base) * _layers(base)
     return between + _activations(settings, base, tokens) // _layers(base)
 
@@ -148,12 +146,12 @@ def _layers(base: Base) -> int:
 
 
 def _largest_layer(base: Base) -> int:
-    """A quantised layer's weights are unpacked while it is computed."""
+    """Return the bytes of the largest layer's weights, which are dequantised while it runs."""
     return base.dtype.itemsize * max(inputs * outputs for inputs, outputs in base.layout.linears.values())
 
 
 def _unpacked(base: Base) -> int:
-    """All 4-bit layers; on CPUs alone, where unpacking takes as long as computing does."""
+    """Return the bytes of all 4-bit layers' weights, dequantised; 0 except on CPUs, where dequantising is slow."""
     if base.device.type != "cpu":
         return 0
     layers = (base.model.get_submodule(name) for name in base.layout.linears)
@@ -166,7 +164,7 @@ def _unpacked(base: Base) -> int:
 
 
 def _logits(base: Base, trained: int) -> int:
-    """In the base's dtype and in float32, their softmax, and the gradients of both."""
+    """Return the bytes of the logits in the base's dtype and in float32, their softmax, and the gradients of both."""
     return trained * int(base.model.config.vocab_size) * (2 * base.dtype.itemsize + 3 * 4)
 
 

@@ -1,1 +1,1 @@
-"""What goes with an adapter, and to a server."""
+"""Describes an adapter (manifest, model card) and publishes it to a server."""

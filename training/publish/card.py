@@ -1,4 +1,4 @@
-"""The model card (README.md), its plot, and what else goes into an adapter's folder for people to read."""
+"""Writes the model card (README.md) of an adapter, and the plot of its losses."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from bases.model_source import DEMO, DEMO_ORIGIN
+from training.data.data_report import printable
 from training.data.rendering import Example
-from training.data.report import printable
-from training.judge.judge import Judgement, Sample, percent
-from training.publish.call import Call, curl, typical
+from training.judge.judge import Judgement, SampleAnswers, percent
 from training.publish.manifest import write_manifest
-from training.publish.snippet import snippet
+from training.publish.python_example import python_example
+from training.publish.sample_request import SampleRequest, curl_command, shortest_prompt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,33 +23,33 @@ if TYPE_CHECKING:
 CARD = "README.md"
 PLOT = "loss.png"
 CHAT_TEMPLATE = "chat_template.jinja"
-"""Travels with the adapter where it was not trained with the base's own."""
+"""File with the chat template, saved with the adapter if it is not the base's own."""
 
 ADDRESS = '"${MANYLORA_URL:-http://127.0.0.1:8000}"'
-"""The server in the card's commands: the one that ``manylora adapters`` talks to."""
+"""The server's address in the card's commands, as ``manylora adapters`` uses it."""
 TWO_LOSSES = (
-    "The held-out losses that training showed are of the same rows, each of the adapter at its step, with the "
-    "trainer's own kernels. The one here is of the adapter as it was saved, loaded as a server loads it. It differs "
-    "from the last that training showed by rounding, or because --early-stopping kept an earlier step."
+    "This held-out loss was measured with the saved adapter, loaded as a server loads it. The held-out losses during "
+    "training are of the same rows, at the given step, computed by the trainer's own kernels. The last of them may "
+    "differ by rounding, or because --early-stopping kept the weights of an earlier step."
 )
-"""Said wherever the judgement's loss stands."""
+"""Explains the judgement's loss wherever it is shown."""
 THRESHOLDS = ("max_loss_ratio", "min_exact_match", "min_stop_share", "min_json_validity", "max_divergence")
-"""Settings that say what is good enough."""
+"""Names of the threshold settings."""
 
 History = Sequence[Mapping[str, Any]]
-"""Lines of transformers' log: ``step``, with ``loss`` and ``learning_rate`` or with ``eval_loss``."""
+"""Entries of transformers' log: ``step``, with ``loss`` and ``learning_rate``, or with ``eval_loss``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
-    """How the adapter is asked, for people to try."""
+class UsageExample:
+    """What the usage section of the card shows."""
 
     model: str
-    """``--model`` it was trained with."""
+    """The value of ``--model`` in training."""
     eos_token_ids: list[int]
-    """Tokens at which an answer ends."""
-    call: Call
-    """What asks it one of its rows."""
+    """Token ids that end an answer."""
+    request: SampleRequest
+    """A request for one of its rows."""
 
 
 def write_card(
@@ -59,22 +59,24 @@ def write_card(
     judgement: Judgement,
     history: History,
     template: str | None,
-    use: Use,
+    use: UsageExample,
 ) -> None:
-    """Everything beside PEFT's own files; the manifest last, so that where it is, all is."""
+    """Write all files besides PEFT's; the manifest last, so that if it exists, all do."""
     if template is not None:
         (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
-    # Without the version of the library that drew it.
+    # Leaves out the version of matplotlib.
     plot(history).savefig(folder / PLOT, dpi=100, metadata={"Software": None})
     (folder / CARD).write_text(card(name, manifest, judgement, use), encoding="utf-8")
     write_manifest(dict(manifest), folder)
 
 
-def card(name: str, manifest: Mapping[str, Any], judgement: Judgement, use: Use, today: str | None = None) -> str:
-    """The model card in Markdown, with the front matter that model hubs read. ``today`` is UTC's date by default."""
+def card(
+    name: str, manifest: Mapping[str, Any], judgement: Judgement, use: UsageExample, today: str | None = None
+) -> str:
+    """Return the model card in Markdown, with front matter for model hubs. ``today`` defaults to the date in UTC."""
     today = today or datetime.now(UTC).date().isoformat()
     header = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True)
-    sample = shown(judgement)
+    sample = shown_sample(judgement)
     parts = [
         f"---\n{header}---",
         f"# {name}",
@@ -93,14 +95,14 @@ def card(name: str, manifest: Mapping[str, Any], judgement: Judgement, use: Use,
     return "\n\n".join(parts) + "\n"
 
 
-def shown(judgement: Judgement) -> Sample | None:
-    """The held-out row that people get to see; None where none was answered."""
-    example = typical(sample.example for sample in judgement.samples)
+def shown_sample(judgement: Judgement) -> SampleAnswers | None:
+    """Return the held-out row to show: the one with the shortest prompt; None if none was answered."""
+    example = shortest_prompt(sample.example for sample in judgement.samples)
     return next((sample for sample in judgement.samples if sample.example is example), None)
 
 
-def transcript(sample: Sample) -> list[str]:
-    """The row whole: what was asked, what was wanted, and what both said; further lines of a text are indented."""
+def transcript(sample: SampleAnswers) -> list[str]:
+    """Return the lines of a row: prompt, right answer, and the answers of base and adapter."""
     said = [*_asked(sample.example), ("wanted", sample.example.answer), ("base", sample.base)]
     lines = [f"{Path(sample.example.source).name}"]
     for who, text in [*said, ("adapter", sample.adapter)]:
@@ -122,7 +124,7 @@ def _asked(example: Example) -> Iterator[tuple[str, str]]:
 
 
 def comparison(judgement: Judgement) -> list[tuple[str, str, str]]:
-    """(what, base, adapter) of everything that was measured, for people."""
+    """Return a table of (score, base, adapter) for everything that was measured."""
     rows = [("held-out loss, as saved", _number(judgement.base.loss), _number(judgement.adapter.loss))]
     for what, field in (
         ("exact match", "exact_match"),
@@ -138,7 +140,7 @@ def comparison(judgement: Judgement) -> list[tuple[str, str, str]]:
 
 
 def plot(history: History) -> "Figure":
-    """The loss on training and, where there are any, held-out rows, and the learning rate, by step."""
+    """Plot the training loss, the held-out loss if there is one, and the learning rate, by step."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -149,14 +151,14 @@ def plot(history: History) -> "Figure":
         if steps:
             losses.plot(steps, values, label=label, marker="o" if len(steps) < 20 else None)
     rates.plot(*_curve(history, "learning_rate"), color="tab:gray")
-    losses.set_ylabel("loss, nats a token")
+    losses.set_ylabel("loss, nats per token")
     rates.set_ylabel("learning rate")
     rates.set_xlabel("step")
     for axes in (losses, rates):
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     rates.xaxis.set_major_locator(MaxNLocator(integer=True))
-    # Above the plot: inside, it lies over curves.
+    # Above the plot, because inside it would cover curves.
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
@@ -172,7 +174,7 @@ def _front_matter(manifest: Mapping[str, Any]) -> dict[str, Any]:
     divergence = evaluation["divergence"]
     model = manifest["base"]["model"]
     return {
-        # A hub would make a link of it, so a file or folder of the machine it was trained on is left out.
+        # A hub turns this into a link, so a path on the training machine is left out.
         **({"base_model": DEMO_ORIGIN if model == DEMO else model} if model else {}),
         "library_name": "peft",
         "pipeline_tag": "text-generation",
@@ -188,35 +190,38 @@ def _front_matter(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _judgement(judgement: Judgement, settings: Mapping[str, Any]) -> Iterator[str]:
     yield (
-        f"On {judgement.rows} held-out rows, {judgement.answered} of them answered greedily; forgetting on "
-        f"{judgement.general} general prompts."
+        f"Measured on {judgement.rows} held-out rows, {judgement.answered} of which were answered greedily, and for "
+        f"forgetting on {judgement.general} general prompts."
     )
     yield _table(("", "base", "adapter"), comparison(judgement))
-    yield f"{TWO_LOSSES} KL says how far its answers to general prompts moved from the base's: near 0, hardly."
+    yield f"{TWO_LOSSES} KL is the divergence from the base on general prompts: near 0, little was forgotten."
     if judgement.passed:
         asked = [f"`{key}` {settings[key]:g}" for key in THRESHOLDS if settings.get(key) is not None]
-        yield f"It reaches every threshold that was set: {', '.join(asked)}." if asked else "No threshold was set."
+        yield f"It passed every threshold that was set: {', '.join(asked)}." if asked else "No threshold was set."
     else:
-        yield "**It was not good enough:**\n\n" + "\n".join(f"- {failure}" for failure in judgement.failures)
+        yield "**It failed the judgement:**\n\n" + "\n".join(f"- {failure}" for failure in judgement.failures)
 
 
-def _use(name: str, manifest: Mapping[str, Any], use: Use) -> Iterator[str]:
-    why = f" It is asked by token ids, for {use.call.reason}." if use.call.reason else ""
+def _use(name: str, manifest: Mapping[str, Any], use: UsageExample) -> Iterator[str]:
+    why = f" The prompt is sent as token ids, because {use.request.reason}." if use.request.reason else ""
     yield (
-        "What it was trained with comes with the question: the same system prompt, where there is one. A server of the "
-        f"same base (`base_fingerprint` in `manylora.json`) takes this folder, and is asked the row above.{why}"
+        "Use the system prompt that the adapter was trained with, if there is one. These commands upload this folder "
+        "to a server with the same base (`base_fingerprint` in `manylora.json`) and send it a row of the data as an "
+        f"example.{why}"
     )
-    yield _fenced("sh", f"manylora adapters push . --name {name}\n{curl(ADDRESS, name, use.call)}")
-    on_disk = "" if manifest["base"]["model"] else " (a path of the machine it was trained on: put in yours)"
+    yield _fenced("sh", f"manylora adapters push . --name {name}\n{curl_command(ADDRESS, name, use.request)}")
+    on_disk = (
+        "" if manifest["base"]["model"] else " (replace the path of the base, which is that on the training machine)"
+    )
     yield (
-        f"Without a server, with transformers and PEFT, in this folder{on_disk}. Its sums are rounded otherwise than a "
-        "server's, which may tip an answer that was a close call:"
+        f"Without a server, run this in this folder, with transformers and PEFT{on_disk}. Results are rounded "
+        "differently from a server's, so an answer may differ where two tokens are almost equally likely:"
     )
-    yield _fenced("python", snippet(use.model, manifest["quantization"], use.eos_token_ids, use.call))
+    yield _fenced("python", python_example(use.model, manifest["quantization"], use.eos_token_ids, use.request))
 
 
 def _fenced(language: str, text: str) -> str:
-    """A block that no run of backticks in ``text`` ends."""
+    """Return a fenced code block, with a fence longer than any run of backticks in ``text``."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
@@ -225,8 +230,8 @@ def _fenced(language: str, text: str) -> str:
 def _data(data: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{data['train']:,} rows to train on, {data['evaluation']:,} held out; {data['tokens']:,} tokens, "
-        f"{data['trained_tokens']:,} of them trained; the longest row has {data['longest']:,}. SHA-256 of the rows as "
-        f"tokens: `{data['sha256']}`."
+        f"{data['trained_tokens']:,} of them trained; the longest row has {data['longest']:,} tokens. SHA-256 of the "
+        f"tokenized rows: `{data['sha256']}`."
     )
     files = [(row["file"], row["format"], f"{row['rows']:,}") for row in data["files"]]
     yield _table(("file", "format", "rows"), files)
@@ -235,7 +240,7 @@ def _data(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _training(manifest: Mapping[str, Any]) -> str:
-    """Every setting, so that it can be done again."""
+    """Return every setting, so that the training can be repeated."""
     settings = {key: value for key, value in manifest["settings"].items() if value is not None}
     quantization = ", ".join(f"{key} {value}" for key, value in manifest["quantization"].items())
     versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items() if number)

@@ -1,7 +1,7 @@
-"""``manylora.json``: where an adapter comes from, for whoever serves it.
+"""The manifest ``manylora.json``: records how an adapter was trained.
 
-It is part of the adapter's content, and so of its id: nothing in it depends on when or where it was trained. Dates are
-in the card.
+It is part of the adapter's content, and so of its id: nothing in it depends on when or where it was trained. The date
+is in the card.
 """
 
 import hashlib
@@ -25,18 +25,18 @@ from training.settings import TrainSettings
 FORMAT = 1
 PACKAGES = ("manylora", "torch", "transformers", "peft", "bitsandbytes")
 
-_NOT_OF_THE_ADAPTER = {
+_NOT_RECORDED = {
     "name", "model", "out", "publish", "api_key", "alias", "publish_anyway", "data_dir", "device", "resume",
     "report_to", "dry_run", "show", "lint",
 }  # fmt: skip
-"""Settings that say where things are and what becomes of them, not what was learned."""
+"""Settings of paths and publishing, which do not affect the weights."""
 _PATHS = ("eval_file", "mix_general", "chat_template")
 
 
 def manifest(
     settings: TrainSettings, base: Base, dataset: Dataset, judgement: Judgement, folder: Path
 ) -> dict[str, Any]:
-    """The manifest of the adapter in ``folder``, as JSON has it."""
+    """Return the manifest of the adapter in ``folder``, as JSON values."""
     tokenizer: Any = base.tokenizer
     template = dataset.chat_template or tokenizer.chat_template
     return {
@@ -57,7 +57,7 @@ def manifest(
 
 
 def write_manifest(contents: dict[str, Any], folder: Path) -> Path:
-    """Write it into the adapter's folder, whole or not at all."""
+    """Write the manifest atomically into the adapter's folder; return its path."""
     file = folder / ORIGIN
     temporary = folder / f".{ORIGIN}.tmp"
     temporary.write_text(json.dumps(contents, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -66,12 +66,12 @@ def write_manifest(contents: dict[str, Any], folder: Path) -> Path:
 
 
 def portable_model(model: str) -> str | None:
-    """``--model`` where it means the same on every machine: the demo or a hub's; None for a file or folder."""
+    """Return ``--model`` if it means the same on every machine (the demo or a hub's); None for a file or folder."""
     return model if model == DEMO or on_hub(model) else None
 
 
 def quantization(base: Base) -> dict[str, Any]:
-    """How exactly the base's linear layers are stored."""
+    """Return how the base's linear layers are stored."""
     layer: Any = next((module for module in base.model.modules() if isinstance(module, Linear4bit)), None)
     if layer is None:
         return {"method": "none", "dtype": _name(base.dtype)}
@@ -85,8 +85,8 @@ def quantization(base: Base) -> dict[str, Any]:
 
 
 def learned_with(settings: TrainSettings) -> dict[str, Any]:
-    """The settings that decide what is learned, files without the folders they lie in."""
-    kept = settings.model_dump(mode="json", exclude=_NOT_OF_THE_ADAPTER)
+    """Return the settings that affect the weights; files by name, without folders."""
+    kept = settings.model_dump(mode="json", exclude=_NOT_RECORDED)
     kept["data"] = [Path(name).name for name in settings.data]
     for name in _PATHS:
         kept[name] = kept[name] and Path(kept[name]).name
@@ -94,7 +94,7 @@ def learned_with(settings: TrainSettings) -> dict[str, Any]:
 
 
 def evaluation(judgement: Judgement) -> dict[str, Any]:
-    """The judgement but for what was said. A figure that is no finite number is null: JSON has none."""
+    """Return the judgement without its samples. NaN and infinity, which JSON lacks, become null."""
     kept = asdict(replace(judgement, samples=())) | {"passed": judgement.passed}
     del kept["samples"]
     loaded: dict[str, Any] = json.loads(json.dumps(kept), parse_constant=lambda _: None)
@@ -102,7 +102,7 @@ def evaluation(judgement: Judgement) -> dict[str, Any]:
 
 
 def _text(template: str | dict[str, str]) -> str:
-    """Some tokenizers have several templates by name."""
+    """Return a template as text; some tokenizers have several, by name."""
     return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
 
 
@@ -111,7 +111,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _version(package: str) -> str | None:
-    """None for what runs without being installed, as this project can."""
+    """Return the version, or None if the package is not installed, as this project need not be."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -123,7 +123,7 @@ def _sha256(text: str) -> str:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256, in hexadecimal, of the files that a server compares with those it gets."""
+    """Return the SHA-256, in hexadecimal, of the files that a server verifies."""
     return {field: _file_sha256(folder / name) for name, field in HASHED.items()}
 
 

@@ -1,4 +1,4 @@
-"""Publishing: the next version of a name on a running server, and an alias that means it."""
+"""Publishes an adapter to a running server as the next version of a name, and points an alias to it."""
 
 import time
 from collections.abc import Callable
@@ -14,28 +14,28 @@ from adapters.errors import AdapterError
 from adapters.format.spec import BaseLayout
 from adapters.registry.snapshot import Target
 from bases.errors import ConfigError, ManyloraError
+from training.progress_bar import Say
 from training.settings import API_KEY
 
-Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
 
 SECONDS = 10.0
-"""How long a server may take to say what its base is."""
-BUSY_SECONDS = 60.0
-"""How long it may say that it is busy or not ready yet."""
-PAUSE_SECONDS = 2.0
+"""Timeout of a request before training."""
+BUSY_TIMEOUT_SECONDS = 60.0
+"""How long to wait for a server that is busy or starting."""
+RETRY_SECONDS = 2.0
 _BUSY = (429, 503)
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where to publish."""
+    """The server to publish to."""
 
     url: str
     api_key: str | None = None
 
     def client(self) -> AdapterClient:
-        """Raises ConfigError for an address or a key that cannot be one."""
+        """Return a client. Raises ConfigError for an invalid address or key."""
         try:
             return AdapterClient(self.url, api_key=self.api_key)
         except ValueError as error:
@@ -43,57 +43,57 @@ class Server:
 
 
 class PublishFailed(ManyloraError):
-    """The server did not take the adapter, or the alias. The folder is what it was."""
+    """The server refused the adapter or the alias. The adapter's folder is unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What came of it."""
+    """A published version."""
 
     version: str
     """``legal@2``."""
     new: bool
-    """False where the server had this content already."""
+    """False if the server had this content already."""
     alias: str | None
 
 
 def served_base(server: Server, say: Say = lambda _: None) -> str | None:
-    """The fingerprint of the base that the server serves, asked before anything slow; None where it does not say.
+    """Return the fingerprint of the server's base, or None if the server does not give it.
 
-    Waits for a server that is busy. Raises ConfigError where no server of models answers.
+    Waits for a busy server. Raises ConfigError if there is no model server at the address.
     """
     shown = _shown(server)
     with _http(server) as http:
         models = _get(http, "/v1/models", shown, say)
         if not models.is_success:
             asked, status = models.request.url.path, models.status_code
-            hint = f"; it wants a key that it knows: --api-key or {API_KEY}" if status in (401, 403) else ""
-            raise ConfigError(f"--publish: GET {asked} of {shown} is answered with {status}{hint}")
+            hint = f"; set a valid API key with --api-key or {API_KEY}" if status in (401, 403) else ""
+            raise ConfigError(f"--publish: {shown} answers GET {asked} with status {status}{hint}")
         if not isinstance(_json(models).get("data"), list):
-            raise ConfigError(f"--publish: what answers at {shown} is no server of models")
+            raise ConfigError(f"--publish: {shown} is not a model server: its /v1/models is not a list of models")
         version = _get(http, "/version", shown, say)
     found = _json(version).get("base_fingerprint") if version.is_success else None
     return found if isinstance(found, str) else None
 
 
 def check_base(server: Server, served: str | None, layout: BaseLayout) -> None:
-    """Raise ConfigError where the server serves another base. One that does not say which judges at the upload."""
+    """Raise ConfigError if the server serves another base; if that is unknown, it is checked at the upload."""
     if served is not None and served not in (layout.fingerprint, *layout.equivalents):
         raise ConfigError(
-            f"--publish: {_shown(server)} serves another base ({_short(served)}) than the one to be trained on "
-            f"({_short(layout.fingerprint)}); compare its --model, --quantization and --dtype with these"
+            f"--publish: {_shown(server)} serves another base ({_short(served)}) than the one to train on "
+            f"({_short(layout.fingerprint)}); use the server's --model, --quantization and --dtype"
         )
 
 
 def check_names(server: Server, name: str, alias: str | None) -> None:
-    """Ask the server, before anything slow, whether its names leave room for an adapter and an alias.
+    """Raise ConfigError if the adapter's name is an alias on the server, or the alias is an adapter there.
 
-    Raises ConfigError. A server that has no such lists judges at the upload.
+    For a server that lists neither, this is checked at the upload.
     """
     if _answers(server, f"/v1/aliases/{name}"):
-        raise ConfigError(f"--name: {name} is an alias on that server; an adapter needs a name of its own")
+        raise ConfigError(f"--name: {name} is an alias on that server; choose another name for the adapter")
     if alias is not None and _answers(server, f"/v1/adapters/{alias}"):
-        raise ConfigError(f"--alias: {alias} is an adapter on that server; an alias needs a name of its own")
+        raise ConfigError(f"--alias: {alias} is an adapter on that server; choose another alias")
 
 
 def publish(
@@ -104,9 +104,9 @@ def publish(
     say: Say = lambda _: None,
     progress: Progress | None = None,
 ) -> Published:
-    """Upload ``folder`` as the next version of ``name``; ``alias`` then means exactly that version.
+    """Upload ``folder`` as the next version of ``name``, and point ``alias`` to exactly that version.
 
-    Raises PublishFailed with the server's own words.
+    Raises PublishFailed with the server's message.
     """
     with server.client() as client:
         try:
@@ -116,18 +116,20 @@ def publish(
         version = f"{name}@{pushed.version}"
         done = f"published as {version}" if pushed.new else f"{version} has this content already"
         active = pushed.card["active"]
-        say(f"{done}; {name} means {name}@{active}" if active else f"{done}; {name} means none of its versions yet")
+        say(f"{done}; {name} now serves {name}@{active}" if active else f"{done}; {name} has no active version yet")
         if alias is not None:
             try:
                 client.put_alias(alias, [Target(name, pushed.version, 1.0)])
             except (RemoteError, AdapterError) as error:
-                raise PublishFailed(f"{version} is published, but {alias} does not mean it: {error}") from error
-            say(f"{alias} means {version}")
+                raise PublishFailed(
+                    f"{version} is published, but the alias {alias} could not be set: {error}"
+                ) from error
+            say(f"the alias {alias} now points to {version}")
     return Published(version, pushed.new, alias)
 
 
 def _answers(server: Server, path: str) -> bool:
-    """Whether there is something at ``path``."""
+    """Return whether GET ``path`` succeeds."""
     with _http(server) as http:
         return _get(http, path, _shown(server)).is_success
 
@@ -138,9 +140,9 @@ def _http(server: Server) -> httpx2.Client:
 
 
 def _get(http: httpx2.Client, path: str, shown: str, say: Say = lambda _: None) -> httpx2.Response:
-    """The server's answer, once it is not too busy to give one. Raises ConfigError."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    told = False
+    """Return the response to GET ``path``, retrying while the server is busy. Raises ConfigError."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    waiting = False
     while True:
         try:
             response = http.get(path)
@@ -151,14 +153,14 @@ def _get(http: httpx2.Client, path: str, shown: str, say: Say = lambda _: None) 
         left = deadline - time.monotonic()
         if left <= 0:
             raise ConfigError(f"--publish: {shown} is busy or starting ({response.status_code}); try again later")
-        if not told:
+        if not waiting:
             say(f"{shown} is busy or starting ({response.status_code}); waiting up to {left:.0f} s for it")
-            told = True
-        time.sleep(min(PAUSE_SECONDS, left))
+            waiting = True
+        time.sleep(min(RETRY_SECONDS, left))
 
 
 def _json(response: httpx2.Response) -> dict[str, Any]:
-    """Empty for what is no JSON object."""
+    """Return the body if it is a JSON object, else an empty dict."""
     try:
         found = response.json()
     except ValueError:
@@ -167,7 +169,7 @@ def _json(response: httpx2.Response) -> dict[str, Any]:
 
 
 def _shown(server: Server) -> str:
-    """The address without the password that it may hold."""
+    """Return the server's address without a password."""
     client = server.client()
     client.close()
     return client.url

@@ -1,4 +1,4 @@
-"""What is watched while a run lasts: its last step is evaluated, and overfitting is told."""
+"""Trainer callback that evaluates at the last step and warns of overfitting."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -8,31 +8,31 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 RISES = 2
-"""Evaluations in a row in which validation rises while training falls, before it is told."""
+"""Number of consecutive evaluations with a rising held-out and a falling training loss that count as overfitting."""
 
 
 class OverfittingCallback(TrainerCallback):
-    """Tells once, in ``warnings``, that validation diverges from training."""
+    """Calls ``warn`` once when the held-out loss rises while the training loss falls; evaluates at the last step."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
-        self._told = False
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._warned = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step == state.max_steps and args.eval_strategy != "no":
             control.should_evaluate = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if not self._told and overfits(state.log_history):
-            self._told = True
-            self._tell(
+        if not self._warned and overfits(state.log_history):
+            self._warned = True
+            self._warn(
                 f"step {state.global_step}: the held-out loss has risen {RISES} times while the training loss fell: "
-                "the adapter learns its rows by heart (fewer --epochs, --early-stopping or more data would help)"
+                "the adapter overfits (fewer --epochs, --early-stopping or more data would help)"
             )
 
 
 def overfits(history: Sequence[dict[str, float]]) -> bool:
-    """Whether validation rose and training fell in each of the last RISES evaluations of a Trainer's log."""
+    """Return whether the held-out loss rose and the training loss fell in each of the last RISES evaluations."""
     curve = _between_evaluations(history)[-RISES - 1 :]
     if len(curve) <= RISES:
         return False
@@ -40,7 +40,7 @@ def overfits(history: Sequence[dict[str, float]]) -> bool:
 
 
 def _between_evaluations(history: Sequence[dict[str, float]]) -> list[tuple[float, float]]:
-    """(mean training loss since the evaluation before, held-out loss) of each evaluation."""
+    """Return (mean training loss since the previous evaluation, held-out loss) of each evaluation."""
     curve, losses = [], []
     for entry in history:
         if "loss" in entry:

@@ -15,25 +15,26 @@ from adapters.errors import AdapterNameError
 from adapters.registry.names import check_name, fold
 from bases.base import Base
 from bases.errors import ConfigError
-from training.data import report
-from training.data.dataset import Dataset, build, check_files
+from training.data import data_report
+from training.data.dataset import Dataset, build_dataset, check_files
 from training.judge.judge import Judgement, check_thresholds, judge
 from training.model.base import open_base
 from training.model.lora import check_findings, lint
-from training.model.memory import check_memory, estimate
-from training.publish.call import Call, call_for, curl, typical
-from training.publish.card import TWO_LOSSES, Use, comparison, shown, transcript, write_card
+from training.model.memory import check_memory
+from training.publish.card import TWO_LOSSES, UsageExample, comparison, shown_sample, transcript, write_card
 from training.publish.manifest import manifest
 from training.publish.publish import Server, check_base, check_names, publish, served_base
-from training.run.run import Trained, check_beginning, checked_plan, train
-from training.run.run_folder import check_left, requested, working
+from training.publish.sample_request import SampleRequest, curl_command, sample_request, shortest_prompt
+from training.run.plan import TrainingPlan, check_before_base, make_plan
+from training.run.run import TrainResult, train
+from training.run.run_folder import check_no_unfinished_run, open_run_folder, run_request
 from training.settings import API_KEY, TrainSettings
 
 
 class Job:
-    """What ``manylora train`` does, telling ``console`` about it.
+    """One ``manylora train``: checks, trains, judges, describes and publishes, printing its progress to ``console``.
 
-    Raises ConfigError and DataError before anything is trained, TrainingError while it is, PublishFailed after it.
+    Raises ConfigError or DataError before training, TrainingError during it, PublishFailed after it.
     """
 
     def __init__(self, settings: TrainSettings, console: Console) -> None:
@@ -41,23 +42,27 @@ class Job:
         self._console = console
 
     def run(self) -> int:
-        """The exit status: 0, or 3 where the adapter is kept but the judgement failed and it was not published."""
+        """Return the exit status: 0, or 3 if the judgement failed (the adapter is kept, but not published)."""
         settings = self._settings
-        self._check_beginning()
+        self._check_before_base()
         served = self._check_server()
         kept = self._bases()
         base = open_base(settings, self._say)
         if settings.publish is not None:
             check_base(self._server(settings.publish), served, base.layout)
-        dataset = build(settings, base.tokenizer, base.max_model_len, self._say)
-        self._check(base, dataset)
+        dataset = build_dataset(settings, base.tokenizer, base.max_model_len, self._say)
+        plan = self._check(base, dataset)
         if settings.dry_run:
             new = ", ".join(map(str, sorted(self._bases() - kept)))
-            self._say(f"a dry run: nothing was trained{f'; the base is kept in {new}' if new else ' or written'}")
+            self._say(
+                f"dry run: nothing was trained{f'; the quantised base was saved in {new}' if new else ' or written'}"
+            )
             return 0
-        with working(settings.folder, requested(settings, base, dataset), resume=settings.resume) as place:
-            trained = train(settings, base, dataset, place, self._say)
-            # The processes of one run share its work; what follows is one's.
+        with open_run_folder(
+            settings.folder, run_request(settings, base, dataset), resume=settings.resume
+        ) as run_folder:
+            trained = train(settings, base, plan, run_folder, self._say)
+            # All processes train; only the main process judges and publishes.
             if not PartialState().is_main_process:
                 return 0
             del base
@@ -65,21 +70,21 @@ class Job:
             try:
                 judgement = self._judge(trained, dataset)
             except KeyboardInterrupt:
-                self._say("stopped; --resume goes on with judging")
+                self._say("stopped; continue with judging by running the same command with --resume")
                 raise
-            place.publish()
-        self._say(f"the adapter is in {place.out}, and what there is to say of it in its README.md")
-        return self._publish(place.out, judgement, self._call(judgement, dataset))
+            run_folder.move_to_out()
+        self._say(f"the adapter is in {run_folder.out}; its README.md describes it")
+        return self._publish(run_folder.out, judgement, self._sample_request(judgement, dataset))
 
     def _bases(self) -> set[Path]:
-        """The bases that are kept on disk, so that they need not be quantised again."""
+        """Return the folders of the quantised bases that are cached on disk."""
         return {path for path in (self._settings.data_dir / "bases").glob("*") if path.is_dir()}
 
-    def _check_beginning(self) -> None:
-        """What needs no base, which may take minutes to open."""
+    def _check_before_base(self) -> None:
+        """Check everything that does not need the base, which may take minutes to load."""
         settings = self._settings
-        check_beginning(settings)
-        check_left(settings.folder, resume=settings.resume)
+        check_before_base(settings)
+        check_no_unfinished_run(settings.folder, resume=settings.resume)
         check_files(settings)
         if settings.alias is None:
             return
@@ -88,10 +93,10 @@ class Job:
         except AdapterNameError as error:
             raise ConfigError(f"--alias: {error}") from None
         if fold(settings.alias) == fold(settings.name):
-            raise ConfigError(f"--alias: {settings.alias} is the adapter's own name")
+            raise ConfigError(f"--alias: must differ from the adapter's --name, {settings.name}")
 
     def _check_server(self) -> str | None:
-        """Whether the adapter can be published later on; the fingerprint of the base that is served there."""
+        """Check that the adapter could be published; return the fingerprint of the server's base, if it gives one."""
         settings = self._settings
         if settings.publish is None:
             return None
@@ -100,80 +105,83 @@ class Job:
         check_names(server, settings.name, settings.alias)
         return served
 
-    def _check(self, base: Base, dataset: Dataset) -> None:
-        """All that can be told before training."""
+    def _check(self, base: Base, dataset: Dataset) -> TrainingPlan:
+        """Print and check all that is known before training; return the plan."""
         settings = self._settings
-        self._console.print(report.render(dataset.report))
+        self._console.print(data_report.render(dataset.report))
         if dataset.report.bad:
-            self._say("bad rows that are left out:")
+            self._say("invalid rows, which are left out:")
         for line in dataset.report.bad:
-            self._say(f"  {report.printable(line)}")
+            self._say(f"  {data_report.printable(line)}")
         if settings.show:
-            report.show(dataset.train[: settings.show], base.tokenizer, self._console)
+            data_report.show(dataset.train[: settings.show], base.tokenizer, self._console)
         check_thresholds(settings, dataset, self._warn)
         if dataset.end_of_turn is not None and dataset.end_of_turn not in base.eos_token_ids:
-            self._warn("the chat template ends an answer with a token at which a server of this base does not stop")
+            self._warn(
+                "the chat template ends answers with a token that is not one of the base's EOS tokens: servers will "
+                "not stop there"
+            )
         findings = lint(settings, base)
         for finding in findings:
-            verb = "will refuse this adapter" if finding.level == "refused" else "is all right with this adapter"
+            verb = "will refuse this adapter" if finding.level == "refused" else "can serve this adapter"
             self._warn(f"{finding.server} {verb}: {finding.message}")
         check_findings(settings, findings)
-        checked_plan(settings, base, dataset)
-        need = estimate(settings, base, dataset)
-        self._say(str(need))
-        check_memory(need, base.device)
+        plan = make_plan(settings, base, dataset)
+        self._say(str(plan.memory))
+        check_memory(plan.memory, base.device)
+        return plan
 
     def _server(self, url: str) -> Server:
         key = self._settings.api_key
         return Server(url, key.get_secret_value() or None if key else None)
 
-    def _judge(self, trained: Trained, dataset: Dataset) -> Judgement:
-        """The judgement, which then lies with the adapter."""
+    def _judge(self, trained: TrainResult, dataset: Dataset) -> Judgement:
+        """Judge the adapter, write its card and manifest beside it, and print the result."""
         settings = self._settings
         base = open_base(settings)
         judgement = judge(settings, base, trained.folder, dataset, self._say)
         contents = manifest(settings, base, dataset, judgement, trained.folder)
-        use = Use(settings.model, sorted(base.eos_token_ids), self._call(judgement, dataset))
+        use = UsageExample(settings.model, sorted(base.eos_token_ids), self._sample_request(judgement, dataset))
         write_card(trained.folder, settings.name, contents, judgement, trained.history, dataset.chat_template, use)
         self._console.print(_comparison(judgement))
         if judgement.adapter.loss is not None:
             self._say(TWO_LOSSES)
-        if (sample := shown(judgement)) is not None:
+        if (sample := shown_sample(judgement)) is not None:
             for line in ("a held-out row:", *transcript(sample)):
                 self._say(line)
         for failure in judgement.failures:
-            self._warn(f"not good enough: {failure}")
+            self._warn(f"judgement failed: {failure}")
         return judgement
 
-    def _call(self, judgement: Judgement, dataset: Dataset) -> Call:
-        """Asks the held-out row that is shown, or where there is none, one that was trained."""
-        sample = shown(judgement)
-        example = sample.example if sample else typical(dataset.train) or dataset.train[0]
-        return call_for(example, self._settings.judge_tokens, own_template=dataset.chat_template is not None)
+    def _sample_request(self, judgement: Judgement, dataset: Dataset) -> SampleRequest:
+        """Return a request for the held-out row that is shown, or for a training row if none is."""
+        sample = shown_sample(judgement)
+        example = sample.example if sample else shortest_prompt(dataset.train) or dataset.train[0]
+        return sample_request(example, self._settings.judge_tokens, own_template=dataset.chat_template is not None)
 
-    def _publish(self, folder: Path, judgement: Judgement, call: Call) -> int:
+    def _publish(self, folder: Path, judgement: Judgement, request: SampleRequest) -> int:
         settings = self._settings
         url = settings.publish
         if not judgement.passed and not settings.publish_anyway:
-            self._warn("it was not published" if url else "the judgement failed")
+            self._warn("the adapter was not published" if url else "the judgement failed")
             return 3
         if url is None:
             self._say(f"publish it with: manylora adapters push {shlex.quote(str(folder))} --name {settings.name}")
-            self._say("and ask it with the call in its README.md")
+            self._say("its README.md has an example request")
             return 0
         with upload_bar(settings.name) as progress:
             publish(self._server(url), folder, settings.name, settings.alias, self._say, progress)
         key = f' -H "authorization: Bearer ${API_KEY}"' if settings.api_key else ""
-        answered = "" if (sample := shown(judgement)) is None else ", a held-out row"
-        why = f"; by token ids, for {call.reason}" if call.reason else ""
-        command = curl(shlex.quote(url.rstrip("/")), settings.alias or settings.name, call)
-        self._say(f"ask it what it was trained for{answered}{why}:\n{command}{key}")
+        question = "a row of its data" if (sample := shown_sample(judgement)) is None else "a held-out row"
+        why = f" (as token ids, because {request.reason})" if request.reason else ""
+        command = curl_command(shlex.quote(url.rstrip("/")), settings.alias or settings.name, request)
+        self._say(f"try it on {question}{why}:\n{command}{key}")
         if sample is not None:
-            self._say(f"when it was judged, it answered:\n{report.printable(sample.adapter)}")
+            self._say(f"its answer during judging was:\n{data_report.printable(sample.adapter)}")
         return 0
 
     def _say(self, line: str) -> None:
-        # Text: what looks like markup in a path or a message is none.
+        # Text, because a path or message may contain what rich would take for markup.
         self._console.print(Text(line), soft_wrap=True)
 
     def _warn(self, line: str) -> None:

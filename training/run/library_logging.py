@@ -1,4 +1,4 @@
-"""What the libraries would tell of themselves while we work: kept to errors, so that what is told is ours."""
+"""Silences the log messages and progress bars of transformers and PEFT."""
 
 import warnings
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from transformers.utils import logging as transformers_logging
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Only errors from transformers, none of its progress bars, and not the one warning that PEFT makes it give."""
+def quiet_libraries() -> Iterator[None]:
+    """Show only errors of transformers: no progress bars, and not the one deprecation warning that PEFT causes."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            # PEFT asks every model for an attribute that transformers has renamed; nothing here can change that.
+            # PEFT reads an attribute that transformers has renamed.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             yield
     finally:

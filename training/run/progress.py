@@ -1,4 +1,4 @@
-"""How far the run is: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a training run: a bar on a terminal, otherwise a line every few seconds."""
 
 import math
 import time
@@ -14,22 +14,22 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from adapters.cli.upload_bar import LINE_SECONDS, draws_bars
 from training.progress_bar import Say
 
-MEAN_OF = 10
-"""Steps whose mean is the loss that is shown: one step's is of few rows, and leaps."""
+MEAN_STEPS = 10
+"""The loss shown is the mean of this many steps: a single step has few rows, and its loss is noisy."""
 
 
-class ShowProgress(TrainerCallback):
-    """Step, mean loss of the last steps, tokens a second and time left. ``tokens`` tells the tokens computed so far."""
+class ProgressCallback(TrainerCallback):
+    """Shows step, mean loss, tokens per second and time left. ``tokens`` returns the tokens trained on so far."""
 
     def __init__(self, tokens: Callable[[], int], say: Say, console: Console) -> None:
         self._tokens = tokens
         self._say = say
         self._console = console
         self._bar: Progress | None = None
-        self._losses: deque[float] = deque(maxlen=MEAN_OF)
+        self._losses: deque[float] = deque(maxlen=MEAN_STEPS)
         self._started = 0.0
-        self._told = -math.inf
-        """When the last line was."""
+        self._last_line = -math.inf
+        """Monotonic time of the last line."""
         self._first_step = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -62,7 +62,7 @@ class ShowProgress(TrainerCallback):
             self._show(state)
 
     def close(self) -> None:
-        """Take the bar off the terminal, however the run ended."""
+        """Remove the bar from the terminal, however the run ended."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -75,8 +75,8 @@ class ShowProgress(TrainerCallback):
         )
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=state.global_step, figures=figures)
-        elif state.global_step == state.max_steps or time.monotonic() - self._told >= LINE_SECONDS:
-            self._told = time.monotonic()
+        elif state.global_step == state.max_steps or time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._last_line = time.monotonic()
             done = max(state.global_step - self._first_step, 1)
             left = seconds / done * (state.max_steps - state.global_step)
             self._say(f"step {state.global_step}/{state.max_steps}: {figures}, {left:,.0f} s left")

@@ -1,4 +1,4 @@
-"""Where a run keeps what it needs until its adapter is whole: checkpoints, curves, and what it was asked to do."""
+"""The working folder of a training run: its checkpoints, curves, settings, and the adapter until it is judged."""
 
 import hashlib
 import json
@@ -22,25 +22,26 @@ from training.data.rendering import Example
 from training.settings import TrainSettings, flag
 
 STATE = "trainer_state.json"
-"""The Trainer writes it last, so a checkpoint that has it is whole."""
-_SHAPES = frozenset({
+"""The Trainer writes this file last, so a checkpoint that has it is complete."""
+_WEIGHT_SETTINGS = frozenset({
     "packing", "method", "r", "alpha", "dropout", "targets", "rslora", "dora", "learning_rate", "schedule",
     "warmup_steps", "epochs", "max_steps", "batch_size", "accumulation", "weight_decay", "max_grad_norm", "optimizer",
     "early_stopping", "seed", "quantization", "dtype", "eval_steps", "save_steps",
 })  # fmt: skip
-"""Settings that shape the weights, beside base and data; and the steps that a Trainer takes from its checkpoint."""
-_CHOOSES = frozenset({
+"""Settings that affect the weights, besides base and data, and those that a Trainer restores from its checkpoint. A
+resumed run must have the same."""
+_ROW_SETTINGS = frozenset({
     "data", "format", "eval_file", "eval_share", "mix_general", "mix_share", "skip_bad", "too_long", "chat_template",
 })  # fmt: skip
-"""Settings that decide which rows there are. They may change where the rows do not: a file may have moved."""
+"""Settings that select the rows. A resumed run may change them if the rows stay the same: a file may have moved."""
 
 Request = dict[str, Any]
-"""What a run was asked to do, as JSON."""
+"""The settings and rows of a run, as JSON."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder beside ``out`` until the adapter is judged. It appears in ``out`` whole, or not at all."""
+    """The folder ``<out>.training``, in which a run works. The judged adapter is moved to ``out`` in one rename."""
 
     out: Path
 
@@ -54,55 +55,55 @@ class RunFolder:
 
     @property
     def runs(self) -> Path:
-        """TensorBoard's event files; they move into the adapter's folder."""
+        """TensorBoard's event files, which are moved into the adapter's folder at the end."""
         return self.folder / "runs"
 
     @property
     def unfinished(self) -> Path:
-        """Where the adapter is written."""
+        """The folder that the adapter is written to before it is renamed to ``adapter``."""
         return self.folder / "unfinished"
 
     @property
     def adapter(self) -> Path:
-        """The trained adapter, whole where it is there; the judgement lies down beside it."""
+        """The trained adapter; complete if it exists. The judgement is added to it."""
         return self.folder / "adapter"
 
     @property
-    def note(self) -> Path:
-        """What the run was asked to do."""
+    def request_file(self) -> Path:
+        """The file that holds the run's settings (:data:`Request`)."""
         return self.folder / "request.json"
 
     @property
-    def left(self) -> bool:
-        """Whether there is a run to go on with."""
-        return self.note.is_file() and self.last_checkpoint() is not None
+    def resumable(self) -> bool:
+        """Whether an interrupted run can be resumed."""
+        return self.request_file.is_file() and self.last_checkpoint() is not None
 
     def last_checkpoint(self) -> Path | None:
-        """The newest that is whole."""
-        whole = filter(_whole, self.checkpoints.glob("checkpoint-*"))
+        """Return the newest complete checkpoint, or None."""
+        whole = filter(_is_complete, self.checkpoints.glob("checkpoint-*"))
         return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
-    def sweep(self) -> None:
-        """Delete what a killed run had begun to write."""
+    def delete_incomplete(self) -> None:
+        """Delete what a killed run left incomplete."""
         for path in self.checkpoints.glob("checkpoint-*"):
-            if not _whole(path):
+            if not _is_complete(path):
                 shutil.rmtree(path)
         shutil.rmtree(self.unfinished, ignore_errors=True)
 
-    def finish(self) -> None:
-        """What is in ``unfinished`` is the adapter."""
+    def commit_adapter(self) -> None:
+        """Rename ``unfinished`` to ``adapter``."""
         _move(self.unfinished, self.adapter)
 
-    def publish(self) -> None:
-        """The adapter becomes ``out``, and the rest goes."""
+    def move_to_out(self) -> None:
+        """Move the adapter to ``out`` and delete the working folder."""
         if self.runs.is_dir():
             self.runs.rename(self.adapter / "runs")
         _move(self.adapter, self.out)
         shutil.rmtree(self.folder)
 
 
-def _whole(checkpoint: Path) -> bool:
-    """Whether its state, which is written last, is there, and was not cut off while it was written."""
+def _is_complete(checkpoint: Path) -> bool:
+    """Return whether the checkpoint's state file, which is written last, exists and is valid JSON."""
     try:
         json.loads((checkpoint / STATE).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -111,7 +112,7 @@ def _whole(checkpoint: Path) -> bool:
 
 
 def _move(folder: Path, to: Path) -> None:
-    """It is there whole or not at all, even where the power goes."""
+    """Rename ``folder`` durably: after a power cut it is at ``to`` complete, or not at all."""
     make_ordinary(folder)
     for path in (*folder.rglob("*"), folder):
         sync(path)
@@ -120,39 +121,40 @@ def _move(folder: Path, to: Path) -> None:
 
 
 def check_free(out: Path) -> None:
-    """Raises ConfigError where something is where the adapter is to be, or it could not be put there."""
+    """Raise ConfigError if ``out`` is not empty, or its parent is not writable."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out: {out} is there already; choose another --name or --out, or delete it")
+        raise ConfigError(f"--out: {out} exists already; choose another --name or --out, or delete it")
     parent = next(folder for folder in out.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out: {out} cannot be made: {parent} is no folder that can be written to")
+        raise ConfigError(f"--out: cannot create {out}: {parent} is not a writable folder")
 
 
-def check_left(out: Path, *, resume: bool) -> None:
-    """Raises ConfigError where a run was cut off that is not to be gone on with."""
-    place = RunFolder(out)
-    if place.left and not resume:
-        raise ConfigError(f"--out: a run was cut off here; go on with --resume, or delete {place.folder}")
+def check_no_unfinished_run(out: Path, *, resume: bool) -> None:
+    """Raise ConfigError if ``out`` has an interrupted run and ``resume`` is not set."""
+    run_folder = RunFolder(out)
+    if run_folder.resumable and not resume:
+        raise ConfigError(f"--out: a run was interrupted here; continue with --resume, or delete {run_folder.folder}")
 
 
 @contextmanager
-def working(out: Path, request: Request, *, resume: bool) -> Iterator[RunFolder]:
-    """The place of the run that writes to ``out``, while it works there; several processes of one run share it.
+def open_run_folder(out: Path, request: Request, *, resume: bool) -> Iterator[RunFolder]:
+    """Lock and prepare the working folder of the run that writes to ``out``; the processes of one run share it.
 
-    Raises ConfigError where something is in the way: an adapter, another run at work, or what is left of another run.
+    Raises ConfigError if ``out`` is taken, another run is using the folder, or an interrupted run with other settings
+    or rows is in it.
     """
     state = PartialState()
-    place = RunFolder(out)
+    run_folder = RunFolder(out)
     if not state.is_main_process:
         state.wait_for_everyone()
-        yield place
+        yield run_folder
         return
-    check_free(place.out)
-    place.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(place.folder):
-        _open(place, resume, request)
+    check_free(run_folder.out)
+    run_folder.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(run_folder.folder):
+        _open(run_folder, resume, request)
         state.wait_for_everyone()
-        yield place
+        yield run_folder
 
 
 @contextmanager
@@ -161,44 +163,45 @@ def _locked(folder: Path) -> Iterator[None]:
         with FileLock(folder / "lock", timeout=0):
             yield
     except Timeout:
-        raise ConfigError(f"--out: another run is at work in {folder}") from None
+        raise ConfigError(f"--out: another run is using {folder}; wait for it, or choose another --out") from None
 
 
-def _open(place: RunFolder, resume: bool, request: Request) -> None:
-    check_left(place.out, resume=resume)
-    if place.left:
-        _check_same(json.loads(place.note.read_text()), request)
+def _open(run_folder: RunFolder, resume: bool, request: Request) -> None:
+    check_no_unfinished_run(run_folder.out, resume=resume)
+    if run_folder.resumable:
+        _check_same(json.loads(run_folder.request_file.read_text()), request)
     else:
-        for of_another_run in (place.runs, place.adapter):
+        for of_another_run in (run_folder.runs, run_folder.adapter):
             shutil.rmtree(of_another_run, ignore_errors=True)
-    place.sweep()
-    place.note.write_text(json.dumps(request, indent=2))
+    run_folder.delete_incomplete()
+    run_folder.request_file.write_text(json.dumps(request, indent=2))
 
 
-def requested(settings: TrainSettings, base: Base, dataset: Dataset) -> Request:
-    """What must be the same for a run to go on as if it had not been cut off."""
-    shaping = settings.model_dump(mode="json", include=set(_SHAPES))
+def run_request(settings: TrainSettings, base: Base, dataset: Dataset) -> Request:
+    """Return what must be the same for an interrupted run to be resumed exactly."""
+    shaping = settings.model_dump(mode="json", include=set(_WEIGHT_SETTINGS))
     return {
         "options": {**shaping, "max_length": dataset.max_length, "model": base.layout.fingerprint},
-        "choice": settings.model_dump(mode="json", include=set(_CHOOSES)),
-        "rows": [_in_order(dataset.train), _in_order(dataset.evaluation)],
+        "choice": settings.model_dump(mode="json", include=set(_ROW_SETTINGS)),
+        "rows": [_rows_sha256(dataset.train), _rows_sha256(dataset.evaluation)],
     }
 
 
-def _in_order(examples: Sequence[Example]) -> str:
-    """SHA-256 of rows in their order, by which a resumed run knows which of them it has seen."""
+def _rows_sha256(examples: Sequence[Example]) -> str:
+    """Return the SHA-256 of the rows in their order, which a resumed run needs to know which of them it has seen."""
     return hashlib.sha256(b"".join(example.digest for example in examples)).hexdigest()
 
 
 def _check_same(before: Request, now: Request) -> None:
-    """Options before rows: where the rows are others, an option is the likely reason."""
+    """Compare options before rows: if the rows differ, an option is the likely reason."""
     _check_options(before.get("options", {}), now["options"])
     if before.get("rows") != now["rows"]:
         _check_options(before.get("choice", {}), now["choice"])
-        raise ConfigError("--resume: a file was changed since the run began: its rows are others, or in another order")
+        raise ConfigError("--resume: a data file has changed since the run began: it has other rows, or another order")
 
 
 def _check_options(before: Request, now: Request) -> None:
     for name, value in now.items():
         if before.get(name) != value:
-            raise ConfigError(f"--resume: {flag(name)} was {before.get(name)} when the run began, and is now {value}")
+            change = f"was {before.get(name)} when the run began and is now {value}"
+            raise ConfigError(f"--resume: {flag(name)} {change}; a resumed run must keep it")

@@ -13,7 +13,7 @@ from tests.tiny import CHAT_TEMPLATE, CONTEXT, tiny_tokenizer
 from tests.training.export.merging import merging_tokenizer
 from tests.training.rows import question, write_rows
 from training.data.conversation import DataError
-from training.data.dataset import Dataset, build, data_hash
+from training.data.dataset import Dataset, build_dataset, data_hash
 from training.data.rendering import UNTRAINED
 from training.settings import TrainSettings
 
@@ -22,7 +22,7 @@ TOKENIZER = tiny_tokenizer()
 
 def built(*data: Path | str, context: int = CONTEXT, **settings: Any) -> Dataset:
     names = tuple(str(name) for name in data)
-    return build(TrainSettings(data=names, name="test", **settings), TOKENIZER, context)
+    return build_dataset(TrainSettings(data=names, name="test", **settings), TOKENIZER, context)
 
 
 def questions(path: Path, count: int, first: int = 0) -> Path:
@@ -234,7 +234,7 @@ def test_a_given_template_travels(tmp_path: Path) -> None:
 def test_a_line_for_every_ten_thousand_rows(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"text": f"{index}"} for index in range(20_001)])
     said: list[str] = []
-    build(TrainSettings(data=(str(path),), name="test"), TOKENIZER, CONTEXT, said.append)
+    build_dataset(TrainSettings(data=(str(path),), name="test"), TOKENIZER, CONTEXT, said.append)
     assert said == ["rows.jsonl: 10,000 rows read", "rows.jsonl: 20,000 rows read"]
 
 
@@ -275,10 +275,10 @@ def test_all_bad_rows_of_all_files_are_told(tmp_path: Path) -> None:
     assert said.startswith("12 rows cannot be trained on:\n")
     for name in ("rows", "eval", "general"):
         for place, reason in (
-            (7, "`output` is empty"), (8, "the assistant's turn 2 has"), (9, "it is text"), (16, "no valid JSON"),
+            (7, "`output` is empty"), (8, "the assistant's turn 2 has"), (9, "the row is text"), (16, "invalid JSON"),
         ):  # fmt: skip
             assert f"{name}.jsonl:{place}: {reason}" in said
-    assert said.endswith("leave them out with --skip-bad.")
+    assert said.endswith("Correct them, or skip them with --skip-bad.")
 
 
 def test_only_the_first_twenty_are_named(tmp_path: Path) -> None:
@@ -305,13 +305,13 @@ def test_a_row_that_makes_several_examples_is_one_bad_row(tmp_path: Path) -> Non
     data = str(write_rows(tmp_path / "rows.jsonl", [row, row]))
     settings = TrainSettings(data=(data,), name="test", max_length=2, too_long="fail")
     with pytest.raises(DataError, match=r"^2 rows cannot be trained on:\n  .*:1: it has 3 tokens.*\n  .*:2: it has 3"):
-        build(settings, merging_tokenizer(), CONTEXT)
+        build_dataset(settings, merging_tokenizer(), CONTEXT)
 
 
 def test_a_file_of_no_format_is_told_once(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"question": str(index)} for index in range(30)])
     for skip in (False, True):
-        with pytest.raises(DataError, match=r"^[^\n]*rows\.jsonl:1: no known format: it has `question`[^\n]*$"):
+        with pytest.raises(DataError, match=r"^[^\n]*rows\.jsonl:1: unknown format: the row has `question`[^\n]*$"):
             built(path, skip_bad=skip)
 
 
@@ -336,6 +336,6 @@ def test_the_examples_of_one_row_are_on_one_side(tmp_path: Path) -> None:
 
     path = write_rows(tmp_path / "rows.jsonl", map(melting, range(20)))
     settings = TrainSettings(data=(str(path),), name="test", eval_share=0.5)
-    dataset = build(settings, merging_tokenizer(), CONTEXT)
+    dataset = build_dataset(settings, merging_tokenizer(), CONTEXT)
     assert (len(dataset.train), len(dataset.evaluation)) == (20, 20)
     assert not {example.source for example in dataset.train} & {example.source for example in dataset.evaluation}

@@ -125,9 +125,9 @@ DEFECTS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "", "completion": "x"}, "`prompt` is empty"),
     ({"prompt": [HI], "completion": [HELLO]}, "`prompt` must be text, not a list"),
     ({"text": True}, "`text` must be text, not true or false"),
-    (chat(), "there is no turn of the assistant"),
-    (chat(HI), "there is no turn of the assistant"),
-    (chat(HELLO), "the first turn after any system turn is the user's, not the assistant's"),
+    (chat(), "the assistant has no turn"),
+    (chat(HI), "the assistant has no turn"),
+    (chat(HELLO), "the first turn after the system turn must be the user's, not the assistant's"),
     (chat(HI, HELLO, HI), "the last turn must be the assistant's, not the user's"),
     (chat(HI, {**HELLO, "weight": 0}), "no token to train on"),
     (chat(HI, {**HELLO, "weight": 0.5}), r"`messages\[1\].weight` must be 0 or 1 \(got 0.5\)"),
@@ -137,15 +137,15 @@ DEFECTS: list[tuple[dict[str, Any], str]] = [
     (chat(HI, said("assistant", None)), r"`messages\[1\].content` must be text, not null"),
     (chat(HI, {"role": "assistant"}), r"`messages\[1\].content` must be text, not null or missing"),
     (chat(HI, {"content": "x"}), r"`messages\[1\].role` must be text"),
-    (chat(HI, said("bot", "x")), r"`messages\[1\].role` is 'bot', a role that is not known"),
+    (chat(HI, said("bot", "x")), r"`messages\[1\].role` is 'bot', an unknown role"),
     (chat(HI, "Hello"), r"`messages\[1\]` must be an object, not text"),
     (chat(HI, said("assistant", [{"type": "image_url"}])), r"`messages\[1\].content\[0\]` must be a content part"),
     (chat(HI, {**HELLO, "function_call": {"name": "f"}}), "`function_call` is not supported; use `tool_calls`"),
     (chat(HI, HELLO, functions=[{"name": "f"}]), "`functions` is not supported; use `tools`"),
     (chat(HI, HELLO, tools={"a": 1}), "`tools` must be a list of objects"),
-    (chat(HI, HELLO, tools="[nonsense"), "`tools` is no valid JSON"),
+    (chat(HI, HELLO, tools="[nonsense"), "`tools` is invalid JSON"),
     ({"messages": "Hi"}, "`messages` must be a list of turns, not text"),
-    (shared(("human", "Hi"), ("alien", "x")), r"`conversations\[1\].from` is 'alien', a role that is not known"),
+    (shared(("human", "Hi"), ("alien", "x")), r"`conversations\[1\].from` is 'alien', an unknown role"),
 ]
 
 
@@ -158,7 +158,7 @@ def test_a_defect_is_told_with_its_row(tmp_path: Path, row: dict[str, Any], reas
 
 def test_formats_are_not_mixed(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [GOOD, GOOD, {"text": "Once."}])
-    with pytest.raises(DataError, match=r"rows\.jsonl:3: it is text, but the rows before it are chat"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:3: the row is text, but the rows before it are chat"):
         conversations(path)
 
 

@@ -164,23 +164,23 @@ def test_what_is_encoded_apart_reads_as_it_did(answer: str, special: dict[str, b
 
 
 def test_a_template_whose_prompt_is_no_prefix() -> None:
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: the prompt of turn 2 is no prefix of the whole"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: the prompt of turn 2 is not a prefix of the conversation"):
         Renderer(TOKENIZER, COUNTING).render(chat("Hi", "Hello"))
 
 
 def test_a_template_that_leaves_earlier_answers_out() -> None:
-    with pytest.raises(DataError, match="the chat template leaves out what the assistant says"):
+    with pytest.raises(DataError, match="the chat template leaves out the assistant's text"):
         Renderer(TOKENIZER, FORGETFUL)
 
 
 def test_a_template_that_ends_no_answer() -> None:
-    with pytest.raises(DataError, match="no special token of their own"):
+    with pytest.raises(DataError, match="does not end the assistant's turns with a special token"):
         Renderer(TOKENIZER, "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}")
 
 
 def test_a_template_that_refuses() -> None:
     strict = "{% if messages[0].content == 'Hi' %}{{ raise_exception('say more') }}{% endif %}" + CHAT_TEMPLATE
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: the chat template refuses it: say more"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: the chat template raised an error: say more"):
         Renderer(TOKENIZER, strict).render(chat("Hi", "Hello"))
 
 
@@ -208,10 +208,10 @@ def test_tools_need_a_template_that_knows_them() -> None:
     example = Renderer(TOKENIZER, WITH_TOOLS).render(conversation)
     assert [text[-10:] for text in trained_texts(example)] == ["<|im_end|>"] * 2
     assert "clock" in trained_texts(example)[0]
-    with pytest.raises(DataError, match="a:1: it has `tools`, which the chat template does not know"):
+    with pytest.raises(DataError, match="a:1: the row has `tools`, which the chat template ignores"):
         RENDERER.render(Conversation("a:1", (Turn("user", "Hi"), Turn("assistant", "x", trained=True)), [CALL]))
     for template in (CHAT_TEMPLATE, CHAT_TEMPLATE.replace("message['content']", "(message.content or '')")):
-        with pytest.raises(DataError, match="a:1: it has `tool_calls`, which the chat template does not know"):
+        with pytest.raises(DataError, match="a:1: the row has `tool_calls`, which the chat template ignores"):
             Renderer(TOKENIZER, template).render(Conversation("a:1", conversation.turns))
 
 

@@ -128,7 +128,7 @@ def test_arguments_that_are_no_object(tmp_path: Path, given: Any) -> None:
 
 def test_what_the_template_itself_refuses_is_told(tmp_path: Path) -> None:
     strict = each("{{ raise_exception('ids have nine letters') if call.id|length != 8 else f.arguments + '' }}")
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: the chat template refuses it: ids have nine letters"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: the chat template raised an error: ids have nine letters"):
         written(tmp_path, TEXT, strict)
 
 
@@ -136,7 +136,7 @@ def test_a_template_that_knows_neither(tmp_path: Path) -> None:
     neither = each(
         "{% if f.arguments is string %}{{ f.arguments.nothing.at.all }}{% else %}{{ f.arguments }}{% endif %}"
     )
-    with pytest.raises(DataError, match="in no JSON"):
+    with pytest.raises(DataError, match="not as JSON"):
         written(tmp_path, TEXT, neither)
 
 
@@ -247,7 +247,7 @@ def test_rows_out_of_arrow_are_the_rows_that_went_in(tmp_path: Path, form: Any, 
 def test_values_that_are_no_json_are_told(tmp_path: Path) -> None:
     messages = called({"day": datetime.date(2026, 1, 2)})
     parquet.write_table(pyarrow.Table.from_pylist([{"messages": messages}]), tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match=r"rows\.parquet:1: `messages\[1\]\.tool_calls` is no JSON: .*date"):
+    with pytest.raises(DataError, match=r"rows\.parquet:1: `messages\[1\]\.tool_calls` is not JSON: .*date"):
         conversations(tmp_path / "rows.parquet")
 
 

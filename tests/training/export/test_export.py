@@ -118,9 +118,9 @@ def test_each_slow_step_is_told(root: Path, tmp_path: Path) -> None:
     export_tiny(root, tmp_path / "out", onto="original", max_shard_bytes=100_000, say=said.append)
     told = "\n".join(said)
     steps = (
-        "loading llama", "answers of base and adapter, unmerged: 0 of 12", "the same with the original weights",
+        "loading llama", "answers of base and adapter, unmerged: 0 of 12", "loading the original weights",
         "answers of base and adapter, unmerged: 12 of 12", "merging and writing fp32 weights: 0 bytes of ",
-        "wrote file 1 of the weights", "wrote file 2 of the weights", "reading it back",
+        "wrote weights file 1", "wrote weights file 2", "reading the export back",
         "answers of what was read back: 6 of 6",
     )  # fmt: skip
     places = [told.index(step) for step in steps]
@@ -150,7 +150,7 @@ def test_the_two_targets_differ_and_the_report_says_so(root: Path, tmp_path: Pat
     assert trained.divergence.mean_kl < 1e-5
     assert original.divergence.mean_kl < 1e-5
     assert original.from_trained.mean_kl > 0.01
-    assert "that second distance is expected" in "\n".join(original.lines())
+    assert "this second divergence is expected" in "\n".join(original.lines())
     assert "expected" not in "\n".join(trained.lines())
 
 
@@ -208,7 +208,7 @@ def spoiler(out: Path, change: Callable[[dict[str, Tensor]], None]) -> Callable[
     """Spoils the weights between writing and reading back, as a bad disk or a wrong merge would."""
 
     def say(line: str) -> None:
-        if line.startswith("reading it back"):
+        if line.startswith("reading the export back"):
             (file,) = out.parent.glob(f".{out.name}-*/{out.name}/model.safetensors")
             tensors = load_file(file)
             change(tensors)
@@ -240,7 +240,7 @@ def test_a_diverging_export_is_not_called_good(root: Path, tmp_path: Path, chang
         "nan": spoil_with_nan,
     }
     out = tmp_path / "out"
-    with pytest.raises(ExportDiverges, match=r"the merged model is not base \+ adapter: KL") as refusal:
+    with pytest.raises(ExportDiverges, match=r"the merged model differs from base \+ adapter: KL") as refusal:
         export_tiny(root, out, dtype=dtype, onto="original", say=spoiler(out, changes[change]))
     assert refusal.value.divergence
     assert list(tmp_path.iterdir()) == []
@@ -276,7 +276,7 @@ def test_weights_that_the_dtype_cannot_hold_are_refused(root: Path, tmp_path: Pa
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = 1e5
     model.save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
-    with pytest.raises(MergeOverflow, match=r"model\.layers\.1\.mlp\.up_proj\.weight does not fit float16"):
+    with pytest.raises(MergeOverflow, match=r"model\.layers\.1\.mlp\.up_proj\.weight overflows float16"):
         export(None, BaseOptions(str(tmp_path / "base"), root, quantization="none"), tmp_path / "out", dtype="fp16")
     assert not (tmp_path / "out").exists()
 

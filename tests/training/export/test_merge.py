@@ -225,7 +225,8 @@ def test_adapters_of_different_bases_have_no_sum(layout: BaseLayout, tmp_path: P
     one = described(tmp_path / "one", base_fingerprint=layout.fingerprint)
     other = described(tmp_path / "other", base_fingerprint="f" * 64)
     parts = [(one, 0.5), (other, 0.5)]
-    reason = rf"^--merge: {one} was trained on the base fp_0{{12}} and {other} on fp_f{{12}}, so their changes have no"
+    reason = rf"^--merge: {one} was trained on the base fp_0{{12}} and {other} on fp_f{{12}}: adapters of different "
+    reason += "bases cannot be merged$"
     with pytest.raises(ConfigError, match=reason):
         merge(parts, layout, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -244,10 +245,10 @@ def test_fingerprints_of_one_base_are_no_different_bases(layout: BaseLayout, tmp
     assert (written["base_fingerprint"], written["base_parts"]) == (layout.fingerprint, {"weights": "w"})
     unlike = [(one, 0.5), (described(tmp_path / "unlike", base_fingerprint="f" * 64, **said), 0.5)]
     check_merge(unlike, tmp_path / "new", "linear", None)
-    with pytest.raises(ConfigError, match="their changes have no sum"):
+    with pytest.raises(ConfigError, match="different bases cannot be merged"):
         merge(unlike, layout, tmp_path / "new")
     said["base_parts"] = {"weights": "x"}
-    with pytest.raises(ConfigError, match="their changes have no sum"):
+    with pytest.raises(ConfigError, match="different bases cannot be merged"):
         check_merge(
             [(one, 0.5), (described(tmp_path / "third", base_fingerprint="e" * 64, **said), 0.5)],
             tmp_path / "new",

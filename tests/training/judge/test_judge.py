@@ -279,7 +279,7 @@ def test_nothing_held_out_is_told_before(root: Path, ready: tuple[Base, Dataset]
     assert len(said) == 1
     assert re.search("no row is held out.*the judgement will fail; .*--eval-file, or .* --max-loss-ratio off", said[0])
     published = {"publish": "http://127.0.0.1:9"}
-    with pytest.raises(ConfigError, match=r"^--publish: no row is held out.*it would not be published"):
+    with pytest.raises(ConfigError, match=r"^--publish: no row is held out.*and the adapter would not be published"):
         check_thresholds(tiny_settings(root, **published), nothing)
     check_thresholds(tiny_settings(root, **published, publish_anyway=True), nothing, said.append)
     check_thresholds(tiny_settings(root, **published, max_loss_ratio=None), nothing, said.append)

@@ -20,10 +20,10 @@ from training.data.batches import make_rows
 from training.data.packing import collate
 from training.data.rendering import Renderer
 from training.model.base import open_base
-from training.model.dropout import kept_bits, kept_scale, masked
+from training.model.dropout import apply_mask, dropout_mask, dropout_scale
 from training.model.linear_group import AdaptedLinear, LinearGroup
-from training.model.lora import adapted
-from training.model.lora_patch import own_products
+from training.model.lora import new_peft_model
+from training.model.lora_patch import patch_lora_layers
 from training.model.loss import answer_loss, summed_loss
 from training.settings import TrainSettings
 
@@ -77,8 +77,8 @@ def computed(model: PeftModel, way: Any) -> tuple[float, dict[str, Tensor]]:
 )
 def test_loss_and_gradients_are_peft_s(architecture: str, settings: dict[str, Any]) -> None:
     base = make_base(tiny_model(architecture), tiny_tokenizer(), "tiny")
-    with adapted(asked(**settings), base) as model:
-        compare(computed(model, nullcontext()), computed(model, own_products(model, unpack=True)))
+    with new_peft_model(asked(**settings), base) as model:
+        compare(computed(model, nullcontext()), computed(model, patch_lora_layers(model, unpack=True)))
 
 
 def compare(reference: tuple[float, dict[str, Tensor]], ours: tuple[float, dict[str, Tensor]]) -> None:
@@ -93,18 +93,18 @@ def compare(reference: tuple[float, dict[str, Tensor]], ours: tuple[float, dict[
 @pytest.mark.parametrize("targets", ["all-linear", "qv"])
 def test_loss_and_gradients_over_4_bit_layers(targets: str, unpack: bool, tmp_path: Path) -> None:
     base = nf4_base(tmp_path, "fp32")
-    with adapted(asked(targets=targets), base) as model:
-        compare(computed(model, nullcontext()), computed(model, own_products(model, unpack=unpack)))
+    with new_peft_model(asked(targets=targets), base) as model:
+        compare(computed(model, nullcontext()), computed(model, patch_lora_layers(model, unpack=unpack)))
 
 
 def test_in_bf16_the_gradients_are_as_near_as_peft_s(tmp_path: Path) -> None:
     """Near the ones in float32, over the same 4-bit weights."""
     found = {}
     for dtype in ("fp32", "bf16"):
-        with adapted(asked(), nf4_base(tmp_path, dtype)) as model:
+        with new_peft_model(asked(), nf4_base(tmp_path, dtype)) as model:
             found[dtype] = computed(model, nullcontext())[1]
             if dtype == "bf16":
-                loss, found["ours"] = computed(model, own_products(model, unpack=True))
+                loss, found["ours"] = computed(model, patch_lora_layers(model, unpack=True))
     assert loss > 0
     exact = flat(found["fp32"])
     error = {way: float((flat(found[way]) - exact).norm() / exact.norm()) for way in ("bf16", "ours")}
@@ -116,7 +116,7 @@ def flat(gradients: dict[str, Tensor]) -> Tensor:
 
 
 def test_an_evaluation_between_leaves_the_gradients_alone(tmp_path: Path) -> None:
-    with adapted(asked(), nf4_base(tmp_path, "bf16")) as model, own_products(model, unpack=True):
+    with new_peft_model(asked(), nf4_base(tmp_path, "bf16")) as model, patch_lora_layers(model, unpack=True):
         before = computed(model, nullcontext())[1]
         summed_loss(answer_loss, model, model.get_base_model().get_output_embeddings(), [batch()])
         after = computed(model, nullcontext())[1]
@@ -126,13 +126,13 @@ def test_an_evaluation_between_leaves_the_gradients_alone(tmp_path: Path) -> Non
 def test_an_evaluation_is_peft_s(tmp_path: Path) -> None:
     """Without dropout; and where the adapter is switched off, the base's own."""
     base = make_base(tiny_model(), tiny_tokenizer(), "tiny")
-    with adapted(asked(dropout=0.5), base) as model:
+    with new_peft_model(asked(dropout=0.5), base) as model:
         computed(model, nullcontext())
         model.eval()
         given = {name: value for name, value in batch().items() if name != "labels"}
         with torch.no_grad():
             reference = model(**given).logits
-            with own_products(model, unpack=True):
+            with patch_lora_layers(model, unpack=True):
                 torch.testing.assert_close(model(**given).logits, reference, rtol=1e-4, atol=1e-5)
                 with model.disable_adapter():
                     off = model(**given).logits
@@ -178,7 +178,7 @@ def test_dropout_is_on_the_adapter_s_input_alone() -> None:
     torch.manual_seed(1)
     found = siblings.compute(x)
     torch.manual_seed(1)
-    dropped = masked(x.detach(), kept_bits(0.4, x)) * kept_scale(0.4)
+    dropped = apply_mask(x.detach(), dropout_mask(0.4, x)) * dropout_scale(0.4)
     for member, output in zip(siblings.members, found, strict=True):
         expected = x @ member.weight().T + member.bias + member.scale * dropped @ member.down.T @ member.up.T
         torch.testing.assert_close(output, expected)
@@ -187,10 +187,10 @@ def test_dropout_is_on_the_adapter_s_input_alone() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_are_dropped_at_their_rate(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    kept = masked(torch.ones(999, 101, dtype=dtype), kept_bits(0.05, torch.empty(999, 101, dtype=dtype)))
+    kept = apply_mask(torch.ones(999, 101, dtype=dtype), dropout_mask(0.05, torch.empty(999, 101, dtype=dtype)))
     assert set(kept.unique().tolist()) == {0.0, 1.0}
     assert float((kept == 0).float().mean()) == pytest.approx(0.05, abs=0.003)
-    assert kept_scale(0.05) == pytest.approx(1 / 0.95, rel=1e-4)
+    assert dropout_scale(0.05) == pytest.approx(1 / 0.95, rel=1e-4)
 
 
 def test_what_is_called_with_another_input_is_computed_for_that() -> None:
@@ -214,8 +214,8 @@ def forwards(model: nn.Module) -> Iterator[str]:
 def test_the_model_is_as_it_was_afterwards(tmp_path: Path) -> None:
     base = nf4_base(tmp_path, "bf16")
     before = set(forwards(base.model))
-    with adapted(asked(targets="qv"), base) as model:
-        with own_products(model, unpack=True) as left:
+    with new_peft_model(asked(targets="qv"), base) as model:
+        with patch_lora_layers(model, unpack=True) as left:
             assert left == []
             assert len(set(forwards(model.get_base_model())) - before) == 14
         assert set(forwards(model.get_base_model())) == before
@@ -227,15 +227,15 @@ def test_the_model_is_as_it_was_afterwards(tmp_path: Path) -> None:
 )
 def test_what_is_unusual_is_left_to_peft(settings: dict[str, Any], left: int) -> None:
     base = make_base(tiny_model(), tiny_tokenizer(), "tiny")
-    with adapted(asked(**settings), base) as model:
+    with new_peft_model(asked(**settings), base) as model:
         reference = computed(model, nullcontext())
-        with own_products(model, unpack=True) as names:
+        with patch_lora_layers(model, unpack=True) as names:
             assert len(names) == left
-        compare(reference, computed(model, own_products(model, unpack=True)))
+        compare(reference, computed(model, patch_lora_layers(model, unpack=True)))
 
 
 def test_a_run_says_what_is_left_to_peft(tmp_path: Path) -> None:
     said: list[str] = []
     run = trained(tiny_settings(tmp_path, dora=True, targets="qv"), said.append)
     assert len(losses(run.history)) == 8
-    assert [line for line in said if line.startswith("4 adapted layers, such as ") and "computed by PEFT" in line]
+    assert [line for line in said if line.startswith("4 adapted layers, such as ") and "run PEFT's own forward" in line]

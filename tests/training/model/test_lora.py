@@ -13,7 +13,7 @@ from bases.base import Base, make_base
 from bases.errors import ConfigError
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.model.dropout import Dropout
-from training.model.lora import Finding, adapted, check_findings, count_parameters, lint, lora_config
+from training.model.lora import LintFinding, check_findings, count_parameters, lint, lora_config, new_peft_model
 from training.settings import TrainSettings
 
 
@@ -45,7 +45,9 @@ def test_fused_projections_are_qv_too() -> None:
 
 
 def test_an_unknown_target_is_told_with_what_there_is() -> None:
-    with pytest.raises(ConfigError, match="no layer 'c_attn'; there is all-linear, attention, qv, and down_proj, gate"):
+    with pytest.raises(
+        ConfigError, match="no layer 'c_attn'; available are all-linear, attention, qv, and down_proj, gate"
+    ):
         lora_config(asked(targets="q_proj,c_attn"), tiny())
 
 
@@ -56,7 +58,7 @@ def test_an_unknown_target_is_told_with_what_there_is() -> None:
 def test_parameters_are_those_that_peft_trains(settings: dict[str, Any]) -> None:
     base = tiny()
     counted = count_parameters(asked(**settings), base)
-    with adapted(asked(**settings), base) as model:
+    with new_peft_model(asked(**settings), base) as model:
         assert sum(p.numel() for p in model.parameters() if p.requires_grad) == counted
         assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
 
@@ -64,7 +66,7 @@ def test_parameters_are_those_that_peft_trains(settings: dict[str, Any]) -> None
 def test_the_base_is_as_it_was_afterwards() -> None:
     base = tiny()
     before = base.model.state_dict()
-    with adapted(asked(), base):
+    with new_peft_model(asked(), base):
         assert base.model.state_dict().keys() != before.keys()
     after = base.model.state_dict()
     assert after.keys() == before.keys()
@@ -75,7 +77,7 @@ def test_the_base_is_as_it_was_afterwards() -> None:
 
 def test_the_seed_draws_the_adapter() -> None:
     def first(seed: int) -> torch.Tensor:
-        with adapted(asked(seed=seed), tiny()) as model:
+        with new_peft_model(asked(seed=seed), tiny()) as model:
             return next(p.clone() for p in model.parameters() if p.requires_grad)
 
     assert torch.equal(first(1), first(1))
@@ -99,7 +101,7 @@ def test_the_lint_says_what_the_server_will(settings: dict[str, Any], served: bo
     base = tiny()
     findings = lint(asked(**settings), base)
     assert any(finding.server == "manylora" for finding in findings) is not served
-    with adapted(asked(**settings), base) as model:
+    with new_peft_model(asked(**settings), base) as model:
         save(model, tmp_path)
     if served:
         verify(tmp_path, base.layout, max_rank=256)
@@ -119,9 +121,9 @@ def save(model: PeftModel, folder: Path) -> None:
 def test_what_vllm_will_say() -> None:
     base = tiny()
     assert lint(asked(r=16), base) == []
-    assert lint(asked(r=17), base) == [Finding("note", "vllm", "start it with --max-lora-rank 32")]
+    assert lint(asked(r=17), base) == [LintFinding("note", "vllm", "start it with --max-lora-rank 32")]
     refused = [finding.message for finding in lint(asked(dora=True, r=600), base) if finding.server == "vllm"]
-    assert refused == ["it has rank 600; up to 512 are served", "DoRA is not served"]
+    assert refused == ["its rank is 600; up to 512 are served", "DoRA is not supported"]
 
 
 def test_a_refusal_stops_a_run_that_needs_the_server() -> None:
@@ -129,10 +131,10 @@ def test_a_refusal_stops_a_run_that_needs_the_server() -> None:
     dora = asked(dora=True)
     check_findings(dora, lint(dora, base))
     published = asked(dora=True, publish="http://localhost:8000")
-    with pytest.raises(ConfigError, match=r"^--publish: manylora will refuse this adapter: .*DoRA is not served"):
+    with pytest.raises(ConfigError, match=r"^--publish: manylora will refuse this adapter: .*DoRA is not supported"):
         check_findings(published, lint(published, base))
     strict = asked(r=600, lint="strict")
-    with pytest.raises(ConfigError, match=r"^--lint strict: manylora will refuse this adapter: it has rank 600"):
+    with pytest.raises(ConfigError, match=r"^--lint strict: manylora will refuse this adapter: its rank is 600"):
         check_findings(strict, lint(strict, base))
 
 
@@ -157,7 +159,7 @@ def test_dropout_of_neighbours_is_independent() -> None:
 
 
 def test_every_adapter_gets_it() -> None:
-    with adapted(asked(), tiny()) as model:
+    with new_peft_model(asked(), tiny()) as model:
         found = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
         assert len(found) == 14
         assert {(type(module), module.p) for module in found} == {(Dropout, 0.05)}

@@ -14,15 +14,16 @@ from bases.base import load_base
 from bases.errors import ConfigError
 from bases.options import BaseOptions
 from tests.training.tiny_run import prepared, tiny_settings
-from training.model.memory import check_memory, estimate
+from training.model.memory import check_memory
+from training.run.plan import make_plan
 
 RUN = """
 import sys, threading, time
 from pathlib import Path
 import psutil
 from training.model.base import open_base
-from training.data.dataset import build
-from training.model.memory import estimate
+from training.data.dataset import build_dataset
+from training.run.plan import make_plan
 from training.settings import TrainSettings
 from tests.training.tiny_run import train_on
 
@@ -32,8 +33,8 @@ settings = TrainSettings(
     eval_share=0, max_steps=2, device="cpu", batch_size=int(flags[0]), gradient_checkpointing=flags[1] == "recomputed",
 )
 base = open_base(settings)
-dataset = build(settings, base.tokenizer, base.max_model_len)
-expected = estimate(settings, base, dataset).more
+dataset = build_dataset(settings, base.tokenizer, base.max_model_len)
+expected = make_plan(settings, base, dataset).memory.more
 process, peak, done = psutil.Process(), 0, False
 before = process.memory_info().rss
 
@@ -84,7 +85,7 @@ def run_on_demo(data: Path, batch: int, activations: str) -> tuple[int, int]:
 def test_what_costs_memory_is_counted(tmp_path: Path) -> None:
     def need(**settings: object) -> int:
         chosen = tiny_settings(tmp_path, **settings)
-        return estimate(chosen, *prepared(chosen)).more
+        return make_plan(chosen, *prepared(chosen)).memory.more
 
     usual = need()
     assert need(batch_size=4) > usual
@@ -97,10 +98,10 @@ def test_what_costs_memory_is_counted(tmp_path: Path) -> None:
 
 def test_what_cannot_fit_is_an_error(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path)
-    need = estimate(settings, *prepared(settings))
+    need = make_plan(settings, *prepared(settings)).memory
     check_memory(need, torch.device("cpu"))
     check_memory(replace(need, free=need.more), torch.device("cpu"))
-    with pytest.raises(ConfigError, match=r"^the run needs about \S+ GiB beside the base, and .* are free; try"):
+    with pytest.raises(ConfigError, match=r"^the run needs about \S+ GiB besides the base, but only .* are free; try"):
         check_memory(replace(need, free=need.more // 2), torch.device("cpu"))
     assert "tight" not in str(need)
     assert str(replace(need, free=need.more)).endswith("(this is tight)")
@@ -109,13 +110,13 @@ def test_what_cannot_fit_is_an_error(tmp_path: Path) -> None:
 def test_activations_are_recomputed_where_memory_calls_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny_settings(tmp_path)
     base, dataset = prepared(settings)
-    kept = estimate(settings, base, dataset)
+    kept = make_plan(settings, base, dataset).memory
     assert not kept.checkpointing
     monkeypatch.setattr("bases.machine.free_memory", lambda device: kept.more)
-    recomputed = estimate(settings, base, dataset)
+    recomputed = make_plan(settings, base, dataset).memory
     assert recomputed.checkpointing
     assert recomputed.activations < kept.activations
-    assert not estimate(tiny_settings(tmp_path, gradient_checkpointing=False), base, dataset).checkpointing
+    assert not make_plan(tiny_settings(tmp_path, gradient_checkpointing=False), base, dataset).memory.checkpointing
 
 
 def test_free_memory_is_some(tmp_path: Path) -> None:

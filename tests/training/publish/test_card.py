@@ -23,11 +23,11 @@ from tests.training.tiny_run import prepared, tiny_settings
 from training.data.dataset import Dataset
 from training.data.formats import recognise, to_conversation
 from training.data.rendering import Renderer
-from training.judge.judge import Judgement, Sample
+from training.judge.judge import Judgement, SampleAnswers
 from training.judge.scores import Scores
-from training.publish.call import Call, call_for, curl, typical
-from training.publish.card import TWO_LOSSES, Use, card, comparison, plot, shown, transcript, write_card
+from training.publish.card import TWO_LOSSES, UsageExample, card, comparison, plot, shown_sample, transcript, write_card
 from training.publish.manifest import learned_with, manifest, write_manifest
+from training.publish.sample_request import SampleRequest, curl_command, sample_request, shortest_prompt
 from training.settings import TrainSettings
 
 JUDGEMENT = Judgement(
@@ -57,11 +57,11 @@ def ready(root: Path) -> tuple[TrainSettings, Base, Dataset]:
     return settings, *prepared(settings)
 
 
-def use(ready: tuple[TrainSettings, Base, Dataset]) -> Use:
+def use(ready: tuple[TrainSettings, Base, Dataset]) -> UsageExample:
     settings, base, dataset = ready
-    example = typical(dataset.train)
+    example = shortest_prompt(dataset.train)
     assert example is not None
-    return Use(settings.model, sorted(base.eos_token_ids), call_for(example, 16, own_template=False))
+    return UsageExample(settings.model, sorted(base.eos_token_ids), sample_request(example, 16, own_template=False))
 
 
 def described(
@@ -152,7 +152,7 @@ def test_the_card_has_front_matter_that_hubs_read(tmp_path: Path, ready: tuple[T
     assert front["manylora"]["results"]["exact_match"] == 0.75
     assert "| exact match | 0.0% | 75.0% |" in body
     assert "manylora adapters push . --name tiny" in body
-    assert "It reaches every threshold that was set: `max_loss_ratio` 1." in body
+    assert "It passed every threshold that was set: `max_loss_ratio` 1." in body
     assert TWO_LOSSES in body
     settings = yaml.safe_load(body.partition("```yaml\n")[2].partition("```")[0])
     assert settings["r"] == 4
@@ -162,7 +162,7 @@ def test_the_card_says_what_was_not_good_enough(tmp_path: Path, ready: tuple[Tra
     contents = described(tmp_path / "a", ready)
     poor = replace(JUDGEMENT, failures=("exact match is low",))
     said = card("tiny", contents, poor, use(ready), today="2026-01-02")
-    assert "**It was not good enough:**\n\n- exact match is low" in said
+    assert "**It failed the judgement:**\n\n- exact match is low" in said
     assert "on 2026-01-02." in said
 
 
@@ -235,12 +235,12 @@ def judged(tokenizer: PreTrainedTokenizerBase, *rows: dict[str, Any]) -> Judgeme
         Renderer(tokenizer).render(to_conversation(row, recognise(row, ""), f"/data/rows.jsonl:{number}"))
         for number, row in enumerate(rows, start=1)
     ]
-    return replace(JUDGEMENT, samples=tuple(Sample(example, "I am sorry", '{"a": 1}') for example in examples))
+    return replace(JUDGEMENT, samples=tuple(SampleAnswers(example, "I am sorry", '{"a": 1}') for example in examples))
 
 
 def test_the_shortest_row_is_shown_whole() -> None:
     long = {"instruction": "Say it. " * 40, "output": "So."}
-    sample = shown(judged(tiny_tokenizer(), long, TICKET, {"text": "Once."}))
+    sample = shown_sample(judged(tiny_tokenizer(), long, TICKET, {"text": "Once."}))
     assert sample is not None
     assert transcript(sample) == [
         "rows.jsonl:2",
@@ -260,8 +260,8 @@ def test_the_card_shows_the_row_and_its_backticks_end_nothing(
 ) -> None:
     contents = described(tmp_path / "a", ready)
     judgement = judged(tiny_tokenizer(), TICKET)
-    asked = call_for(judgement.samples[0].example, 16, own_template=False)
-    text = card("tiny", contents, judgement, Use("demo", [2], asked))
+    asked = sample_request(judgement.samples[0].example, 16, own_template=False)
+    text = card("tiny", contents, judgement, UsageExample("demo", [2], asked))
     row = blocks(text, "text")[0]
     assert row.endswith('  adapter   {"a": 1}')
     assert "system    Sort it." in row
@@ -276,9 +276,9 @@ def blocks(text: str, language: str) -> list[str]:
     return [token.content.removesuffix("\n") for token in tokens if token.type == "fence" and token.info == language]
 
 
-def asked(row: dict[str, Any], template: str | None = None) -> Call:
+def asked(row: dict[str, Any], template: str | None = None) -> SampleRequest:
     example = Renderer(tiny_tokenizer(), template).render(to_conversation(row, recognise(row, ""), "a:1"))
-    return call_for(example, 16, own_template=template is not None)
+    return sample_request(example, 16, own_template=template is not None)
 
 
 def test_each_format_is_asked_as_it_was_trained() -> None:
@@ -305,11 +305,11 @@ def test_what_the_server_cannot_render_is_asked_by_token_ids() -> None:
 
 
 def test_the_call_works_in_a_shell_whatever_is_in_it() -> None:
-    call = asked(TICKET)
-    command = curl(shlex.quote("http://127.0.0.1:8000/a b;c"), "team/x", call)
+    request = asked(TICKET)
+    command = curl_command(shlex.quote("http://127.0.0.1:8000/a b;c"), "team/x", request)
     words = shlex.split(command)
     assert words[:2] == ["curl", "http://127.0.0.1:8000/a b;c/v1/chat/completions"]
-    assert json.loads(words[-1]) == {"model": "team/x", **call.body}
+    assert json.loads(words[-1]) == {"model": "team/x", **request.body}
     assert "\x1b" not in command
     assert "\u0085" not in command
     assert "Grüße" in command

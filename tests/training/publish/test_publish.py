@@ -60,7 +60,11 @@ def test_the_next_version_and_an_alias_for_exactly_it(live: Live, tmp_path: Path
     publish(at(live), folders[0], "two", None, said.append)
     second = publish(at(live), folders[1], "two", "prod", said.append, lambda done, all: sent.append((done, all)))
     assert (second.version, second.new, second.alias) == ("two@2", True, "prod")
-    assert said == ["published as two@1; two means two@1", "published as two@2; two means two@2", "prod means two@2"]
+    assert said == [
+        "published as two@1; two now serves two@1",
+        "published as two@2; two now serves two@2",
+        "the alias prod now points to two@2",
+    ]
     assert sent[-1][0] == sent[-1][1] > 0
     card = live.http.get("/v1/aliases/prod").json()
     assert [(target["adapter"], target["serves"]) for target in card["targets"]] == [("two@2", "two@2")]
@@ -84,9 +88,9 @@ def test_an_alias_that_cannot_be_is_told_with_the_version_that_is_there(
     """The upload went well, so the message must say what is left to do."""
     folder = adapter(tmp_path / "a", 4, base_fingerprint=fingerprint)
     said: list[str] = []
-    with pytest.raises(PublishFailed, match="three@1 is published, but three does not mean it"):
+    with pytest.raises(PublishFailed, match="three@1 is published, but the alias three could not be set"):
         publish(at(live), folder, "three", "three", said.append)
-    assert said == ["published as three@1; three means three@1"]
+    assert said == ["published as three@1; three now serves three@1"]
 
 
 def test_a_server_of_the_same_base_is_found_fit_without_generating_anything(live: Live, layout: BaseLayout) -> None:
@@ -132,7 +136,7 @@ def test_nobody_answers() -> None:
 
 
 def test_something_else_answers(live: Live) -> None:
-    with pytest.raises(ConfigError, match=r"GET /v1/v1/models of http://.* is answered with 404"):
+    with pytest.raises(ConfigError, match=r"http://.* answers GET /v1/v1/models with status 404"):
         served_base(Server(f"{address(live)}/v1"))
 
 
@@ -172,7 +176,7 @@ VERSION = (200, '{"base_fingerprint": "abc"}')
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.publish.publish.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("training.publish.publish.RETRY_SECONDS", 0.01)
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -185,7 +189,7 @@ def test_a_busy_server_is_waited_for(impatient: None, status: int) -> None:
 
 
 def test_a_server_that_stays_busy_is_told_as_that(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.publish.publish.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("training.publish.publish.BUSY_TIMEOUT_SECONDS", 0.05)
     with (
         scripted(models=[(503, "")], version=[VERSION]) as server,
         pytest.raises(ConfigError, match=r"is busy or starting \(503\); try again later"),
@@ -204,7 +208,7 @@ def test_what_lists_no_models_is_no_server_of_them() -> None:
     for text in ("hello", "[]", '{"data": 1}'):
         with (
             scripted(models=[(200, text)], version=[VERSION]) as server,
-            pytest.raises(ConfigError, match="is no server of models"),
+            pytest.raises(ConfigError, match="is not a model server"),
         ):
             served_base(server)
 
@@ -235,7 +239,7 @@ def test_the_key_is_shown_when_asking_and_when_publishing(tmp_path: Path, finger
         server = Server(f"http://127.0.0.1:{keeper.server_port}", "sesame")
         try:
             with pytest.raises(
-                ConfigError, match=r"GET /v1/models of .* is answered with 401; it wants a key "
+                ConfigError, match=r"answers GET /v1/models with status 401; set a valid API key "
             ) as refused:
                 served_base(server)
             with pytest.raises(PublishFailed, match="not published") as failed:

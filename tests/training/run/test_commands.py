@@ -25,7 +25,7 @@ from tests.tiny import tiny_model
 from tests.training.rows import question, write_rows
 from tests.training.tiny_run import tiny_settings
 from tests.training.tiny_server import address, serving
-from training.data.report import printable
+from training.data.data_report import printable
 from training.run.job import Job
 from training.run.run_folder import RunFolder
 
@@ -81,9 +81,9 @@ def test_from_rows_to_an_answer(live: Live, train: Run, tmp_path: Path) -> None:
     assert errors == "", "bars and such: nothing here is a terminal"
     assert not any(ord(letter) < 32 and letter != "\n" for letter in said)
     assert "22 rows to train on, 2 held out" in said
-    assert "first means first@1" in said
-    assert "prod means first@1" in said
-    command, _, judged = said[said.index("curl ") :].partition("\nwhen it was judged, it answered:\n")
+    assert "first now serves first@1" in said
+    assert "the alias prod now points to first@1" in said
+    command, _, judged = said[said.index("curl ") :].partition("\nits answer during judging was:\n")
     assert command.startswith(f"curl {address(live)}/v1/chat/completions")
     assert shell(command, tmp_path)["adapter"][0]["name"] == "first@1"
     assert json.loads(command[command.index("{") : command.rindex("}") + 1])["model"] == "prod"
@@ -129,7 +129,7 @@ def test_the_cards_code_runs_as_it_stands(root: Path, train: Run, tmp_path: Path
     assert re.search(r"  system +Be brief\.\n  user +What is \d+ and \d+\?\n  wanted +It is \d+\.\n  base ", said)
     code = fences(tmp_path / "adapter")
     assert code["text"] in said
-    shown = code["text"].partition("  adapter   ")[2].strip()
+    shown_sample = code["text"].partition("  adapter   ")[2].strip()
     with serving(tiny_settings(root), tmp_path / "served", quantization="none") as plain:
         answer = shell(code["sh"], tmp_path / "adapter", MANYLORA_URL=address(plain))
     assert answer["adapter"][0]["name"] == "carded@1"
@@ -139,7 +139,7 @@ def test_the_cards_code_runs_as_it_stands(root: Path, train: Run, tmp_path: Path
     done = subprocess.run([sys.executable, "-c", code["python"]], **run, timeout=300)
     assert done.returncode == 0, done.stderr
     printed = [printable(text).split() for text in (done.stdout, answer["choices"][0]["message"]["content"])]
-    assert printed == [shown.split(), shown.split()]
+    assert printed == [shown_sample.split(), shown_sample.split()]
 
 
 def test_bad_rows_are_left_out_where_that_is_asked_for(root: Path, train: Run, tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_a_dry_run_says_that_it_kept_the_base(train: Run, tmp_path: Path) -> Non
     status, said, _ = train("--dry-run", "--data-dir", tmp_path / "data")
     assert status == 0
     (kept,) = (tmp_path / "data" / "bases").glob("base-*")
-    assert f"a dry run: nothing was trained; the base is kept in {kept}" in said
-    assert "a dry run: nothing was trained or written" in train("--dry-run", "--data-dir", tmp_path / "data")[1]
+    assert f"dry run: nothing was trained; the quantised base was saved in {kept}" in said
+    assert "dry run: nothing was trained or written" in train("--dry-run", "--data-dir", tmp_path / "data")[1]
 
 
 def test_nothing_to_judge_by_is_told_before_training(live: Live, train: Run, tmp_path: Path) -> None:
@@ -216,13 +216,13 @@ def test_ctrl_c_while_judging_is_gone_on_from(root: Path, train: Run, tmp_path: 
     short = {"name": "tiny", "out": tmp_path / "adapter", "max_steps": 8, "judge_tokens": 32, "r": 16}
     with pytest.raises(KeyboardInterrupt):
         Job(tiny_settings(root, **short), Console(file=console)).run()
-    assert console.getvalue().endswith("stopped; --resume goes on with judging\n")
+    assert console.getvalue().endswith("stopped; continue with judging by running the same command with --resume\n")
     assert not (tmp_path / "adapter").exists()
     status, _, errors = train("--model", tmp_path / "no-base")  # told before one is opened
-    assert (status, "go on with --resume" in errors) == (2, True)
+    assert (status, "continue with --resume" in errors) == (2, True)
     status, said, errors = train("--resume")
     assert status == 0, errors
-    assert "it is trained already" in said
+    assert "training was finished by an earlier run" in said
     assert "step 8/8" not in said
     assert train("--out", tmp_path / "whole")[0] == 0
     for name in ("manylora.json", "adapter_model.safetensors", "loss.png"):
@@ -247,23 +247,23 @@ def test_ctrl_c_while_training_exits_130_and_says_how_to_go_on(root: Path, tmp_p
         finally:
             process.kill()
     assert process.returncode == 130
-    assert re.search(r"stopped; --resume goes on from checkpoint-\d+$", said.strip())
+    assert re.search(r"stopped; --resume will continue from checkpoint-\d+$", said.strip())
 
 
 def test_what_is_not_good_enough_is_kept_and_not_published(live: Live, train: Run, tmp_path: Path) -> None:
     with unchanged(live):
         status, said, _ = train("--max-loss-ratio", 0.01, "--publish", address(live))
     assert status == 3
-    assert "! not good enough: held-out loss is" in said
-    assert "! it was not published" in said
+    assert "! judgement failed: held-out loss is" in said
+    assert "! the adapter was not published" in said
     assert json.loads((tmp_path / "adapter" / "manylora.json").read_text())["evaluation"]["passed"] is False
-    assert "It was not good enough" in (tmp_path / "adapter" / "README.md").read_text()
+    assert "It failed the judgement" in (tmp_path / "adapter" / "README.md").read_text()
 
 
 def test_publishing_it_anyway(live: Live, train: Run) -> None:
     status, said, _ = train("--max-loss-ratio", 0.01, "--publish", address(live), "--publish-anyway", "--name", "poor")
     assert status == 0
-    assert "! not good enough" in said
+    assert "! judgement failed" in said
     assert live.http.get("/v1/adapters/poor").json()["active"] == 1
 
 
@@ -280,7 +280,10 @@ def test_a_server_of_another_base_is_told_before_training(train: Run, tmp_path: 
     ("words", "message"),
     [
         (["--publish", "http://127.0.0.1:9", "--alias", "no/../pe"], "--alias: "),
-        (["--publish", "http://127.0.0.1:9", "--alias", "Tiny"], "--alias: Tiny is the adapter's own name"),
+        (
+            ["--publish", "http://127.0.0.1:9", "--alias", "Tiny"],
+            "--alias: must differ from the adapter's --name, tiny",
+        ),
         (
             ["--publish", "http://127.0.0.1:9"],
             "--publish: no answer from http://127.0.0.1:9: the connection was refused",
@@ -306,11 +309,14 @@ def test_a_bad_option_is_told_before_training(train: Run, tmp_path: Path, words:
     ("words", "message"),
     [
         (["--eval-file", "nowhere.jsonl"], "nowhere.jsonl: No such file or directory"),
-        (["--mix-general", "pyproject.toml"], "pyproject.toml: a data file's name ends in one of"),
+        (["--mix-general", "pyproject.toml"], "pyproject.toml: the name of a data file must end in one of"),
         (["--chat-template", "nowhere.jinja"], "--chat-template: "),
         (["--out", "training"], "--out: "),
-        (["--out", "pyproject.toml/adapter"], "pyproject.toml is no folder that can be written to"),
-        (["--publish", "http://127.0.0.1:9", "--alias", "Tiny"], "--alias: Tiny is the adapter's own name"),
+        (["--out", "pyproject.toml/adapter"], "pyproject.toml is not a writable folder"),
+        (
+            ["--publish", "http://127.0.0.1:9", "--alias", "Tiny"],
+            "--alias: must differ from the adapter's --name, tiny",
+        ),
     ],
 )
 def test_what_needs_no_base_is_told_before_one_is_opened(
@@ -486,12 +492,13 @@ def test_the_quick_start(tmp_path: Path) -> None:
             assert ask(url, "support-json", fresh).keys() == {"category", "urgency"}
             folder = tmp_path / "trained" / "support-json"
             code = fences(folder)
-            shown = json.loads(code["text"].partition("  adapter   ")[2])
-            assert shown.keys() == {"category", "urgency"}
+            shown_sample = json.loads(code["text"].partition("  adapter   ")[2])
+            assert shown_sample.keys() == {"category", "urgency"}
             answer = shell(code["sh"], folder, MANYLORA_URL=url)["choices"][0]["message"]["content"]
-            assert json.loads(answer) == shown
+            assert json.loads(answer) == shown_sample
             assert (
-                shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(code['python'])}", folder).keys() == shown.keys()
+                shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(code['python'])}", folder).keys()
+                == shown_sample.keys()
             )
         finally:
             process.terminate()

@@ -30,11 +30,11 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     said: list[str] = []
     ours, theirs = pty.openpty()
-    with os.fdopen(ours, "rb") as shown, os.fdopen(theirs, "w") as terminal:
+    with os.fdopen(ours, "rb") as shown_sample, os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         with progress_bar.progress_bar("writing", 2, said.append) as advance:
             advance(2)
         terminal.flush()
-        drawn = shown.read1(65536).decode()
+        drawn = shown_sample.read1(65536).decode()
     assert "2/2" in drawn
     assert said == []

@@ -18,10 +18,15 @@ from torch import Tensor
 from bases.errors import ConfigError
 from tests.training.rows import question, write_rows
 from tests.training.tiny_run import losses, prepared, same, tiny_settings, trained, weights
+from training.progress_bar import Say
 from training.run import progress
-from training.run.run import Say, Trained, train
-from training.run.run_folder import STATE, RunFolder, requested, working
+from training.run.plan import make_plan
+from training.run.run import TrainResult, train
+from training.run.run_folder import STATE, RunFolder, open_run_folder, run_request
 from training.settings import TrainSettings
+
+KEEP = "; a resumed run must keep it$"
+"""The end of the message, as a pattern."""
 
 
 @pytest.fixture(autouse=True)
@@ -48,23 +53,25 @@ trained(long(Path(sys.argv[1]), out=Path(sys.argv[1], "killed")))
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole = trained(long(tmp_path, out=tmp_path / "whole"))
-    place = RunFolder(tmp_path / "killed")
+    run_folder = RunFolder(tmp_path / "killed")
     process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path), str(torch.get_num_threads())])
-    while process.poll() is None and not (last := place.last_checkpoint()):
+    while process.poll() is None and not (last := run_folder.last_checkpoint()):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
     assert last is not None
-    assert not place.out.exists()
-    with pytest.raises(ConfigError, match=r"^--out: a run was cut off here; go on with --resume, or delete .*killed"):
-        trained(long(tmp_path, out=place.out))
+    assert not run_folder.out.exists()
+    with pytest.raises(
+        ConfigError, match=r"^--out: a run was interrupted here; continue with --resume, or delete .*killed"
+    ):
+        trained(long(tmp_path, out=run_folder.out))
     said: list[str] = []
-    settings = long(tmp_path, out=place.out, resume=True)
+    settings = long(tmp_path, out=run_folder.out, resume=True)
     resumed = trained(settings, said.append)
-    assert said[0].startswith("going on from checkpoint-")
+    assert said[0].startswith("resuming from checkpoint-")
     assert resumed.history == whole.history
     assert same(weights(resumed.folder), weights(whole.folder))
-    assert not place.folder.exists()
+    assert not run_folder.folder.exists()
 
 
 def test_ctrl_c_keeps_the_checkpoint(tmp_path: Path) -> None:
@@ -78,27 +85,27 @@ def test_ctrl_c_keeps_the_checkpoint(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         trained(settings, interrupt)
-    assert said[-1] == "stopped; --resume goes on from checkpoint-6"
+    assert said[-1] == "stopped; --resume will continue from checkpoint-6"
     assert not settings.folder.exists()
     assert trained(long(tmp_path, resume=True)).steps == 12
 
 
 def test_another_runs_checkpoints_are_not_gone_on_with(tmp_path: Path) -> None:
-    place = cut_off(tmp_path)
-    with pytest.raises(ConfigError, match=r"^--resume: -r was 4 when the run began, and is now 8$"):
+    run_folder = cut_off(tmp_path)
+    with pytest.raises(ConfigError, match=rf"^--resume: -r was 4 when the run began and is now 8{KEEP}"):
         trained(long(tmp_path, resume=True, r=8))
     write_rows(tmp_path / "rows.jsonl", map(question, range(30)))
-    with pytest.raises(ConfigError, match=r"^--resume: a file was changed since the run began"):
+    with pytest.raises(ConfigError, match=r"^--resume: a data file has changed since the run began"):
         trained(long(tmp_path, resume=True))
     write_rows(tmp_path / "rows.jsonl", map(question, reversed(range(24))))
-    with pytest.raises(ConfigError, match=r"^--resume: a file was changed since the run began"):
+    with pytest.raises(ConfigError, match=r"^--resume: a data file has changed since the run began"):
         trained(long(tmp_path, resume=True))
-    assert place.last_checkpoint().name == "checkpoint-3"
+    assert run_folder.last_checkpoint().name == "checkpoint-3"
 
 
 def test_the_option_that_differs_is_named_and_not_what_follows_from_it(tmp_path: Path) -> None:
     """The seed and the share choose other rows, the quantisation makes another base of the same model."""
-    place = cut_off(tmp_path)
+    run_folder = cut_off(tmp_path)
     for option, before, now in (
         ("seed", "0", 1),
         ("eval_share", "0.1", 0.2),
@@ -107,9 +114,12 @@ def test_the_option_that_differs_is_named_and_not_what_follows_from_it(tmp_path:
         ("save_steps", "3", 2),
     ):
         name = f"--{option.replace('_', '-')}"
-        with pytest.raises(ConfigError, match=rf"^--resume: {name} was {before} when the run began, and is now {now}$"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"^--resume: {name} was {before} when the run began and is now {now}{KEEP}",
+        ):
             trained(long(tmp_path, resume=True, **{option: now}))
-    assert place.last_checkpoint().name == "checkpoint-3"
+    assert run_folder.last_checkpoint().name == "checkpoint-3"
 
 
 def test_files_may_move_while_a_run_is_cut_off(tmp_path: Path) -> None:
@@ -120,16 +130,16 @@ def test_files_may_move_while_a_run_is_cut_off(tmp_path: Path) -> None:
 
 def test_the_curves_of_an_abandoned_run_are_not_the_next_ones(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, report_to="tensorboard")
-    place = RunFolder(settings.folder)
-    place.runs.mkdir(parents=True)
-    (place.runs / "abandoned").touch()
+    run_folder = RunFolder(settings.folder)
+    run_folder.runs.mkdir(parents=True)
+    (run_folder.runs / "abandoned").touch()
     assert [path.name for path in (trained(settings).folder / "runs").iterdir()] != []
     assert not (settings.folder / "runs" / "abandoned").exists()
 
 
 def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
-    place = cut_off(tmp_path)
-    half = place.checkpoints / "checkpoint-6"
+    run_folder = cut_off(tmp_path)
+    half = run_folder.checkpoints / "checkpoint-6"
     half.mkdir()
     (half / "adapter_model.safetensors").write_bytes(b"half")
     run = trained(long(tmp_path, resume=True))
@@ -159,27 +169,27 @@ def short(root: Path, stopping: dict[str, Any]) -> TrainSettings:
 
 def unpublished(
     settings: TrainSettings, say: Say = lambda _: None, *, resume: bool = False
-) -> tuple[Trained, dict[str, Tensor], RunFolder]:
+) -> tuple[TrainResult, dict[str, Tensor], RunFolder]:
     """A run to its last step, its weights and where it was: cut off before it is published."""
     base, dataset = prepared(settings)
-    with working(settings.folder, requested(settings, base, dataset), resume=resume) as place:
-        run = train(settings, base, dataset, place, say)
-        return run, weights(run.folder), place
+    with open_run_folder(settings.folder, run_request(settings, base, dataset), resume=resume) as run_folder:
+        run = train(settings, base, make_plan(settings, base, dataset), run_folder, say)
+        return run, weights(run.folder), run_folder
 
 
 @STOPPING
 def test_what_is_trained_is_not_trained_again(tmp_path: Path, stopping: dict[str, Any]) -> None:
     """A run cut off after its last step goes on with what it has, whatever ended it."""
     settings = short(tmp_path, stopping)
-    run, before, place = unpublished(settings)
+    run, before, run_folder = unpublished(settings)
     assert not settings.folder.exists()
-    place.unfinished.mkdir()
+    run_folder.unfinished.mkdir()
     said: list[str] = []
-    again, after, place = unpublished(settings, said.append, resume=True)
+    again, after, run_folder = unpublished(settings, said.append, resume=True)
     assert same(after, before)
-    assert said == ["it is trained already"]
+    assert said == ["training was finished by an earlier run; its adapter is used"]
     assert (again.history, again.steps) == (run.history, run.steps)
-    assert not place.unfinished.exists()
+    assert not run_folder.unfinished.exists()
 
 
 @STOPPING
@@ -187,8 +197,8 @@ def test_a_run_cut_off_before_its_adapter_is_written_makes_no_step_more(
     tmp_path: Path, stopping: dict[str, Any]
 ) -> None:
     settings = short(tmp_path, stopping)
-    run, before, place = unpublished(settings)
-    shutil.rmtree(place.adapter)
+    run, before, run_folder = unpublished(settings)
+    shutil.rmtree(run_folder.adapter)
     again, after, _ = unpublished(settings, resume=True)
     assert same(after, before)
     assert (again.history, again.steps) == (run.history, run.steps)
@@ -212,31 +222,31 @@ def test_early_stopping_goes_on_counting(tmp_path: Path) -> None:
 
 
 def test_an_adapter_that_another_run_left_is_not_taken(tmp_path: Path) -> None:
-    place = RunFolder(tmp_path / "adapter")
-    place.adapter.mkdir(parents=True)
-    (place.adapter / "adapter_model.safetensors").write_bytes(b"left")
+    run_folder = RunFolder(tmp_path / "adapter")
+    run_folder.adapter.mkdir(parents=True)
+    (run_folder.adapter / "adapter_model.safetensors").write_bytes(b"left")
     assert weights(trained(tiny_settings(tmp_path)).folder)
 
 
 @pytest.mark.parametrize("state", [None, "", '{"epoch": 1.'])
 def test_a_checkpoint_whose_state_was_cut_off_is_none(state: str | None, tmp_path: Path) -> None:
     """It is written last: killed at that moment, a run goes on from the checkpoint before."""
-    place = RunFolder(tmp_path / "adapter")
-    whole, cut_off = (place.checkpoints / f"checkpoint-{step}" for step in (2, 4))
+    run_folder = RunFolder(tmp_path / "adapter")
+    whole, cut_off = (run_folder.checkpoints / f"checkpoint-{step}" for step in (2, 4))
     for folder, text in ((whole, "{}"), (cut_off, state)):
         folder.mkdir(parents=True)
         if text is not None:
             (folder / STATE).write_text(text)
-    assert place.last_checkpoint() == whole
-    place.sweep()
-    assert list(place.checkpoints.iterdir()) == [whole]
+    assert run_folder.last_checkpoint() == whole
+    run_folder.delete_incomplete()
+    assert list(run_folder.checkpoints.iterdir()) == [whole]
 
 
 def test_to_resume_what_has_not_begun_is_to_begin(tmp_path: Path) -> None:
     said: list[str] = []
     settings = tiny_settings(tmp_path, resume=True)
     trained(settings, said.append)
-    assert said[0] == "there is no checkpoint yet: from the beginning"
+    assert said[0] == "there is no checkpoint to resume from: starting anew"
 
 
 # Several processes

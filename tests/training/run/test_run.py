@@ -19,12 +19,12 @@ from bases.nf4 import Linear4bit, functional
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.rows import chat, write_rows
 from tests.training.tiny_run import losses, prepared, same, tiny_settings, train_on, trained, weights
-from training.data.batches import SimilarLengths, make_rows
+from training.data.batches import LengthGroupedSampler, make_rows
 from training.data.packing import collate
 from training.data.rendering import Renderer
 from training.errors import Diverged
 from training.model.base import open_base
-from training.model.lora import adapted
+from training.model.lora import new_peft_model
 from training.model.loss import answer_loss, summed_loss
 from training.run.callbacks import overfits
 from training.run.run_folder import RunFolder
@@ -113,7 +113,7 @@ def test_it_learns(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=300), st.integers(1, 8), st.integers(0, 3))
 def test_batches_hold_every_row_once(lengths: list[int], size: int, epoch: int) -> None:
-    sampler = SimilarLengths(lengths, size, seed=5)
+    sampler = LengthGroupedSampler(lengths, size, seed=5)
     sampler.set_epoch(epoch)
     order = list(sampler)
     assert sorted(order) == list(range(len(lengths)))
@@ -122,7 +122,7 @@ def test_batches_hold_every_row_once(lengths: list[int], size: int, epoch: int) 
 
 def test_batches_hold_rows_of_similar_lengths_in_random_order() -> None:
     lengths = [1 + place * 7 % 64 for place in range(256)]
-    sampler = SimilarLengths(lengths, 4, seed=0)
+    sampler = LengthGroupedSampler(lengths, 4, seed=0)
     first = [[lengths[row] for row in list(sampler)[start : start + 4]] for start in range(0, 256, 4)]
     assert sum(max(batch) * 4 for batch in first) < 1.1 * sum(lengths)
     assert [sum(batch) for batch in first] != sorted(sum(batch) for batch in first)
@@ -157,7 +157,7 @@ def test_an_evaluation_leaves_the_gradients_alone(tmp_path: Path) -> None:
     settings = nf4(tmp_path)
     found = []
     for evaluate in (False, True):
-        with adapted(settings, open_base(settings)) as model:
+        with new_peft_model(settings, open_base(settings)) as model:
             torch.manual_seed(0)
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
@@ -174,7 +174,7 @@ def test_without_the_guard_an_evaluation_would_spoil_them(tmp_path: Path) -> Non
     settings = nf4(tmp_path)
     found = []
     for evaluate in (False, True):
-        with adapted(settings, load_base(settings.base)) as model:
+        with new_peft_model(settings, load_base(settings.base)) as model:
             found.append(gradients(model, evaluate))
     assert not all(torch.allclose(before, after, rtol=0.1) for before, after in zip(*found, strict=True))
 
@@ -213,7 +213,7 @@ def test_a_full_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     settings.folder.mkdir()
     (settings.folder / "mine").write_text("x")
     for resume in (False, True):
-        with pytest.raises(ConfigError, match=r"--out: .*adapter is there already"):
+        with pytest.raises(ConfigError, match=r"--out: .*adapter exists already"):
             trained(tiny_settings(tmp_path, resume=resume))
     assert [path.name for path in settings.folder.iterdir()] == ["mine"]
     assert not RunFolder(settings.folder).folder.exists()
@@ -263,9 +263,9 @@ def test_early_stopping_ends_the_run_with_the_best_adapter(tmp_path: Path) -> No
 
 
 def test_early_stopping_needs_rows_that_are_held_out(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^--early-stopping: no row is held out to tell by"):
+    with pytest.raises(ConfigError, match=r"^--early-stopping: needs held-out rows, and no row is held out"):
         trained(tiny_settings(tmp_path, early_stopping=1, eval_share=0))
-    with pytest.raises(ConfigError, match=r"^--save-steps: .* must be that of --eval-steps, 4"):
+    with pytest.raises(ConfigError, match=r"^--save-steps: must equal --eval-steps \(4\) with --early-stopping"):
         trained(tiny_settings(tmp_path, early_stopping=1, eval_steps=4, save_steps=8))
 
 
@@ -276,7 +276,7 @@ def test_packing_needs_a_base_that_keeps_examples_apart(tmp_path: Path) -> None:
     OPTForCausalLM(config).save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     settings = tiny_settings(tmp_path, packing=True, quantization="none")
-    with pytest.raises(ConfigError, match=r"^--packing: this base lets an example see the one before it"):
+    with pytest.raises(ConfigError, match=r"^--packing: this base lets an example attend to the one before it"):
         trained(settings)
     assert not RunFolder(settings.folder).folder.exists()
 

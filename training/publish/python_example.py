@@ -1,17 +1,19 @@
-"""Python that asks an adapter without a server: transformers and PEFT, on the base it was trained on, as it stands."""
+"""Generates the Python program in the card that runs an adapter with transformers and PEFT, without a server."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bases.model_source import DEMO, DEMO_INSTALL, DEMO_PACKAGE, find_source, on_hub
-from training.publish.call import Call
+from training.publish.sample_request import SampleRequest
 
 
-def snippet(model: str, quantization: Mapping[str, Any], eos_token_ids: list[int], call: Call) -> str:
-    """The program, to be run in the adapter's folder; ``model`` as in ``--model``, ``quantization`` as in a manifest.
+def python_example(
+    model: str, quantization: Mapping[str, Any], eos_token_ids: list[int], request: SampleRequest
+) -> str:
+    """Return the program, to be run in the adapter's folder.
 
-    A base on disk is named by its path here.
+    ``model`` is the value of ``--model``; a base on disk is named by its path. ``quantization`` is the manifest's.
     """
     nf4 = quantization["method"] != "none"
     dtype = f"torch.{quantization['compute_dtype' if nf4 else 'dtype']}"
@@ -22,9 +24,9 @@ def snippet(model: str, quantization: Mapping[str, Any], eos_token_ids: list[int
         'model = PeftModel.from_pretrained(model, ".").eval()',
         "",
     ]
-    limit = f"max_new_tokens={call.body['max_tokens']}, do_sample=False, eos_token_id={eos_token_ids}"
+    limit = f"max_new_tokens={request.body['max_tokens']}, do_sample=False, eos_token_id={eos_token_ids}"
     lines += [
-        *_prompt(call),
+        *_prompt(request),
         "ids = ids.to(model.device)",
         f"output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), {limit})",
         "print(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))",
@@ -49,7 +51,7 @@ def _imports(model: str, nf4: bool) -> Iterator[str]:
 
 
 def _base(model: str, nf4: bool, dtype: str) -> Iterator[str]:
-    """``tokenizer`` and ``model``, in the very form that the adapter was trained on."""
+    """Yield the lines that load ``tokenizer`` and ``model`` exactly as the adapter was trained."""
     gguf = _gguf(model)
     if nf4:
         yield (
@@ -81,25 +83,25 @@ def _base(model: str, nf4: bool, dtype: str) -> Iterator[str]:
 
 
 def _gguf(model: str) -> Path | None:
-    """The GGUF file that a base is read from."""
+    """Return the GGUF file that a base is read from, or None."""
     if on_hub(model):
         return None
     source = find_source(model)
     return source.path if source.gguf else None
 
 
-def _prompt(call: Call) -> Iterator[str]:
-    """``ids``, a tensor of one row."""
-    if "messages" in call.body:
+def _prompt(request: SampleRequest) -> Iterator[str]:
+    """Yield the lines that set ``ids``, int64 [1, tokens]."""
+    if "messages" in request.body:
         yield "messages = ["
-        yield from (f"    {message!r}," for message in call.body["messages"])
+        yield from (f"    {message!r}," for message in request.body["messages"])
         yield "]"
         yield (
             "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, "
             'return_tensors="pt")'
         )
         yield 'ids = prompt["input_ids"]'
-    elif isinstance(call.body["prompt"], str):
-        yield f'ids = tokenizer({call.body["prompt"]!r}, return_tensors="pt")["input_ids"]'
+    elif isinstance(request.body["prompt"], str):
+        yield f'ids = tokenizer({request.body["prompt"]!r}, return_tensors="pt")["input_ids"]'
     else:
-        yield f"ids = torch.tensor([{call.body['prompt']}])"
+        yield f"ids = torch.tensor([{request.body['prompt']}])"

@@ -1,4 +1,4 @@
-"""What the doctor says about the data before anything is trained, and examples in colours."""
+"""Reports on the data before training: counts, a histogram of lengths, advice, and examples in colours."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,72 +15,72 @@ from transformers import PreTrainedTokenizerBase
 
 from training.data.rendering import UNTRAINED, Example
 
-BINS = 8
-"""Bars of the histogram."""
-BAR = 40
-"""Characters of the longest bar."""
-FEW = 100
-"""Training rows below which more rows help most."""
+HISTOGRAM_BINS = 8
+"""Maximum number of bars in the histogram."""
+BAR_WIDTH = 40
+"""Length of the longest bar, in characters."""
+FEW_ROWS = 100
+"""With fewer training rows than this, more rows help most."""
 FEW_HELD_OUT = 20
-"""Held-out rows below which one row more or less changes a score by more than 5 points."""
-FEWEST_TO_COMPARE = 20
-"""Answers from which it means something that they are alike, or are not."""
-SHORT = 20
-"""Trained tokens of an answer that may be a bare fact."""
+"""With fewer held-out rows than this, a single row changes a score by more than 5 points."""
+MIN_ANSWERS_TO_COMPARE = 20
+"""Minimum number of answers for judging whether they are all alike, or all different."""
+SHORT_ANSWER = 20
+"""Answers of at most this many trained tokens may be mere facts."""
 
 
 @dataclass
 class FileCount:
-    """What was found in one file."""
+    """Counts of one file."""
 
     file: str
     format: str = ""
     rows: int = 0
     kept: int = 0
-    """Rows that were not left out for their length."""
+    """Number of examples that were not left out."""
     weight: float = 1.0
     unused: frozenset[str] = frozenset()
-    """Fields that are in its rows and were not used."""
+    """Fields in its rows that are not used."""
 
 
 @dataclass
-class Report:
-    """Counts of one data set. Tokens and lengths are of the training rows, repetitions included."""
+class DataReport:
+    """Counts of a dataset. Tokens and lengths are those of the training rows, repetitions included."""
 
     files: list[FileCount]
     train: int
     evaluation: int
     general: int
-    """Rows of the general file that are held out."""
+    """Number of held-out rows of the general file."""
     mixed: int
-    """Rows of the general file among ``train``."""
+    """Number of rows of the general file among ``train``."""
     tokens: int
     trained_tokens: int
     lengths: list[int]
-    """Tokens of each training row."""
+    """Length of each training row, in tokens."""
     max_length: int
     truncated: int
-    """Rows that were cut at ``max_length``."""
+    """Number of rows truncated to ``max_length`` tokens."""
     left_out: dict[str, int]
-    """Reason -> rows."""
+    """Reason -> number of rows."""
     bad: list[str] = field(default_factory=list)
-    """The first rows that cannot be trained on, with the reason, and how many more there are."""
+    """Lines that list the first invalid rows with their errors, and the number of the others."""
     chat_template: str | None = None
-    """The file of the template that was used instead of the base's own."""
+    """Name of the file with the chat template used instead of the base's own."""
     advice: list[str] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
-        """Rows read, in all files."""
+        """Number of rows read from all files."""
         return sum(file.rows for file in self.files)
 
     @property
     def trained_share(self) -> float:
-        """Of the training tokens, those that the loss is taken on; 0 to 1."""
+        """Share of the training tokens that are trained on; 0 to 1."""
         return self.trained_tokens / self.tokens
 
     def counts(self) -> dict[str, Any]:
-        """What a manifest keeps, as JSON has it."""
+        """Return the counts for the manifest, as JSON values."""
         return {
             "files": [{"file": file.file, "format": file.format, "rows": file.rows} for file in self.files],
             "train": self.train,
@@ -96,24 +96,26 @@ class Report:
         }
 
     def histogram(self) -> list[tuple[int, int, int]]:
-        """(shortest, longest, rows) of up to BINS bins of equal width, in tokens."""
+        """Return (shortest, longest, rows) of up to HISTOGRAM_BINS bins of equal width, in tokens."""
         lowest = min(self.lengths)
-        width = max(-(-(max(self.lengths) + 1 - lowest) // BINS), 1)
+        width = max(-(-(max(self.lengths) + 1 - lowest) // HISTOGRAM_BINS), 1)
         found = Counter((length - lowest) // width for length in self.lengths)
         return [
             (lowest + place * width, lowest + (place + 1) * width - 1, found[place]) for place in range(max(found) + 1)
         ]
 
 
-def advise(report: Report, train: Sequence[Example]) -> list[str]:
-    """One sentence for each number that calls for it."""
+def advise(report: DataReport, train: Sequence[Example]) -> list[str]:
+    """Return one sentence of advice for each conspicuous count."""
     return [advice for advice in (*_on_counts(report), *_on_lengths(report), *_on_answers(train)) if advice]
 
 
-def _on_counts(report: Report) -> Iterator[str]:
+def _on_counts(report: DataReport) -> Iterator[str]:
     distinct = report.train - report.mixed
-    if distinct < FEW:
-        yield f"Only {distinct} rows to train on: below {FEW}, more and more varied rows help more than any setting."
+    if distinct < FEW_ROWS:
+        yield (
+            f"Only {distinct} rows to train on: below {FEW_ROWS}, more and more varied rows help more than any setting."
+        )
     if report.evaluation == 0:
         yield "No row is held out, so the result cannot be judged: give more rows, or --eval-file."
     elif report.evaluation < FEW_HELD_OUT:
@@ -125,10 +127,10 @@ def _on_counts(report: Report) -> Iterator[str]:
             yield f"{file.file} has fields that are not used: {', '.join(sorted(file.unused))}."
 
 
-def _on_lengths(report: Report) -> Iterator[str]:
+def _on_lengths(report: DataReport) -> Iterator[str]:
     long = report.left_out.get("too long", 0) + report.left_out.get("nothing trained left after truncation", 0)
     if long > report.rows / 10:
-        yield f"{long} of {report.rows} rows are longer than {report.max_length} tokens and left out: --max-length."
+        yield f"{long} of {report.rows} rows exceed {report.max_length} tokens and are left out: raise --max-length."
     if report.truncated > report.rows / 20:
         yield (
             f"{report.truncated} of {report.rows} rows are cut at {report.max_length} tokens, so their answers never "
@@ -136,7 +138,7 @@ def _on_lengths(report: Report) -> Iterator[str]:
         )
     near = sum(length > 0.9 * report.max_length for length in report.lengths)
     if near > report.train / 10:
-        yield f"{near} of {report.train} rows come within 10% of the limit of {report.max_length} tokens: --max-length."
+        yield f"{near} of {report.train} rows are within 10% of the limit of {report.max_length} tokens (--max-length)."
     if report.trained_share < 0.05:
         yield (
             f"Only {report.trained_share:.1%} of the tokens are trained, the rest is computed for its context: "
@@ -150,32 +152,32 @@ def _on_answers(train: Sequence[Example]) -> Iterator[str]:
         return
     kinds = Counter(answers)
     answer, most = kinds.most_common(1)[0]
-    if most > len(answers) / 2 and len(answers) >= FEWEST_TO_COMPARE:
+    if most > len(answers) / 2 and len(answers) >= MIN_ANSWERS_TO_COMPARE:
         yield f"{most} of {len(answers)} answers are the same ({answer[:40]!r}): the model may learn to say only that."
     distinct = {example.answer.strip(): example.trained for example in train if example.answer}
     prose = not any(answer.startswith(("{", "[", "<", "```")) for answer in distinct)
-    many = len(distinct) > 0.8 * len(answers) and len(answers) >= FEWEST_TO_COMPARE
-    if many and prose and median(distinct.values()) <= SHORT:
+    many = len(distinct) > 0.8 * len(answers) and len(answers) >= MIN_ANSWERS_TO_COMPARE
+    if many and prose and median(distinct.values()) <= SHORT_ANSWER:
         yield (
-            "The answers are many, short and all different, like facts to look up. Training teaches behaviour well and "
-            "facts badly: consider retrieval, which puts them into the prompt."
+            "The answers are many, short and all different, like facts to look up. Training teaches behaviour well but "
+            "facts badly: consider retrieval, which puts facts into the prompt."
         )
 
 
-def render(report: Report) -> RenderableType:
-    """The report for a terminal or a log."""
+def render(report: DataReport) -> RenderableType:
+    """Return the report for printing to a terminal or a log."""
     files = Table("file", "format", "rows", "weight", box=SIMPLE_HEAD)
     for file in report.files:
         files.add_row(Text(file.file), file.format, f"{file.rows:,}", f"{file.weight:g}")
     parts: list[RenderableType] = [files, Text(_sentence(report))]
     if report.chat_template:
-        parts.append(Text(f"The chat template is {report.chat_template}; it goes with the adapter."))
+        parts.append(Text(f"The chat template is {report.chat_template}; it is saved with the adapter."))
     parts.append(_bars(report))
     parts += [Text(f"! {advice}", style="yellow") for advice in report.advice]
     return Group(*parts)
 
 
-def _sentence(report: Report) -> str:
+def _sentence(report: DataReport) -> str:
     lines = [
         f"{report.train:,} rows to train on, {report.evaluation:,} held out",
         f"{report.tokens:,} tokens, {report.trained_tokens:,} of them trained ({report.trained_share:.0%})",
@@ -189,21 +191,21 @@ def _sentence(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _bars(report: Report) -> Table:
+def _bars(report: DataReport) -> Table:
     bars = Table("tokens", "rows", "", box=SIMPLE_HEAD)
     bins = report.histogram()
     most = max(rows for *_, rows in bins)
     for shortest, longest, rows in bins:
-        length = -(-rows * BAR // most)
+        length = -(-rows * BAR_WIDTH // most)
         bars.add_row(f"{shortest}-{longest}", f"{rows:,}", Text("#" * length))
     return bars
 
 
 def show(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
-    """Each example's text as the model sees it: trained tokens in green, or between >>> and <<< without colours."""
+    """Print each example as the model sees it: trained tokens in green, or between >>> and <<< without colours."""
     colours = console.is_terminal and console.color_system is not None
     legend = Text("trained", style="green").append(" and ", style="default").append("masked", style="dim")
-    console.print(legend if colours else Text("trained tokens stand between >>> and <<<"))
+    console.print(legend if colours else Text("trained tokens are between >>> and <<<"))
     for example in examples:
         console.print(Text(f"\n--- {example.source}: {len(example.input_ids)} tokens, {example.trained} trained"))
         console.print(_coloured(example, tokenizer, colours=colours), soft_wrap=True)
@@ -222,5 +224,5 @@ def _coloured(example: Example, tokenizer: PreTrainedTokenizerBase, *, colours: 
 
 
 def printable(text: str) -> str:
-    """Text as a terminal may have it: data must not steer the terminal."""
+    """Escape control characters, so that data cannot control the terminal."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)

@@ -10,18 +10,18 @@ from rich.console import Console, RenderableType
 
 from tests.tiny import tiny_tokenizer
 from tests.training.rows import chat, question, write_rows
-from training.data.dataset import build
+from training.data.data_report import DataReport, render, show
+from training.data.dataset import build_dataset
 from training.data.rendering import Renderer
-from training.data.report import Report, render, show
 from training.settings import TrainSettings
 
 TOKENIZER = tiny_tokenizer()
 CITIES = [{"instruction": f"Which city is number {n}?", "output": f"City{n * n}"} for n in range(40)]
 
 
-def report(folder: Path, rows: Iterable[Mapping[str, Any]], **settings: Any) -> Report:
+def report(folder: Path, rows: Iterable[Mapping[str, Any]], **settings: Any) -> DataReport:
     path = write_rows(folder / "rows.jsonl", rows)
-    return build(TrainSettings(data=(str(path),), name="test", **settings), TOKENIZER, 2048).report
+    return build_dataset(TrainSettings(data=(str(path),), name="test", **settings), TOKENIZER, 2048).report
 
 
 def printed(*things: RenderableType) -> str:
@@ -58,7 +58,7 @@ def test_every_length_is_in_one_bar(tmp_path: Path) -> None:
     assert sum(rows for *_, rows in bins) == 7
 
 
-def told(report: Report, *words: str) -> bool:
+def told(report: DataReport, *words: str) -> bool:
     return any(all(word in advice for word in words) for advice in report.advice)
 
 
@@ -105,7 +105,7 @@ def test_fields_that_are_not_used(tmp_path: Path) -> None:
     assert told(report(tmp_path, [{**row, "source": "web", "id": 3} for row in CITIES]), "not used: id, source")
 
 
-def shown(terminal: bool) -> str:
+def shown_sample(terminal: bool) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, color_system="standard" if terminal else None, width=40)
     show([Renderer(TOKENIZER).render(chat("Hi [bold]\x1b[31m", "Hello,\nyou"))], TOKENIZER, console)
@@ -113,15 +113,15 @@ def shown(terminal: bool) -> str:
 
 
 def test_trained_tokens_are_marked_where_there_are_no_colours() -> None:
-    said = shown(terminal=False)
-    assert "trained tokens stand between >>> and <<<" in said
+    said = shown_sample(terminal=False)
+    assert "trained tokens are between >>> and <<<" in said
     assert ">>>Hello,\nyou<|im_end|><<<" in said
     assert "Hi [bold]\\x1b[31m<|im_end|>" in said, "data neither styles nor steers the terminal"
     assert "\x1b" not in said
 
 
 def test_trained_tokens_are_green_on_a_terminal() -> None:
-    said = shown(terminal=True)
+    said = shown_sample(terminal=True)
     assert "\x1b[32mHello,\x1b[0m\n\x1b[32myou<|im_end|>\x1b[0m" in said
     assert "\x1b[31m" not in said
     assert ">>>" not in said
