@@ -26,7 +26,7 @@ help:
 	$(PYTHON) -m venv .venv
 	$(PIP) pip setuptools
 	$(PIP) torch
-	$(PIP) --no-build-isolation --editable .
+	$(PIP) --no-build-isolation --editable ".[train,bench]"
 	$(PIP) --no-deps $(DEMO)
 	@touch $@
 

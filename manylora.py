@@ -21,14 +21,14 @@ Serve many LoRA adapters from one frozen 4-bit base model.
 "manylora COMMAND --help" lists the options of a command.
 """
 COMMANDS = {
-    "serve": ("server.api.commands", "Serve a base model and its adapters over HTTP."),
-    "doctor": ("server.api.commands", "Check this machine, and whether serve would start with the same options."),
-    "adapters": ("adapters.cli.commands", "List, push, activate and remove the adapters of a running server."),
-    "train": ("training.commands", "Train an adapter on a file of examples, judge it, publish it."),
-    "export": ("training.commands", "Write a base with an adapter as merged weights."),
-    "bench": ("loadtests.commands", "Measure a running server over HTTP."),
+    "serve": ("server.api.commands", None, "Serve a base model and its adapters over HTTP."),
+    "doctor": ("server.api.commands", None, "Check this machine, and whether serve would start with the same options."),
+    "adapters": ("adapters.cli.commands", None, "List, push, activate and remove the adapters of a running server."),
+    "train": ("training.commands", "train", "Train an adapter on a file of examples, judge it, publish it."),
+    "export": ("training.commands", "train", "Write a base with an adapter as merged weights."),
+    "bench": ("loadtests.commands", "bench", "Measure a running server over HTTP."),
 }
-"""Command -> the module that has a typer app of that name, and its line in ``manylora --help``."""
+"""Command -> the module that has a typer app of that name, the extra that it needs, its line in ``manylora --help``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,11 +75,15 @@ def build() -> "typer.Typer":
     import typer
     from typer.core import TyperGroup
 
+    from bases.extras import require
+
     class Commands(TyperGroup):
         def resolve_command(self, ctx: Any, args: list[str]) -> Any:
             name, _, rest = super().resolve_command(ctx, args)
             assert name is not None
-            module, _ = COMMANDS[name]
+            module, extra, _ = COMMANDS[name]
+            if extra is not None:
+                require(extra, name)
             return name, typer.main.get_command(getattr(import_module(module), name)), rest
 
         def invoke(self, ctx: Any) -> Any:
@@ -94,7 +98,7 @@ def build() -> "typer.Typer":
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for name, (_, text) in COMMANDS.items():
+    for name, (_, _, text) in COMMANDS.items():
         app.command(name, help=text)(lambda: None)
 
     @app.callback()

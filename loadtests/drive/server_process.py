@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# The first two now, not by httpx's first request: a Ctrl-C within the classes they make ends Python by the signal.
+# The first two now, not by httpx2's first request: a Ctrl-C within the classes they make ends Python by the signal.
 import h11  # noqa: F401
-import httpcore  # noqa: F401
-import httpx
+import httpcore2  # noqa: F401
+import httpx2
 
 from loadtests.errors import BadOption, ServerUnusable
 
@@ -55,7 +55,7 @@ def _free_port() -> int:
 
 def _wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
-    with httpx.Client(base_url=url, trust_env=False) as http:
+    with httpx2.Client(base_url=url, trust_env=False) as http:
         while not _ready(http):
             if (status := process.poll()) is not None:
                 raise ServerUnusable(f"the server ended with status {status} before it was ready; it says above why")
@@ -67,10 +67,10 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
             time.sleep(0.2)
 
 
-def _ready(http: httpx.Client) -> bool:
+def _ready(http: httpx2.Client) -> bool:
     try:
-        return http.get("/readyz").status_code == httpx.codes.OK
-    except httpx.TransportError:
+        return http.get("/readyz").status_code == httpx2.codes.OK
+    except httpx2.TransportError:
         return False
 
 
