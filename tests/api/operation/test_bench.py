@@ -178,9 +178,9 @@ def test_a_server_that_has_the_adapters_keeps_them(
         (("--spawn", "false"), 1, "the server ended with status 1"),
         (("--spawn", "no-such-command"), 1, "--spawn: no-such-command: there is no such command"),
         (("--spawn", "x", "--peer", "vllm"), 2, "--spawn starts manylora"),
-        (("compare", "a.json"), 2, "FILES: two or more are needed"),
-        (("compare",), 2, "FILES: is needed"),
-        (("compare", "a.json", "b.json", "--htm", "x"), 2, "there is no option --htm; do you mean --html?"),
+        (("compare", "a.json"), 2, "FILES: give two or more, as `manylora bench --json FILE` writes them (got 1)"),
+        (("compare",), 2, "FILES: give two or more, as `manylora bench --json FILE` writes them (got 0)"),
+        (("compare", "a.json", "b.json", "--htm", "x"), 2, "--htm: there is no such option; did you mean --html?"),
         (
             ("compare", "a.json", "b.json"),
             2,

@@ -131,7 +131,7 @@ def check_adapters(sdk: OpenAI, http: httpx.Client) -> None:
             model="smollm2-135m-instruct",
             prompt="The capital of France is",
             temperature=0,
-            max_tokens=16,
+            max_tokens=48,
             extra_body={"adapter": adapter, "ignore_eos": True},
         )
         answers.add(answer.choices[0].text)

@@ -314,4 +314,7 @@ def test_what_was_left_out_before_is_checked(
 
 def test_an_address_given_as_a_path(live: Live) -> None:
     response = live.http.post("/v1/adapters", json={"name": "x", "path": "hf://org/name"})
-    assert "the field `source`, from where --allow-source lets" in refused(live, response, 400, "path")["message"]
+    assert (
+        "Send it in the field `source`; the server's --allow-source must permit it."
+        in refused(live, response, 400, "path")["message"]
+    )

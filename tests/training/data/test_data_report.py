@@ -87,7 +87,7 @@ def test_one_answer_to_most(tmp_path: Path) -> None:
 def test_answers_that_never_end(tmp_path: Path) -> None:
     rows = [*CITIES, *({"instruction": f"Go on {n}", "output": "on and on " * 20} for n in range(10))]
     assert told(report(tmp_path, rows, max_length=128, too_long="truncate"), "10 of 50 rows are cut", "not to stop")
-    assert told(report(tmp_path, rows, max_length=128), "10 of 50 rows are longer than 128 tokens and left out")
+    assert told(report(tmp_path, rows, max_length=128), "10 of 50 rows exceed 128 tokens and are left out")
 
 
 def test_lengths_near_the_limit(tmp_path: Path) -> None:

@@ -111,9 +111,12 @@ def test_what_is_not_used_is_known(tmp_path: Path) -> None:
 
 GOOD = chat(HI, HELLO)
 DEFECTS: list[tuple[dict[str, Any], str]] = [
-    ({"question": "Hi"}, "no known format: it has `question`"),
-    ({}, "no known format: it has no fields"),
-    ({"instruction": "Hi", "output": "x", "prompt": "Hi", "completion": "x"}, "alpaca or completion; say which"),
+    ({"question": "Hi"}, "unknown format: the row has `question`"),
+    ({}, "unknown format: the row has no fields"),
+    (
+        {"instruction": "Hi", "output": "x", "prompt": "Hi", "completion": "x"},
+        "the row could be alpaca or completion; choose with --format",
+    ),
     ({"instruction": "Hi", "output": None}, "`output` is null"),
     ({"instruction": "Hi", "output": "  \n"}, "`output` is empty"),
     ({"instruction": "", "output": "x"}, "`instruction` is empty"),

@@ -278,8 +278,8 @@ def test_arguments_that_are_left_out(arguments: object) -> None:
     ("arguments", "said"),
     [
         *[(value, "must be an object, or one as JSON text") for value in (0, 1, 1.5, True, False, [1], "null", "[]")],
-        ("{", "is no valid JSON"),
-        (DEEP, "is no valid JSON: maximum recursion"),
+        ("{", "is invalid JSON"),
+        (DEEP, "is invalid JSON: maximum recursion"),
         ('{"a":' * 200 + "1" + "}" * 200, "is nested more than 100 deep"),
     ],
 )
@@ -293,7 +293,7 @@ def test_arguments_of_every_other_type(arguments: object, said: str) -> None:
     [
         ([{"a": SURROGATE}], "has half a surrogate pair"),
         ([{SURROGATE: 1}], "has half a surrogate pair"),
-        (DEEP, "is no valid JSON"),
+        (DEEP, "is invalid JSON"),
         ([{"a": json.loads("[" * 400 + "]" * 400)}], "is nested more than 100 deep"),
     ],
 )

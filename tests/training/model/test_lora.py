@@ -123,7 +123,7 @@ def test_what_vllm_will_say() -> None:
     assert lint(asked(r=16), base) == []
     assert lint(asked(r=17), base) == [LintFinding("note", "vllm", "start it with --max-lora-rank 32")]
     refused = [finding.message for finding in lint(asked(dora=True, r=600), base) if finding.server == "vllm"]
-    assert refused == ["its rank is 600; up to 512 are served", "DoRA is not supported"]
+    assert refused == ["its rank is 600; up to 512 are supported", "DoRA is not supported"]
 
 
 def test_a_refusal_stops_a_run_that_needs_the_server() -> None:
@@ -131,7 +131,7 @@ def test_a_refusal_stops_a_run_that_needs_the_server() -> None:
     dora = asked(dora=True)
     check_findings(dora, lint(dora, base))
     published = asked(dora=True, publish="http://localhost:8000")
-    with pytest.raises(ConfigError, match=r"^--publish: manylora will refuse this adapter: .*DoRA is not supported"):
+    with pytest.raises(ConfigError, match=r"^--publish: manylora will refuse this adapter: .*DoRA is not served"):
         check_findings(published, lint(published, base))
     strict = asked(r=600, lint="strict")
     with pytest.raises(ConfigError, match=r"^--lint strict: manylora will refuse this adapter: its rank is 600"):

@@ -403,7 +403,7 @@ def test_a_merge_of_two_is_an_adapter(
         ("a=1", "--merge: needs two adapters"),
         ("a=1,b=1 --rank 8", "--rank: linear keeps the sum"),
         ("a=1,b=1 --out .", "--out: . exists"),
-        ("a=1,c=1", "their changes have no sum"),
+        ("a=1,c=1", "adapters of different bases cannot be merged"),
         ("a=1,d=1", "different chat templates"),
     ],
 )
