@@ -6,13 +6,14 @@ Import as little as possible at the top: until :func:`main` runs, Ctrl-C is not 
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
 
 from bases import interrupts
 
+TYPE_CHECKING = False  # typing would take its time
+
 if TYPE_CHECKING:
+    from typing import Any
+
     import typer
 
 HELP = """\
@@ -72,13 +73,15 @@ def fail(lines: Sequence[str], status: int) -> int:
 
 def build() -> "typer.Typer":
     """The typer app, whose commands have their help only until they are named."""
+    from importlib import import_module
+
     import typer
     from typer.core import TyperGroup
 
     from bases.extras import require
 
     class Commands(TyperGroup):
-        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        def resolve_command(self, ctx: "Any", args: list[str]) -> "Any":
             name, _, rest = super().resolve_command(ctx, args)
             assert name is not None
             module, extra, _ = COMMANDS[name]
@@ -86,7 +89,7 @@ def build() -> "typer.Typer":
                 require(extra, name)
             return name, typer.main.get_command(getattr(import_module(module), name)), rest
 
-        def invoke(self, ctx: Any) -> Any:
+        def invoke(self, ctx: "Any") -> "Any":
             try:
                 return super().invoke(ctx)
             except KeyboardInterrupt:  # typer would print an empty line
@@ -119,6 +122,8 @@ def build() -> "typer.Typer":
 
 
 def _print_version(wanted: bool) -> None:
+    from importlib.metadata import version
+
     import typer
 
     if wanted:

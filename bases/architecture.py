@@ -26,6 +26,9 @@ from transformers.pytorch_utils import Conv1D
 
 from bases.errors import BaseRejected
 
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one module that transformers' models call with the same input, so that they can be computed together.
+Whoever uses this checks the input at every call: a model that does otherwise is right all the same, but slower."""
 _PROBE = "manylora_probe"
 _ROWS = 5
 _ATTENTION_ARGUMENTS = {"dropout", "scaling", "sliding_window", "softcap", "is_causal", "position_ids", "use_cache"}

@@ -23,6 +23,12 @@ from bases.option_errors import describe
 if TYPE_CHECKING:
     import typer
 
+APP: Mapping[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+"""What every typer app of a command is made with."""
 Given = dict[str, Any]
 """Field -> what the command line says: text, a tuple of texts, or a bool. Only fields that were given."""
 _WORDS = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT", SecretStr: "TEXT"}
@@ -123,11 +129,7 @@ def single_command(options: type[Options], run: Callable[[Given], int], doc: str
     """A typer app of one command. ``doc`` is its help, the model's own docstring unless given."""
     import typer
 
-    app = typer.Typer(
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
+    app = typer.Typer(**APP)
     app.command()(command(options, run, doc or options.__doc__ or ""))
     return app
 
@@ -164,10 +166,9 @@ def usage_error(error: "typer.TyperException") -> str:
         takes_none = "does not take" in str(error)
         return f"{option}: takes no value" if takes_none else f"{option}: needs a value"
     message = str(getattr(error, "format_message", lambda: str(error))()).rstrip(".")
-    extra = "Got unexpected extra argument"
-    if message.startswith(extra):
-        word = message.partition("(")[2].rpartition(")")[0].rpartition("(")[2].split()[0]
-        return f"there is no option or command {word!r}; options begin with --"
+    if message.startswith("Got unexpected extra argument"):
+        words = message.partition(" (")[2].removesuffix(")")
+        return f"there is no option or command {words!r}; options begin with --"
     return message.replace("No such command", "there is no command")
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from bases import interrupts
-from bases.command_line import Given, command
+from bases.command_line import APP, Given, command
 from loadtests.bench import Bench
 from loadtests.drive.progress import Display
 from loadtests.errors import BadOption
@@ -19,6 +19,7 @@ from loadtests.report import table as report
 from loadtests.report.compare import compare
 from loadtests.report.record import Record, read_record, write_record
 from loadtests.settings import BenchSettings, CompareSettings, make_bench
+from loadtests.workload import arrivals, mixes
 
 
 def run_bench(given: Given) -> int:
@@ -33,13 +34,16 @@ def run_compare(given: Given) -> int:
         return _compare(CompareSettings(**given))
 
 
-bench = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-bench.callback()(command(BenchSettings, run_bench, BenchSettings.__doc__ or ""))
+HELP = f"""Measure a server over HTTP: every mix of adapters under every kind of arrivals.
+
+Adapters: {mixes.FORMS}.
+
+Arrivals: {arrivals.FORMS}.
+
+Example: manylora bench --adapters base,zipf:1@64 --arrivals closed:16 --html run.html
+"""
+bench = typer.Typer(invoke_without_command=True, **APP)
+bench.callback()(command(BenchSettings, run_bench, HELP))
 bench.command("compare")(command(CompareSettings, run_compare, CompareSettings.__doc__ or ""))
 
 

@@ -64,14 +64,7 @@ class _Options(Options):
 
 
 class BenchSettings(_Options):
-    """Measure a server over HTTP: every mix of adapters under every kind of arrivals.
-
-    Adapters: ADAPTERS_FORMS.
-
-    Arrivals: ARRIVALS_FORMS.
-
-    Example: manylora bench --adapters base,zipf:1@64 --arrivals closed:16 --html run.html
-    """
+    """Measure a server over HTTP: every mix of adapters under every kind of arrivals."""
 
     panels: ClassVar[Mapping[str, Sequence[str]]] = {
         "Server": ("url", "spawn", "api_key", "peer", "base", "endpoint"),
@@ -290,10 +283,6 @@ class CompareSettings(_Options):
     force: bool = Field(False, description="compare even if the work was different")
 
 
-BenchSettings.__doc__ = (BenchSettings.__doc__ or "").replace("ADAPTERS_FORMS", mixes.FORMS)
-BenchSettings.__doc__ = BenchSettings.__doc__.replace("ARRIVALS_FORMS", arrivals.FORMS)
-
-
 def read_bench(words: Sequence[str]) -> BenchSettings:
     """The settings from the words after ``manylora bench``. Raises ConfigError."""
     return make_bench(parse(BenchSettings, words, "manylora bench"))
@@ -302,11 +291,6 @@ def read_bench(words: Sequence[str]) -> BenchSettings:
 def make_bench(given: Given) -> BenchSettings:
     """The settings from what the command line gives. Raises BadOption."""
     return BenchSettings(**{BenchSettings.model_fields[name].alias or name: value for name, value in given.items()})
-
-
-def read_compare(words: Sequence[str]) -> CompareSettings:
-    """The settings from the words after ``manylora bench compare``. Raises ConfigError."""
-    return CompareSettings(**parse(CompareSettings, words, "manylora bench compare"))
 
 
 def parse_prefix(text: str) -> Prefix:

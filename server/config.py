@@ -248,12 +248,12 @@ class Settings(Options):
         return -(-ranks // RANK_STEP) * RANK_STEP
 
 
-def read_settings(words: Sequence[str], command: str = "serve") -> Settings:
-    """The settings from the words after ``manylora serve`` (or another command), then the environment.
+def read_settings(words: Sequence[str]) -> Settings:
+    """The settings from the words after ``manylora serve``, then the environment.
 
     Prints the help and raises SystemExit for ``--help``. Raises ConfigError, one line per error.
     """
-    return make_settings(parse(Settings, words, f"manylora {command}"))
+    return make_settings(parse(Settings, words, "manylora serve"))
 
 
 def make_settings(given: Given) -> Settings:

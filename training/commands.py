@@ -124,7 +124,11 @@ def _weighted(text: str) -> list[tuple[str, float]]:
 
 def find_adapter(name: str, data: Path) -> Path:
     """The folder of an adapter that was trained here under a name, or that a path leads to. Raises ConfigError."""
-    for folder in (data / "trained" / name, Path(name).expanduser()):
+    try:
+        path = at_home(Path(name))
+    except ValueError as error:
+        raise ConfigError(f"NAME_OR_FOLDER: {error}") from None
+    for folder in (data / "trained" / name, path):
         if (folder / CONFIG).is_file():
             return folder
     raise ConfigError(f"there is no adapter {name!r}: neither under {data / 'trained'} nor as a folder")
@@ -132,9 +136,8 @@ def find_adapter(name: str, data: Path) -> Path:
 
 def _export(settings: ExportSettings) -> None:
     data = settings.data_dir.absolute()
-    parts = (
-        [] if settings.merge is None else [(find_adapter(n, data), weight) for n, weight in _weighted(settings.merge)]
-    )
+    weighted = [] if settings.merge is None else _weighted(settings.merge)
+    parts = [(find_adapter(name, data), weight) for name, weight in weighted]
     folder = find_adapter(settings.adapter[0], data) if settings.adapter else None
     base = _base(folder or (parts[0][0] if parts else None), data, settings.model, settings.quantization)
     if parts:

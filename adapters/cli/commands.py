@@ -6,10 +6,10 @@ Exit status 0; 1 where the server refuses, cannot be reached, or the folder hold
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.filesize import decimal
@@ -20,6 +20,7 @@ from adapters.cli.upload_bar import upload_bar
 from adapters.registry.names import check_name, parse_reference
 from adapters.registry.snapshot import Target
 from bases import interrupts
+from bases.command_line import APP
 from bases.errors import one_line
 
 HERE = "http://127.0.0.1:8000"
@@ -28,14 +29,8 @@ HERE = "http://127.0.0.1:8000"
 NO_ADAPTERS = "no adapters are registered; upload one with: manylora adapters push DIR --name NAME"
 NO_ALIASES = "there are no aliases; make one with: manylora adapters alias set ALIAS NAME"
 
-SHARED: Mapping[str, Any] = {
-    "no_args_is_help": True,
-    "pretty_exceptions_enable": False,
-    "add_completion": False,
-    "context_settings": {"help_option_names": ["-h", "--help"]},
-}
-adapters = typer.Typer(**SHARED)
-alias = typer.Typer(help="Names that mean one of several versions, by weight.", **SHARED)
+adapters = typer.Typer(no_args_is_help=True, **APP)
+alias = typer.Typer(help="Names that mean one of several versions, by weight.", no_args_is_help=True, **APP)
 adapters.add_typer(alias, name="alias")
 
 

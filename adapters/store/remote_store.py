@@ -194,7 +194,7 @@ def connect(url: str) -> "tuple[AbstractFileSystem, str]":
         files, path = fsspec.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **options)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
-        install = f"run: pip install manylora[{extra}]" if extra else str(error)
+        install = f'run: pip install "manylora[{extra}]"' if extra else str(error)
         raise ValueError(f"{protocol}:// needs a package that is not installed; {install}") from error
     if hasattr(files, "retries"):
         # s3fs would repeat botocore's own retries.

@@ -154,7 +154,11 @@ def _open_database(settings: Settings) -> Database:
         raise ConfigError(f"{option}: the registry was made by a newer manylora (schema {error})") from error
     except DBAPIError as error:
         raise ConfigError(f"{option}: {_first_line(error.orig)}") from error
-    except (AdapterError, ArgumentError, ModuleNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f'{option}: needs a package that is not installed ({error.name}); run: pip install "manylora[postgres]"'
+        ) from error
+    except (AdapterError, ArgumentError) as error:
         cause = error.__cause__
         reason = f" ({_first_line(cause.orig)})" if isinstance(cause, DBAPIError) else ""
         raise ConfigError(f"{option}: {error}{reason}") from error

@@ -6,14 +6,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from adapters.format.spec import BaseLayout
+from bases.architecture import SIBLINGS
 from server.compute.backend import GroupShape
 
 if TYPE_CHECKING:
     from server.compute.pool import AdapterPool
-
-SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of one module that are fed the same tensor. Checked by identity at every call, so a wrong guess costs time
-only."""
 
 
 class LinearGroup:

@@ -123,7 +123,7 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[_Unread]:
         import pyarrow  # type: ignore[import-untyped, unused-ignore]
         from pyarrow import parquet  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
-        raise DataError("reading Parquet needs pyarrow: pip install pyarrow", str(path)) from None
+        raise DataError('reading Parquet needs pyarrow; run: pip install "manylora[train]"', str(path)) from None
     number = 0
     try:
         opened = parquet.ParquetFile(file)

@@ -14,13 +14,11 @@ from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bases.architecture import SIBLINGS
 from bases.nf4 import Linear4bit, functional
 from training.model.dropout import Dropout
 from training.model.linear_group import AdaptedLinear, LinearGroup, Weight
 
-SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers that transformers' models call with the same input. If a model does not, results are right, but computed
-repeatedly."""
 ADAPTER = "default"
 """PEFT's name of the one adapter."""
 

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from bases.base import make_base
 from bases.errors import ConfigError
 from server.api.serve import log_environment, serve
-from server.api.startup import open_service
+from server.api.startup import open_resources, open_service
 from server.config import Settings
 from server.listener import bind
 from tests.api.live import Live, running, tiny_service
@@ -106,3 +107,13 @@ def test_the_memory_for_keys_and_values_is_told(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path, quantization="none", dtype="fp32", device="cpu", threads=1)
     open_service(make_base(tiny_model(), tiny_tokenizer(), "tiny"), settings, said.append).close()
     assert [line.partition(" (auto: ")[0] for line in said] == ["keys and values: 4.0 MiB, 8192 tokens"]
+
+
+def test_a_database_without_its_driver_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    settings = Settings(data=tmp_path, store_url=f"file://{tmp_path}/store", database_url="postgresql://u@127.0.0.1/x")
+    with pytest.raises(ConfigError) as raised:
+        open_resources(settings)
+    assert str(raised.value) == (
+        '--database-url: needs a package that is not installed (psycopg); run: pip install "manylora[postgres]"'
+    )

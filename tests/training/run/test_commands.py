@@ -436,6 +436,7 @@ def test_a_merge_that_cannot_be_is_told_before_a_base_is_opened(
         (["b", "--rank", "8", "--out", "x"], "--rank: needs --merge"),
         (["b", "--max-shard-gib", "inf", "--out", "x"], "--max-shard-gib: must be a finite number (got 'inf')"),
         (["b", "--onto", "moon", "--out", "x"], "--onto: must be 'dequantized' or 'original' (got 'moon')"),
+        (["~nobody-here/a", "--out", "x"], "NAME_OR_FOLDER: '~nobody-here/a' names a home folder that is not known"),
         (["b"], "--out"),
     ],
 )

@@ -303,7 +303,7 @@ def test_a_missing_extra_is_named_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        "ValueError: s3:// needs a package that is not installed; run: pip install manylora[s3]"
+        'ValueError: s3:// needs a package that is not installed; run: pip install "manylora[s3]"'
     )
 
 

@@ -246,6 +246,9 @@ def test_settings_are_frozen() -> None:
         (["--kv-memory-gib", "1e9"], "--kv-memory-gib: must be at most 1.04858e+06 (got '1e9')"),
         (["--max-device-adapters", "65537"], "--max-device-adapters: must be at most 65536 (got '65537')"),
         (["--port"], "--port: needs a value"),
+        (["stray"], "there is no option or command 'stray'; options begin with --"),
+        ([""], "there is no option or command ''; options begin with --"),
+        (["a (b", "c"], "there is no option or command 'a (b c'; options begin with --"),
     ],
 )
 def test_a_bad_value_gets_one_line(words: list[str], message: str) -> None:
