@@ -43,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    from bases.openmp import SERVING, TRAINING, wait_briefly
+    from bases.openmp import SERVING_SPINS, TRAINING_SPINS, set_spin_count
 
-    wait_briefly(TRAINING if words[0] in {"train", "export"} else SERVING)
+    set_spin_count(TRAINING_SPINS if words[0] in {"train", "export"} else SERVING_SPINS)
     import typer
 
     from bases.command_line import usage_error

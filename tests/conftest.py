@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from bases.openmp import wait_briefly
+from bases.openmp import set_spin_count
 
-wait_briefly()
+set_spin_count()
 
 import torch  # noqa: E402 - it reads what was just set
 

@@ -18,7 +18,7 @@ CORE = (
     "compute/backend",
     "compute/attention",
     "compute/layers",
-    "compute/mapping",
+    "compute/lora_mapping",
     "compute/pool",
     "compute/reference/lora",
     "compute/reference/attention",

@@ -143,7 +143,7 @@ class Bench:
 
         def loading() -> None:
             number = next(turns)
-            if AdapterId(str(number)) in self.runner.placed:
+            if AdapterId(str(number)) in self.runner.resident:
                 self.runner.evict(AdapterId(str(number)))
             self.place(number, self.packed)
             self.runner.run(batch)

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bases.openmp import wait_briefly
+from bases.openmp import set_spin_count
 
-wait_briefly()
+set_spin_count()
 
 import torch  # noqa: E402 - OpenMP reads what was just set
 from torch import Tensor  # noqa: E402
@@ -30,8 +30,8 @@ from bases.base import load_base  # noqa: E402
 from server.compute.backend import SamplingOps  # noqa: E402
 from server.compute.cpu.decoder import Decoder  # noqa: E402
 from server.compute.cpu.structures import PHASES  # noqa: E402
-from server.compute.inputs import call_modules  # noqa: E402
-from server.compute.reference.backend import ModuleForward  # noqa: E402
+from server.compute.model_inputs import transformers_forward  # noqa: E402
+from server.compute.reference.backend import EagerForward  # noqa: E402
 from server.compute.reference.sampling import TorchSampling  # noqa: E402
 from server.config import Settings  # noqa: E402
 from server.engine.runner import Runner  # noqa: E402
@@ -158,7 +158,7 @@ def _measure(runner: Runner, decoder: Decoder, batch: Batch, work: str, adapters
         phases.append([*native, whole - sum(native)])
     decoder.seconds = None
     step = min(_time(runner, batch) for _ in range(repeats))
-    runner.forward = ModuleForward(runner.model, call_modules(runner.base.model))
+    runner.forward = EagerForward(runner.model, transformers_forward(runner.base.model))
     modules = min(_time(runner, batch) for _ in range(repeats))
     runner.forward = decoder
     least = dict(zip((*PHASES, "Python and sampling"), map(min, zip(*phases, strict=True)), strict=True))

@@ -25,9 +25,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bases.openmp import wait_briefly
+from bases.openmp import set_spin_count
 
-wait_briefly()
+set_spin_count()
 
 import psutil  # noqa: E402 - OpenMP reads what was just set
 import torch  # noqa: E402

@@ -14,16 +14,17 @@ from server.compute.backend import Backend
 log = logging.getLogger(__name__)
 
 BACKENDS: tuple[ModuleType, ...] = (cuda, cpu, reference)
-"""The folders, the fastest first. Each has ``misfit(device)``, why it cannot compute there (None: it can), and
-``make(device, dtype)``, its :class:`~server.compute.backend.Backend`. The last can compute anywhere."""
+"""The folders, the fastest first. Each has two functions: ``unsupported_reason(device)`` says why it cannot compute on
+``device``, or None where it can; ``make(device, dtype)`` returns its :class:`~server.compute.backend.Backend`. The last
+can compute anywhere."""
 
 
 def choose(device: torch.device, dtype: torch.dtype) -> Backend:
     """The first of BACKENDS that can compute on ``device``, for activations, keys and values of ``dtype``."""
     for module in BACKENDS:
-        misfit = module.misfit(device)
-        if misfit is None:
+        reason = module.unsupported_reason(device)
+        if reason is None:
             backend: Backend = module.make(device, dtype)
             return backend
-        log.debug("%s does not compute on %s: %s", module.__name__, device, misfit)
+        log.debug("%s does not compute on %s: %s", module.__name__, device, reason)
     raise AssertionError("the reference computes anywhere")

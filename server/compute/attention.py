@@ -6,10 +6,10 @@ values; what it does with them is up to the object that travels as the keyword a
 into their blocks and attends over each sequence's own.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,6 @@ from transformers import AttentionInterface
 from server.engine.sequence import Batch
 
 IMPLEMENTATION = "manylora_paged"
-
-BlockRun = tuple[int, int, int, list[int]]
-"""(First row of the batch, rows, position of the first, blocks up to the last): rows of one sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +78,11 @@ def block_bytes(shapes: Mapping[int, tuple[int, int]], size: int, dtype: torch.d
     return sum(2 * size * heads * width * dtype.itemsize for heads, width in shapes.values())
 
 
-def token_places(batch: Batch, size: int) -> list[int]:
-    """Where in the cache each row's token goes, in tokens: block times ``size`` plus its place in the block."""
+def cache_indices(batch: Batch, size: int) -> list[int]:
+    """Where each row's keys and values are written: block times ``size`` plus offset in the block.
+
+    vLLM calls it the slot mapping; a slot is an adapter's here.
+    """
     return [
         chunk.sequence.blocks[position // size] * size + position % size
         for chunk in batch.chunks
@@ -90,8 +90,20 @@ def token_places(batch: Batch, size: int) -> list[int]:
     ]
 
 
-def block_runs(batch: Batch, size: int) -> Iterator[BlockRun]:
-    """Each chunk's rows, and the blocks of ``size`` tokens that they see."""
+class PagedChunk(NamedTuple):
+    """Rows of one sequence, and the KV blocks that they attend over."""
+
+    first_row: int
+    """In the batch."""
+    rows: int
+    start: int
+    """Position of the first row in its sequence."""
+    blocks: Sequence[int]
+    """Of the sequence, up to the last row's."""
+
+
+def paged_chunks(batch: Batch, size: int) -> Iterator[PagedChunk]:
+    """The chunks of ``batch``, with their blocks of ``size`` tokens."""
     starts = accumulate((chunk.length for chunk in batch.chunks), initial=0)
     for row, chunk in zip(starts, batch.chunks, strict=False):
-        yield row, chunk.length, chunk.start, chunk.sequence.blocks[: (chunk.end - 1) // size + 1]
+        yield PagedChunk(row, chunk.length, chunk.start, chunk.sequence.blocks[: (chunk.end - 1) // size + 1])

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from bases.base import Base
 from server.compute.attention import AttentionParams, PagedAttention
-from server.compute.mapping import LoraMapping
+from server.compute.lora_mapping import LoraMapping
 from server.engine.sequence import Batch
 
 if TYPE_CHECKING:
     from server.compute.pool import AdapterPool
 
-Linears = Callable[[Tensor], list[Tensor]]
+GroupLinear = Callable[[Tensor], list[Tensor]]
 """Several linear layers over one input: [rows, in] -> each layer's [rows, out]."""
 Forward = Callable[[Batch], Tensor]
 """A step: logits [len(batch.sampled), vocabulary] float32, after the batch's keys and values were written."""
@@ -87,7 +87,7 @@ class SamplingOps(Protocol):
         """The likeliest tokens of each row in that distribution: probabilities [rows, width] float32, and tokens."""
 
 
-class Copy(Protocol):
+class AdapterCopy(Protocol):
     """An adapter on its way to the device."""
 
     @property
@@ -102,10 +102,10 @@ class Copy(Protocol):
         """Let what computes from now on find it there. Raises what went wrong with it."""
 
 
-class Copies(Protocol):
+class AdapterCopier(Protocol):
     """Brings adapters to the device."""
 
-    def start(self, write: Callable[[], None]) -> Copy:
+    def start(self, write: Callable[[], None]) -> AdapterCopy:
         """Run ``write``, at once or beside what computes."""
 
     def close(self) -> None:
@@ -121,8 +121,8 @@ class ServedModel:
     kv: KvCache
     attention: Mapping[int, AttentionParams]
     """How each layer attends, as its module said when it was called."""
-    max_rows: int
-    """Sequences in a batch, at most."""
+    max_sequences: int
+    """Of one batch."""
 
 
 class Backend(Protocol):
@@ -133,16 +133,16 @@ class Backend(Protocol):
     """Of activations, keys and values, and adapters on the device."""
     sampling: SamplingOps
 
-    def linears(self, layers: Sequence[nn.Module]) -> Linears:
+    def group_linear(self, layers: Sequence[nn.Module]) -> GroupLinear:
         """A function for ``layers``, which share an input and may lose their own weights to it."""
 
-    def lora(self, shape: GroupShape, pages: int) -> GroupLora:
+    def group_lora(self, shape: GroupShape, pages: int) -> GroupLora:
         """Memory of ``pages`` pages for a group of layers; none is taken yet."""
 
     def write_pages(self, pages: Sequence[int], tensors: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         """Copy ``[len(pages), ...]`` into the ``pages`` of ``[pages, ...]``, zeros for None; pair by pair."""
 
-    def copies(self) -> Copies:
+    def copier(self) -> AdapterCopier:
         """What adapters are brought to the device by."""
 
     def kv_cache(self, shapes: Mapping[int, tuple[int, int]], blocks: int, size: int) -> KvCache:

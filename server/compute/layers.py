@@ -25,8 +25,8 @@ class LinearGroup:
         self.names = tuple(names)
         self.pool = pool
         self.shape = GroupShape(layout.linears[names[0]][0], tuple(layout.linears[name][1] for name in names))
-        self.base = pool.backend.linears(layers)
-        self.lora = pool.backend.lora(self.shape, pool.pages)
+        self.base = pool.backend.group_linear(layers)
+        self.lora = pool.backend.group_lora(self.shape, pool.pages)
         self._input: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
 

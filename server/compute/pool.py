@@ -10,7 +10,7 @@ from adapters.format.spec import AdapterId, BaseLayout
 from adapters.format.weights import AdapterWeights
 from server.compute.backend import Backend, PackedGroup
 from server.compute.layers import LinearGroup, LoraLinear, sibling_groups
-from server.compute.mapping import LoraMapping, Placed
+from server.compute.lora_mapping import LoraMapping, ResidentAdapter, ResidentAdapters
 from server.engine.slots import PAGE, pages_for
 
 
@@ -39,12 +39,12 @@ class AdapterPool:
         """Of the current step."""
         self.generation = 0
         """Grows when memory is taken: what knows addresses in the pool has to look again."""
-        self._placed: dict[AdapterId, tuple[tuple[int, ...], frozenset[str]]] = {}
+        self._resident: dict[AdapterId, ResidentAdapter] = {}
 
     @property
-    def placed(self) -> Placed:
-        """Adapters on the device."""
-        return self._placed
+    def resident(self) -> ResidentAdapters:
+        """Adapters on the device, or on their way there."""
+        return self._resident
 
     @property
     def targets(self) -> frozenset[str]:
@@ -72,11 +72,11 @@ class AdapterPool:
 
     def place(self, adapter: AdapterId, pages: tuple[int, ...], packed: PackedAdapter) -> None:
         """From now on ``adapter`` is in ``pages``, or on its way there."""
-        self._placed[adapter] = (pages, packed.targets)
+        self._resident[adapter] = ResidentAdapter(pages, packed.targets)
 
     def evict(self, adapter: AdapterId) -> None:
         """Its pages belong to somebody else from now on; whoever gets them overwrites them."""
-        del self._placed[adapter]
+        del self._resident[adapter]
 
     def pack(self, weights: AdapterWeights) -> PackedAdapter:
         """Bring an adapter into the backend's layout and dtype, on the host. Safe on any thread."""

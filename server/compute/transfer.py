@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def send(numbers: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def to_device(numbers: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """``numbers``, whatever ``torch.tensor`` takes, on ``device``.
 
     To CUDA from pinned memory, so that the host does not wait until the device has done what it was given before.

@@ -238,9 +238,9 @@ class Engine:
     def check(self) -> None:
         """Assert that every block, page and lease is accounted for."""
         self.scheduler.check()
-        assert set(self.slots.resident) == set(self.runner.placed)
+        assert set(self.slots.resident) == set(self.runner.resident)
         for adapter in self.slots.resident:
-            assert self.slots.pages_of(adapter) == self.runner.placed[adapter][0]
+            assert self.slots.pages_of(adapter) == self.runner.resident[adapter].pages
 
     def _loop(self) -> None:
         torch.set_num_threads(self._threads)

@@ -9,9 +9,9 @@ from adapters.format.spec import AdapterId
 from bases.base import Base
 from server.compute import choose
 from server.compute.attention import IMPLEMENTATION, LayerRecorder, register
-from server.compute.backend import Backend, Copy, ServedModel
-from server.compute.inputs import call_modules, call_packed
-from server.compute.mapping import Placed
+from server.compute.backend import AdapterCopy, Backend, ServedModel
+from server.compute.lora_mapping import ResidentAdapters
+from server.compute.model_inputs import ModelInputs, call_model, transformers_forward
 from server.compute.pool import AdapterPool, PackedAdapter
 from server.config import Settings
 from server.engine.kv_memory import kv_room
@@ -37,8 +37,8 @@ class Runner:
         self.kv = self.backend.kv_cache(layers.shapes, self.blocks, settings.block_size)
         self.model = ServedModel(base, self.pool, self.kv, layers.params, settings.max_batch_sequences)
         self.forward = self.backend.forward(self.model)
-        self._copies = self.backend.copies()
-        self._under_way: dict[AdapterId, Copy] = {}
+        self._copier = self.backend.copier()
+        self._under_way: dict[AdapterId, AdapterCopy] = {}
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[int | None]:
@@ -63,12 +63,12 @@ class Runner:
     def place(self, adapter: AdapterId, pages: tuple[int, ...], packed: PackedAdapter) -> None:
         """Write an adapter into its pages, or have that done while others compute."""
         self.pool.reserve(packed)
-        self._under_way[adapter] = self._copies.start(partial(self.pool.write, pages, packed))
+        self._under_way[adapter] = self._copier.start(partial(self.pool.write, pages, packed))
         self.pool.place(adapter, pages, packed)
 
     def close(self) -> None:
         """Finish the copies under way."""
-        self._copies.close()
+        self._copier.close()
 
     def evict(self, adapter: AdapterId) -> None:
         """Its pages belong to somebody else from now on; whoever gets them overwrites them."""
@@ -92,13 +92,14 @@ class Runner:
                     del self._under_way[adapted.id]
 
     @property
-    def placed(self) -> Placed:
+    def resident(self) -> ResidentAdapters:
         """Adapters on the device: pages and targets."""
-        return self.pool.placed
+        return self.pool.resident
 
     @torch.inference_mode()
     def _record_layers(self) -> LayerRecorder:
         """One token through the model shows what each layer caches and how it attends."""
         recorder = LayerRecorder()
-        call_packed(call_modules(self.base.model), ([0], [0], [0]), recorder, self.base.device)
+        inputs = ModelInputs([0], [0], [0])
+        call_model(transformers_forward(self.base.model), inputs, recorder, self.base.device)
         return recorder

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from server.compute.backend import SamplingOps
 from server.compute.reference.sampling import invert
-from server.compute.transfer import send
+from server.compute.transfer import to_device
 from server.engine.sequence import SamplingParams, Sequence
 
 CANDIDATES = 256
@@ -62,7 +62,7 @@ def adjust(logits: Tensor, sequences: Seq[Sequence]) -> Tensor | None:
     changes = [_changes(sequences[row], row * vocabulary) for row in rows]
     kinds = [np.concatenate(kind, axis=1) for kind in zip(*changes, strict=True)]
     everything = np.concatenate([*kinds, np.array([rows, rows])], axis=1)
-    places, numbers = send(everything, logits.device).unbind()
+    places, numbers = to_device(everything, logits.device).unbind()
     lengths = [*(kind.shape[1] for kind in kinds), len(rows)]
     parts: list[Tensor] = places.long().split(lengths)
     repeated, used, biased, adjusted = parts
@@ -133,7 +133,7 @@ class _Draws:
         cut, covered = self.rows[self.plain :], found[len(self.rows) :]
         short = [at for at, (row, enough) in enumerate(zip(cut, covered, strict=True)) if finite[row] and not enough]
         if short and self._width < self.logits.shape[1]:
-            again, _ = self._draw_cut(send(short, self.logits.device) + self.plain, self.logits.shape[1])
+            again, _ = self._draw_cut(to_device(short, self.logits.device) + self.plain, self.logits.shape[1])
             tokens |= zip((cut[i] for i in short), again.tolist(), strict=True)
         return tokens
 
@@ -168,7 +168,7 @@ def _draws(logits: Tensor, sequences: Seq[Sequence], rows: list[int], ops: Sampl
         [p.top_p for p in params],
         [p.min_p for p in params],
     ]
-    sent = send(numbers, logits.device, torch.float64)
+    sent = to_device(numbers, logits.device, torch.float64)
     chosen = logits if rows == [*range(len(logits))] else logits[sent[0].long()]
     return _Draws(rows, sum(not _is_cut(p) for p in params), chosen, sent[1].float(), sent[2], sent[3:], ops)
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from server.compute.cuda.copies import CopyStream
+from server.compute.cuda.copies import StreamCopier
 
 pytestmark = pytest.mark.gpu
 
 
 def test_a_step_that_waits_sees_what_was_copied_last() -> None:
-    copies, target = CopyStream(torch.device("cuda")), torch.zeros(2**24, device="cuda")
+    copies, target = StreamCopier(torch.device("cuda")), torch.zeros(2**24, device="cuda")
     sources = [torch.full((2**24,), float(i)).pin_memory() for i in (1, 2)]
     for source in sources:
         last = copies.start(lambda source=source: target.copy_(source, non_blocking=True))
@@ -20,7 +20,7 @@ def test_a_step_that_waits_sees_what_was_copied_last() -> None:
 
 
 def test_a_copy_comes_after_what_still_reads_the_place() -> None:
-    copies, target = CopyStream(torch.device("cuda")), torch.ones(2**24, device="cuda")
+    copies, target = StreamCopier(torch.device("cuda")), torch.ones(2**24, device="cuda")
     source = torch.zeros(2**24).pin_memory()
     torch.cuda._sleep(100_000_000)  # cycles, in which the copy could overtake
     read = target.sum()
@@ -34,7 +34,7 @@ def test_a_copy_that_fails_is_not_waited_for_in_silence() -> None:
     def fail() -> None:
         raise ValueError("no such page")
 
-    copies = CopyStream(torch.device("cuda"))
+    copies = StreamCopier(torch.device("cuda"))
     copy = copies.start(fail)
     with pytest.raises(ValueError, match="no such page"):
         copy.wait()

@@ -51,4 +51,4 @@ def test_a_step_waits_once(bench: Bench, new: int, adapters: int) -> None:
     for _ in range(2):
         bench.runner.run(batch)  # compiles, captures
     assert len(waits(lambda: bench.runner.run(batch))) == 1
-    assert (bench.runner.padded is not None and bench.runner.padded.serves(batch, bench.runner.placed)) == (new == 1)
+    assert (bench.runner.padded is not None and bench.runner.padded.serves(batch, bench.runner.resident)) == (new == 1)

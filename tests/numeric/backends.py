@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bases.nf4 import Linear4bit, functional
 from server.compute import cuda
 from server.compute.backend import Backend
-from tests.numeric.interpreter import DEVICE, triton_misfit
+from tests.numeric.interpreter import DEVICE, triton_unsupported_reason
 
 BF16 = torch.bfloat16
 CPU = torch.device("cpu")
@@ -18,14 +18,14 @@ CPU = torch.device("cpu")
 def on_test_device(module: Any, dtype: torch.dtype) -> Backend:
     """The backend of a folder of ``server/compute``; skips the test where it cannot run."""
     if module is cuda:
-        if misfit := triton_misfit():
-            pytest.skip(misfit)
+        if reason := triton_unsupported_reason():
+            pytest.skip(reason)
         from server.compute.cuda.backend import CudaBackend
 
         return CudaBackend(DEVICE, dtype, lambda run: run)
-    misfit = module.misfit(CPU)
-    if misfit:
-        pytest.skip(misfit)
+    reason = module.unsupported_reason(CPU)
+    if reason:
+        pytest.skip(reason)
     backend: Backend = module.make(CPU, dtype)
     return backend
 

@@ -9,7 +9,7 @@ import torch
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def triton_misfit() -> str | None:
+def triton_unsupported_reason() -> str | None:
     """Why the kernels cannot run here; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
@@ -20,5 +20,5 @@ def triton_misfit() -> str | None:
 
 def need_triton() -> None:
     """Skip the calling module where the kernels cannot run."""
-    if misfit := triton_misfit():
-        pytest.skip(misfit, allow_module_level=True)
+    if reason := triton_unsupported_reason():
+        pytest.skip(reason, allow_module_level=True)

@@ -9,7 +9,7 @@ import torch
 from server.compute.backend import Backend
 
 
-def misfit(device: torch.device) -> str | None:
+def unsupported_reason(device: torch.device) -> str | None:
     """Why it cannot compute on ``device``."""
     return None if device.type == "cpu" else "it is for CPUs"
 

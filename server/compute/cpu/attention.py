@@ -6,15 +6,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from server.compute.attention import AttentionParams, PagedAttention, block_runs, token_places
+from server.compute.attention import AttentionParams, PagedAttention, cache_indices, paged_chunks
 from server.compute.cpu.batches import PagedRuns
 from server.compute.cpu.kernels import Kernels
 from server.compute.cpu.memory import HugePages
-from server.compute.reference.attention import PaddedKvCache
+from server.compute.reference.attention import TorchKvCache
 from server.engine.sequence import Batch
 
 
-class KernelKvCache(PaddedKvCache):
+class KernelKvCache(TorchKvCache):
     """Keys and values, bf16, in memory [blocks, KVH, size, D]: a head's keys of a block in one piece.
 
     That is read a third faster than [blocks, size, KVH, D].
@@ -49,12 +49,12 @@ class KernelAttention:
     @cached_property
     def where(self) -> Tensor:
         """[T] place of each row's token in the cache, in tokens."""
-        return torch.tensor(token_places(self.batch, self.cache.size))
+        return torch.tensor(cache_indices(self.batch, self.cache.size))
 
     @cached_property
     def runs(self) -> PagedRuns:
         """All chunks and their blocks."""
-        return PagedRuns(list(block_runs(self.batch, self.cache.size)), self.cache.size)
+        return PagedRuns(list(paged_chunks(self.batch, self.cache.size)), self.cache.size)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
         """Q [T, H, D], k and v [T, KVH, D] -> [T, H, D]."""

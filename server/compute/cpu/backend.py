@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bases.nf4 import Linear4bit, functional
-from server.compute.backend import Forward, GroupLora, GroupShape, KvCache, Linears, ServedModel
+from server.compute.backend import Forward, GroupLinear, GroupLora, GroupShape, KvCache, ServedModel
 from server.compute.cpu import kernels
 from server.compute.cpu.attention import KernelKvCache
 from server.compute.cpu.decoder import Decoder
@@ -27,19 +27,19 @@ class CpuBackend(ReferenceBackend):
         if self.kernels:
             self.sampling = self.kernels
 
-    def linears(self, layers: Sequence[nn.Module]) -> Linears:
+    def group_linear(self, layers: Sequence[nn.Module]) -> GroupLinear:
         """4-bit layers as one matrix for a fused kernel, on CPUs with AVX512-BF16; they lose their own weights."""
         if functional.has_avx512bf16() and all(
             isinstance(layer, Linear4bit) and FusedNf4.takes(layer) for layer in layers
         ):
             return FusedNf4(layers, self.kernels)
-        return super().linears(layers)
+        return super().group_linear(layers)
 
-    def lora(self, shape: GroupShape, pages: int) -> GroupLora:
+    def group_lora(self, shape: GroupShape, pages: int) -> GroupLora:
         """A kernel that reads only the pages that rows use, and gives a row the same bits whatever is beside it."""
         if self.kernels and KernelLora.takes(shape, self.dtype):
             return KernelLora(shape, pages, self.kernels)
-        return super().lora(shape, pages)
+        return super().group_lora(shape, pages)
 
     def write_pages(self, pages: Sequence[int], tensors: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         """All copies in one call: as many by torch take longer to ask for than to do."""

@@ -23,10 +23,10 @@ from server.compute.cpu.kernels import Kernels, absence, pad_rows
 from server.compute.cpu.linear import FusedNf4
 from server.compute.cpu.lora import KernelLora, lora_rows
 from server.compute.cpu.structures import Layer, Linear, Lora, Model, Nf4, Step, Work, address
-from server.compute.inputs import packed_rows
 from server.compute.layers import LinearGroup
 from server.compute.llama import is_llama_shaped
-from server.compute.mapping import make_mapping
+from server.compute.lora_mapping import make_mapping
+from server.compute.model_inputs import make_inputs
 from server.engine.sequence import Batch
 
 STATIC = ("default", "linear", "llama3", "yarn")
@@ -117,13 +117,13 @@ class Decoder:
         """Logits [len(batch.sampled), vocabulary] float32 after writing the keys and values of all rows."""
         if self._generation != self.pool.generation:
             self._refresh()
-        tokens, positions, keep = packed_rows(batch)
+        tokens, positions, keep = make_inputs(batch)
         x = self.model.embed_tokens(torch.tensor(tokens))
         where = torch.tensor(positions)
         cosine, sine = self.cosine[where], self.sine[where]
         logits = torch.empty(len(keep), self.vocabulary)
         mapping, paged, kept = (
-            make_mapping(batch, self.pool.placed),
+            make_mapping(batch, self.pool.resident),
             KernelAttention(batch, self.kv),
             torch.tensor(keep),
         )

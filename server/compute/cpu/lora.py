@@ -10,15 +10,15 @@ from server.compute.cpu.batches import TILE_ROWS, LoraRows
 from server.compute.cpu.kernels import Kernels
 from server.compute.cpu.memory import huge_pages
 from server.compute.cpu.structures import Lora
-from server.compute.mapping import LoraMapping, Use
-from server.compute.reference.lora import SpanLora
+from server.compute.lora_mapping import LoraMapping, WeightedPage
+from server.compute.reference.lora import TorchLora
 from server.engine.sequence import Adaptation
 
 MAX_IN = 16384
 """Inputs of a layer that the kernel can take."""
 
 
-class KernelLora(SpanLora):
+class KernelLora(TorchLora):
     """A group's memory in the kernel's layout, so that it reads every tile in one piece.
 
     A is [pages, layers, in / 2, PAGE, 2] and each B [pages, out / 16, PAGE / 2, 16, 2], bf16.
@@ -58,10 +58,10 @@ class KernelLora(SpanLora):
 
 def lora_rows(mapping: LoraMapping) -> LoraRows:
     """All rows' pages as the kernel takes them."""
-    return mapping.once(LoraRows, lambda mapping: LoraRows(list(_groups(mapping))))
+    return mapping.derive(LoraRows, lambda mapping: LoraRows(list(_groups(mapping))))
 
 
-def _groups(mapping: LoraMapping) -> Iterable[tuple[list[int], list[Use]]]:
+def _groups(mapping: LoraMapping) -> Iterable[tuple[list[int], list[WeightedPage]]]:
     """Up to TILE_ROWS rows with one adaptation, and its pages."""
     for segment in mapping.segments:
         taking: dict[Adaptation, list[int]] = {}
@@ -71,7 +71,7 @@ def _groups(mapping: LoraMapping) -> Iterable[tuple[list[int], list[Use]]]:
             for row, adaptation in enumerate(segment.adaptations, segment.start):
                 taking.setdefault(adaptation, []).append(row)
         for adaptation, rows in taking.items():
-            uses = segment.uses(adaptation)
+            uses = segment.weighted_pages(adaptation)
             for first in range(0, len(rows) if uses else 0, TILE_ROWS):
                 yield rows[first : first + TILE_ROWS], uses
 

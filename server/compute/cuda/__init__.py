@@ -14,7 +14,7 @@ from server.compute.backend import Backend
 log = logging.getLogger(__name__)
 
 
-def misfit(device: torch.device) -> str | None:
+def unsupported_reason(device: torch.device) -> str | None:
     """Why it cannot compute on ``device``; where only Triton is missing, that is a warning in the log, too."""
     if device.type != "cuda":
         return "it is for CUDA devices"

@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from server.compute.cuda.dots import dot_type
-from server.compute.transfer import send
+from server.compute.transfer import to_device
 
 FIELDS = 4
 """Of a tile: first row of the batch, rows, position of the first, offset of its sequence's blocks."""
@@ -74,7 +74,7 @@ def attention_tiles(parts: Iterable[Part], group: int, device: torch.device) -> 
             (singles if rows == 1 else chunks).append(tile)
         blocks += theirs
     table = np.array([*singles, *chunks], dtype=np.int32).ravel()
-    flat = send(np.concatenate([table, np.array(blocks, dtype=np.int32)]), device)
+    flat = to_device(np.concatenate([table, np.array(blocks, dtype=np.int32)]), device)
     lengths = [len(singles) * FIELDS, len(chunks) * FIELDS, len(blocks)]
     a, b, c = (flat[end - n : end] for n, end in zip(lengths, accumulate(lengths), strict=True))
     return AttentionTiles(a.view(-1, FIELDS), b.view(-1, FIELDS), c, height)

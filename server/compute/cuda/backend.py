@@ -5,14 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from server.compute.backend import Copies, Forward, GroupLora, GroupShape, KvCache, ServedModel
-from server.compute.cuda.copies import CopyStream
+from server.compute.backend import AdapterCopier, Forward, GroupLora, GroupShape, KvCache, ServedModel
+from server.compute.cuda.copies import StreamCopier
 from server.compute.cuda.decode import Capture, PaddedDecode
 from server.compute.cuda.decoder import TritonDecoder
 from server.compute.cuda.kv_cache import TritonKvCache
 from server.compute.cuda.lora import TritonLora
-from server.compute.inputs import CallModel, call_modules
-from server.compute.reference.backend import ModuleForward, ReferenceBackend
+from server.compute.model_inputs import ModelForward, transformers_forward
+from server.compute.reference.backend import EagerForward, ReferenceBackend
 from server.engine.sequence import Batch
 
 
@@ -29,13 +29,13 @@ class CudaBackend(ReferenceBackend):
         super().__init__(device, dtype)
         self._capture = capture
 
-    def lora(self, shape: GroupShape, pages: int) -> GroupLora:
+    def group_lora(self, shape: GroupShape, pages: int) -> GroupLora:
         """Triton's kernels."""
         return TritonLora(shape, pages, self.device, self.dtype)
 
-    def copies(self) -> Copies:
+    def copier(self) -> AdapterCopier:
         """On a stream of their own; Triton's interpreter has none."""
-        return CopyStream(self.device) if self.device.type == "cuda" else super().copies()
+        return StreamCopier(self.device) if self.device.type == "cuda" else super().copier()
 
     def kv_cache(self, shapes: Mapping[int, tuple[int, int]], blocks: int, size: int) -> KvCache:
         """Attended by Triton's kernel."""
@@ -43,21 +43,21 @@ class CudaBackend(ReferenceBackend):
 
     def forward(self, model: ServedModel) -> Forward:
         """Decode steps padded and captured, all others as they come."""
-        call = TritonDecoder.of(model.base.model, model.attention) or call_modules(model.base.model)
+        call = TritonDecoder.of(model.base.model, model.attention) or transformers_forward(model.base.model)
         return CudaForward(model, call, self._capture)
 
 
 class CudaForward:
     """Decode steps by a :class:`PaddedDecode` where it serves them, all others one by one."""
 
-    def __init__(self, model: ServedModel, call: CallModel, capture: Capture) -> None:
-        self._placed = model.pool.placed
+    def __init__(self, model: ServedModel, call: ModelForward, capture: Capture) -> None:
+        self._resident = model.pool.resident
         longest = model.base.max_model_len
-        self._padded = PaddedDecode(call, model.pool, model.kv, longest, model.max_rows, capture)
-        self._single = ModuleForward(model, call)
+        self._padded = PaddedDecode(call, model.pool, model.kv, longest, model.max_sequences, capture)
+        self._single = EagerForward(model, call)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Logits [len(batch.sampled), vocabulary] float32; they may change with the next call."""
-        if self._padded.serves(batch, self._placed):
-            return self._padded.logits(batch, self._placed)
+        if self._padded.serves(batch, self._resident):
+            return self._padded.logits(batch, self._resident)
         return self._single(batch)

@@ -32,7 +32,7 @@ class StreamCopy:
         torch.cuda.current_stream().wait_event(self._written.result())
 
 
-class CopyStream:
+class StreamCopier:
     """A stream and a thread for copies to ``device``, done in the order they are started."""
 
     def __init__(self, device: torch.device) -> None:

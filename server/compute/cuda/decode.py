@@ -20,8 +20,8 @@ from torch import Tensor
 from server.compute.attention import AttentionParams
 from server.compute.backend import KvCache
 from server.compute.cuda import attention, lora
-from server.compute.inputs import CallModel
-from server.compute.mapping import LoraMapping, Placed
+from server.compute.lora_mapping import LoraMapping, ResidentAdapters
+from server.compute.model_inputs import ModelForward
 from server.compute.pool import AdapterPool
 from server.engine.sequence import Batch
 
@@ -59,7 +59,7 @@ class DecodeBuffers:
         none = uses[:0].view(0, lora.FIELDS)
         self.tiles = lora.LoraTiles(uses.view(size, -1), none, pages, weights.view(torch.float32), self.room)
 
-    def fill(self, batch: Batch, placed: Placed) -> None:
+    def fill(self, batch: Batch, resident: ResidentAdapters) -> None:
         """Write a batch of single rows and send it on its way to the device."""
         tokens, positions, rows, uses, pages, weights, table = self._parts
         count = len(batch.chunks)
@@ -75,7 +75,7 @@ class DecodeBuffers:
             table[i * self.blocks : i * self.blocks + len(theirs)] = theirs
         at = 0
         uses[:] = 0
-        for i, pairs in enumerate(_pages(batch, placed)):
+        for i, pairs in enumerate(_pages(batch, resident)):
             uses.reshape(self.size, -1)[i] = (i, 1, at, len(pairs), at)
             for page, weight in pairs:
                 pages[at], weights.view(np.float32)[at] = page, weight
@@ -89,10 +89,10 @@ class DecodeBuffers:
         return attention.attend(q, k, v, cache, tiles, params.scale, params.window, params.softcap)
 
 
-def _pages(batch: Batch, placed: Placed) -> Iterable[list[tuple[int, float]]]:
+def _pages(batch: Batch, resident: ResidentAdapters) -> Iterable[list[tuple[int, float]]]:
     """Each row's pages and weights."""
     for chunk in batch.chunks:
-        yield [(page, adapted.weight) for adapted in chunk.sequence.adaptation for page in placed[adapted.id][0]]
+        yield [(page, adapted.weight) for adapted in chunk.sequence.adaptation for page in resident[adapted.id].pages]
 
 
 class BufferedAttention:
@@ -111,7 +111,7 @@ class PaddedDecode:
     """Decode steps of a model, captured at each size when it first occurs."""
 
     def __init__(
-        self, call: CallModel, pool: AdapterPool, cache: KvCache, longest: int, largest: int, capture: Capture
+        self, call: ModelForward, pool: AdapterPool, cache: KvCache, longest: int, largest: int, capture: Capture
     ) -> None:
         """``longest``: tokens of a sequence; ``largest``: rows of a batch."""
         self._call = call
@@ -124,21 +124,21 @@ class PaddedDecode:
         self._limit = max(self._buffers) + 1
         """Sizes from here on are not captured; those that were, stay."""
 
-    def serves(self, batch: Batch, placed: Placed) -> bool:
+    def serves(self, batch: Batch, resident: ResidentAdapters) -> bool:
         """Whether a batch is single rows that fit into a buffer, each of which samples, and can be captured or is."""
         size = self._size(batch)
         if size is None or not all(chunk.length == 1 and chunk.samples for chunk in batch.chunks):
             return False
         if size >= self._limit and self._targets(batch) not in self._runs[size]:
             return False
-        return sum(map(len, _pages(batch, placed))) <= self._buffers[size].room
+        return sum(map(len, _pages(batch, resident))) <= self._buffers[size].room
 
-    def logits(self, batch: Batch, placed: Placed) -> Tensor:
+    def logits(self, batch: Batch, resident: ResidentAdapters) -> Tensor:
         """Logits [rows, vocabulary] of a batch it serves; they change with the next call."""
         size = self._size(batch)
         assert size is not None, "serves() was not asked"
         buffers = self._buffers[size]
-        buffers.fill(batch, placed)
+        buffers.fill(batch, resident)
         targets = self._targets(batch)
         self._pool.mapping = LoraMapping(size, targets=targets, derived={lora.LoraTiles: buffers.tiles})
         run = self._runs[size].get(targets)

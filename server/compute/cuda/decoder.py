@@ -31,10 +31,10 @@ class TritonDecoder:
 
         attention: how each layer attends, as its module said when it was called.
         """
-        misfit = _misfit(model)
-        if misfit is None:
+        reason = _unsupported_reason(model)
+        if reason is None:
             return cls(model, attention)
-        log.info("Norms, rotary positions and activations are the model's own, which is slower: %s", misfit)
+        log.info("Norms, rotary positions and activations are the model's own, which is slower: %s", reason)
         return None
 
     def __call__(self, ids: Tensor, positions: Tensor, paged: PagedAttention, keep: Tensor | int = 0) -> Tensor:
@@ -71,7 +71,7 @@ def _norm(module: Any, x: Tensor, delta: Tensor | None) -> Tensor:
     return rms_norm(x, module.weight, module.variance_epsilon, delta)
 
 
-def _misfit(model: Any) -> str | None:
+def _unsupported_reason(model: Any) -> str | None:
     """Why the kernels cannot compute this model's layers; None if they can."""
     if not is_llama_shaped(model):
         return f"not the layers of {type(model).__name__}"

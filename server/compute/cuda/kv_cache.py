@@ -2,24 +2,24 @@
 
 from torch import Tensor
 
-from server.compute.attention import AttentionParams, PagedAttention, block_runs
+from server.compute.attention import AttentionParams, PagedAttention, paged_chunks
 from server.compute.cuda.attention import AttentionTiles, attend, attention_tiles
-from server.compute.reference.attention import PaddedKvCache
+from server.compute.reference.attention import TorchKvCache
 from server.engine.sequence import Batch
 
 
-class TritonKvCache(PaddedKvCache):
+class TritonKvCache(TorchKvCache):
     """See :class:`server.compute.backend.KvCache`."""
 
     def attention(self, batch: Batch) -> PagedAttention:
         """By the kernel."""
-        return TiledAttention(batch, self)
+        return TritonAttention(batch, self)
 
 
-class TiledAttention:
+class TritonAttention:
     """One step's attention in the kernel's tiles."""
 
-    def __init__(self, batch: Batch, cache: PaddedKvCache) -> None:
+    def __init__(self, batch: Batch, cache: TorchKvCache) -> None:
         self.batch = batch
         self.cache = cache
         self._tiles: dict[int, AttentionTiles] = {}
@@ -29,7 +29,7 @@ class TiledAttention:
         """Q [T, H, D], k and v [T, KVH, D] -> [T, H, D]."""
         group = q.shape[1] // k.shape[1]
         if group not in self._tiles:
-            runs = block_runs(self.batch, self.cache.size)
+            runs = paged_chunks(self.batch, self.cache.size)
             self._tiles[group] = attention_tiles(runs, group, self.cache.device)
         cache, tiles = self.cache.layers[layer], self._tiles[group]
         return attend(q, k, v, cache, tiles, params.scale, params.window, params.softcap)

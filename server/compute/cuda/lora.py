@@ -27,9 +27,9 @@ from torch import Tensor
 
 from server.compute.backend import PackedGroup
 from server.compute.cuda.dots import dot_type
-from server.compute.mapping import LoraMapping
-from server.compute.reference.lora import SpanLora
-from server.compute.transfer import send
+from server.compute.lora_mapping import LoraMapping
+from server.compute.reference.lora import TorchLora
+from server.compute.transfer import to_device
 from server.engine.slots import PAGE
 
 FIELDS = 5
@@ -81,13 +81,13 @@ def lora_tiles(parts: Iterable[Part], device: torch.device) -> LoraTiles:
     table = np.array([*singles, *chunks], dtype=np.int32)
     numbers = np.array([page for page, _ in pages], dtype=np.int32)
     weights = np.array([weight for _, weight in pages], dtype=np.float32)
-    flat = send(np.concatenate([table.ravel(), numbers, weights.view(np.int32)]), device)
+    flat = to_device(np.concatenate([table.ravel(), numbers, weights.view(np.int32)]), device)
     lengths = [len(singles) * FIELDS, len(chunks) * FIELDS, len(pages), len(pages)]
     a, b, c, d = (flat[end - n : end] for n, end in zip(lengths, accumulate(lengths), strict=True))
     return LoraTiles(a.view(-1, FIELDS), b.view(-1, FIELDS), c, d.view(torch.float32), uses)
 
 
-class TritonLora(SpanLora):
+class TritonLora(TorchLora):
     """See :class:`server.compute.backend.GroupLora`; the memory is the reference's."""
 
     def pack(self, a: Tensor, bs: Sequence[Tensor | None]) -> PackedGroup:
@@ -100,11 +100,11 @@ class TritonLora(SpanLora):
     def add(self, x: Tensor, outputs: Sequence[Tensor], active: Sequence[int], mapping: LoraMapping) -> None:
         """All rows in two or four launches."""
         assert self.a is not None
-        tiles = mapping.once(LoraTiles, self._tiles)
+        tiles = mapping.derive(LoraTiles, self._tiles)
         add_lora(x, self.a, [b if i in active else None for i, b in enumerate(self.b)], outputs, tiles)
 
     def _tiles(self, mapping: LoraMapping) -> LoraTiles:
-        return lora_tiles([part for segment in mapping.segments for part in segment.parts()], self.device)
+        return lora_tiles([part for segment in mapping.segments for part in segment.adapted_rows()], self.device)
 
 
 def add_lora(x: Tensor, a: Tensor, bs: Sequence[Tensor | None], outputs: Sequence[Tensor], tiles: LoraTiles) -> None:

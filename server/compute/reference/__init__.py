@@ -5,7 +5,7 @@ import torch
 from server.compute.backend import Backend
 
 
-def misfit(device: torch.device) -> str | None:
+def unsupported_reason(device: torch.device) -> str | None:
     """It computes anywhere."""
     return None
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from server.compute.attention import AttentionParams, PagedAttention, block_runs, token_places
-from server.compute.transfer import send
+from server.compute.attention import AttentionParams, PagedAttention, cache_indices, paged_chunks
+from server.compute.transfer import to_device
 from server.engine.sequence import Batch, Chunk
 
 
-class PaddedKvCache:
+class TorchKvCache:
     """See :class:`server.compute.backend.KvCache`.
 
     Blocks hold zeros until written, and :meth:`clear` zeroes a block that changes hands: attention reads whole blocks
@@ -43,13 +43,13 @@ class PaddedKvCache:
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero ``blocks`` in all layers."""
-        numbers = send(blocks, self.device)
+        numbers = to_device(blocks, self.device)
         for storage in self._storage:
             storage.index_fill_(2, numbers, 0)
 
     def attention(self, batch: Batch) -> PagedAttention:
         """Padded products over the blocks of ``batch``."""
-        return PaddedAttention(batch, self)
+        return TorchAttention(batch, self)
 
 
 @dataclass(eq=False)
@@ -77,10 +77,10 @@ class Run:
     """Window -> [length, positions]."""
 
 
-class PaddedAttention:
+class TorchAttention:
     """One step's attention: where each row's key and value go, and what each row sees."""
 
-    def __init__(self, batch: Batch, cache: PaddedKvCache) -> None:
+    def __init__(self, batch: Batch, cache: TorchKvCache) -> None:
         self.batch = batch
         self.cache = cache
         self.device = cache.device
@@ -88,7 +88,7 @@ class PaddedAttention:
     @cached_property
     def places(self) -> tuple[Tensor, Tensor]:
         """[T] block of each row's token, and its place in the block."""
-        where = send(token_places(self.batch, self.cache.size), self.device)
+        where = to_device(cache_indices(self.batch, self.cache.size), self.device)
         return where // self.cache.size, where % self.cache.size
 
     @cached_property
@@ -101,8 +101,8 @@ class PaddedAttention:
     def runs(self) -> list[Run]:
         """Longer chunks, for a product each."""
         return [
-            Run(slice(row, row + length), send(blocks, self.device), start)
-            for row, length, start, blocks in block_runs(self.batch, self.cache.size)
+            Run(slice(row, row + length), to_device(blocks, self.device), start)
+            for row, length, start, blocks in paged_chunks(self.batch, self.cache.size)
             if length > 1
         ]
 
@@ -116,9 +116,9 @@ class PaddedAttention:
         ]
         everything = rows == list(range(len(rows)))
         return Singles(
-            slice(0, len(rows)) if everything else send(rows, self.device),
-            send(table, self.device),
-            send([chunk.start for chunk in chunks], self.device),
+            slice(0, len(rows)) if everything else to_device(rows, self.device),
+            to_device(table, self.device),
+            to_device([chunk.start for chunk in chunks], self.device),
         )
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:

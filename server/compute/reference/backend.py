@@ -7,21 +7,21 @@ from torch import Tensor, nn
 
 from bases.nf4 import Linear4bit
 from server.compute.backend import (
-    Copies,
-    Copy,
+    AdapterCopier,
+    AdapterCopy,
     Forward,
+    GroupLinear,
     GroupLora,
     GroupShape,
     KvCache,
-    Linears,
     SamplingOps,
     ServedModel,
 )
-from server.compute.inputs import CallModel, call_modules, call_packed, packed_rows
-from server.compute.mapping import make_mapping
+from server.compute.lora_mapping import make_mapping
+from server.compute.model_inputs import ModelForward, call_model, make_inputs, transformers_forward
 from server.compute.pool import page_runs
-from server.compute.reference.attention import PaddedKvCache
-from server.compute.reference.lora import SpanLora
+from server.compute.reference.attention import TorchKvCache
+from server.compute.reference.lora import TorchLora
 from server.compute.reference.sampling import TorchSampling
 from server.engine.sequence import Batch
 
@@ -34,16 +34,16 @@ class ReferenceBackend:
         self.dtype = dtype
         self.sampling: SamplingOps = TorchSampling()
 
-    def linears(self, layers: Sequence[nn.Module]) -> Linears:
+    def group_linear(self, layers: Sequence[nn.Module]) -> GroupLinear:
         """Each layer computes for itself."""
         for layer in layers:
             if isinstance(layer, Linear4bit):
                 layer.support_avx512bf16_for_cpu = False  # its kernel repacks weights in place, and asserts on shapes
         return lambda x: [layer(x) for layer in layers]
 
-    def lora(self, shape: GroupShape, pages: int) -> GroupLora:
+    def group_lora(self, shape: GroupShape, pages: int) -> GroupLora:
         """Products over spans of pages."""
-        return SpanLora(shape, pages, self.device, self.dtype)
+        return TorchLora(shape, pages, self.device, self.dtype)
 
     def write_pages(self, pages: Sequence[int], tensors: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         """In as few copies as the pages allow; from pinned memory they run beside what computes."""
@@ -55,46 +55,46 @@ class ReferenceBackend:
                 else:
                     run.copy_(theirs[offset : offset + count], non_blocking=True)
 
-    def copies(self) -> Copies:
+    def copier(self) -> AdapterCopier:
         """At once."""
-        return ImmediateCopies()
+        return ImmediateCopier()
 
     def kv_cache(self, shapes: Mapping[int, tuple[int, int]], blocks: int, size: int) -> KvCache:
         """Attended by padded products."""
-        return PaddedKvCache(shapes, blocks, size, self.device, self.dtype)
+        return TorchKvCache(shapes, blocks, size, self.device, self.dtype)
 
     def forward(self, model: ServedModel) -> Forward:
         """The model's own modules."""
-        return ModuleForward(model, call_modules(model.base.model))
+        return EagerForward(model, transformers_forward(model.base.model))
 
 
-class ModuleForward:
+class EagerForward:
     """A step as one call of a model for a packed sequence."""
 
-    def __init__(self, model: ServedModel, call: CallModel) -> None:
+    def __init__(self, model: ServedModel, call: ModelForward) -> None:
         self.model = model
         self.call = call
 
     def __call__(self, batch: Batch) -> Tensor:
         """Logits [len(batch.sampled), vocabulary] float32."""
         pool, kv = self.model.pool, self.model.kv
-        pool.mapping = make_mapping(batch, pool.placed)
-        return call_packed(self.call, packed_rows(batch), kv.attention(batch), self.model.base.device)
+        pool.mapping = make_mapping(batch, pool.resident)
+        return call_model(self.call, make_inputs(batch), kv.attention(batch), self.model.base.device)
 
 
-class ImmediateCopies:
+class ImmediateCopier:
     """Copies that the caller waits for."""
 
-    def start(self, write: Callable[[], None]) -> Copy:
+    def start(self, write: Callable[[], None]) -> AdapterCopy:
         """Run ``write`` now."""
         write()
-        return Copied()
+        return FinishedCopy()
 
     def close(self) -> None:
         """Nothing is under way."""
 
 
-class Copied:
+class FinishedCopy:
     """A copy that has arrived."""
 
     arrived = True

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from server.compute.backend import GroupShape, PackedGroup
-from server.compute.mapping import LoraMapping, LoraSegment
-from server.compute.transfer import send
+from server.compute.lora_mapping import LoraMapping, LoraSegment
+from server.compute.transfer import to_device
 from server.engine.slots import PAGE
 
 MAX_GAP = 16
@@ -40,7 +40,7 @@ class Span:
     """``weight == 0``: columns to set to 0 rather than to multiply, so that another adapter's overflow cannot leak."""
 
 
-class SpanLora:
+class TorchLora:
     """See :class:`server.compute.backend.GroupLora`. A [pages, layers, PAGE, in]; per layer B [pages, PAGE, out]."""
 
     def __init__(self, shape: GroupShape, pages: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -81,7 +81,7 @@ class SpanLora:
 
     def add(self, x: Tensor, outputs: Sequence[Tensor], active: Sequence[int], mapping: LoraMapping) -> None:
         """Span by span."""
-        for segment, spans in mapping.once(("spans", self.device, self.dtype), self._spans):
+        for segment, spans in mapping.derive(("spans", self.device, self.dtype), self._spans):
             rows = slice(segment.start, segment.stop)
             for span in spans:
                 self._add_span(x[rows], [y[rows] for y in outputs], active, span)
@@ -110,7 +110,7 @@ def _spans(segment: LoraSegment, device: torch.device, dtype: torch.dtype) -> tu
     adaptations = segment.adaptations
     weights: dict[int, list[float]] = {}
     for row, adaptation in enumerate(adaptations):
-        for page, weight in segment.uses(adaptation):
+        for page, weight in segment.weighted_pages(adaptation):
             weights.setdefault(page, [0.0] * len(adaptations))[row] = weight
     spans = []
     for start, stop in _runs(sorted(weights)):
@@ -119,7 +119,7 @@ def _spans(segment: LoraSegment, device: torch.device, dtype: torch.dtype) -> tu
         if all(weight == 1.0 for column in columns for weight in column):
             spans.append(Span(start, stop, None, None))
         else:
-            sent = send(columns, device, dtype).T.contiguous()
+            sent = to_device(columns, device, dtype).T.contiguous()
             spans.append(Span(start, stop, sent, sent == 0))
     return tuple(spans)
 

@@ -16,7 +16,7 @@ from server.compute import BACKENDS
 from server.compute.attention import AttentionParams
 from server.compute.backend import Backend
 from server.compute.layers import LinearGroup
-from server.compute.mapping import make_mapping
+from server.compute.lora_mapping import make_mapping
 from server.compute.pool import AdapterPool, PackedAdapter
 from server.compute.reference.attention import attend, attend_reference
 from server.compute.reference.backend import ReferenceBackend
@@ -57,7 +57,7 @@ def test_layers_multiply_by_their_own_weights(module: object, rows: int, outputs
     backend = on_test_device(module, BF16)
     layers = [nf4_layer(128, out, bias=out == 32) for out in outputs]
     biases = [layer.bias.float() if layer.bias is not None else 0 for layer, _ in layers]
-    compute = backend.linears([layer.to(backend.device) for layer, _ in layers])
+    compute = backend.group_linear([layer.to(backend.device) for layer, _ in layers])
     x = torch.randn(rows, 128, dtype=BF16)
     for output, (_, weight), bias in zip(compute(x.to(backend.device)), layers, biases, strict=True):
         torch.testing.assert_close(output.cpu().float(), x.float() @ weight.T + bias, rtol=0.02, atol=0.02)
@@ -101,7 +101,7 @@ class Lab:
         self.pool.place(adapter, pages, packed)
 
     def run(self, x: Tensor, batch: Batch) -> list[Tensor]:
-        self.pool.mapping = make_mapping(batch, self.pool.placed)
+        self.pool.mapping = make_mapping(batch, self.pool.resident)
         x = x.to(self.pool.backend.device)
         return [self.group(x, member).cpu() for member in range(3)]
 
@@ -160,7 +160,7 @@ def test_lora_equals_the_loop_over_adapters(backend: Backend, lengths: list[int]
 @torch.inference_mode()
 def test_another_adapters_overflow_does_not_leak(module: object) -> None:
     lab = Lab(on_test_device(module, BF16))
-    pages, _ = lab.pool.placed[AdapterId("1")]
+    pages, _ = lab.pool.resident[AdapterId("1")]
     lab.add(AdapterId("1"), 16, pages, lab.names, 3e38)
     batch, adaptations = rows_of([(one("0"),), (one("1"),), ()], [1, 1, 1])
     x = torch.ones(3, 64, dtype=BF16)
@@ -173,7 +173,7 @@ def test_another_adapters_overflow_does_not_leak(module: object) -> None:
 @torch.inference_mode()
 def test_pages_that_change_hands_hold_nothing_of_the_last_owner(backend: Backend) -> None:
     lab = Lab(backend)
-    pages, _ = lab.pool.placed[AdapterId("2")]
+    pages, _ = lab.pool.resident[AdapterId("2")]
     lab.pool.evict(AdapterId("2"))
     lab.add(AdapterId("3"), 8, pages[:1], lab.names[:1])  # targets q only; the owner before it had k and v too
     batch, adaptations = rows_of([(one("3"),), (one("1"),)], [1, 1])

@@ -26,8 +26,8 @@ from bases.nf4 import Linear4bit, functional
 from server.compute.backend import Forward
 from server.compute.cpu import kernels
 from server.compute.cpu.decoder import Decoder
-from server.compute.inputs import call_modules
-from server.compute.reference.backend import ModuleForward
+from server.compute.model_inputs import transformers_forward
+from server.compute.reference.backend import EagerForward
 from server.config import Settings
 from server.engine.runner import Runner
 from server.engine.sequence import Adaptation, Batch, Chunk, SamplingParams, Sequence, WeightedAdapter
@@ -114,7 +114,7 @@ class Lab:
         settings = Settings(data=self.data, device="cpu", kv_memory_gib=0.01, max_model_len=128, **self.changes)
         self.runner = Runner(self.base, settings)
         self.decoder: Forward = self.runner.forward
-        self.modules: Forward = ModuleForward(self.runner.model, call_modules(self.base.model))
+        self.modules: Forward = EagerForward(self.runner.model, transformers_forward(self.base.model))
 
     def place(self, adapter: str, rank: int, pages: tuple[int, ...], *leaves: str) -> None:
         generator = torch.Generator().manual_seed(rank)
@@ -216,7 +216,7 @@ def test_layers_one_by_one_are_said_with_the_reason(
 ) -> None:
     caplog.set_level("INFO")
     lab = Lab(CONFIGS["llama"] if change else GemmaConfig(**SHAPE), tmp_path, change)
-    assert isinstance(lab.decoder, ModuleForward)
+    assert isinstance(lab.decoder, EagerForward)
     assert any("one by one" in record.message and reason in record.message for record in caplog.records)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from adapters.format.spec import AdapterId
 from server.compute.attention import AttentionParams, PagedAttention
-from server.compute.mapping import Placed
+from server.compute.lora_mapping import ResidentAdapter, ResidentAdapters
 from server.compute.pool import AdapterPool
 from server.engine.sequence import Batch, Chunk, SamplingParams, Sequence, WeightedAdapter
 from tests.numeric.interpreter import DEVICE, need_triton
@@ -17,7 +17,7 @@ from server.compute.cuda.backend import CudaBackend  # noqa: E402 (not where Tri
 from server.compute.cuda.decode import Capture, DecodeBuffers, PaddedDecode, Run  # noqa: E402
 from server.compute.cuda.lora import add_lora  # noqa: E402
 
-PLACED: Placed = {AdapterId("a"): ((0, 2), frozenset({"q"}))}
+RESIDENT: ResidentAdapters = {AdapterId("a"): ResidentAdapter((0, 2), frozenset({"q"}))}
 BLOCK = 4
 
 
@@ -36,9 +36,9 @@ def adapted() -> tuple[WeightedAdapter, ...]:
 def test_padding_after_a_full_step() -> None:
     torch.manual_seed(0)
     buffers = DecodeBuffers(4, 2, DEVICE)
-    buffers.fill(batch(4), PLACED)
+    buffers.fill(batch(4), RESIDENT)
     assert buffers.tokens.tolist() == [[5, 6, 7, 8]]
-    buffers.fill(batch(2), PLACED)
+    buffers.fill(batch(2), RESIDENT)
     assert buffers.tokens.tolist() == [[5, 6, 0, 0]]
     assert buffers.positions.tolist() == [[5, 5, 0, 0]]
     cache = torch.zeros(2, 8, BLOCK, 1, 16, device=DEVICE)
@@ -67,9 +67,9 @@ def padded(capture: Capture) -> PaddedDecode:
 
 def served(decode: PaddedDecode, rows: int) -> bool:
     """Whether a batch of so many rows is, and then rightly."""
-    if not decode.serves(batch(rows), PLACED):
+    if not decode.serves(batch(rows), RESIDENT):
         return False
-    return decode.logits(batch(rows), PLACED).tolist() == [[5.0 + i] for i in range(rows)]
+    return decode.logits(batch(rows), RESIDENT).tolist() == [[5.0 + i] for i in range(rows)]
 
 
 def test_where_memory_lacks_what_was_captured_stays(caplog: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,7 @@ class Arrived:
         pass
 
 
-class HostCopies:
+class HostCopier:
     """In place of copies on a stream, which only CUDA has: made at once, or failed a moment later."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class HostCopies:
 def test_a_copy_that_fails_fails_alone_and_leaves_no_adapter_behind(llama: Lab, tmp_path: Path) -> None:
     rng = random.Random(3)
     drive = llama.drive(tmp_path, max_device_adapters=1)
-    copies = drive.engine.runner._copies = HostCopies()
+    copies = drive.engine.runner._copier = HostCopier()
     drive.serve(draw_requests(llama.oracle, [(("odd", 1.0),)], rng), rng)  # in the pages that the next one gets
     copies.failing = True
     plain = drive.ask(draw_requests(llama.oracle, [()], rng)[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from server.compute.reference.lora import SpanLora
+from server.compute.reference.lora import TorchLora
 from server.engine.sequence import Batch, SamplingParams
 from tests.numeric.drive import Drive, settings
 from tests.numeric.lab import Lab
@@ -94,7 +94,7 @@ def test_no_memory_for_an_adapter_fails_it_alone(llama: Lab, tmp_path: Path, mon
         raise MemoryError(f"no room for {shape}")
 
     with monkeypatch.context() as patched:
-        patched.setattr(SpanLora, "_zeros", full)
+        patched.setattr(TorchLora, "_zeros", full)
         refused = drive.submit((("all", 1.0),), (1, 2, 3), GREEDY)
         drive.run()
     assert drive.failed.keys() == {refused}
