@@ -1,4 +1,4 @@
-"""The plain way: torch's operators and transformers' modules, on any device. The others are tested against it."""
+"""The reference backend: torch's operators and transformers' modules, on any device. Others are tested against it."""
 
 import torch
 
@@ -6,12 +6,12 @@ from server.compute.backend import Backend
 
 
 def unsupported_reason(device: torch.device) -> str | None:
-    """It computes anywhere."""
+    """None: it computes on every device."""
     return None
 
 
 def make(device: torch.device, dtype: torch.dtype) -> Backend:
-    """Its backend."""
+    """The backend for ``device``, with activations, keys and values of ``dtype``."""
     from server.compute.reference.backend import ReferenceBackend
 
     return ReferenceBackend(device, dtype)

@@ -1,4 +1,4 @@
-"""Paged attention by torch: rows of one token in groups of similar length, and longer chunks, as padded products."""
+"""Paged attention by torch: gathers each sequence's blocks and attends over them, padded, with a mask."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ from server.engine.sequence import Batch, Chunk
 class TorchKvCache:
     """See :class:`server.compute.backend.KvCache`.
 
-    Blocks hold zeros until written, and :meth:`clear` zeroes a block that changes hands: attention reads whole blocks
-    and masks what is not there, and a mask does not stop a NaN.
+    Blocks hold zeros until they are written, and :meth:`clear` zeroes a block before another sequence gets it:
+    attention reads whole blocks and masks the positions that a row must not see, but a mask does not stop a NaN.
     """
 
     def __init__(
@@ -48,37 +48,38 @@ class TorchKvCache:
             storage.index_fill_(2, numbers, 0)
 
     def attention(self, batch: Batch) -> PagedAttention:
-        """Padded products over the blocks of ``batch``."""
+        """Attention over the blocks of ``batch``."""
         return TorchAttention(batch, self)
 
 
 @dataclass(eq=False)
-class Singles:
-    """Rows of one token each whose contexts are of similar length, attended in one call."""
+class DecodeGroup:
+    """Rows of one token each, with contexts of similar length: attended in one call."""
 
     rows: Tensor | slice
-    table: Tensor
+    block_table: Tensor
     """[rows, blocks], padded with each sequence's first block (masked)."""
-    last: Tensor
+    positions: Tensor
     """[rows] position of each row's token."""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     """Window -> [rows, 1, 1, positions], added to the scores; made once a step, used by every layer."""
 
 
 @dataclass(eq=False)
-class Run:
+class PrefillChunk:
     """One chunk of several tokens."""
 
     rows: slice
     blocks: Tensor
     """[blocks] of its sequence up to the chunk's end."""
     start: int
+    """Position of its first token."""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
-    """Window -> [length, positions]."""
+    """Window -> [query heads of a group * length, positions]."""
 
 
 class TorchAttention:
-    """One step's attention: where each row's key and value go, and what each row sees."""
+    """Attention of one step. See :class:`server.compute.attention.PagedAttention`."""
 
     def __init__(self, batch: Batch, cache: TorchKvCache) -> None:
         self.batch = batch
@@ -86,27 +87,29 @@ class TorchAttention:
         self.device = cache.device
 
     @cached_property
-    def places(self) -> tuple[Tensor, Tensor]:
-        """[T] block of each row's token, and its place in the block."""
-        where = to_device(cache_indices(self.batch, self.cache.size), self.device)
-        return where // self.cache.size, where % self.cache.size
+    def cache_index(self) -> tuple[Tensor, Tensor]:
+        """Where each row's keys and values are written: [T] block, and [T] offset in the block."""
+        indices = to_device(cache_indices(self.batch, self.cache.size), self.device)
+        return indices // self.cache.size, indices % self.cache.size
 
     @cached_property
-    def singles(self) -> list[Singles]:
-        """Chunks of one token in groups of similar length, for padded products."""
-        singles = [chunk for chunk in self.batch.chunks if chunk.length == 1]
-        return [self._singles(rows) for rows in similar_lengths(singles, self.cache.size)]
+    def decode_groups(self) -> list[DecodeGroup]:
+        """Chunks of one token, grouped by context length so that little of a padded product is padding."""
+        chunks = [chunk for chunk in self.batch.chunks if chunk.length == 1]
+        return [self._decode_group(rows) for rows in group_by_length(chunks, self.cache.size)]
 
     @cached_property
-    def runs(self) -> list[Run]:
-        """Longer chunks, for a product each."""
+    def prefill_chunks(self) -> list[PrefillChunk]:
+        """Longer chunks, each attended by itself."""
         return [
-            Run(slice(row, row + length), to_device(blocks, self.device), start)
-            for row, length, start, blocks in paged_chunks(self.batch, self.cache.size)
-            if length > 1
+            PrefillChunk(
+                slice(chunk.first_row, chunk.first_row + chunk.rows), to_device(chunk.blocks, self.device), chunk.start
+            )
+            for chunk in paged_chunks(self.batch, self.cache.size)
+            if chunk.rows > 1
         ]
 
-    def _singles(self, rows: list[int]) -> Singles:
+    def _decode_group(self, rows: list[int]) -> DecodeGroup:
         chunks = [self.batch.chunks[row] for row in rows]
         counts = [chunk.start // self.cache.size + 1 for chunk in chunks]
         widest = max(counts)
@@ -114,60 +117,64 @@ class TorchAttention:
             chunk.sequence.blocks[:count] + chunk.sequence.blocks[:1] * (widest - count)
             for chunk, count in zip(chunks, counts, strict=True)
         ]
-        everything = rows == list(range(len(rows)))
-        return Singles(
-            slice(0, len(rows)) if everything else to_device(rows, self.device),
+        consecutive = rows == list(range(len(rows)))
+        return DecodeGroup(
+            slice(0, len(rows)) if consecutive else to_device(rows, self.device),
             to_device(table, self.device),
             to_device([chunk.start for chunk in chunks], self.device),
         )
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
-        """Q [T, H, D], k and v [T, KVH, D] -> [T, H, D]."""
+        """Write keys and values, then attend: q [T, H, D], k and v [T, KVH, D] -> [T, H, D]."""
         keys, values = self.cache.layers[layer]
-        keys[self.places], values[self.places] = k, v
+        keys[self.cache_index], values[self.cache_index] = k, v
         out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
-        for singles in self.singles:
-            out[singles.rows] = self._attend_singles(singles, q[singles.rows], keys, values, params)
-        for run in self.runs:
-            out[run.rows] = self._attend_run(run, q[run.rows], keys, values, params)
+        for group in self.decode_groups:
+            out[group.rows] = self._attend_decode(group, q[group.rows], keys, values, params)
+        for chunk in self.prefill_chunks:
+            out[chunk.rows] = self._attend_prefill(chunk, q[chunk.rows], keys, values, params)
         return out
 
-    def _attend_singles(
-        self, singles: Singles, q: Tensor, keys: Tensor, values: Tensor, params: AttentionParams
+    def _attend_decode(
+        self, group: DecodeGroup, q: Tensor, keys: Tensor, values: Tensor, params: AttentionParams
     ) -> Tensor:
-        rows, positions = len(q), singles.table.shape[1] * self.cache.size
+        rows, positions = len(q), group.block_table.shape[1] * self.cache.size
         k, v = (
-            t.index_select(0, singles.table.view(-1)).view(rows, positions, *t.shape[2:]).transpose(1, 2)
+            t.index_select(0, group.block_table.view(-1)).view(rows, positions, *t.shape[2:]).transpose(1, 2)
             for t in (keys, values)
         )
-        if params.window not in singles.masks:
-            mask = self._mask(singles.last.unsqueeze(1), positions, params.window)
-            singles.masks[params.window] = mask.view(rows, 1, 1, positions)
+        if params.window not in group.masks:
+            mask = self._mask(group.positions.unsqueeze(1), positions, params.window)
+            group.masks[params.window] = mask.view(rows, 1, 1, positions)
         grouped = q.reshape(rows, k.shape[1], -1, q.shape[-1])
-        return attend(grouped, k, v, singles.masks[params.window], params).reshape(q.shape)
+        return attend(grouped, k, v, group.masks[params.window], params).reshape(q.shape)
 
-    def _attend_run(self, run: Run, q: Tensor, keys: Tensor, values: Tensor, params: AttentionParams) -> Tensor:
-        length, positions = len(q), len(run.blocks) * self.cache.size
-        k, v = (t.index_select(0, run.blocks).view(1, positions, *t.shape[2:]).transpose(1, 2) for t in (keys, values))
-        groups = q.shape[1] // k.shape[1]
-        if params.window not in run.masks:
-            rows = torch.arange(run.start, run.start + length, device=self.device).unsqueeze(1)
-            run.masks[params.window] = self._mask(rows, positions, params.window).repeat(groups, 1)
-        folded = q.transpose(0, 1).reshape(1, k.shape[1], groups * length, q.shape[-1])
-        out = attend(folded, k, v, run.masks[params.window], params)
+    def _attend_prefill(
+        self, chunk: PrefillChunk, q: Tensor, keys: Tensor, values: Tensor, params: AttentionParams
+    ) -> Tensor:
+        length, positions = len(q), len(chunk.blocks) * self.cache.size
+        k, v = (
+            t.index_select(0, chunk.blocks).view(1, positions, *t.shape[2:]).transpose(1, 2) for t in (keys, values)
+        )
+        group_heads = q.shape[1] // k.shape[1]
+        if params.window not in chunk.masks:
+            rows = torch.arange(chunk.start, chunk.start + length, device=self.device).unsqueeze(1)
+            chunk.masks[params.window] = self._mask(rows, positions, params.window).repeat(group_heads, 1)
+        folded = q.transpose(0, 1).reshape(1, k.shape[1], group_heads * length, q.shape[-1])
+        out = attend(folded, k, v, chunk.masks[params.window], params)
         return out.view(q.shape[1], length, q.shape[-1]).transpose(0, 1)
 
     def _mask(self, rows: Tensor, positions: int, window: int | None) -> Tensor:
-        """[rows, positions] to add to scores: 0 where the row at position ``rows`` [rows, 1] may look, else -inf."""
+        """Causal mask [rows, positions] to add to the scores of queries at positions ``rows`` [rows, 1]: 0 or -inf."""
         columns = torch.arange(positions, device=self.device)
-        seen = columns <= rows
+        visible = columns <= rows
         if window is not None:
-            seen &= columns > rows - window
-        return torch.zeros(seen.shape, device=self.device, dtype=self.cache.dtype).masked_fill_(~seen, -torch.inf)
+            visible &= columns > rows - window
+        return torch.zeros(visible.shape, device=self.device, dtype=self.cache.dtype).masked_fill_(~visible, -torch.inf)
 
 
-def similar_lengths(chunks: Sequence[Chunk], size: int) -> list[list[int]]:
-    """Indices of single-token chunks in groups whose block counts differ by less than a factor of two."""
+def group_by_length(chunks: Sequence[Chunk], size: int) -> list[list[int]]:
+    """Indices of single-token ``chunks``, grouped so that block counts in a group differ by less than a factor of 2."""
     groups: list[list[int]] = []
     longest = 0
     for row in sorted(range(len(chunks)), key=lambda r: -chunks[r].start):
@@ -182,7 +189,7 @@ def similar_lengths(chunks: Sequence[Chunk], size: int) -> list[list[int]]:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, params: AttentionParams) -> Tensor:
     """Attention of q [B, KVH, G, D] over k, v [B, KVH, L, D] with ``mask`` added, broadcast to [B, KVH, G, L].
 
-    The query heads of a group (and the rows of a chunk) are rows of one small matrix: every key is read once a group.
+    G holds the query heads that share a key, and the rows of a chunk: every key is read once for all of them.
     """
     if params.softcap is not None:
         return attend_reference(q, k, v, mask, params)
@@ -190,7 +197,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, params: AttentionParam
 
 
 def attend_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, params: AttentionParams) -> Tensor:
-    """The definition, in float32; also serves models with capped scores, which torch's fused attention cannot cap."""
+    """Attention by its definition, in float32. Also for models with a softcap, which torch's fused attention lacks."""
     scores = q.float() @ k.float().transpose(-1, -2) * params.scale
     if params.softcap is not None:
         scores = params.softcap * torch.tanh(scores / params.softcap)

@@ -1,4 +1,4 @@
-"""The reference: every part in plain torch. Other backends replace the parts they have something faster for."""
+"""The reference backend: every part in plain torch. Other backends replace the parts that they compute faster."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -35,55 +35,57 @@ class ReferenceBackend:
         self.sampling: SamplingOps = TorchSampling()
 
     def group_linear(self, layers: Sequence[nn.Module]) -> GroupLinear:
-        """Each layer computes for itself."""
+        """The layers, one after the other."""
         for layer in layers:
             if isinstance(layer, Linear4bit):
-                layer.support_avx512bf16_for_cpu = False  # its kernel repacks weights in place, and asserts on shapes
+                layer.support_avx512bf16_for_cpu = (
+                    False  # bitsandbytes' kernel repacks weights in place and asserts on shapes
+                )
         return lambda x: [layer(x) for layer in layers]
 
     def group_lora(self, shape: GroupShape, pages: int) -> GroupLora:
-        """Products over spans of pages."""
+        """By torch's matrix products."""
         return TorchLora(shape, pages, self.device, self.dtype)
 
     def write_pages(self, pages: Sequence[int], tensors: Sequence[tuple[Tensor, Tensor | None]]) -> None:
-        """In as few copies as the pages allow; from pinned memory they run beside what computes."""
-        for mine, theirs in tensors:
+        """One copy for each run of consecutive pages. From pinned memory the host does not wait for them."""
+        for pool, source in tensors:
             for first, offset, count in page_runs(pages):
-                run = mine[first : first + count]
-                if theirs is None:
-                    run.zero_()
+                destination = pool[first : first + count]
+                if source is None:
+                    destination.zero_()
                 else:
-                    run.copy_(theirs[offset : offset + count], non_blocking=True)
+                    destination.copy_(source[offset : offset + count], non_blocking=True)
 
     def copier(self) -> AdapterCopier:
-        """At once."""
+        """One that copies before it returns."""
         return ImmediateCopier()
 
     def kv_cache(self, shapes: Mapping[int, tuple[int, int]], blocks: int, size: int) -> KvCache:
-        """Attended by padded products."""
+        """With attention by torch."""
         return TorchKvCache(shapes, blocks, size, self.device, self.dtype)
 
     def forward(self, model: ServedModel) -> Forward:
-        """The model's own modules."""
+        """Through the model's own modules."""
         return EagerForward(model, transformers_forward(model.base.model))
 
 
 class EagerForward:
-    """A step as one call of a model for a packed sequence."""
+    """One call of a model for each step, without CUDA graphs ("eager", as vLLM and torch say)."""
 
-    def __init__(self, model: ServedModel, call: ModelForward) -> None:
+    def __init__(self, model: ServedModel, forward: ModelForward) -> None:
         self.model = model
-        self.call = call
+        self.forward = forward
 
     def __call__(self, batch: Batch) -> Tensor:
         """Logits [len(batch.sampled), vocabulary] float32."""
         pool, kv = self.model.pool, self.model.kv
         pool.mapping = make_mapping(batch, pool.resident)
-        return call_model(self.call, make_inputs(batch), kv.attention(batch), self.model.base.device)
+        return call_model(self.forward, make_inputs(batch), kv.attention(batch), self.model.base.device)
 
 
 class ImmediateCopier:
-    """Copies that the caller waits for."""
+    """Copies before :meth:`start` returns."""
 
     def start(self, write: Callable[[], None]) -> AdapterCopy:
         """Run ``write`` now."""
@@ -91,7 +93,7 @@ class ImmediateCopier:
         return FinishedCopy()
 
     def close(self) -> None:
-        """Nothing is under way."""
+        """Nothing to finish."""
 
 
 class FinishedCopy:

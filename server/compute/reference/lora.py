@@ -1,15 +1,15 @@
-"""LoRA for the rows of a batch by torch: two matrix products over a span of pages serve all rows at once.
+"""LoRA for the rows of a batch by torch: two matrix products over a span of pages compute all rows at once.
 
 For each span of pages that a segment's adapters occupy::
 
-    h = x @ A[span].T          every row against every column in the span
-    h = h * weight             a row keeps its own adapters' columns, times the mix's weights; all others become 0
-    y = y + h @ B[span]        B carries alpha / r already
+    h = x @ A[span].T          every row times every column in the span
+    h = h * weight             a row keeps its own adapters' columns, times their weights; all others become 0
+    y = y + h @ B[span]        B is scaled by alpha / r already
 
-For rows with different adapters this computes columns it throws away. That is cheap where it happens (decode: few
-rows, the time goes into reading A and B, and each is read once, without a gather and without a loop over adapters); a
-chunk of prefill is a segment of its own and computes only its own columns. Mixed ranks and mixes of adapters need no
-second path.
+For rows with different adapters this computes columns that are then discarded. That is cheap where it happens: in
+decode there are few rows, and most of the time goes into reading A and B, each of which is read once, without a gather
+or a loop over adapters. A prefill chunk is a segment of its own and computes only its own columns. Mixed ranks and
+mixes of adapters need no other code.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,19 +25,19 @@ from server.compute.transfer import to_device
 from server.engine.slots import PAGE
 
 MAX_GAP = 16
-"""Pages of other adapters that are cheaper to compute and discard than a second pair of matrix products."""
+"""Up to so many pages of other adapters are computed and discarded, which is cheaper than two more products."""
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """Consecutive pages ``[start, stop)`` and how much each row takes of each."""
+class PageSpan:
+    """Consecutive pages ``[start, stop)``, and each row's weight for each."""
 
     start: int
     stop: int
     weight: Tensor | None
-    """[rows or 1, pages]; None where every row takes every page as it is."""
-    absent: Tensor | None
-    """``weight == 0``: columns to set to 0 rather than to multiply, so that another adapter's overflow cannot leak."""
+    """[rows or 1, pages]; None if all weights are 1."""
+    unused: Tensor | None
+    """``weight == 0``. These columns are set to 0, not multiplied by it: 0 times another adapter's overflow is NaN."""
 
 
 class TorchLora:
@@ -57,11 +57,11 @@ class TorchLora:
         return frozenset(i for i, b in enumerate(self.b) if b is not None)
 
     def pack(self, a: Tensor, bs: Sequence[Tensor | None]) -> PackedGroup:
-        """As they are, each in one piece."""
+        """The tensors as they are, contiguous."""
         return a.contiguous(), tuple(None if b is None else b.contiguous() for b in bs)
 
     def reserve(self, packed: PackedGroup) -> bool:
-        """Zeros: a page is finite from the start."""
+        """Zeros, so that pages that were never written are finite."""
         a, bs = packed
         missing = [i for i, b in enumerate(bs) if b is not None and self.b[i] is None]
         if self.a is None:
@@ -75,12 +75,12 @@ class TorchLora:
     def tensors(self, packed: PackedGroup | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """A and every B that has memory."""
         a, bs = packed or (None, (None,) * len(self.b))
-        for mine, theirs in zip((self.a, *self.b), (a, *bs), strict=True):
-            if mine is not None:
-                yield mine, theirs
+        for pool, source in zip((self.a, *self.b), (a, *bs), strict=True):
+            if pool is not None:
+                yield pool, source
 
     def add(self, x: Tensor, outputs: Sequence[Tensor], active: Sequence[int], mapping: LoraMapping) -> None:
-        """Span by span."""
+        """Two products for each span."""
         for segment, spans in mapping.derive(("spans", self.device, self.dtype), self._spans):
             rows = slice(segment.start, segment.stop)
             for span in spans:
@@ -89,15 +89,15 @@ class TorchLora:
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, device=self.device, dtype=self.dtype)
 
-    def _spans(self, mapping: LoraMapping) -> list[tuple[LoraSegment, tuple[Span, ...]]]:
-        return [(segment, _spans(segment, self.device, self.dtype)) for segment in mapping.segments]
+    def _spans(self, mapping: LoraMapping) -> list[tuple[LoraSegment, tuple[PageSpan, ...]]]:
+        return [(segment, _page_spans(segment, self.device, self.dtype)) for segment in mapping.segments]
 
-    def _add_span(self, x: Tensor, outputs: Sequence[Tensor], active: Sequence[int], span: Span) -> None:
+    def _add_span(self, x: Tensor, outputs: Sequence[Tensor], active: Sequence[int], span: PageSpan) -> None:
         assert self.a is not None
         pages, rows = span.stop - span.start, x.shape[0]
         h = F.linear(x, self.a[span.start : span.stop].view(-1, self.shape.inputs)).view(rows, pages, -1)
-        if span.weight is not None and span.absent is not None:
-            h.mul_(span.weight.unsqueeze(-1)).masked_fill_(span.absent.unsqueeze(-1), 0)
+        if span.weight is not None and span.unused is not None:
+            h.mul_(span.weight.unsqueeze(-1)).masked_fill_(span.unused.unsqueeze(-1), 0)
         h = h.view(rows, pages, len(self.b), PAGE)
         for i in active:
             b = self.b[i]
@@ -105,27 +105,27 @@ class TorchLora:
                 outputs[i].addmm_(h[:, :, i].reshape(rows, -1), b[span.start : span.stop].view(-1, self.shape.outs[i]))
 
 
-def _spans(segment: LoraSegment, device: torch.device, dtype: torch.dtype) -> tuple[Span, ...]:
-    """Spans for the rows of a segment; a single adaptation stands for all of them."""
+def _page_spans(segment: LoraSegment, device: torch.device, dtype: torch.dtype) -> tuple[PageSpan, ...]:
+    """The spans of a segment; with a single adaptation, one row of weights for all its rows."""
     adaptations = segment.adaptations
     weights: dict[int, list[float]] = {}
     for row, adaptation in enumerate(adaptations):
         for page, weight in segment.weighted_pages(adaptation):
             weights.setdefault(page, [0.0] * len(adaptations))[row] = weight
     spans = []
-    for start, stop in _runs(sorted(weights)):
-        none = [0.0] * len(adaptations)
-        columns = [weights.get(page, none) for page in range(start, stop)]
+    for start, stop in _merged(sorted(weights)):
+        zeros = [0.0] * len(adaptations)
+        columns = [weights.get(page, zeros) for page in range(start, stop)]
         if all(weight == 1.0 for column in columns for weight in column):
-            spans.append(Span(start, stop, None, None))
+            spans.append(PageSpan(start, stop, None, None))
         else:
             sent = to_device(columns, device, dtype).T.contiguous()
-            spans.append(Span(start, stop, sent, sent == 0))
+            spans.append(PageSpan(start, stop, sent, sent == 0))
     return tuple(spans)
 
 
-def _runs(pages: Sequence[int]) -> Iterable[tuple[int, int]]:
-    """Consecutive runs ``[start, stop)`` that cover sorted ``pages``, joined across gaps of up to MAX_GAP pages."""
+def _merged(pages: Sequence[int]) -> Iterable[tuple[int, int]]:
+    """Ranges ``[start, stop)`` that cover sorted ``pages``, joined across gaps of up to MAX_GAP pages."""
     start = previous = pages[0]
     for page in pages[1:]:
         if page - previous - 1 > MAX_GAP:
