@@ -1,6 +1,6 @@
-"""Ways of computing a step, one folder each: the reference in plain torch, C kernels for CPUs, Triton kernels for CUDA.
+"""Compute backends, one folder each: the reference in plain torch, C kernels for CPUs, Triton kernels for CUDA.
 
-:mod:`server.compute.backend` says what a way of computing offers. Nothing above it asks which one is at work.
+:mod:`server.compute.backend` is the protocol that they implement. The code above does not ask which one runs.
 """
 
 import logging
@@ -14,7 +14,7 @@ from server.compute.backend import Backend
 log = logging.getLogger(__name__)
 
 BACKENDS: tuple[ModuleType, ...] = (cuda, cpu, reference)
-"""The folders, the fastest first. Each has two functions: ``unsupported_reason(device)`` says why it cannot compute on
+"""The folders, fastest first. Each has two functions: ``unsupported_reason(device)`` says why it cannot compute on
 ``device``, or None where it can; ``make(device, dtype)`` returns its :class:`~server.compute.backend.Backend`. The last
 can compute anywhere."""
 

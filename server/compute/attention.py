@@ -1,9 +1,9 @@
 """Paged attention behind transformers' AttentionInterface.
 
-:data:`IMPLEMENTATION` is registered as an attention function. Models call it with the new tokens' queries, keys and
-values; what it does with them is up to the object that travels as the keyword argument ``paged``:
-:class:`LayerRecorder` only records how each layer attends, a backend's :class:`PagedAttention` writes keys and values
-into their blocks and attends over each sequence's own.
+:data:`IMPLEMENTATION` is registered as an attention function. Models call it with the queries, keys and values of the
+new tokens, and it passes them to the object that the model's caller gave as keyword argument ``paged``: a backend's
+:class:`PagedAttention`, which writes keys and values to their blocks and attends over each sequence's own, or
+:class:`LayerRecorder`, which only records how each layer attends.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,13 +22,14 @@ IMPLEMENTATION = "manylora_paged"
 
 @dataclass(frozen=True, slots=True)
 class AttentionParams:
-    """What of a layer's attention its queries, keys and values do not say."""
+    """Attention parameters of a layer."""
 
     scale: float
+    """Multiplies the scores."""
     window: int | None = None
-    """Positions a query sees, itself included; None sees all before it."""
+    """Sliding window: positions that a query attends to, its own included. None: all up to its own."""
     softcap: float | None = None
-    """``cap * tanh(score / cap)`` on the scores (Gemma 2)."""
+    """Scores become ``cap * tanh(score / cap)`` (Gemma 2)."""
 
 
 class PagedAttention(Protocol):
@@ -43,7 +44,7 @@ def paged_attention(
 ) -> tuple[Tensor, None]:
     """The attention function for transformers: query [1, H, T, D], key and value [1, KVH, T, D] -> [1, T, H, D].
 
-    That these are all the arguments that matter is checked when a base is loaded (:mod:`bases.architecture`).
+    :mod:`bases.architecture` checks, when a base is loaded, that its attention takes no other arguments that matter.
     """
     paged: PagedAttention = kwargs["paged"]
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
@@ -54,27 +55,27 @@ def paged_attention(
 
 
 def register() -> None:
-    """Make :data:`IMPLEMENTATION` known to transformers. No mask function: masks are made here."""
+    """Register :data:`IMPLEMENTATION` with transformers. Without a mask function: backends make their own masks."""
     AttentionInterface.register(IMPLEMENTATION, paged_attention)
 
 
 @dataclass(eq=False)
 class LayerRecorder:
-    """Records what each layer caches and how it attends. Attends to nothing but the token itself."""
+    """Records what each layer caches and how it attends. Each token attends to itself alone."""
 
     shapes: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Layer -> (KV heads, head size)."""
     params: dict[int, AttentionParams] = field(default_factory=dict)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
-        """Values, repeated over the query heads of their group."""
+        """Record the layer; return the values, repeated over the query heads of their group."""
         self.shapes[layer] = (k.shape[1], k.shape[2])
         self.params[layer] = params
         return v.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
 
 
 def block_bytes(shapes: Mapping[int, tuple[int, int]], size: int, dtype: torch.dtype) -> int:
-    """Bytes of one block of ``size`` tokens over all layers. ``shapes``: layer -> (KV heads, head size)."""
+    """Bytes that one block of ``size`` tokens takes in all layers. ``shapes``: layer -> (KV heads, head size)."""
     return sum(2 * size * heads * width * dtype.itemsize for heads, width in shapes.values())
 
 

@@ -1,9 +1,9 @@
-"""What a way of computing offers: linear layers, adapters, keys and values, sampling, and the forward pass of a batch.
+"""The protocol of a backend: linear layers, LoRA, the KV cache, sampling, and the forward pass of a batch.
 
-:class:`~server.compute.reference.backend.ReferenceBackend` is the plain one and what all others are tested against. A
-new one is a folder with these parts, most of them the reference's at first, and an entry in
-:data:`server.compute.BACKENDS`; ``tests/numeric/compute/test_backends.py`` then runs over it. ``docs/design.md``
-shows it step by step.
+:class:`~server.compute.reference.backend.ReferenceBackend` is the plain one, and what all others are tested against. A
+new backend is a folder with these parts, most of them inherited from the reference at first, and an entry in
+:data:`server.compute.BACKENDS`; ``tests/numeric/compute/test_backends.py`` then covers it. ``docs/design.md`` shows it
+step by step.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,40 +24,42 @@ if TYPE_CHECKING:
 GroupLinear = Callable[[Tensor], list[Tensor]]
 """Several linear layers over one input: [rows, in] -> each layer's [rows, out]."""
 Forward = Callable[[Batch], Tensor]
-"""A step: logits [len(batch.sampled), vocabulary] float32, after the batch's keys and values were written."""
+"""Runs one step: writes the batch's keys and values, and returns logits [len(batch.sampled), vocabulary] float32."""
 PackedGroup = tuple[Tensor, tuple[Tensor | None, ...]]
-"""What an adapter has for a group of layers, in a backend's layout: A, and per layer B scaled, or None."""
+"""An adapter's weights for a group of layers, in a backend's layout: A, and for each layer B, scaled, or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupShape:
-    """Linear layers that share an input."""
+    """The sizes of linear layers that share an input."""
 
     inputs: int
+    """Input features."""
     outs: tuple[int, ...]
+    """Output features of each layer."""
 
 
 class GroupLora(Protocol):
-    """The memory of one group of layers for adapters, page by page, and what it adds to the layers' outputs."""
+    """The adapters' weights for one group of layers, in pages, and LoRA over them."""
 
     @property
     def reserved(self) -> frozenset[int]:
-        """The layers, by their place in the group, that have memory: those that some adapter had weights for."""
+        """Indices in the group of the layers that have memory: those that some adapter had weights for."""
 
     def pack(self, a: Tensor, bs: Sequence[Tensor | None]) -> PackedGroup:
-        """Bring A [pages, layers, PAGE, in] and B [pages, PAGE, out] of each layer, or None, into this layout.
+        """Convert A [pages, layers, PAGE, in] and, for each layer, B [pages, PAGE, out] or None to this layout.
 
-        On the host, on any thread.
+        The result is in host memory. Safe on any thread.
         """
 
     def reserve(self, packed: PackedGroup) -> bool:
-        """Take memory, zeros, for what ``packed`` has and no adapter had before; whether there was such a thing."""
+        """Allocate zeros for the layers of ``packed`` that have no memory yet. False if all have it."""
 
-    def tensors(self, packed: PackedGroup | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Each tensor that has memory, [pages, ...], with what ``packed`` has for it."""
+    def copy_pairs(self, packed: PackedGroup | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Each tensor of the pool [all pages, ...], and what ``packed`` has for it, [pages, ...] or None."""
 
     def add(self, x: Tensor, outputs: Sequence[Tensor], active: Sequence[int], mapping: LoraMapping) -> None:
-        """Add to the ``active`` layers' ``outputs`` [rows, out] what adapters make of ``x`` [rows, in]."""
+        """Add LoRA of ``x`` [rows, in] in place to the ``outputs`` [rows, out] of the layers at indices ``active``."""
 
 
 class KvCache(Protocol):
@@ -65,68 +67,71 @@ class KvCache(Protocol):
 
     size: int
     layers: Mapping[int, tuple[Tensor, Tensor]]
-    """Layer -> keys and values, each [blocks, size, KVH, D], wherever in memory the backend wants them."""
+    """Layer -> keys and values, each [blocks, size, KVH, D]; strides are up to the backend."""
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero ``blocks`` in all layers."""
 
     def attention(self, batch: Batch) -> PagedAttention:
-        """Attention of one step."""
+        """Attention of one step over the blocks of ``batch``."""
 
 
 class SamplingOps(Protocol):
-    """What takes time in proportion to the vocabulary when tokens are drawn."""
+    """The parts of sampling that read whole rows of logits, so that their time grows with the vocabulary."""
 
     def row_peaks(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Each row's largest logit, NaN if it has one, and a token that has it: [rows] float32, [rows] int64."""
+        """Each row's largest logit [rows] float32, NaN if the row has one, and a token that has it [rows] int64."""
 
     def draw_rows(self, logits: Tensor, temperatures: Tensor, u: Tensor) -> Tensor:
-        """Tokens [rows] int64: softmax(logits / temperatures [rows], float32) inverted at u [rows] float64."""
+        """Sample a token for each row [rows] int64 from softmax(logits / temperatures [rows], float32).
+
+        By inverse transform sampling at ``u`` [rows] float64, in [0, 1).
+        """
 
     def top_rows(self, logits: Tensor, temperatures: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """The likeliest tokens of each row in that distribution: probabilities [rows, width] float32, and tokens."""
+        """The ``width`` likeliest tokens of each row in that distribution: probabilities float32, tokens int64."""
 
 
 class AdapterCopy(Protocol):
-    """An adapter on its way to the device."""
+    """An adapter that is being copied to the device."""
 
     @property
     def arrived(self) -> bool:
-        """Whether all of it is there, or will never be: then :meth:`wait` says why."""
+        """Whether :meth:`wait` would return or raise at once: the copy is complete, or has failed."""
 
     @property
     def error(self) -> BaseException | None:
-        """What went wrong with it, once that is known."""
+        """Why the copy failed, once that is known."""
 
     def wait(self) -> None:
-        """Let what computes from now on find it there. Raises what went wrong with it."""
+        """Make work that is queued from now on run after the copy. Raises :attr:`error` if it failed."""
 
 
 class AdapterCopier(Protocol):
-    """Brings adapters to the device."""
+    """Copies adapters to the device."""
 
     def start(self, write: Callable[[], None]) -> AdapterCopy:
-        """Run ``write``, at once or beside what computes."""
+        """Run ``write``, which copies one adapter: before this returns, or in the background."""
 
     def close(self) -> None:
-        """Finish what is under way."""
+        """Finish the copies that were started."""
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A base with LoRA in its linear layers and paged attention: what a forward pass is made over."""
+    """A base with LoRA in its linear layers and paged attention."""
 
     base: Base
     pool: "AdapterPool"
     kv: KvCache
     attention: Mapping[int, AttentionParams]
-    """How each layer attends, as its module said when it was called."""
+    """Layer -> scale, window and softcap of its attention, as LayerRecorder found them."""
     max_sequences: int
-    """Of one batch."""
+    """In one batch."""
 
 
 class Backend(Protocol):
-    """One way of computing. Made once, when the runner is."""
+    """One way of computing a step. Made once, by the runner."""
 
     device: torch.device
     dtype: torch.dtype
@@ -134,19 +139,22 @@ class Backend(Protocol):
     sampling: SamplingOps
 
     def group_linear(self, layers: Sequence[nn.Module]) -> GroupLinear:
-        """A function for ``layers``, which share an input and may lose their own weights to it."""
+        """A function that computes ``layers``, which share an input. Their own weights may be freed."""
 
     def group_lora(self, shape: GroupShape, pages: int) -> GroupLora:
-        """Memory of ``pages`` pages for a group of layers; none is taken yet."""
+        """LoRA for a group of layers, with up to ``pages`` pages of adapters. Allocates nothing yet."""
 
     def write_pages(self, pages: Sequence[int], tensors: Sequence[tuple[Tensor, Tensor | None]]) -> None:
-        """Copy ``[len(pages), ...]`` into the ``pages`` of ``[pages, ...]``, zeros for None; pair by pair."""
+        """Write ``pages`` of the pool. ``tensors``: pairs as :meth:`GroupLora.copy_pairs` gives them.
+
+        For each pair, ``source[i]`` is copied to ``pool[pages[i]]``; without a source, zeros are written.
+        """
 
     def copier(self) -> AdapterCopier:
-        """What adapters are brought to the device by."""
+        """What copies adapters to the device."""
 
     def kv_cache(self, shapes: Mapping[int, tuple[int, int]], blocks: int, size: int) -> KvCache:
-        """Zeros for ``blocks`` blocks of ``size`` tokens. ``shapes``: layer -> (KV heads, head size)."""
+        """A cache of ``blocks`` blocks of ``size`` tokens, all zeros. ``shapes``: layer -> (KV heads, head size)."""
 
     def forward(self, model: ServedModel) -> Forward:
-        """The fastest forward pass for ``model``."""
+        """The fastest forward pass that this backend has for ``model``."""

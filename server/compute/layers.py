@@ -1,4 +1,4 @@
-"""What stands in for a base's linear layers: the same layers, and the adapters that each row takes."""
+"""LoRA linear layers, which replace those of a base: the same layers, plus the adapters of each row."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class LinearGroup:
-    """Layers that share an input, and the adapters on the device for them.
+    """Linear layers that share an input (q, k and v, say), and the adapters on the device for them.
 
-    The first member called with an input computes all members; the others hand out what is there.
+    The first member that is called with an input computes the outputs of all members; the others return theirs.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class LinearGroup:
         self._outputs: dict[int, Tensor] = {}
 
     def __call__(self, x: Tensor, member: int) -> Tensor:
-        """The member's output for ``x`` [..., in]: base plus adapters."""
+        """Output [..., out] of one member, given by index, for ``x`` [..., in]: base plus adapters."""
         if x is not self._input or member not in self._outputs:
             outputs = self._compute(x.reshape(-1, self.shape.inputs))
             self._outputs = {i: y.view(*x.shape[:-1], y.shape[-1]) for i, y in enumerate(outputs)}
@@ -44,7 +44,7 @@ class LinearGroup:
     def _compute(self, x: Tensor) -> list[Tensor]:
         outputs = self.base(x)
         mapping = self.pool.mapping
-        assert not mapping.targets or x.shape[0] == mapping.rows, "the mapping is another step's"
+        assert not mapping.targets or x.shape[0] == mapping.rows, "the LoRA mapping is not this step's"
         active = [i for i, name in enumerate(self.names) if name in mapping.targets]
         if active:
             self.lora.add(x, outputs, active, mapping)
@@ -52,7 +52,7 @@ class LinearGroup:
 
 
 class LoraLinear(nn.Module):
-    """Stands in for a linear layer of the base; adds what the current mapping says."""
+    """Replaces a linear layer of the base: adds the adapters of the pool's current LoRA mapping."""
 
     def __init__(self, group: LinearGroup, member: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class LoraLinear(nn.Module):
 
 
 def sibling_groups(layout: BaseLayout) -> list[tuple[str, ...]]:
-    """The layers of ``layout`` in groups that share an input; most are alone."""
+    """The names of the linear layers, grouped by the input that they share. Most are alone in their group."""
     groups: list[tuple[str, ...]] = []
     seen: set[str] = set()
     for name, (features, _) in layout.linears.items():

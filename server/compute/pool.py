@@ -1,4 +1,4 @@
-"""Adapters on the device: a pool of rank columns in pages, which every adapter owns some of."""
+"""Adapters on the device: a pool of rank columns, divided into pages. An adapter has as many as its rank needs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,19 +16,21 @@ from server.engine.slots import PAGE, pages_for
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """An adapter in the backend's layout and dtype, ready to be copied page by page."""
+    """An adapter in the backend's layout and dtype, in host memory, ready to be copied to the device."""
 
     rank: int
     groups: Mapping[str, PackedGroup]
-    """By the name of the group's first layer."""
+    """Name of a group's first layer -> the adapter's weights for the group."""
     targets: frozenset[str]
+    """Names of the linear layers that it changes."""
     nbytes: int
 
 
 class AdapterPool:
     """Device memory for adapters: ``pages`` pages of PAGE rank columns in every group of layers.
 
-    Memory is taken when the first adapter that needs it arrives: layers no adapter touches cost nothing.
+    A layer's memory is allocated when the first adapter with weights for it arrives, so layers that no adapter changes
+    cost nothing.
     """
 
     def __init__(self, pages: int, backend: Backend) -> None:
@@ -36,9 +38,9 @@ class AdapterPool:
         self.backend = backend
         self.groups: list[LinearGroup] = []
         self.mapping = LoraMapping()
-        """Of the current step."""
+        """Of the current step. Set before the model is called."""
         self.generation = 0
-        """Grows when memory is taken: what knows addresses in the pool has to look again."""
+        """Counts allocations. When it changes, addresses of the pool's tensors must be read again."""
         self._resident: dict[AdapterId, ResidentAdapter] = {}
 
     @property
@@ -48,11 +50,11 @@ class AdapterPool:
 
     @property
     def targets(self) -> frozenset[str]:
-        """Layers with memory for adapters. Only ever more."""
+        """Names of the layers that have memory for adapters. Memory is never freed, so it only grows."""
         return frozenset(group.names[i] for group in self.groups for i in group.lora.reserved)
 
     def install(self, model: nn.Module, layout: BaseLayout) -> None:
-        """Replace every layer of ``layout.linears`` in ``model`` by a LoraLinear over it."""
+        """Replace every layer of ``layout.linears`` in ``model`` with a LoraLinear."""
         for names in sibling_groups(layout):
             group = LinearGroup(names, [model.get_submodule(name) for name in names], layout, self)
             self.groups.append(group)
@@ -60,26 +62,26 @@ class AdapterPool:
                 model.set_submodule(name, LoraLinear(group, member))
 
     def reserve(self, packed: PackedAdapter) -> None:
-        """Take memory for layers that no adapter has touched before."""
+        """Allocate memory for layers that no adapter has had weights for before."""
         for group in self.groups:
             if group.names[0] in packed.groups and group.lora.reserve(packed.groups[group.names[0]]):
                 self.generation += 1
 
     def write(self, pages: Sequence[int], packed: PackedAdapter) -> None:
-        """Put an adapter into ``pages``, zeros where it has nothing: what they held is overwritten in every group."""
-        pairs = [pair for group in self.groups for pair in group.lora.tensors(packed.groups.get(group.names[0]))]
+        """Write an adapter to ``pages`` of every group, with zeros where it has no weights: nothing older remains."""
+        pairs = [pair for group in self.groups for pair in group.lora.copy_pairs(packed.groups.get(group.names[0]))]
         self.backend.write_pages(pages, pairs)
 
     def place(self, adapter: AdapterId, pages: tuple[int, ...], packed: PackedAdapter) -> None:
-        """From now on ``adapter`` is in ``pages``, or on its way there."""
+        """Record that ``adapter`` is in ``pages``, or on its way there."""
         self._resident[adapter] = ResidentAdapter(pages, packed.targets)
 
     def evict(self, adapter: AdapterId) -> None:
-        """Its pages belong to somebody else from now on; whoever gets them overwrites them."""
+        """Forget where ``adapter`` is. Its pages keep their contents until the next adapter overwrites them."""
         del self._resident[adapter]
 
     def pack(self, weights: AdapterWeights) -> PackedAdapter:
-        """Bring an adapter into the backend's layout and dtype, on the host. Safe on any thread."""
+        """Convert an adapter to the backend's layout and dtype, in host memory. Safe on any thread."""
         pages = pages_for(weights.spec.rank)
         groups = {
             group.names[0]: self._pack_group(group, weights, pages)
@@ -107,7 +109,7 @@ class AdapterPool:
 
 
 def page_runs(pages: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Pages that follow each other in the pool: the first, its place in ``pages``, and how many."""
+    """Runs of consecutive pages in ``pages``: the first page, its index in ``pages``, and how many."""
     offset = 0
     for end in range(1, len(pages) + 1):
         if end == len(pages) or pages[end] != pages[end - 1] + 1:

@@ -72,7 +72,7 @@ class TorchLora:
             self.b[i] = self._zeros(self.pages, *b.shape[1:])
         return bool(missing)
 
-    def tensors(self, packed: PackedGroup | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def copy_pairs(self, packed: PackedGroup | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """A and every B that has memory."""
         a, bs = packed or (None, (None,) * len(self.b))
         for pool, source in zip((self.a, *self.b), (a, *bs), strict=True):

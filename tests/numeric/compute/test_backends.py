@@ -194,7 +194,7 @@ def test_pages_are_written_as_the_reference_writes_them(
     lab, reference = Lab(backend, inputs), ReferenceBackend(backend.device, BF16)
     nothing = PackedAdapter(16, {}, frozenset(), 0)
     packed = lab.pool.pack(lab.weights[AdapterId(adapter)]) if adapter else nothing
-    pairs = list(lab.group.lora.tensors(packed.groups.get(lab.names[0])))
+    pairs = list(lab.group.lora.copy_pairs(packed.groups.get(lab.names[0])))
     for mine, _ in pairs:
         mine[list(pages)] = 1
     expected = [(mine.clone(), theirs) for mine, theirs in pairs]
