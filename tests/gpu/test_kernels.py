@@ -1,7 +1,7 @@
 """Triton's kernels at the shapes of an 8B model against the definition in float32, and bitsandbytes' NF4 products.
 
-The same kernels at small shapes, and the engine on them, are in ``tests/numeric/test_triton_*.py``, which run on a GPU
-where there is one.
+The same kernels at small shapes, and the engine on them, are in ``tests/numeric/compute/test_triton_*.py``, which run
+on a GPU where there is one.
 """
 
 import random
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bases.nf4 import Linear4bit, functional
-from server.compute.attention import AttentionParams
+from server.compute.attention import AttentionParams, PagedChunk
+from server.compute.lora_mapping import AdaptedRows
 from server.compute.reference.attention import attend_reference
 
 pytestmark = pytest.mark.gpu
@@ -63,7 +64,7 @@ def test_lora_of_64_adapters_captured_once_and_changed_under_the_graph() -> None
     x = torch.randn(ROWS, FEATURES, device="cuda", dtype=BF16)
     base = [torch.randn(ROWS, out, device="cuda", dtype=BF16) for out in OUTS]
     order = list(range(ROWS))
-    tiles = lora_tiles(parts(order), x.device)
+    tiles = lora_tiles(adapted_rows(order), x.device)
 
     def step() -> Tensor:
         ys = [y.clone() for y in base]
@@ -73,14 +74,14 @@ def test_lora_of_64_adapters_captured_once_and_changed_under_the_graph() -> None
     replay = CudaGraphs()(step)
     for seed in range(3):
         random.Random(seed).shuffle(order)
-        tiles.pages.copy_(lora_tiles(parts(order), x.device).pages)
+        tiles.pages.copy_(lora_tiles(adapted_rows(order), x.device).pages)
         expected = reference(x, a, bs, base, order)
         found = replay()
         assert (found.float() - expected).abs().max() < 0.02 * expected.abs().max()
         assert torch.equal(found, step()), "a replay is the step itself"
 
 
-def parts(order: list[int]) -> list[tuple[int, int, list[tuple[int, float]]]]:
+def adapted_rows(order: list[int]) -> list[AdaptedRows]:
     """Row i takes adapter order[i]."""
     return [(i, 1, [(RANK_PAGES * n, 1.0), (RANK_PAGES * n + 1, 1.0)]) for i, n in enumerate(order)]
 
@@ -116,8 +117,8 @@ def test_attention_at_the_shapes_of_an_8b_model(context: int, new: int) -> None:
     keys, values = (torch.randn(sequences * count, size, 8, 128, device="cuda", dtype=BF16) for _ in range(2))
     q = torch.randn(sequences * new, 32, 128, device="cuda", dtype=BF16)
     k, v = (torch.randn(sequences * new, 8, 128, device="cuda", dtype=BF16) for _ in range(2))
-    tiles = attention_tiles([(i * new, new, context - new, blocks[i]) for i in range(sequences)], 4, q.device)
-    out = attend(q, k, v, (keys, values), tiles, 128**-0.5, None, None)
+    tiles = attention_tiles([PagedChunk(i * new, new, context - new, blocks[i]) for i in range(sequences)], 4, q.device)
+    out = attend(q, k, v, (keys, values), tiles, AttentionParams(128**-0.5))
     for i in range(sequences):
         whole = [t[blocks[i]].flatten(0, 1)[:context] for t in (keys, values)]
         mine = slice(i * new, (i + 1) * new)

@@ -45,10 +45,14 @@ def test_waiting_is_noticed() -> None:
 @pytest.mark.parametrize("adapters", [0, 3])
 @pytest.mark.parametrize("new", [1, 9], ids=["decode", "prefill"])
 def test_a_step_waits_once(bench: Bench, new: int, adapters: int) -> None:
+    from server.compute.cuda.backend import CudaForward
+
     batch = bench.batch(len(PARAMS), adapters, 30, new)
     for chunk, params in zip(batch.chunks, PARAMS, strict=True):
         chunk.sequence.sampling = params
     for _ in range(2):
         bench.runner.run(batch)  # compiles, captures
     assert len(waits(lambda: bench.runner.run(batch))) == 1
-    assert (bench.runner.padded is not None and bench.runner.padded.serves(batch, bench.runner.resident)) == (new == 1)
+    forward = bench.runner.forward
+    assert isinstance(forward, CudaForward)
+    assert forward.padded.supports(batch, bench.runner.resident) == (new == 1)

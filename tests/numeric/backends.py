@@ -22,7 +22,7 @@ def on_test_device(module: Any, dtype: torch.dtype) -> Backend:
             pytest.skip(reason)
         from server.compute.cuda.backend import CudaBackend
 
-        return CudaBackend(DEVICE, dtype, lambda run: run)
+        return CudaBackend(DEVICE, dtype, lambda step: step)
     reason = module.unsupported_reason(CPU)
     if reason:
         pytest.skip(reason)

@@ -10,19 +10,19 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 
-from server.compute.cuda import attention, lora, rows
+from server.compute.cuda import attention, fused_ops, lora
 
 POINTERS = {
     "tokens": (
-        *("x", "a", "q", "k", "v", "keys", "values", *(f"{s}{i}" for s in "by" for i in range(3))),
+        *("x", "a", "q", "k", "v", "key_cache", "value_cache", *(f"{s}{i}" for s in "by" for i in range(3))),
         *("delta", "weight", "cosine", "sine", "q_norm", "k_norm", "gate", "up"),
     ),
-    "*fp32": ("h", "weights", "peaks", "parts"),
+    "*fp32": ("h", "weights", "stats", "partial"),
     "*i32": ("tiles", "pages", "blocks"),
 }
 """Type -> parameters. ``tokens``: what has the model's dtype."""
 NUMBERS = {"scale": "fp32", "eps": "fp32"}
-SHAPE = {"size": 16, "kv_heads": 8, "width": 128, "wide": 128}
+SHAPE = {"size": 16, "kv_heads": 8, "head_dim": 128, "block_d": 128}
 
 
 def compile_kernel(kernel, dtype: str, capability: int, constants, **types: str) -> None:
@@ -41,25 +41,26 @@ def compile_kernel(kernel, dtype: str, capability: int, constants, **types: str)
 def main() -> None:
     """All kernels at the shapes of an 8B Llama."""
     for (dtype, dot), capability in itertools.product((("bf16", tl.bfloat16), ("fp16", tl.float16)), (80, 90)):
-        group = {"features": 4096, "members": 3, "splits": 2, "lanes": lora.LANES, "dot": dot}
-        for kernel, width in (
-            *((lora._shrink_rows, 512), (lora._shrink_tiles, 128)),
-            *((lora._expand_rows, 256), (lora._expand_tiles, 128)),
+        group = {"features": 4096, "members": 3, "splits": 2, "row_programs": lora.ROW_PROGRAMS, "dot": dot}
+        for kernel, block in (
+            *((lora._shrink_decode_kernel, {"block_in": 512}), (lora._shrink_prefill_kernel, {"block_in": 128})),
+            *((lora._expand_decode_kernel, {"block_out": 256}), (lora._expand_prefill_kernel, {"block_out": 128})),
         ):
-            compile_kernel(kernel, dtype, capability, {**group, "width": width})
-        compile_kernel(attention._write, dtype, capability, {**SHAPE, "height": 16})
-        how = {**SHAPE, "group": 4, "window": 100, "softcap": 30.0, "dot": dot}
-        chunk, single = {"height": 16, "columns": 64, "splits": 1}, {"height": 1, "columns": 16, "splits": 16}
-        compile_kernel(attention._attend, dtype, capability, {**how, **chunk}, out="tokens")
-        compile_kernel(attention._attend, dtype, capability, {**how, **single}, out="*fp32")
-        compile_kernel(
-            attention._combine, dtype, capability, {**SHAPE, "heads": 32, "splits": 16, "window": 0}, out="tokens"
-        )
-        norm = {"features": 4096, "wide": 4096, "add": True}
-        compile_kernel(rows._norm, dtype, capability, norm, out="tokens")
-        heads = {"heads": 32, "kv_heads": 8, "width": 128, "wide": 64, "normed": True}
-        compile_kernel(rows._rotate, dtype, capability, heads)
-        compile_kernel(rows._gate, dtype, capability, {"features": 14336, "width": rows.WIDTH}, out="tokens")
+            compile_kernel(kernel, dtype, capability, group | block)
+        compile_kernel(attention._write_kv_kernel, dtype, capability, {**SHAPE, "block_rows": 16})
+        constants = {**SHAPE, "group": 4, "window": 100, "softcap": 30.0, "dot": dot}
+        prefill = {"tile_rows": 16, "block_queries": 64, "splits": 1}
+        decode = {"tile_rows": 1, "block_queries": 16, "splits": 16}
+        compile_kernel(attention._attention_kernel, dtype, capability, constants | prefill, out="tokens")
+        compile_kernel(attention._attention_kernel, dtype, capability, constants | decode, out="*fp32")
+        splits = {**SHAPE, "heads": 32, "splits": 16, "window": 0}
+        compile_kernel(attention._combine_splits_kernel, dtype, capability, splits, out="tokens")
+        norm = {"features": 4096, "block": 4096, "add": True}
+        compile_kernel(fused_ops._rms_norm_kernel, dtype, capability, norm, out="tokens")
+        heads = {"heads": 32, "kv_heads": 8, "head_dim": 128, "block_half": 64, "normed": True}
+        compile_kernel(fused_ops._rotary_kernel, dtype, capability, heads)
+        gate = {"features": 14336, "block": fused_ops.BLOCK_FEATURES}
+        compile_kernel(fused_ops._silu_and_mul_kernel, dtype, capability, gate, out="tokens")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""What CUDA devices run besides torch's own operators: Triton kernels for LoRA, paged attention and what lies between a
-Llama's matrix products, decode steps as CUDA graphs, adapter copies on a stream of their own.
+"""The CUDA backend: Triton kernels for LoRA, paged attention and the small operations of Llama layers, decode steps as
+CUDA graphs, adapter copies in the background.
 
 Triton's interpreter (``TRITON_INTERPRET=1``, set before Triton is first imported) runs the same kernels on a CPU.
 """
@@ -15,20 +15,20 @@ log = logging.getLogger(__name__)
 
 
 def unsupported_reason(device: torch.device) -> str | None:
-    """Why it cannot compute on ``device``; where only Triton is missing, that is a warning in the log, too."""
+    """Why this backend cannot compute on ``device``. If only Triton is missing, logs a warning, too."""
     if device.type != "cuda":
-        return "it is for CUDA devices"
+        return "it computes on CUDA devices only"
     if importlib.util.find_spec("triton") is None:
         log.warning(
-            "Triton is not installed: LoRA and attention run as plain torch operators, and adapters are copied to the "
-            "device between steps, which is slower."
+            "Triton is not installed: LoRA and attention run as plain torch operators, and steps wait while adapters "
+            "are copied to the device, which is slower. Install triton to change that."
         )
         return "Triton is not installed"
     return None
 
 
 def make(device: torch.device, dtype: torch.dtype) -> Backend:
-    """Its backend."""
+    """The backend for ``device``, with activations, keys and values of ``dtype``."""
     from server.compute.cuda.backend import CudaBackend
     from server.compute.cuda.decode import CudaGraphs
 

@@ -1,4 +1,4 @@
-"""Computing on CUDA: Triton's kernels, and decode steps that are captured once and replayed."""
+"""The CUDA backend: Triton kernels, and decode steps as CUDA graphs."""
 
 from collections.abc import Mapping
 
@@ -19,45 +19,45 @@ from server.engine.sequence import Batch
 class CudaBackend(ReferenceBackend):
     """See :class:`server.compute.backend.Backend`.
 
-    On CUDA a 4-bit layer is bitsandbytes' ``gemm_4bit``: its fused kernel for few rows, dequantise and multiply for
-    many, by a table of its own over rows, shapes and architectures (0.50; for an 8B model on an H100 the border is 5
-    rows, 32 for gate and up). We have measured neither.
+    4-bit layers run as bitsandbytes' ``gemm_4bit``: its fused kernel for few rows; dequantise, then multiply, for many.
+    bitsandbytes (0.50) chooses by a table of rows, shapes and architectures: for an 8B model on an H100 the fused
+    kernel runs up to 5 rows, 32 for gate and up. We have not measured either.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, capture: Capture) -> None:
-        """``capture`` makes a decode step fast to repeat: :class:`~server.compute.cuda.decode.CudaGraphs`."""
+        """``capture``: makes a decode step fast to repeat, as :class:`~server.compute.cuda.decode.CudaGraphs` does."""
         super().__init__(device, dtype)
         self._capture = capture
 
     def group_lora(self, shape: GroupShape, pages: int) -> GroupLora:
-        """Triton's kernels."""
+        """By Triton kernels."""
         return TritonLora(shape, pages, self.device, self.dtype)
 
     def copier(self) -> AdapterCopier:
-        """On a stream of their own; Triton's interpreter has none."""
+        """One with a stream of its own; under Triton's interpreter, which has no streams, the reference's."""
         return StreamCopier(self.device) if self.device.type == "cuda" else super().copier()
 
     def kv_cache(self, shapes: Mapping[int, tuple[int, int]], blocks: int, size: int) -> KvCache:
-        """Attended by Triton's kernel."""
+        """With attention by a Triton kernel."""
         return TritonKvCache(shapes, blocks, size, self.device, self.dtype)
 
     def forward(self, model: ServedModel) -> Forward:
-        """Decode steps padded and captured, all others as they come."""
-        call = TritonDecoder.of(model.base.model, model.attention) or transformers_forward(model.base.model)
-        return CudaForward(model, call, self._capture)
+        """Decode steps are padded and captured; all others run eagerly."""
+        decoder = TritonDecoder.if_supported(model.base.model, model.attention)
+        return CudaForward(model, decoder or transformers_forward(model.base.model), self._capture)
 
 
 class CudaForward:
-    """Decode steps by a :class:`PaddedDecode` where it serves them, all others one by one."""
+    """Steps by a :class:`PaddedDecode` where it supports them, all others eagerly."""
 
-    def __init__(self, model: ServedModel, call: ModelForward, capture: Capture) -> None:
+    def __init__(self, model: ServedModel, forward: ModelForward, capture: Capture) -> None:
         self._resident = model.pool.resident
         longest = model.base.max_model_len
-        self._padded = PaddedDecode(call, model.pool, model.kv, longest, model.max_sequences, capture)
-        self._single = EagerForward(model, call)
+        self.padded = PaddedDecode(forward, model.pool, model.kv, longest, model.max_sequences, capture)
+        self._eager = EagerForward(model, forward)
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Logits [len(batch.sampled), vocabulary] float32; they may change with the next call."""
-        if self._padded.serves(batch, self._resident):
-            return self._padded.logits(batch, self._resident)
-        return self._single(batch)
+        """Logits [len(batch.sampled), vocabulary] float32, valid until the next call."""
+        if self.padded.supports(batch, self._resident):
+            return self.padded.logits(batch, self._resident)
+        return self._eager(batch)

@@ -1,8 +1,8 @@
-"""Adapters on their way to the device, beside the steps of others.
+"""Copies of adapters to the device, in the background of other requests' steps.
 
-An adapter of an 8B model is some hundred copies of a few MB each. They are started by a thread of their own, because
-starting them takes milliseconds of Python, and run on a stream of their own, because a copy from pinned memory needs no
-processor of the GPU. Nobody waits for them but a step whose rows need what is copied, and that on the device.
+An adapter of an 8B model takes some hundred copies of a few MB each. A thread of their own starts them, because that
+takes milliseconds of Python. They run on a stream of their own, because the copy engines of a GPU work beside its
+kernels. Only a step that uses the adapter waits for them, and it waits on the device.
 """
 
 from collections.abc import Callable
@@ -12,28 +12,28 @@ import torch
 
 
 class StreamCopy:
-    """One adapter under way."""
+    """The copy of one adapter. See :class:`server.compute.backend.AdapterCopy`."""
 
     def __init__(self, written: "Future[torch.cuda.Event]") -> None:
         self._written = written
 
     @property
     def arrived(self) -> bool:
-        """Whether all of it is there, or will never be: then :meth:`wait` says why."""
+        """Whether the copy is complete, or has failed: then :meth:`wait` raises."""
         return self._written.done() and (self._written.exception() is not None or self._written.result().query())
 
     @property
     def error(self) -> BaseException | None:
-        """What went wrong with it, once that is known."""
+        """Why the copy failed, once that is known."""
         return self._written.exception() if self._written.done() else None
 
     def wait(self) -> None:
-        """Let what the current stream is given from now on run after the copy. Raises what went wrong with it."""
+        """Make work queued on the current stream from now on run after the copy. Raises :attr:`error` if it failed."""
         torch.cuda.current_stream().wait_event(self._written.result())
 
 
 class StreamCopier:
-    """A stream and a thread for copies to ``device``, done in the order they are started."""
+    """A stream and a thread for copies to ``device``, which run in the order in which they are started."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -41,7 +41,7 @@ class StreamCopier:
         self._thread = ThreadPoolExecutor(1, "adapter-copies", torch.set_num_threads, (1,))
 
     def start(self, write: Callable[[], None]) -> StreamCopy:
-        """Run ``write`` on the stream, after all that the caller's stream has been given."""
+        """Run ``write`` on the stream, after all work that is queued on the caller's stream."""
         before = torch.cuda.current_stream(self._device).record_event()
         return StreamCopy(self._thread.submit(self._write, write, before))
 
@@ -53,5 +53,5 @@ class StreamCopier:
             return done
 
     def close(self) -> None:
-        """Finish what is under way."""
+        """Finish the copies that were started."""
         self._thread.shutdown()

@@ -1,4 +1,4 @@
-"""Keys and values that Triton's kernel attends over."""
+"""The KV cache of the CUDA backend: the reference's memory, with attention by a Triton kernel."""
 
 from torch import Tensor
 
@@ -12,24 +12,23 @@ class TritonKvCache(TorchKvCache):
     """See :class:`server.compute.backend.KvCache`."""
 
     def attention(self, batch: Batch) -> PagedAttention:
-        """By the kernel."""
+        """Attention by the kernel."""
         return TritonAttention(batch, self)
 
 
 class TritonAttention:
-    """One step's attention in the kernel's tiles."""
+    """Attention of one step. See :class:`server.compute.attention.PagedAttention`."""
 
     def __init__(self, batch: Batch, cache: TorchKvCache) -> None:
         self.batch = batch
         self.cache = cache
         self._tiles: dict[int, AttentionTiles] = {}
-        """Query heads that share a key -> tiles for that many."""
+        """Query heads that share a key -> the tiles of the batch for that many."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
-        """Q [T, H, D], k and v [T, KVH, D] -> [T, H, D]."""
+        """Write keys and values, then attend: q [T, H, D], k and v [T, KVH, D] -> [T, H, D]."""
         group = q.shape[1] // k.shape[1]
         if group not in self._tiles:
-            runs = paged_chunks(self.batch, self.cache.size)
-            self._tiles[group] = attention_tiles(runs, group, self.cache.device)
-        cache, tiles = self.cache.layers[layer], self._tiles[group]
-        return attend(q, k, v, cache, tiles, params.scale, params.window, params.softcap)
+            chunks = paged_chunks(self.batch, self.cache.size)
+            self._tiles[group] = attention_tiles(chunks, group, self.cache.device)
+        return attend(q, k, v, self.cache.layers[layer], self._tiles[group], params)

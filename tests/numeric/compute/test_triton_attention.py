@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.compute.attention import AttentionParams
+from server.compute.attention import AttentionParams, PagedChunk
 from server.compute.reference.attention import attend_reference
 from tests.numeric.interpreter import DEVICE, need_triton
 
 need_triton()
 
-from server.compute.cuda.attention import KEYS, SPLITS, attend, attention_tiles  # noqa: E402 (not where Triton is missing)
+from server.compute.cuda.attention import BLOCK_KEYS, KV_SPLITS, attend, attention_tiles  # noqa: E402 (not where Triton is missing)
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -63,10 +63,10 @@ class Cache:
     def ends(self, lengths: list[int], params: AttentionParams) -> tuple[Tensor, Tensor]:
         """The last rows of each sequence, so many: what the kernels give, and the definition's answer."""
         queries = [self.draw(n, self.heads) for n in lengths]
-        parts, new, expected = [], [], []
+        chunks, new, expected = [], [], []
         starts = accumulate(lengths, initial=0)
         for row, length, q, blocks, (k, v) in zip(starts, lengths, queries, self.blocks, self.contexts, strict=False):
-            parts.append((row, length, len(k) - length, blocks))
+            chunks.append(PagedChunk(row, length, len(k) - length, blocks))
             new.append((k[len(k) - length :], v[len(k) - length :]))
             expected.append(self.reference(q, k, v, params))
             for position in range(len(k) - length, len(k)):
@@ -74,10 +74,8 @@ class Cache:
                     whole[blocks[position // self.size], position % self.size] = torch.nan  # for attend() to write
         k, v = (torch.cat(t).to(DEVICE) for t in zip(*new, strict=True))
         q = torch.cat(queries).to(DEVICE).transpose(0, 1).contiguous().transpose(0, 1)  # as transformers gives it
-        tiles = attention_tiles(parts, self.heads // self.kv_heads, DEVICE)
-        return attend(q, k, v, self.store, tiles, params.scale, params.window, params.softcap).cpu(), torch.cat(
-            expected
-        )
+        tiles = attention_tiles(chunks, self.heads // self.kv_heads, DEVICE)
+        return attend(q, k, v, self.store, tiles, params).cpu(), torch.cat(expected)
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
         """The last len(q) rows over a context [L, KVH, D], by the definition."""
@@ -99,7 +97,7 @@ def check(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_decode_and_prefill(dtype: torch.dtype, params: AttentionParams) -> None:
     torch.manual_seed(0)
-    cache = Cache(dtype=dtype).fill([1, 3, 77, KEYS + 9, 30, 96])
+    cache = Cache(dtype=dtype).fill([1, 3, 77, BLOCK_KEYS + 9, 30, 96])
     check(*cache.ends([1, 1, 1, 1, 30, 40], params), dtype)
 
 
@@ -110,10 +108,10 @@ def test_heads_and_blocks_of_any_size(shape: tuple[int, int, int, int]) -> None:
     check(*cache.ends([1, 1, 7], PLAIN), torch.float32)
 
 
-@pytest.mark.parametrize("window", [None, 2 * KEYS], ids=["all", "window"])
+@pytest.mark.parametrize("window", [None, 2 * BLOCK_KEYS], ids=["all", "window"])
 def test_a_lone_row_with_more_keys_than_its_splits_take_at_once(window: int | None) -> None:
     torch.manual_seed(0)
-    cache = Cache(2, 1, 16).fill([(SPLITS + 2) * KEYS + 5])
+    cache = Cache(2, 1, 16).fill([(KV_SPLITS + 2) * BLOCK_KEYS + 5])
     check(*cache.ends([1], AttentionParams(0.2, window)), torch.float32)
 
 
@@ -129,12 +127,13 @@ def test_a_row_does_not_depend_on_the_rest_of_the_batch(lengths: list[int], dtyp
         queries = [cache.draw(n, cache.heads) for n in lengths]
         chosen = [0, 1, 2] if alone is None else [alone]
         starts = accumulate((lengths[i] for i in chosen), initial=0)
-        parts = [
-            (row, lengths[i], contexts[i] - lengths[i], cache.blocks[i]) for row, i in zip(starts, chosen, strict=False)
+        chunks = [
+            PagedChunk(row, lengths[i], contexts[i] - lengths[i], cache.blocks[i])
+            for row, i in zip(starts, chosen, strict=False)
         ]
         k, v = (torch.cat([cache.contexts[i][side][-lengths[i] :] for i in chosen]).to(DEVICE) for side in (0, 1))
         q = torch.cat([queries[i] for i in chosen]).to(DEVICE)
-        found.append(attend(q, k, v, cache.store, attention_tiles(parts, 2, DEVICE), 0.2, None, None))
+        found.append(attend(q, k, v, cache.store, attention_tiles(chunks, 2, DEVICE), PLAIN))
     assert torch.equal(found[0], torch.cat(found[1:]))
 
 
@@ -147,9 +146,9 @@ def test_where_a_prompt_is_cut_does_not_matter() -> None:
     for cuts in ([0, 150], [0, 37, 39, 120, 150]):
         rows = []
         for start, end in pairwise(cuts):
-            tiles = attention_tiles([(0, end - start, start, blocks[: -(-end // cache.size)])], 2, DEVICE)
+            tiles = attention_tiles([PagedChunk(0, end - start, start, blocks[: -(-end // cache.size)])], 2, DEVICE)
             of = [t[start:end].to(DEVICE) for t in (q, k, v)]
-            rows.append(attend(*of, cache.store, tiles, 0.2, None, None))
+            rows.append(attend(*of, cache.store, tiles, PLAIN))
         whole.append(torch.cat(rows))
     torch.testing.assert_close(whole[0], whole[1], rtol=1e-6, atol=1e-6)  # the interpreter's products are numpy's
 
@@ -164,7 +163,10 @@ def test_what_is_behind_the_end_or_a_strangers_is_not_read_and_a_nan_does_not_di
             t[block] = torch.nan
         t[cache.blocks[0][-1], 1:] = torch.nan
     q, k, v = (cache.draw(2 * length, heads).to(DEVICE) for heads in (4, 2, 2))
-    parts = [(0, length, 9 - length, cache.blocks[0]), (length, length, 5 - length, cache.blocks[1])]
-    out = attend(q, k, v, cache.store, attention_tiles(parts, 2, DEVICE), 0.2, None, None)
+    chunks = [
+        PagedChunk(0, length, 9 - length, cache.blocks[0]),
+        PagedChunk(length, length, 5 - length, cache.blocks[1]),
+    ]
+    out = attend(q, k, v, cache.store, attention_tiles(chunks, 2, DEVICE), PLAIN)
     assert out[:length].isfinite().all()
     assert not out[length:].isfinite().any()

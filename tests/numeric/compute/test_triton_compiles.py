@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-LORA = {"_shrink_rows", "_shrink_tiles", "_expand_rows", "_expand_tiles"}
-KERNELS = LORA | {"_write", "_attend", "_combine", "_norm", "_rotate", "_gate"}
+LORA = {"_shrink_decode_kernel", "_shrink_prefill_kernel", "_expand_decode_kernel", "_expand_prefill_kernel"}
+ATTENTION = {"_write_kv_kernel", "_attention_kernel", "_combine_splits_kernel"}
+KERNELS = LORA | ATTENTION | {"_rms_norm_kernel", "_rotary_kernel", "_silu_and_mul_kernel"}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

@@ -1,4 +1,4 @@
-"""Padded steps: rows of padding leave no trace, whatever the step before had in their place; and what is captured."""
+"""Padded decode steps: padding rows change nothing, whatever the step before had in their place. What is captured."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tests.numeric.interpreter import DEVICE, need_triton
 need_triton()
 
 from server.compute.cuda.backend import CudaBackend  # noqa: E402 (not where Triton is missing)
-from server.compute.cuda.decode import Capture, DecodeBuffers, PaddedDecode, Run  # noqa: E402
+from server.compute.cuda.decode import Capture, DecodeBuffers, PaddedDecode, Step  # noqa: E402
 from server.compute.cuda.lora import add_lora  # noqa: E402
 
 RESIDENT: ResidentAdapters = {AdapterId("a"): ResidentAdapter((0, 2), frozenset({"q"}))}
@@ -49,7 +49,7 @@ def test_padding_after_a_full_step() -> None:
     x, y = torch.randn(2, 4, 16, device=DEVICE)
     before = y.clone()
     a, b = torch.randn(3, 1, 8, 16, device=DEVICE), torch.randn(3, 8, 16, device=DEVICE)
-    add_lora(x, a, [b], [y], buffers.tiles)
+    add_lora(x, a, [b], [y], buffers.lora_tiles)
     expected = 0.5 * sum((x[:2] @ a[page, 0].T) @ b[page] for page in (0, 2))
     torch.testing.assert_close(y[:2] - before[:2], expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(y[2:], before[2:])
@@ -58,16 +58,18 @@ def test_padding_after_a_full_step() -> None:
 def padded(capture: Capture) -> PaddedDecode:
     """Steps of up to 16 rows, of a model whose logits are the token it was given."""
 
-    def call(ids: Tensor, positions: Tensor, paged: PagedAttention, keep: Tensor | int) -> Tensor:
+    def forward(ids: Tensor, positions: Tensor, paged: PagedAttention, keep: Tensor | int) -> Tensor:
         return ids[0].unsqueeze(1).float()
 
     backend = CudaBackend(DEVICE, torch.float32, capture)
-    return PaddedDecode(call, AdapterPool(4, backend), backend.kv_cache({0: (1, 16)}, 8, BLOCK), 2 * BLOCK, 16, capture)
+    return PaddedDecode(
+        forward, AdapterPool(4, backend), backend.kv_cache({0: (1, 16)}, 8, BLOCK), 2 * BLOCK, 16, capture
+    )
 
 
-def served(decode: PaddedDecode, rows: int) -> bool:
-    """Whether a batch of so many rows is, and then rightly."""
-    if not decode.serves(batch(rows), RESIDENT):
+def is_decoded(decode: PaddedDecode, rows: int) -> bool:
+    """Whether a batch of so many rows is supported, and gets its logits."""
+    if not decode.supports(batch(rows), RESIDENT):
         return False
     return decode.logits(batch(rows), RESIDENT).tolist() == [[5.0 + i] for i in range(rows)]
 
@@ -75,15 +77,15 @@ def served(decode: PaddedDecode, rows: int) -> bool:
 def test_where_memory_lacks_what_was_captured_stays(caplog: pytest.LogCaptureFixture) -> None:
     attempts = []
 
-    def short(run: Run) -> Run:
-        attempts.append(run().shape[0])
+    def lacking(step: Step) -> Step:
+        attempts.append(step().shape[0])
         if attempts[-1] == 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return run
+        return step
 
-    decode = padded(short)
-    assert all(served(decode, rows) for rows in (8, 2, 4))
-    assert [rows for rows in range(1, 17) if served(decode, rows)] == [1, 2, 5, 6, 7, 8]
+    decode = padded(lacking)
+    assert all(is_decoded(decode, rows) for rows in (8, 2, 4))
+    assert [rows for rows in range(1, 17) if is_decoded(decode, rows)] == [1, 2, 5, 6, 7, 8]
     assert attempts == [8, 2, 4, 1], "smaller ones may find memory; those that cannot are not tried again"
     [record] = caplog.records
     assert record.levelname == "WARNING"
@@ -93,10 +95,10 @@ def test_where_memory_lacks_what_was_captured_stays(caplog: pytest.LogCaptureFix
 
 
 def test_a_model_that_cannot_be_captured_is_tried_once(caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(run: Run) -> Run:
+    def refuse(step: Step) -> Step:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     decode = padded(refuse)
-    assert served(decode, 8), "by the step as it is"
-    assert not any(served(decode, rows) for rows in range(1, 17))
+    assert is_decoded(decode, 8), "by the uncaptured step"
+    assert not any(is_decoded(decode, rows) for rows in range(1, 17))
     assert [record.levelname for record in caplog.records] == ["ERROR"]

@@ -4,7 +4,7 @@ On a CPU the kernels are interpreted, and capturing a step gives the step itself
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from tests.tiny import ARCHITECTURES
 need_triton()
 
 from server.compute.cuda.backend import CudaBackend  # noqa: E402 (not where Triton is missing)
-from server.compute.cuda.decode import Capture, CudaGraphs, Run  # noqa: E402
+from server.compute.cuda.decode import Capture, CudaGraphs, Step  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -36,13 +36,13 @@ class Captures:
     """Captures steps as the engine would, and counts what is captured and what is replayed."""
 
     def __init__(self) -> None:
-        self.capture: Callable[[Run], Run] = CudaGraphs() if DEVICE.type == "cuda" else lambda run: run
+        self.capture: Capture = CudaGraphs() if DEVICE.type == "cuda" else lambda step: step
         self.made = 0
         self.replays = 0
 
-    def __call__(self, run: Run) -> Run:
+    def __call__(self, step: Step) -> Step:
         self.made += 1
-        replay = self.capture(run)
+        replay = self.capture(step)
 
         def counted() -> Tensor:
             self.replays += 1
@@ -91,7 +91,7 @@ def test_chunks_and_evictions(tmp_path: Path, tmp_path_factory: pytest.TempPathF
 def test_a_step_that_cannot_be_captured_runs_uncaptured_and_says_so(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(run: Run) -> Run:
+    def refuse(step: Step) -> Step:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     lab, rng = make_lab("llama", tmp_path_factory.mktemp("llama"), DEVICE.type), random.Random(3)

@@ -15,7 +15,7 @@ from tests.tiny import tiny_model
 need_triton()
 
 from server.compute.cuda.decoder import TritonDecoder  # noqa: E402 (not where Triton is missing)
-from server.compute.cuda.rows import WIDTH, gated_silu, rms_norm, rotate  # noqa: E402
+from server.compute.cuda.fused_ops import BLOCK_FEATURES, apply_rotary, rms_norm, silu_and_mul  # noqa: E402
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 2e-2}
@@ -86,7 +86,7 @@ def test_rotary_positions(shape: tuple[int, int, int], dtype: torch.dtype, norme
         before = [norm(t) for norm, t in zip(norms, before, strict=True)]
     expected = apply_rotary_pos_emb(*(t.transpose(0, 1)[None] for t in before), cosine[None], sine[None])
     expected = [t[0].transpose(0, 1).flatten(1) for t in expected]
-    rotate(q, k, (cosine, sine), (norms[0].weight, norms[1].weight) if normed else None, 1e-5)
+    apply_rotary(q, k, (cosine, sine), (norms[0].weight, norms[1].weight) if normed else None, 1e-5)
     for found, wanted in zip((q, k), expected, strict=True):
         check(found, wanted)
         if exactly(dtype) and not normed:
@@ -95,13 +95,13 @@ def test_rotary_positions(shape: tuple[int, int, int], dtype: torch.dtype, norme
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # numpy's, under the interpreter
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("features", [96, WIDTH + 7])
+@pytest.mark.parametrize("features", [96, BLOCK_FEATURES + 7])
 @torch.inference_mode()
 def test_gated_silu(features: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     gate, up = drawn(ROWS, 2 * features, dtype=dtype).split(features, dim=1)
     gate[0, :4] = torch.tensor([-100.0, 100.0, 0.0, -20.0])
-    check(gated_silu(gate, up), F.silu(gate) * up)
+    check(silu_and_mul(gate, up), F.silu(gate) * up)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -115,8 +115,8 @@ def test_a_row_does_not_depend_on_the_rest_of_the_batch(dtype: torch.dtype) -> N
 
     def results(rows: slice) -> list[Tensor]:
         a, b, c = x[rows].clone(), q[rows].clone(), k[rows].clone()
-        rotate(b, c, (angles[0][rows].contiguous(), angles[1][rows].contiguous()), norms, 1e-5)
-        return [rms_norm(a, weight, 1e-5, delta[rows]), a, b, c, gated_silu(x[rows], delta[rows])]
+        apply_rotary(b, c, (angles[0][rows].contiguous(), angles[1][rows].contiguous()), norms, 1e-5)
+        return [rms_norm(a, weight, 1e-5, delta[rows]), a, b, c, silu_and_mul(x[rows], delta[rows])]
 
     together = results(slice(None))
     for row in range(ROWS):
@@ -147,7 +147,7 @@ def test_a_models_forward(architecture: str) -> None:
     ids, positions = torch.randint(0, 200, (1, ROWS), device=DEVICE), torch.arange(3, 3 + ROWS, device=DEVICE)[None]
     keep, paged = torch.tensor([1, 4], device=DEVICE), Whole()
     expected = model(input_ids=ids, position_ids=positions, use_cache=False, paged=paged).logits[0]
-    decoder = TritonDecoder.of(model, paged.params)
+    decoder = TritonDecoder.if_supported(model, paged.params)
     assert decoder is not None
     torch.testing.assert_close(decoder(ids, positions, paged), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(decoder(ids, positions, paged, keep), expected[keep], rtol=1e-4, atol=1e-4)
@@ -156,13 +156,13 @@ def test_a_models_forward(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ["gemma2", "phi3"])
 def test_other_models_keep_their_modules(architecture: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    assert TritonDecoder.of(tiny_model(architecture), {}) is None
-    assert "not the layers of" in caplog.text
+    assert TritonDecoder.if_supported(tiny_model(architecture), {}) is None
+    assert "no kernels for the layers of" in caplog.text
 
 
 def test_norms_in_another_dtype_are_not_taken(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     model = tiny_model()
     model.model.norm.half()
-    assert TritonDecoder.of(model, {}) is None
+    assert TritonDecoder.if_supported(model, {}) is None
     assert "its norms are not in torch.float32" in caplog.text
