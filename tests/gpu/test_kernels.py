@@ -22,7 +22,7 @@ ROWS, RANK_PAGES, FEATURES, OUTS = 64, 2, 4096, (4096, 1024, 1024)
 
 
 def nf4(inputs: int, outputs: int) -> tuple[Linear4bit, Tensor]:
-    """A layer on the GPU, and its weights as they are after quantisation."""
+    """A quantised layer on the GPU, and its weights dequantised to float32."""
     layer = Linear4bit(inputs, outputs, bias=False, compute_dtype=BF16, quant_type="nf4")
     layer.weight.data = torch.randn(outputs, inputs, dtype=BF16) * 0.02
     layer = layer.to("cuda").eval().requires_grad_(requires_grad=False)
@@ -53,7 +53,7 @@ def test_nf4_products_can_be_captured(rows: int) -> None:
 
 
 @torch.inference_mode()
-def test_lora_of_64_adapters_captured_once_and_changed_under_the_graph() -> None:
+def test_a_captured_lora_step_replays_with_other_adapters() -> None:
     from server.compute.cuda.decode import CudaGraphs
     from server.compute.cuda.lora import add_lora, lora_tiles
 
@@ -87,7 +87,7 @@ def adapted_rows(order: list[int]) -> list[AdaptedRows]:
 
 
 def reference(x: Tensor, a: Tensor, bs: list[Tensor], base: list[Tensor], order: list[int]) -> Tensor:
-    """In float32, row by row."""
+    """The expected outputs, in float32, row by row."""
     rows = []
     for i, n in enumerate(order):
         own = slice(RANK_PAGES * n, RANK_PAGES * (n + 1))

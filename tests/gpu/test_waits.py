@@ -1,4 +1,4 @@
-"""A step makes the host wait for the device once: when it asks for the tokens."""
+"""In one step the host waits for the device once: to read the sampled tokens."""
 
 import warnings
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def bench() -> Bench:
 
 
 def waits(run: Callable[[], object]) -> list[str]:
-    """What torch says of each time the host waited."""
+    """torch's warning for each time that the host waited."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -37,7 +37,7 @@ def waits(run: Callable[[], object]) -> list[str]:
     return [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
 
 
-def test_waiting_is_noticed() -> None:
+def test_waits_are_counted() -> None:
     numbers = torch.ones(3, device="cuda")
     assert len(waits(lambda: (numbers.tolist(), torch.tensor([1, 2], device="cuda")))) == 2
 

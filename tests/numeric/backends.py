@@ -1,4 +1,4 @@
-"""Backends as the tests make them: each on the device that runs it here, Triton's under its interpreter if need be."""
+"""Backends in the tests: each on a device that it can use here; Triton under its interpreter without a GPU."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def on_test_device(module: Any, dtype: torch.dtype) -> Backend:
-    """The backend of a folder of ``server/compute``; skips the test where it cannot run."""
+    """The backend of ``module``, a folder of ``server/compute``. Skips the test if it cannot run here."""
     if module is cuda:
         if reason := triton_unsupported_reason():
             pytest.skip(reason)
@@ -31,7 +31,7 @@ def on_test_device(module: Any, dtype: torch.dtype) -> Backend:
 
 
 def nf4_layer(inputs: int, outputs: int, *, bias: bool = False) -> tuple[Linear4bit, Tensor]:
-    """A quantised layer and its weights as they are after quantisation, float32."""
+    """A quantised layer, and its weights dequantised to float32."""
     layer = Linear4bit(inputs, outputs, bias=bias, compute_dtype=BF16, quant_type="nf4")
     layer.weight.data = torch.randn(outputs, inputs, dtype=BF16) * 0.05
     if bias:

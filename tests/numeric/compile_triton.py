@@ -1,6 +1,6 @@
-"""Compiles every Triton kernel to machine code, for GPUs that need not be there. Run as a program: prints their names.
+"""Compiles every Triton kernel to machine code without a GPU, and prints their names. Run as a program.
 
-A process of its own, because under the interpreter nothing is compiled.
+In a process of its own, because the tests' process uses the interpreter, which compiles nothing.
 """
 
 import itertools
@@ -20,13 +20,13 @@ POINTERS = {
     "*fp32": ("h", "weights", "stats", "partial"),
     "*i32": ("tiles", "pages", "blocks"),
 }
-"""Type -> parameters. ``tokens``: what has the model's dtype."""
+"""Type -> names of parameters. ``tokens``: pointers to the model's dtype."""
 NUMBERS = {"scale": "fp32", "eps": "fp32"}
 SHAPE = {"size": 16, "kv_heads": 8, "head_dim": 128, "block_d": 128}
 
 
 def compile_kernel(kernel, dtype: str, capability: int, constants, **types: str) -> None:
-    """For bf16 or fp16 and a GPU's compute capability; pointers aligned to 16 bytes, integers to nothing."""
+    """Compile ``kernel`` for bf16 or fp16 and a compute capability. Pointers are aligned to 16 bytes."""
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     named = {name: kind for kind, names in POINTERS.items() for name in names} | NUMBERS | types
     signature = {n: "constexpr" if n in constants else named.get(n, "i32") for n in kernel.arg_names}
@@ -39,7 +39,7 @@ def compile_kernel(kernel, dtype: str, capability: int, constants, **types: str)
 
 
 def main() -> None:
-    """All kernels at the shapes of an 8B Llama."""
+    """Compile all kernels at the shapes of an 8B Llama."""
     for (dtype, dot), capability in itertools.product((("bf16", tl.bfloat16), ("fp16", tl.float16)), (80, 90)):
         group = {"features": 4096, "members": 3, "splits": 2, "row_programs": lora.ROW_PROGRAMS, "dot": dot}
         for kernel, block in (

@@ -1,4 +1,4 @@
-"""Where Triton's kernels run in these tests: on the GPU if there is one, else under Triton's interpreter on the CPU."""
+"""Triton in the tests: on the GPU if there is one, else under Triton's interpreter on the CPU."""
 
 import importlib.util
 import os

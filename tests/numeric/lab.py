@@ -1,4 +1,4 @@
-"""A lab: one architecture's adapters on disk, its oracle, and as many engines over it as a test wants."""
+"""What parity tests of one architecture share: adapters on disk, the oracle's answers, and a way to make engines."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from tests.tiny import save_variants, tiny_model
 
 @dataclass(frozen=True)
 class Lab:
-    """Made once a session: saving adapters and asking the oracle take most of these tests' time."""
+    """Made once a session, because saving adapters and running the oracle takes most of these tests' time."""
 
     architecture: str
     folders: Mapping[str, Path]

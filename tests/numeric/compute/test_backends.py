@@ -1,7 +1,7 @@
-"""Every way of computing against the definition, part by part: linear layers, LoRA, attention, sampling.
+"""Every backend in :data:`server.compute.BACKENDS` against the definition: linear layers, LoRA, attention.
 
-A backend that stands in :data:`server.compute.BACKENDS` is tested here by that. Whole forward passes are in
-``test_parity.py``, ``test_decoder.py`` and ``test_triton_engine.py``.
+Sampling is in ``test_sampler.py``; whole forward passes are in ``test_parity.py``, ``test_decoder.py`` and
+``test_triton_engine.py``.
 """
 
 from collections.abc import Sequence as Seq
@@ -52,7 +52,7 @@ def backend(module: object, request: pytest.FixtureRequest) -> Backend:
 @pytest.mark.parametrize("outputs", [(96, 32, 64), (48,)], ids=["usual", "odd"])
 @pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 40, 64, 130])
 @torch.inference_mode()
-def test_layers_multiply_by_their_own_weights(module: object, rows: int, outputs: tuple[int, ...]) -> None:
+def test_layers_in_a_group_keep_their_own_weights(module: object, rows: int, outputs: tuple[int, ...]) -> None:
     torch.manual_seed(rows)
     backend = on_test_device(module, BF16)
     layers = [nf4_layer(128, out, bias=out == 32) for out in outputs]
@@ -67,7 +67,7 @@ def test_layers_multiply_by_their_own_weights(module: object, rows: int, outputs
 
 
 class Lab:
-    """One group of three layers and adapters of several ranks on the device."""
+    """One group of three layers, with adapters of several ranks on the device."""
 
     outputs = (64, 32, 32)
     names = ("m.q_proj", "m.k_proj", "m.v_proj")
@@ -154,7 +154,7 @@ def test_lora_equals_the_loop_over_adapters(backend: Backend, lengths: list[int]
         for row, adaptation in enumerate(adaptations):
             changed = not torch.equal(output[row], lab.base(x, member)[row])
             targeted = any(lab.names[member] in lab.weights[a.id].tensors for a in adaptation)
-            assert changed == targeted, "a row without adapters here must be the base to the bit"
+            assert changed == targeted, "a row without adapters for this layer must equal the base to the bit"
 
 
 @torch.inference_mode()
@@ -171,11 +171,11 @@ def test_another_adapters_overflow_does_not_leak(module: object) -> None:
 
 
 @torch.inference_mode()
-def test_pages_that_change_hands_hold_nothing_of_the_last_owner(backend: Backend) -> None:
+def test_reused_pages_hold_nothing_of_the_adapter_before(backend: Backend) -> None:
     lab = Lab(backend)
     pages, _ = lab.pool.resident[AdapterId("2")]
     lab.pool.evict(AdapterId("2"))
-    lab.add(AdapterId("3"), 8, pages[:1], lab.names[:1])  # targets q only; the owner before it had k and v too
+    lab.add(AdapterId("3"), 8, pages[:1], lab.names[:1])  # targets q only; the adapter before had k and v, too
     batch, adaptations = rows_of([(one("3"),), (one("1"),)], [1, 1])
     x = torch.randn(2, 64, dtype=backend.dtype)
     for member, output in enumerate(lab.run(x, batch)):
@@ -255,7 +255,7 @@ def whole_context(q: Tensor, k: Tensor, v: Tensor, start: int, params: Attention
     return out
 
 
-def test_fused_attention_equals_its_definition_with_capped_scores_off() -> None:
+def test_fused_attention_without_softcap_equals_the_definition() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 2, 3, 16), torch.randn(2, 2, 40, 16), torch.randn(2, 2, 40, 16)
     mask = torch.zeros(2, 1, 1, 40).masked_fill_(torch.arange(40) > 30, -torch.inf)
@@ -266,8 +266,8 @@ def test_fused_attention_equals_its_definition_with_capped_scores_off() -> None:
 
 
 @torch.inference_mode()
-def test_a_key_that_is_not_finite_spoils_the_rows_that_see_it(module: object) -> None:
-    """So that their request fails instead of lying."""
+def test_a_key_that_is_not_finite_makes_rows_that_attend_to_it_not_finite(module: object) -> None:
+    """So that their requests fail instead of giving wrong answers."""
     backend = on_test_device(module, BF16)
     for bad in (torch.nan, torch.inf):
         cache = backend.kv_cache({0: (2, 64)}, 4, 16)
@@ -282,7 +282,7 @@ def test_a_key_that_is_not_finite_spoils_the_rows_that_see_it(module: object) ->
 
 
 @torch.inference_mode()
-def test_blocks_that_are_cleared_hold_zeros(backend: Backend) -> None:
+def test_cleared_blocks_hold_zeros(backend: Backend) -> None:
     cache = backend.kv_cache({0: (2, 64), 1: (1, 32)}, 4, 16)
     for layer in cache.layers.values():
         for stored in layer:

@@ -206,7 +206,7 @@ def test_a_step_that_finds_another_steps_mapping_stops(tmp_path: Path) -> None:
     lab.place("a", 16, (3, 9), "proj")
     lab.runner.forward = lab.modules
     lab.logits(ADAPTERS[:2])
-    with pytest.raises(AssertionError, match="another step's"):
+    with pytest.raises(AssertionError, match="not this step's"):
         lab.runner._record_layers()
 
 

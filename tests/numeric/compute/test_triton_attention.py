@@ -1,4 +1,4 @@
-"""Paged attention as Triton kernels against the definition, compiled on a GPU or interpreted on the CPU."""
+"""Triton's paged attention against the definition: compiled on a GPU, else interpreted on the CPU."""
 
 import random
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ KINDS = {
 
 @dataclass
 class Cache:
-    """Sequences whose keys and values so far are written, in blocks anywhere."""
+    """A KV cache with sequences of random keys and values, in blocks that are scattered on purpose."""
 
     heads: int = 4
     kv_heads: int = 2
@@ -61,7 +61,7 @@ class Cache:
         return torch.randn(rows, heads, self.width).to(self.dtype)
 
     def ends(self, lengths: list[int], params: AttentionParams) -> tuple[Tensor, Tensor]:
-        """The last rows of each sequence, so many: what the kernels give, and the definition's answer."""
+        """Attend from the last ``lengths`` rows of each sequence: the kernels' result, and the definition's."""
         queries = [self.draw(n, self.heads) for n in lengths]
         chunks, new, expected = [], [], []
         starts = accumulate(lengths, initial=0)
@@ -71,19 +71,19 @@ class Cache:
             expected.append(self.reference(q, k, v, params))
             for position in range(len(k) - length, len(k)):
                 for whole in self.store:
-                    whole[blocks[position // self.size], position % self.size] = torch.nan  # for attend() to write
+                    whole[blocks[position // self.size], position % self.size] = torch.nan  # attend() writes it
         k, v = (torch.cat(t).to(DEVICE) for t in zip(*new, strict=True))
         q = torch.cat(queries).to(DEVICE).transpose(0, 1).contiguous().transpose(0, 1)  # as transformers gives it
         tiles = attention_tiles(chunks, self.heads // self.kv_heads, DEVICE)
         return attend(q, k, v, self.store, tiles, params).cpu(), torch.cat(expected)
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
-        """The last len(q) rows over a context [L, KVH, D], by the definition."""
+        """Attention of the last len(q) rows over a context [L, KVH, D], by the definition."""
         rows = torch.arange(len(k) - len(q), len(k)).unsqueeze(1)
-        seen = torch.arange(len(k)) <= rows
+        visible = torch.arange(len(k)) <= rows
         if params.window is not None:
-            seen &= torch.arange(len(k)) > rows - params.window
-        mask = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+            visible &= torch.arange(len(k)) > rows - params.window
+        mask = torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)
         wide_k, wide_v = (t.repeat_interleave(self.heads // self.kv_heads, 1).transpose(0, 1)[None] for t in (k, v))
         out = attend_reference(q.float().transpose(0, 1)[None], wide_k, wide_v, mask, params)
         return out[0].transpose(0, 1)
@@ -109,7 +109,7 @@ def test_heads_and_blocks_of_any_size(shape: tuple[int, int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("window", [None, 2 * BLOCK_KEYS], ids=["all", "window"])
-def test_a_lone_row_with_more_keys_than_its_splits_take_at_once(window: int | None) -> None:
+def test_a_decode_row_with_more_keys_than_its_splits_read_in_one_step(window: int | None) -> None:
     torch.manual_seed(0)
     cache = Cache(2, 1, 16).fill([(KV_SPLITS + 2) * BLOCK_KEYS + 5])
     check(*cache.ends([1], AttentionParams(0.2, window)), torch.float32)
@@ -137,7 +137,7 @@ def test_a_row_does_not_depend_on_the_rest_of_the_batch(lengths: list[int], dtyp
     assert torch.equal(found[0], torch.cat(found[1:]))
 
 
-def test_where_a_prompt_is_cut_does_not_matter() -> None:
+def test_how_a_prompt_is_chunked_does_not_matter() -> None:
     torch.manual_seed(0)
     cache = Cache().fill([150])
     ((k, v),), (blocks,) = cache.contexts, cache.blocks
@@ -155,7 +155,7 @@ def test_where_a_prompt_is_cut_does_not_matter() -> None:
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, under the interpreter
 @pytest.mark.parametrize("length", [1, 3], ids=["decode", "prefill"])
-def test_what_is_behind_the_end_or_a_strangers_is_not_read_and_a_nan_does_not_disappear(length: int) -> None:
+def test_other_sequences_and_later_positions_are_not_read_and_a_nan_stays_a_nan(length: int) -> None:
     torch.manual_seed(0)
     cache = Cache().fill([9, 5])
     for t in cache.store:

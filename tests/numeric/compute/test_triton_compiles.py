@@ -1,4 +1,4 @@
-"""What the interpreter accepts, the compiler need not: every kernel becomes machine code, GPU or no GPU."""
+"""Every Triton kernel compiles to machine code, without a GPU, too: the interpreter accepts more than the compiler."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ KERNELS = LORA | ATTENTION | {"_rms_norm_kernel", "_rotary_kernel", "_silu_and_m
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
+def test_kernels_compile_without_a_gpu(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.numeric.compile_triton"],

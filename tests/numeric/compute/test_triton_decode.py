@@ -74,7 +74,7 @@ def is_decoded(decode: PaddedDecode, rows: int) -> bool:
     return decode.logits(batch(rows), RESIDENT).tolist() == [[5.0 + i] for i in range(rows)]
 
 
-def test_where_memory_lacks_what_was_captured_stays(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_memory_to_capture_more_what_is_captured_stays(caplog: pytest.LogCaptureFixture) -> None:
     attempts = []
 
     def lacking(step: Step) -> Step:

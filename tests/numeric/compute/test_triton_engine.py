@@ -1,6 +1,6 @@
-"""The engine on Triton's kernels, decode steps padded and captured: the answers are those of Hugging Face and PEFT.
+"""The engine on Triton's kernels, with decode steps padded and captured, answers as transformers and PEFT do.
 
-On a CPU the kernels are interpreted, and capturing a step gives the step itself.
+On a CPU the kernels are interpreted, and capturing a step returns the step itself.
 """
 
 import random
@@ -23,17 +23,17 @@ from server.compute.cuda.decode import Capture, CudaGraphs, Step  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    # numpy's, under the interpreter: rows of padding hold what was in their memory before
+    # numpy's, under the interpreter: padding rows hold uninitialised memory
     pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning"),
 ]
 
 MIXES: list[Mix] = [(), (("all", 0.7), ("odd", 0.3)), (("rslora", 1.0),), (("patterns", 1.0),)]
 USUAL = ("llama", "gemma2")
-"""Without and with windows and capped scores. An interpreted step takes most of a second: the others are slow."""
+"""Without and with windows and softcap. The others are slow tests: an interpreted step takes most of a second."""
 
 
 class Captures:
-    """Captures steps as the engine would, and counts what is captured and what is replayed."""
+    """Captures steps as on a GPU, and counts captures and replays."""
 
     def __init__(self) -> None:
         self.capture: Capture = CudaGraphs() if DEVICE.type == "cuda" else lambda step: step
@@ -52,7 +52,7 @@ class Captures:
 
 
 def triton(capture: Capture) -> CudaBackend:
-    """float32, on the interpreter where there is no GPU."""
+    """The CUDA backend in float32, under the interpreter where there is no GPU."""
     return CudaBackend(DEVICE, torch.float32, capture)
 
 

@@ -19,9 +19,9 @@ from server.compute.cuda.fused_ops import BLOCK_FEATURES, apply_rotary, rms_norm
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 2e-2}
-"""Of the largest value. The interpreter cuts bf16 off where a GPU rounds it; float16 shows whether roundings agree."""
-OTHER = 0.01
-"""Share of values that may be another number, float16: sums in another order, another exp."""
+"""Of the largest value. The interpreter truncates to bf16 where a GPU rounds; float16 shows whether roundings agree."""
+MAY_DIFFER = 0.01
+"""Share of float16 values that may differ at all: sums are in another order, and exp is another function."""
 ROWS = 5
 
 
@@ -30,11 +30,11 @@ def check(found: Tensor, expected: Tensor) -> None:
     assert found.dtype == dtype
     assert (found.float() - expected.float()).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
     if dtype == torch.float16:
-        assert (found != expected).float().mean() < OTHER
+        assert (found != expected).float().mean() < MAY_DIFFER
 
 
-def exactly(dtype: torch.dtype) -> bool:
-    """Whether kernels round to ``dtype`` here as torch does."""
+def rounds_as_torch(dtype: torch.dtype) -> bool:
+    """Whether kernels round to ``dtype`` as torch does; the interpreter truncates to bf16."""
     return dtype != torch.bfloat16 or DEVICE.type == "cuda"
 
 
@@ -64,7 +64,7 @@ def test_norm_of_a_sum(dtype: torch.dtype) -> None:
     norm, x, delta = norm_of(72, dtype), drawn(ROWS, 72, dtype=dtype), drawn(ROWS, 72, dtype=dtype)
     total = x + delta
     found = rms_norm(x, norm.weight, 1e-5, delta)
-    if exactly(dtype):
+    if rounds_as_torch(dtype):
         assert torch.equal(x, total)
     check(found, norm(total))
 
@@ -89,7 +89,7 @@ def test_rotary_positions(shape: tuple[int, int, int], dtype: torch.dtype, norme
     apply_rotary(q, k, (cosine, sine), (norms[0].weight, norms[1].weight) if normed else None, 1e-5)
     for found, wanted in zip((q, k), expected, strict=True):
         check(found, wanted)
-        if exactly(dtype) and not normed:
+        if rounds_as_torch(dtype) and not normed:
             assert torch.equal(found, wanted)
 
 
@@ -139,7 +139,7 @@ class Whole:
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3"])
 @torch.inference_mode()
-def test_a_models_forward(architecture: str) -> None:
+def test_the_decoder_equals_the_models_forward(architecture: str) -> None:
     torch.manual_seed(0)
     register()
     model = tiny_model(architecture).to(DEVICE)
@@ -154,13 +154,13 @@ def test_a_models_forward(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "phi3"])
-def test_other_models_keep_their_modules(architecture: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_models_of_other_shapes_keep_their_modules(architecture: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     assert TritonDecoder.if_supported(tiny_model(architecture), {}) is None
     assert "no kernels for the layers of" in caplog.text
 
 
-def test_norms_in_another_dtype_are_not_taken(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_with_norms_in_another_dtype_keeps_its_modules(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     model = tiny_model()
     model.model.norm.half()

@@ -1,4 +1,4 @@
-"""LoRA as Triton kernels against the plain loop, compiled on a GPU or interpreted on the CPU."""
+"""Triton's LoRA against a plain loop: compiled on a GPU, else interpreted on the CPU."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -26,12 +26,12 @@ MIXES: list[list[tuple[int, float]]] = [
     [(3, 1.0)],
     [(p, 0.3) for p in range(10, 19)],
 ]
-"""Pages and weights: of one page, of none, scattered, of two adapters in a mix, the first again, of many pages."""
+"""Pages and weights: one page, none, scattered pages, a mix of two adapters, the first again, many pages."""
 
 
 @dataclass
 class Group:
-    """Layers over one input and the columns of their adapters, random."""
+    """Layers over one input, with random weights of adapters in all pages."""
 
     a: Tensor
     bs: list[Tensor | None]
@@ -61,13 +61,13 @@ class Group:
 
 
 def adapted_rows(lengths: list[int]) -> list[AdaptedRows]:
-    """Chunks of these lengths with the MIXES in turn."""
+    """Chunks of these lengths, with the MIXES in turn."""
     starts = accumulate(lengths, initial=0)
     return [(start, n, MIXES[i % len(MIXES)]) for i, (start, n) in enumerate(zip(starts, lengths, strict=False))]
 
 
 def inputs(rows: int, group: Group) -> tuple[Tensor, list[Tensor]]:
-    """x, and what the base makes of it: views into one tensor, as a fused layer gives them."""
+    """x, and outputs of the base: views of one tensor, as a fused layer returns them."""
     dtype, features = group.a.dtype, group.a.shape[-1]
     x = torch.randn(rows, features).to(DEVICE, dtype)
     return x, list(torch.randn(rows, sum(group.outs)).to(DEVICE, dtype).split(group.outs, dim=1))
@@ -92,7 +92,7 @@ def test_rows_get_their_own_adapters(lengths: list[int], dtype: torch.dtype) -> 
         assert (y.float() - expected).abs().max() < TOLERANCE[dtype] * expected.abs().max()
         for start, rows, pages in adapted:
             same = torch.equal(y[start : start + rows], base[start : start + rows])
-            assert same == (not pages), "a row without adapters must stay the base to the bit, and no other"
+            assert same == (not pages), "rows without adapters, and only they, must equal the base to the bit"
 
 
 @pytest.mark.parametrize("lengths", [[1, 1], [4, 4]], ids=["decode", "prefill"])
@@ -106,7 +106,7 @@ def test_inputs_of_more_than_one_split(lengths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("missing", [(0,), (1,), (0, 2), (0, 1, 2)], ids=str)
-def test_layers_without_columns_stay_as_they_are(missing: tuple[int, ...]) -> None:
+def test_outputs_of_layers_without_adapters_stay_as_they_are(missing: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     group, adapted = Group.draw(32, (48, 16, 16), torch.float32, missing), adapted_rows([1, 1, 1, 5])
     x, outputs = inputs(8, group)
@@ -131,7 +131,7 @@ def test_a_row_does_not_depend_on_the_rest_of_the_batch(length: int, dtype: torc
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, under the interpreter
 @pytest.mark.parametrize("length", [1, 3], ids=["decode", "prefill"])
-def test_a_strangers_overflow_does_not_leak(length: int) -> None:
+def test_another_rows_overflow_does_not_leak(length: int) -> None:
     torch.manual_seed(0)
     group = Group.draw(32, (32, 16), torch.float16)
     group.a[5] = torch.inf
