@@ -19,7 +19,7 @@ BACKENDS: tuple[ModuleType, ...] = (cuda, cpu, reference)
 can compute anywhere."""
 
 
-def choose(device: torch.device, dtype: torch.dtype) -> Backend:
+def choose_backend(device: torch.device, dtype: torch.dtype) -> Backend:
     """The first of BACKENDS that can compute on ``device``, for activations, keys and values of ``dtype``."""
     for module in BACKENDS:
         reason = module.unsupported_reason(device)

@@ -54,7 +54,7 @@ def paged_attention(
     return out.unsqueeze(0), None
 
 
-def register() -> None:
+def register_attention() -> None:
     """Register :data:`IMPLEMENTATION` with transformers. Without a mask function: backends make their own masks."""
     AttentionInterface.register(IMPLEMENTATION, paged_attention)
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from adapters.format.spec import AdapterId
 from bases.base import Base
-from server.compute import choose
-from server.compute.attention import IMPLEMENTATION, LayerRecorder, register
+from server.compute import choose_backend
+from server.compute.attention import IMPLEMENTATION, LayerRecorder, register_attention
 from server.compute.backend import AdapterCopy, Backend, ServedModel
 from server.compute.lora_mapping import ResidentAdapters
 from server.compute.model_inputs import ModelInputs, call_model, transformers_forward
@@ -26,10 +26,10 @@ class Runner:
     def __init__(self, base: Base, settings: Settings, backend: Backend | None = None) -> None:
         """``backend``: how to compute; unless given, the fastest for the base's device."""
         self.base = base
-        self.backend = backend or choose(base.device, base.dtype)
+        self.backend = backend or choose_backend(base.device, base.dtype)
         self.pool = AdapterPool(pages_for(settings.rank_columns), self.backend)
         self.pool.install(base.model, base.layout)
-        register()
+        register_attention()
         base.model.set_attn_implementation(IMPLEMENTATION)
         layers = self._record_layers()
         self.room = kv_room(layers.shapes, self.pool.groups, base, settings)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from server.compute.attention import IMPLEMENTATION, AttentionParams, register
+from server.compute.attention import IMPLEMENTATION, AttentionParams, register_attention
 from tests.numeric.interpreter import DEVICE, need_triton
 from tests.tiny import tiny_model
 
@@ -141,7 +141,7 @@ class Whole:
 @torch.inference_mode()
 def test_the_decoder_equals_the_models_forward(architecture: str) -> None:
     torch.manual_seed(0)
-    register()
+    register_attention()
     model = tiny_model(architecture).to(DEVICE)
     model.set_attn_implementation(IMPLEMENTATION)
     ids, positions = torch.randint(0, 200, (1, ROWS), device=DEVICE), torch.arange(3, 3 + ROWS, device=DEVICE)[None]

@@ -11,7 +11,7 @@ from bases.base import Base, load_base, make_base
 from bases.errors import ConfigError
 from bases.nf4 import functional
 from bases.options import BaseOptions
-from server.compute import choose
+from server.compute import choose_backend
 from server.compute.attention import block_bytes
 from server.compute.pool import AdapterPool
 from server.compute.reference.backend import ReferenceBackend
@@ -38,7 +38,7 @@ def base() -> Base:
 def room(base: Base, free: int, monkeypatch: pytest.MonkeyPatch, **changes: object) -> tuple[int, str]:
     """Tokens, and the line about them, where ``free`` bytes are beside the adapters."""
     settings = Settings(**{"device": "cpu", "block_size": 16, **changes})
-    pool = AdapterPool(1, choose(base.device, base.dtype))
+    pool = AdapterPool(1, choose_backend(base.device, base.dtype))
     pool.install(base.model, base.layout)
     taken = adapter_bytes(pool.groups, settings, base.dtype)
     monkeypatch.setattr(machine, "free_memory", lambda device: free + taken)
