@@ -39,7 +39,7 @@ BLOCK_KEYS = 64
 KV_SPLITS = 16
 """Programs that share the keys of a decode row. Fixed, so that the order of summation is, too."""
 BLOCK_QUERIES = 64
-"""Queries in a prefill tile: rows times the query heads that share a key, unless there are more of these."""
+"""Queries in a prefill tile: rows times the query heads that share a key. At least one row, however many heads."""
 _TILE_FIELDS = tl.constexpr(TILE_FIELDS)
 _BLOCK_KEYS = tl.constexpr(BLOCK_KEYS)
 _LOG2_E = tl.constexpr(1.4426950408889634)

@@ -177,7 +177,7 @@ class PaddedDecode:
             self._stop_capturing(size, error)
         else:
             return kept[targets]
-        torch.cuda.empty_cache()  # now that the error is gone, whose frames keep the attempt's tensors alive
+        torch.cuda.empty_cache()  # the error is gone by now; its traceback kept the attempt's tensors alive
         return step
 
     def _stop_capturing(self, size: int, error: RuntimeError) -> None:

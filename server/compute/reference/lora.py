@@ -25,7 +25,7 @@ from server.compute.transfer import to_device
 from server.engine.slots import PAGE
 
 MAX_GAP = 16
-"""Up to so many pages of other adapters are computed and discarded, which is cheaper than two more products."""
+"""Pages of other adapters that a span may include. Discarding their columns is cheaper than two more products."""
 
 
 @dataclass(frozen=True, slots=True)
