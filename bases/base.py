@@ -76,7 +76,7 @@ def load_base(options: BaseOptions, say: Say = lambda _: None) -> Base:
     ConfigError or BaseRejected.
     """
     # Torch counts the machine's cores where a container's share is less.
-    torch.set_num_threads(min(torch.get_num_threads(), machine.cores()))
+    torch.set_num_threads(min(torch.get_num_threads(), machine.usable_cores()))
     device = _device(options.device)
     dtype = torch.float32 if options.dtype == "fp32" else torch.bfloat16
     source = find_source(options.model)

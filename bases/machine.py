@@ -1,12 +1,13 @@
-"""What this process may use: memory, processor cores, instruction sets. In a container that is less than the machine.
+"""What this process may use: memory, CPUs, caches and instruction sets. In a container that is less than the machine.
 
-A container's limits are those of its control groups (Linux cgroups, version 1 or 2), each of which lies within others
-that may be tighter. Functions take ``root``, under which ``/proc`` and ``/sys`` are looked for, so that tests can bring
-their own; what is missing there limits nothing.
+This is the one module that looks. A container's limits are those of its control groups (Linux cgroups, version 1 or
+2); they are nested, and the tightest counts. ``root`` is the folder that holds ``/proc`` and ``/sys``, so that tests
+can bring their own; a file that is missing there sets no limit.
 """
 
 import math
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,24 +23,24 @@ ROOT = Path("/")
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Main memory, in bytes."""
+    """Main memory in bytes."""
 
     total: int
     free: int
-    """What can still be taken; pages of files that the system only keeps in case they are read again count as free."""
+    """What can still be allocated. The page cache counts as free."""
     limit: Path | None = None
-    """The file that sets the limit, where a control group and not the machine does."""
+    """The file of the control group that sets the limit; None if the machine's memory is the limit."""
 
 
 def memory(root: Path = ROOT) -> Memory:
-    """The machine's memory, or that of the control group which has the least left."""
-    machine = psutil.virtual_memory()
+    """Return the machine's memory, or that of the control group with the least free."""
+    whole = psutil.virtual_memory()
     groups = (found for group in _groups("memory", root) for found in _group_memory(group))
-    return min((Memory(machine.total, machine.available), *groups), key=lambda found: found.free)
+    return min((Memory(whole.total, whole.available), *groups), key=lambda found: found.free)
 
 
 def free_memory(device: "torch.device") -> int:
-    """Bytes that can still be taken on ``device``."""
+    """Return how many bytes can still be allocated on ``device``."""
     if device.type == "cuda":
         import torch
 
@@ -47,30 +48,43 @@ def free_memory(device: "torch.device") -> int:
     return memory().free
 
 
-def cores(root: Path = ROOT) -> int:
-    """Physical cores that this process may keep busy: those it may run on, and no more than its share of time.
+def usable_cores(root: Path = ROOT) -> int:
+    """Return how many threads to compute with: the physical cores that this process may run on, within its CPU quota.
 
-    With more threads than its share of time is worth, a container is stopped for the rest of each tenth of a second.
+    A container whose threads use more than its quota is stopped for the rest of each period (0.1 s).
     """
-    usable = os.sched_getaffinity(0)
-    share = cpu_share(root)
-    physical = len({_siblings(processor, root) for processor in usable})
-    return physical if share is None else max(1, min(physical, math.floor(share)))
+    quota = cpu_quota(root)
+    physical = len({_siblings(cpu, root) for cpu in os.sched_getaffinity(0)})
+    return physical if quota is None else max(1, min(physical, math.floor(quota)))
 
 
-def cpu_share(root: Path = ROOT) -> float | None:
-    """Processors' worth of time that the control groups allow (``docker run --cpus``), None where they do not say."""
-    return min((share for group in _groups("cpu", root) for share in _group_shares(group)), default=None)
+def usable_cpus() -> int:
+    """Return how many logical CPUs this process may run on (``taskset``, cpusets), whatever its CPU quota."""
+    return len(os.sched_getaffinity(0))
+
+
+def total_cpus() -> int:
+    """Return how many logical CPUs the machine has, whether this process may use them or not."""
+    return psutil.cpu_count() or usable_cpus()
+
+
+def cpu_quota(root: Path = ROOT) -> float | None:
+    """Return how many CPUs the control groups allow (``docker run --cpus``); None where they set no limit."""
+    return min((quota for group in _groups("cpu", root) for quota in _group_quotas(group)), default=None)
 
 
 def instructions(root: Path = ROOT) -> frozenset[str]:
-    """Instruction sets of this processor as Linux names them, e.g. ``amx_bf16``. Empty where it is no x86."""
-    lines = _read(root / "proc/cpuinfo").splitlines()
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+    """Return the processor's instruction sets as Linux names them, e.g. ``amx_bf16``. Empty if it is not x86."""
+    return frozenset(_cpuinfo("flags", root).split())
+
+
+def processor_name(root: Path = ROOT) -> str:
+    """Return the processor's name, e.g. ``AMD EPYC``, or its architecture (``aarch64``) where Linux has no name."""
+    return _cpuinfo("model name", root) or platform.machine()
 
 
 def caches(root: Path = ROOT) -> list[str]:
-    """The first processor's caches, smallest first: ``["L1 data 48K", "L2 2048K", ...]``."""
+    """Return the first CPU's data caches, smallest first: ``["L1 data 48K", "L2 2048K", ...]``."""
     found = []
     for index in sorted(root.glob("sys/devices/system/cpu/cpu0/cache/index*")):
         level, kind, size = (_read(index / name).strip() for name in ("level", "type", "size"))
@@ -79,31 +93,38 @@ def caches(root: Path = ROOT) -> list[str]:
     return found
 
 
-def _siblings(processor: int, root: Path) -> str:
-    """A name for the core that a logical processor is part of."""
-    topology = root / f"sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
-    return _read(topology).strip() or f"only {processor}"
+def _cpuinfo(field: str, root: Path) -> str:
+    """Return a field of the first CPU in ``/proc/cpuinfo``; empty if it is not there."""
+    lines = _read(root / "proc/cpuinfo").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+
+
+def _siblings(cpu: int, root: Path) -> str:
+    """Return the logical CPUs that share a core with this one, as Linux lists them: the same text for all of them."""
+    topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+    return _read(topology).strip() or f"only {cpu}"
 
 
 def _group_memory(group: Path) -> Iterator[Memory]:
-    """One for each limit of a control group."""
+    """Yield the memory of a control group under each of its limits."""
     statistics = dict(line.split(maxsplit=1) for line in _read(group / "memory.stat").splitlines())
     used = _number(group / "memory.current") or _number(group / "memory.usage_in_bytes") or 0
     files = sum(
         int(statistics.get(f"total_{name}", statistics.get(name, 0))) for name in ("inactive_file", "active_file")
     )
     taken = max(0, used - files)
-    # memory.high does not kill, but what is over it is slowed down until nothing moves.
+    # Above memory.high Linux kills nothing, but slows the process down until it all but stops.
     for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
         limit = _number(group / name)
         if limit is not None:
             yield Memory(limit, max(0, limit - taken), group / name)
-    # Version 1 tells the limits of groups that a container does not see here.
-    if (around := statistics.get("hierarchical_memory_limit")) is not None:
-        yield Memory(int(around), max(0, int(around) - taken), group / "memory.stat")
+    # In version 1 this includes the limits of outer groups, whose files a container cannot see.
+    if (outer := statistics.get("hierarchical_memory_limit")) is not None:
+        yield Memory(int(outer), max(0, int(outer) - taken), group / "memory.stat")
 
 
-def _group_shares(group: Path) -> Iterator[float]:
+def _group_quotas(group: Path) -> Iterator[float]:
+    """Yield the CPU quotas of a control group, in CPUs (version 2, then version 1)."""
     quota, _, period = _read(group / "cpu.max").strip().partition(" ")
     if period and quota != "max":
         yield int(quota) / int(period)
@@ -113,7 +134,7 @@ def _group_shares(group: Path) -> Iterator[float]:
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
-    """Folders of the control groups that this process is in, from its own outwards (``man 7 cgroups``)."""
+    """Yield the folders of the control groups that this process is in, innermost first (``man 7 cgroups``)."""
     mine = {}
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -126,13 +147,13 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
         if name in mine and (not name or name in options.split(",")):
             folder = root / point.lstrip("/")
             own = PurePosixPath(mine[name])
-            # In a container's own namespace the paths are those of the machine outside, and lead nowhere here.
+            # Inside a container these can be paths of the host, which do not exist here.
             inside = own.relative_to(top) if own.is_relative_to(top) and ".." not in own.parts else PurePosixPath()
             yield from (folder / part for part in (inside, *inside.parents))
 
 
 def _number(file: Path) -> int | None:
-    """What a file of one number says; None for no such file, or ``max``."""
+    """Return the number in a file; None if there is no such file or it says ``max``."""
     text = _read(file).strip()
     return int(text) if text.lstrip("-").isdigit() else None
 

@@ -19,7 +19,7 @@ from loadtests.drive.registration import Registrar, Supply, find_peer, supplied
 from loadtests.drive.rounds import Round, run_closed, run_open
 from loadtests.drive.server_process import spawned
 from loadtests.errors import ServerUnusable
-from loadtests.machine import describe_machine, own_version
+from loadtests.machine import client_machine, client_version
 from loadtests.report.figures import figures, measured
 from loadtests.report.record import Record, Result, make_record
 from loadtests.report.table import number
@@ -58,10 +58,10 @@ class Bench:
                 url = URL(stack.enter_context(spawned(settings.spawn, folder)))
             server, results = interrupts.run(self._measure(url, settings.supply(folder)))
         about = {
-            "version": own_version(),
+            "version": client_version(),
             "started": started,
             "finished": time.strftime(CLOCK, time.gmtime()),
-            "machine": describe_machine(),
+            "machine": client_machine(),
             "server": server,
             "settings": settings.model_dump(mode="json", exclude={"url", "api_key"}),
         }

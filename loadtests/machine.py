@@ -1,31 +1,24 @@
-"""The machine the client runs on, as far as it tells."""
+"""The client's machine and version, as records of load tests keep them."""
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+from bases import machine
 
 
-def describe_machine() -> dict[str, object]:
-    """System, processor, cores this process may use, Python."""
+def client_machine() -> dict[str, object]:
+    """Return the operating system, the processor, the logical CPUs that this process may use, and Python's version."""
     return {
         "system": platform.platform(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "processor": machine.processor_name(),
+        "cores": machine.usable_cpus(),
         "python": platform.python_version(),
     }
 
 
-def own_version() -> str:
-    """Of the package these load tests came with; `unknown` where they run without it."""
+def client_version() -> str:
+    """Return the version of the installed package ``manylora``; ``unknown`` if it is not installed."""
     try:
         return version("manylora")
     except PackageNotFoundError:
         return "unknown"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

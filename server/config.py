@@ -239,7 +239,7 @@ class Settings(Options):
     @property
     def cpu_threads(self) -> int:
         """Threads for the model: ``threads``, or the physical cores this process may keep busy."""
-        return self.threads or machine.cores()
+        return self.threads or machine.usable_cores()
 
     @property
     def rank_columns(self) -> int:

@@ -90,9 +90,9 @@ def _device() -> str:
 
 
 def _cores(settings: Settings) -> str:
-    share = machine.cpu_share()
+    share = machine.cpu_quota()
     quota = "" if share is None else f", a share of {share:g} in this container"
-    return f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}{quota}; the model gets {settings.cpu_threads}"
+    return f"{machine.usable_cpus()} usable of {machine.total_cpus()}{quota}; the model gets {settings.cpu_threads}"
 
 
 def _limit(memory: machine.Memory) -> str:

@@ -29,7 +29,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 from adapters.format.spec import AdapterId, AdapterSpec, BaseLayout, LoraTarget
 from adapters.format.weights import AdapterWeights
 from bases.base import Base
-from loadtests.machine import describe_machine
+from loadtests.machine import client_machine
 from loadtests.micro.random_base import EIGHT_BILLION, TINY, random_base, step_bytes
 from server.compute.pool import PackedAdapter
 from server.config import Settings
@@ -295,7 +295,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         rows += peft_decode(random_base(config, device), options.context, max(3, options.repeats // 4))
     return {
         "schema": 1,
-        "machine": {**describe_machine(), "device": _name(device), "torch": torch.__version__},
+        "machine": {**client_machine(), "device": _name(device), "torch": torch.__version__},
         "settings": vars(options) | {"json": None},
         **{"bandwidth": rate, "bytes": asdict(floor), "rows": [asdict(row) for row in rows]},
         "disturbance": disturbed,

@@ -32,7 +32,7 @@ set_spin_count()
 import psutil  # noqa: E402 - OpenMP reads what was just set
 import torch  # noqa: E402
 
-from loadtests.machine import describe_machine  # noqa: E402
+from loadtests.machine import client_machine  # noqa: E402
 from training.data.dataset import Dataset, build_dataset  # noqa: E402
 from training.model.base import open_base  # noqa: E402
 from training.model.lora import new_peft_model  # noqa: E402
@@ -256,7 +256,7 @@ def _conclude(args: argparse.Namespace, speeds: dict[str, list[Speed]]) -> int:
     if args.json:
         runs = {way: [asdict(run) | {"tokens_per_second": run.rate} for run in found] for way, found in speeds.items()}
         work = {"steps": args.steps, "batch_size": args.batch_size, "threads": args.threads, "device": args.device}
-        figures = {"machine": describe_machine(), "work": work, "runs": runs, "ratios": ratios}
+        figures = {"machine": client_machine(), "work": work, "runs": runs, "ratios": ratios}
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0
 

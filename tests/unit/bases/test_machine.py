@@ -1,6 +1,7 @@
 """What a process may use, read from trees of control groups as Linux writes them, and from real ones."""
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -49,7 +50,7 @@ def test_a_container_of_version_2(tmp_path: Path) -> None:
     found = machine.memory(root)
     assert (found.total, found.free) == (300 * MIB, (300 - 250 + 120) * MIB)
     assert found.limit == root / "sys/fs/cgroup/memory.max"
-    assert machine.cpu_share(root) == 2.5
+    assert machine.cpu_quota(root) == 2.5
 
 
 def test_what_is_over_memory_high_is_not_there(tmp_path: Path) -> None:
@@ -69,8 +70,8 @@ def test_a_group_around_may_be_tighter(tmp_path: Path) -> None:
     }
     root = tree(tmp_path, "0::/pods/one\n", V2, files)
     assert machine.memory(root).free == 10 * MIB
-    assert machine.cpu_share(root) == 0.5
-    assert machine.cores(root) == 1
+    assert machine.cpu_quota(root) == 0.5
+    assert machine.usable_cores(root) == 1
 
 
 def test_a_container_of_version_1_that_sees_the_machine_s_paths(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_a_container_of_version_1_that_sees_the_machine_s_paths(tmp_path: Path) 
     }
     root = tree(tmp_path, "5:memory:/docker/0a1b\n2:cpu,cpuacct:/docker/0a1b\n", V1, files)
     assert machine.memory(root).free == (350 - 140) * MIB
-    assert machine.cpu_share(root) == 3
+    assert machine.cpu_quota(root) == 3
 
 
 def test_without_limits_there_is_the_machine(tmp_path: Path) -> None:
@@ -98,8 +99,8 @@ def test_without_limits_there_is_the_machine(tmp_path: Path) -> None:
     for root in (tree(tmp_path / "limits", "5:memory:/x\n2:cpu,cpuacct:/x\n", V1, files), tmp_path / "nothing"):
         found = machine.memory(root)
         assert (found.total, found.limit) == (psutil.virtual_memory().total, None)
-        assert machine.cpu_share(root) is None
-        assert machine.cores(root) == len(os.sched_getaffinity(0))
+        assert machine.cpu_quota(root) is None
+        assert machine.usable_cores(root) == len(os.sched_getaffinity(0))
 
 
 def test_threads_of_one_core_count_once(tmp_path: Path) -> None:
@@ -108,7 +109,8 @@ def test_threads_of_one_core_count_once(tmp_path: Path) -> None:
         topology = tmp_path / f"sys/devices/system/cpu/cpu{processor}/topology"
         topology.mkdir(parents=True)
         (topology / "thread_siblings_list").write_text(f"{usable[0]}-{usable[-1]}\n")
-    assert machine.cores(tmp_path) == 1
+    assert machine.usable_cores(tmp_path) == 1
+    assert machine.usable_cpus() == len(usable) <= machine.total_cpus()
 
 
 def test_a_processor_s_instructions_and_caches(tmp_path: Path) -> None:
@@ -117,8 +119,10 @@ def test_a_processor_s_instructions_and_caches(tmp_path: Path) -> None:
         "processor\t: 0\nmodel name\t: X\nflags\t\t: fpu avx2 amx_bf16\nbugs\t: none\n"
     )
     assert machine.instructions(tmp_path) == {"fpu", "avx2", "amx_bf16"}
+    assert machine.processor_name(tmp_path) == "X"
     (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd\n")
     assert machine.instructions(tmp_path) == frozenset()
+    assert machine.processor_name(tmp_path) == platform.machine()
     for index, (level, kind, size) in enumerate(
         [(1, "Data", "48K"), (1, "Instruction", "32K"), (2, "Unified", "2048K")]
     ):

@@ -185,7 +185,7 @@ def test_memory_for_keys_and_values_may_be_left_to_the_server(monkeypatch: pytes
 
 
 def test_threads_are_the_cores_a_process_may_keep_busy() -> None:
-    assert Settings().cpu_threads == machine.cores()
+    assert Settings().cpu_threads == machine.usable_cores()
     assert Settings(threads=7).cpu_threads == 7
 
 
