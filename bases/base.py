@@ -37,11 +37,21 @@ from bases.double_quant import double_quantise
 from bases.errors import BaseRejected, ConfigError
 from bases.file_modes import make_ordinary
 from bases.fingerprint import Identity, identify
-from bases.memory_check import QUANTISED, UNPACKED, WHOLE, check_memory
 from bases.model_source import ModelSource, find_source
 from bases.nf4 import Linear4bit
 from bases.options import BaseOptions
-from bases.preflight import check_gguf, check_source, check_tokenizer, context_length, read_tokenizer, reason
+from bases.preflight import (
+    LOADED,
+    QUANTISED,
+    UNPACKED,
+    check_gguf,
+    check_memory,
+    check_source,
+    check_tokenizer,
+    context_length,
+    read_tokenizer,
+    reason,
+)
 
 _FINGERPRINT = "fingerprint"
 """The file in a cached base that says what its contents must hash to."""
@@ -81,7 +91,7 @@ def load_base(options: BaseOptions, say: Say = lambda _: None) -> Base:
     dtype = torch.float32 if options.dtype == "fp32" else torch.bfloat16
     source = find_source(options.model)
     folder = _ready_folder(source, options, dtype, say)
-    check_memory(folder, WHOLE, device)
+    check_memory(folder, LOADED, device)
     say(f"loading {source.name} from {folder}")
     with _quiet(progress=False):
         model = _read_model(folder, dtype)

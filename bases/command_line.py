@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from bases.errors import ConfigError, ManyloraError
-from bases.option_errors import describe
+from bases.pydantic_errors import message_with_value
 
 if TYPE_CHECKING:
     import typer
@@ -72,7 +72,7 @@ class Options(BaseSettings):
         if not detail["loc"]:
             return str(detail["ctx"]["error"])
         name, *inside = map(str, detail["loc"])
-        return describe(detail, ".".join([places.get(name, cls.flag(name)), *inside]))
+        return message_with_value(detail, ".".join([places.get(name, cls.flag(name)), *inside]))
 
     @classmethod
     def flag(cls, field: str) -> str:

@@ -1,20 +1,30 @@
-"""What can be told of a model before its weights are read: serving, training and the doctor begin with it."""
+"""Checks of a model before its weights are read: files, config, tokenizer and memory. Serving, training and doctor
+begin with them.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from gguf import GGUFReader
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from bases import machine
 from bases.architecture import check_architecture, check_context
 from bases.errors import BaseRejected, ConfigError
 from bases.model_source import ModelSource
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+LOADED = 1.0
+"""Share of the weight files that is in memory in the end: all of it."""
+QUANTISED = 1 / 8
+"""The same for weights that are quantised while they are read, at least: float32 becomes 4 bits, layer by layer."""
+UNPACKED = 1 / 2
+"""The same for a GGUF file, at least: float32 becomes bfloat16, and all of it is in memory before it is saved."""
 _LFS = b"version https://git-lfs"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "*.tiktoken")
 
@@ -176,6 +186,24 @@ def _no_weights(folder: Path) -> str:
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def check_memory(weights: Path, share: float, device: torch.device) -> None:
+    """Raise ConfigError if ``share`` of the weights, a file or a folder of safetensors, does not fit on ``device``.
+
+    Without this check the system would kill the process.
+    """
+    files = [weights] if weights.is_file() else weights.glob("model*.safetensors")
+    needed = share * sum(file.stat().st_size for file in files)
+    free = machine.free_memory(device)
+    if needed <= free:
+        return
+    limit = machine.memory().limit if device.type == "cpu" else None
+    within = f" in this container, by {limit}" if limit else ""
+    raise ConfigError(
+        f"--model: the weights in {weights} need {needed / 2**30:.2f} GiB of memory, and {free / 2**30:.2f} GiB "
+        f"are free{within}; take a smaller model, or give it more memory"
+    )
 
 
 def check_gguf(file: Path) -> None:

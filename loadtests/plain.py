@@ -3,7 +3,6 @@
 import errno
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import aiohttp
 
@@ -37,39 +36,6 @@ def of_json(error: ValueError | RecursionError) -> str:
         case RecursionError():
             return "is nested too deeply"
     return f"is not JSON: {error}"
-
-
-def of_value(detail: Mapping[str, Any]) -> str:
-    """What pydantic found wrong with a value, without the value."""
-    context = detail.get("ctx", {})
-    match detail["type"]:
-        case "missing":
-            return "is missing"
-        case "value_error":
-            return str(context["error"])
-        case "greater_than_equal":
-            return f"must be at least {context['ge']:,}"
-        case "greater_than":
-            return f"must be more than {context['gt']:,}"
-        case "less_than_equal":
-            return f"must be at most {context['le']:,}"
-        case "literal_error":
-            return f"must be {context['expected']}"
-        case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
-            return "must be a whole number"
-        case "float_parsing" | "float_type" | "finite_number":
-            return "must be a finite number"
-        case "string_too_short" | "too_short":
-            return "must not be empty"
-        case "string_type":
-            return "must be a text"
-        case "list_type":
-            return "must be a list"
-        case "dict_type" | "model_type" | "model_attributes_type":
-            return "must be a JSON object"
-        case "json_invalid":
-            return "is not JSON"
-    return str(detail["msg"])
 
 
 def of_connection(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import SettingsConfigDict
 from yarl import URL
 
+from bases import pydantic_errors
 from bases.command_line import Given, Options, parse
 from loadtests import plain
 from loadtests.bounds import (
@@ -54,7 +55,7 @@ class _Options(Options):
     @classmethod
     def error_line(cls, detail: ErrorDetails, places: Mapping[str, str]) -> str:
         """One of pydantic's errors, as ``--count: must be at least 1 (got '0')``."""
-        message = plain.of_value(dict(detail))
+        message = pydantic_errors.message(detail)
         if not detail["loc"]:
             return message
         where, value = cls.flag(str(detail["loc"][0])), detail["input"]

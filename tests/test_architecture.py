@@ -48,7 +48,14 @@ FORBIDDEN = {
     "loadtests": OURS - {"loadtests"},
 }
 """Room -> top-level packages it must not import."""
-SHARED = ("bases.errors", "bases.interrupts", "bases.command_line", "bases.machine")
+SHARED = (
+    "bases.errors",
+    "bases.interrupts",
+    "bases.command_line",
+    "bases.machine",
+    "bases.gguf_layout",
+    "bases.pydantic_errors",
+)
 """Modules without torch that every room may import."""
 INSIDERS = "loadtests/micro/"
 """Benchmarks of one part, which import it; the other load tests use HTTP alone."""

@@ -166,7 +166,7 @@ def _base(
     if not isinstance(stored, dict) or not isinstance(trained_on, dict) or not {"model"} <= trained_on.keys():
         raise ConfigError(f"{adapter}: its {ORIGIN} does not say which base, in what form")
     if model is None and trained_on["model"] is None:
-        raise ConfigError(f"--model: is needed; {adapter} was trained on {trained_on.get('name')}, a file or folder")
+        raise ConfigError(f"--model: is missing; {adapter} was trained on {trained_on.get('name')}, a file or folder")
     float32 = "float32" in (stored.get("compute_dtype"), stored.get("dtype"))
     return BaseOptions(
         model=model or trained_on["model"],

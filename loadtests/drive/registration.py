@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import aiohttp
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from bases import pydantic_errors
 from loadtests import plain
 from loadtests.drive.peers import LlamaCpp, Manylora, Peer, PeerName, Vllm
 from loadtests.drive.progress import Display
@@ -256,8 +257,7 @@ async def _get(http: aiohttp.ClientSession, path: str, form: type[T], peer: Peer
         return TypeAdapter(form).validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        said = f"{where} {plain.of_value(first)}"
+        said = f"{pydantic_errors.path(first) or 'it'} {pydantic_errors.message(first)}"
         raise BadOption(f"--url, --peer: this is no {peer} server: /{path} gives another answer: {said}") from None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
+from bases import pydantic_errors
 from loadtests import plain
 from loadtests.drive.client import Timing
 from loadtests.drive.rounds import Failure, Round
@@ -121,8 +122,8 @@ def read_record(path: Path) -> Record:
         _RecordShape.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise BadOption(f"{path}: is damaged: `{field}` {plain.of_value(first)}; measure again") from None
+        problem = f"`{pydantic_errors.path(first)}` {pydantic_errors.message(first)}"
+        raise BadOption(f"{path}: is damaged: {problem}; measure again") from None
     return record
 
 

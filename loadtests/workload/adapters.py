@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 from safetensors.numpy import save
 
-from loadtests import plain
+from bases import pydantic_errors
 from loadtests.workload.workload import adapter_name
 
 Targets = Literal["all-linear", "attention", "qv"]
@@ -66,8 +66,8 @@ class Geometry:
             values = _Config.model_validate_json(config.read_bytes())
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise ValueError(f"`{field}` {plain.of_value(first)}" if field else plain.of_value(first)) from None
+            field, problem = pydantic_errors.path(first), pydantic_errors.message(first)
+            raise ValueError(f"`{field}` {problem}" if field else problem) from None
         heads = values.num_attention_heads
         return cls(
             hidden=values.hidden_size,

@@ -5,6 +5,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from bases.gguf_layout import interleave_rotary
 from loadtests.workload.adapters import SCALE, Recipe
 from loadtests.workload.workload import adapter_name
 
@@ -30,7 +31,7 @@ def write_gguf(recipe: Recipe, root: Path, number: int) -> Path:
     for name, a, b in recipe.tensors(number):
         _, _, layer, module = name.split(".", 3)
         if heads := _rotated_heads(recipe, module):
-            b = _permuted(b, heads)
+            b = np.ascontiguousarray(interleave_rotary(b, heads))
         writer.add_tensor(f"blk.{layer}.{_NAMES[module]}.weight.lora_a", a)
         writer.add_tensor(f"blk.{layer}.{_NAMES[module]}.weight.lora_b", b)
     writer.write_header_to_file()
@@ -43,9 +44,3 @@ def write_gguf(recipe: Recipe, root: Path, number: int) -> Path:
 def _rotated_heads(recipe: Recipe, module: str) -> int:
     """Heads of a layer whose outputs are rotated by position; 0 for the others."""
     return {"self_attn.q_proj": recipe.geometry.heads, "self_attn.k_proj": recipe.geometry.kv_heads}.get(module, 0)
-
-
-def _permuted(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows [heads * dim, rank] in llama.cpp's order: it rotates neighbours where Hugging Face rotates halves."""
-    halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, rows.shape[1])
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows.shape))

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from bases.errors import BaseRejected
+from bases.gguf_layout import interleave_rotary
 from training.export.shards import MergedWeights
 from training.progress_bar import Advance
 
@@ -77,7 +78,7 @@ def write_gguf(
     if freqs is not None:
         writer.write_tensor_data(freqs)
     for name, tensor in weights.each(advance):
-        writer.write_tensor_data(_array(_permuted(name, tensor, config)))
+        writer.write_tensor_data(_array(_reordered(name, tensor, config)))
     writer.close()
 
 
@@ -202,10 +203,7 @@ def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
     return array
 
 
-def _permuted(name: str, tensor: Tensor, config: Any) -> Tensor:
-    """Reorder rotary dimensions for llama.cpp, which has pairs side by side instead of two halves."""
+def _reordered(name: str, tensor: Tensor, config: Any) -> Tensor:
+    """Return a tensor with its rows in llama.cpp's order."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-    if heads is None:
-        return tensor
-    halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
-    return halves.transpose(1, 2).reshape(tensor.shape)
+    return tensor if heads is None else interleave_rotary(tensor, heads)

@@ -366,7 +366,7 @@ def test_an_adapter_by_its_name_becomes_plain_weights(train: Run, export: Run, r
     assert train("--name", "by-name", "--out", root / "data" / "trained" / "by-name")[0] == 0
     refused = export("by-name", "--out", tmp_path / "out", "--dtype", "fp32")
     assert refused[0] == 2
-    assert "--model: is needed" in refused[2]
+    assert "--model: is missing" in refused[2]
     status, said, errors = export("by-name", "--out", tmp_path / "out", "--dtype", "fp32", "--model", root / "base")
     assert status == 0, errors
     assert "merged against unmerged: KL" in said

@@ -103,7 +103,7 @@ def test_a_bad_flag_is_one_line_that_names_it(flags: str, message: str) -> None:
     [
         ("r: 0", r"c.yaml: r: must be at least 1 \(got 0\)$"),
         ("lr: 1", "c.yaml: lr: there is no such option$"),
-        ("name: on", "c.yaml: name: Input should be a valid string"),
+        ("name: on", "c.yaml: name: must be a string"),
         ("r: 4\nr: 8", "c.yaml: r: is given twice$"),
         ("max-steps: 4\nmax_steps: 8", "c.yaml: max_steps: is given twice$"),
         ("- r", "c.yaml: must hold options, one `name: value` a line$"),
@@ -131,7 +131,7 @@ def test_every_error_is_told_at_once(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"^--name: is needed$"):
+    with pytest.raises(ConfigError, match=r"^--name: is missing$"):
         read_settings(["rows.jsonl"])
     with pytest.raises(ConfigError, match="DATA"):
         read_settings([])

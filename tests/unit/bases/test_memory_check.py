@@ -10,8 +10,8 @@ import torch
 
 from bases.base import load_base
 from bases.errors import ConfigError
-from bases.memory_check import QUANTISED, UNPACKED, WHOLE, check_memory
 from bases.options import BaseOptions
+from bases.preflight import LOADED, QUANTISED, UNPACKED, check_memory
 from tests.tiny import tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def test_what_is_larger_than_memory(tmp_path: Path) -> None:
     total = psutil.virtual_memory().total
     file = hollow(tmp_path / "model-00001-of-00002.safetensors", 2 * total)
     with pytest.raises(ConfigError, match=r"^--model: the weights in .* need \S+ GiB of memory, and \S+ GiB are free"):
-        check_memory(tmp_path, WHOLE, CPU)
+        check_memory(tmp_path, LOADED, CPU)
     check_memory(tmp_path, QUANTISED, CPU)
     hollow(file, 9 * total)
     with pytest.raises(ConfigError):
@@ -47,7 +47,7 @@ def test_what_is_larger_than_memory(tmp_path: Path) -> None:
 
 def test_weights_of_another_kind_beside_them_do_not_count(tmp_path: Path) -> None:
     hollow(tmp_path / "consolidated.safetensors", 2 * psutil.virtual_memory().total)
-    check_memory(tmp_path, WHOLE, CPU)
+    check_memory(tmp_path, LOADED, CPU)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])

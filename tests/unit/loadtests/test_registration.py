@@ -269,7 +269,7 @@ def test_a_server_may_be_behind_a_path(tmp_path: Path) -> None:
         (
             "vllm",
             '{"data": [{"id": 3}]}',
-            "no vllm server: /v1/models gives another answer: data.0.id must be a text$",
+            "no vllm server: /v1/models gives another answer: data.0.id must be a string$",
         ),
         ("manylora", '{"data": ["tiny"]}', "/v1/models gives another answer: data.0 must be a JSON object$"),
         ("manylora", "[" * 100_000, "/v1/models gives another answer: it is not JSON$"),
