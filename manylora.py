@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     draw progress bars on a terminal only.
     """
     if argv is None:
-        interrupts.end_silently()
+        interrupts.exit_on_sigint()
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]

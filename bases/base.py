@@ -35,7 +35,7 @@ from bases import machine
 from bases.architecture import check_architecture, check_context
 from bases.double_quant import double_quantise
 from bases.errors import BaseRejected, ConfigError
-from bases.file_modes import make_ordinary
+from bases.file_modes import apply_umask
 from bases.fingerprint import Identity, identify
 from bases.model_source import ModelSource, find_source
 from bases.nf4 import Linear4bit
@@ -198,7 +198,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / _FINGERPRINT).write_text(identify(model, tokenizer).fingerprint)
-    make_ordinary(folder)
+    apply_umask(folder)
     return folder
 
 

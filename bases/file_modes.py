@@ -4,7 +4,7 @@ import stat
 from pathlib import Path
 
 
-def make_ordinary(folder: Path) -> None:
+def apply_umask(folder: Path) -> None:
     """Give every file in ``folder``, and below it, the mode that the process's umask gives new files."""
     new = folder / ".mode"
     new.unlink(missing_ok=True)  # left by a process that was killed here

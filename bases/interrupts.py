@@ -1,9 +1,9 @@
-"""Ctrl-C: silent, with exit status 130, at whatever moment it comes.
+"""Handles Ctrl-C at any moment: no traceback, exit status 130.
 
-Until there is something to clean up, above all while modules are imported, the process ends on the spot: a
-KeyboardInterrupt within an import ends as a traceback, or is swallowed by the library that is importing. Where there is
-something to clean up (:func:`raised`), it is a KeyboardInterrupt. One that comes within an import is put off until that
-is over; one that comes within a finalizer (``__del__``), where nobody can catch it, is raised once more afterwards.
+While there is nothing to clean up, above all during imports, the process exits at once: a KeyboardInterrupt in an
+import would print a traceback, or be swallowed by the importing library. Where there is something to clean up
+(:func:`sigint_raises`), Ctrl-C raises KeyboardInterrupt. During an import it is delayed until the import has ended. In
+a finalizer (``__del__``), where nobody can catch it, it is raised again afterwards.
 """
 
 import _thread
@@ -17,29 +17,29 @@ from contextlib import contextmanager
 from types import FrameType
 
 STATUS = 130
-"""What a shell makes of a process that SIGINT has ended."""
+"""Exit status that a shell reports for a process ended by SIGINT."""
 _IMPORTING = "<frozen importlib._bootstrap>"
 _PATIENCE = 0.02
-"""Seconds between looks whether an import is over."""
+"""Seconds before a delayed interrupt is sent again."""
 
 
-def end_silently() -> None:
-    """From now on Ctrl-C ends the process on the spot. For a process's first lines; where it is ignored it stays so."""
+def exit_on_sigint() -> None:
+    """Make Ctrl-C exit the process at once, unless SIGINT is ignored. Call it in the first lines of a process."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, end_at_once)
-        # Runs last, being the first. Then Python takes itself apart, and can call no handler any more.
+        signal.signal(signal.SIGINT, exit_at_once)
+        # Registered first, so it runs last: Python then shuts down and can call no handler.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
-def end_at_once(number: int, frame: FrameType | None) -> None:
-    """A handler of SIGINT."""
+def exit_at_once(number: int, frame: FrameType | None) -> None:
+    """Exit the process. A handler for SIGINT."""
     os._exit(STATUS)
 
 
 @contextmanager
-def raised() -> Iterator[None]:
-    """While it lasts Ctrl-C is a KeyboardInterrupt. Nothing changes in a process that would not end on the spot."""
-    if signal.getsignal(signal.SIGINT) is not end_at_once:
+def sigint_raises() -> Iterator[None]:
+    """Make Ctrl-C raise KeyboardInterrupt within the context, in a process that called :func:`exit_on_sigint`."""
+    if signal.getsignal(signal.SIGINT) is not exit_at_once:
         yield
         return
     signal.signal(signal.SIGINT, _raise)
@@ -47,18 +47,18 @@ def raised() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, end_at_once)
+        signal.signal(signal.SIGINT, exit_at_once)
         sys.unraisablehook = hook
-        # Python remembers a KeyboardInterrupt that passed through code compiled from text, such as a dataclass in the
-        # making, and ends by the signal whatever status it is told; until such code runs again.
+        # If a KeyboardInterrupt passed through code compiled from text, such as a dataclass's, Python remembers it and
+        # ends by the signal whatever the exit status. Running such code again resets that.
         exec("")
 
 
 @contextmanager
-def ends_raised() -> Iterator[None]:
-    """While it lasts SIGTERM and SIGHUP are a KeyboardInterrupt, too: what was half made is taken away.
+def sigterm_raises() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt within the context, so that unfinished files are removed.
 
-    For the main thread. What is ignored, as SIGHUP under nohup, stays so.
+    Must be used in the main thread. A signal that is ignored, as SIGHUP is under nohup, stays ignored.
     """
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
     for each, handler in before.items():
@@ -74,13 +74,13 @@ def ends_raised() -> Iterator[None]:
 def _raise(number: int, frame: FrameType | None) -> None:
     if not _importing(frame):
         raise KeyboardInterrupt
-    _come_again()
+    _interrupt_later()
 
 
 def _raise_later(unraisable: "sys.UnraisableHookArgs") -> None:
-    """For what is raised where nobody can catch it: Python would print it and go on."""
+    """Handle an exception that nobody can catch, which Python would print and ignore: repeat a KeyboardInterrupt."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        _come_again()
+        _interrupt_later()
     else:
         sys.__unraisablehook__(unraisable)
 
@@ -93,9 +93,9 @@ def _importing(frame: FrameType | None) -> bool:
     return False
 
 
-def _come_again() -> None:
-    """Interrupt once more, in a moment."""
-    # Not threading's: this may have interrupted it while it holds its lock.
+def _interrupt_later() -> None:
+    """Send SIGINT to this thread again, in a moment."""
+    # Not `threading`: this handler may have interrupted it while it holds a lock.
     _thread.start_new_thread(_interrupt, (_thread.get_ident(),))
 
 

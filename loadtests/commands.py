@@ -1,6 +1,6 @@
 """``manylora bench`` on the command line.
 
-Exit status 0; 1 where requests failed, a threshold was missed or the server could not be measured; 2 for a bad option;
+Exit status: 0; 1 if requests failed, a threshold was missed or the server could not be measured; 2 for a bad option;
 130 after Ctrl-C, SIGTERM or SIGHUP.
 """
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bases import interrupts
 from bases.command_line import APP, Given, command
-from loadtests.bench import Bench
+from loadtests.benchmark import Benchmark
 from loadtests.drive.progress import Display
 from loadtests.errors import BadOption
 from loadtests.report import table as report
@@ -23,18 +23,18 @@ from loadtests.workload import arrivals, mixes
 
 
 def run_bench(given: Given) -> int:
-    """Measure. Returns 1 if requests failed or a threshold was missed."""
-    with interrupts.raised():
+    """Run a benchmark. Returns 1 if requests failed, a threshold was missed or adapters could not be removed."""
+    with interrupts.sigint_raises():
         return _bench(make_bench(given))
 
 
 def run_compare(given: Given) -> int:
-    """Compare runs."""
-    with interrupts.raised():
+    """Compare records of benchmarks. Returns 0."""
+    with interrupts.sigint_raises():
         return _compare(CompareSettings(**given))
 
 
-HELP = f"""Measure a server over HTTP: every mix of adapters under every kind of arrivals.
+HELP = f"""Measure a server over HTTP: every mix of adapters with every kind of arrivals.
 
 Adapters: {mixes.FORMS}.
 
@@ -50,7 +50,7 @@ bench.command("compare")(command(CompareSettings, run_compare, CompareSettings._
 def _bench(settings: BenchSettings) -> int:
     _check_writable(settings)
     display = Display(Console(stderr=True))
-    record = Bench(settings, settings.workloads(), display).run()
+    record = Benchmark(settings, settings.workloads(), display).run()
     if settings.json_file:
         write_record(record, settings.json_file)
     if settings.html:
@@ -60,10 +60,10 @@ def _bench(settings: BenchSettings) -> int:
     _show(f"\n{report.printed(report.table(record), settings.table)}\n({report.NOTE})")
     for line in report.remarks(record):
         display.say(line)
-    for verdict in record["thresholds"]:
-        display.say(report.judged(verdict))
+    for checked in record["thresholds"]:
+        display.say(report.threshold_line(checked))
     failed = any(work["failed"] for work in record["workloads"]) or bool(record["server"]["left_behind"])
-    return 1 if failed or not all(verdict["met"] for verdict in record["thresholds"]) else 0
+    return 1 if failed or not all(checked["met"] for checked in record["thresholds"]) else 0
 
 
 def _compare(settings: CompareSettings) -> int:
@@ -81,25 +81,25 @@ def _compare(settings: CompareSettings) -> int:
 
 
 def _show(text: str) -> None:
-    """On stdout; a reader who has gone, such as ``head``, has seen enough."""
+    """Print on stdout. A reader that has closed the pipe, such as ``head``, is no error."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # Python would try once more at its end.
+        # Otherwise Python would fail again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _labelled(settings: CompareSettings) -> dict[str, Record]:
-    """Records by their files' names, or whole paths where two names are the same."""
+    """Read the records, by the stems of their files, or by whole paths if two stems are equal."""
     names = [path.stem for path in settings.files]
     labels = names if len(set(names)) == len(names) else [str(path) for path in settings.files]
     if len(set(labels)) < len(labels):
-        raise BadOption("FILES: one is given twice; two different runs are needed")
+        raise BadOption("FILES: the same file is given twice; give the records of different runs")
     return {label: read_record(path) for label, path in zip(labels, settings.files, strict=True)}
 
 
 def _check_writable(settings: BenchSettings | CompareSettings) -> None:
-    """Before an hour of work, not after it."""
+    """Raise BadOption for an output file that cannot be written: at the start, not after an hour of work."""
     outputs = {"--html": settings.html, "--json": getattr(settings, "json_file", None)}
     for option, path in outputs.items():
         if path is None:
@@ -112,4 +112,4 @@ def _check_writable(settings: BenchSettings | CompareSettings) -> None:
     if len(set(given)) < len(given):
         raise BadOption(f"--html, --json: both would be written to {given[0]}")
     if taken := {path.absolute() for path in getattr(settings, "files", ())} & set(given):
-        raise BadOption(f"--html: would replace {taken.pop()}, which is to be compared")
+        raise BadOption(f"--html: would overwrite {taken.pop()}, which is one of FILES")

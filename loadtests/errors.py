@@ -1,11 +1,11 @@
-"""What ends a benchmark before it has figures.
+"""Errors that end a benchmark before it has results.
 
 ::
 
     bases.errors.ManyloraError
     └── BenchError
-        ├── BadOption        an option, a trace or a record that cannot be used, or a server of another kind
-        └── ServerUnusable   the server does not start, does not answer, or does not take the adapters
+        ├── BadOption        an invalid option, trace or record, or a server of another kind than --peer
+        └── ServerUnusable   the server does not start, does not answer, or refuses the adapters
 """
 
 from bases.errors import ManyloraError
@@ -16,10 +16,10 @@ class BenchError(ManyloraError):
 
 
 class BadOption(BenchError):
-    """What was asked for makes no sense; no work was sent."""
+    """An option, trace or record is invalid. No workload was sent."""
 
     exit_status = 2
 
 
 class ServerUnusable(BenchError):
-    """What was asked for cannot be had from this server."""
+    """The server cannot be measured with these options."""

@@ -1,4 +1,4 @@
-"""The options of ``manylora bench``: one frozen object, and the workloads they amount to."""
+"""The options of ``manylora bench``, and the workloads that they describe."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,47 +14,47 @@ from yarl import URL
 
 from bases import pydantic_errors
 from bases.command_line import Given, Options, parse
-from loadtests import plain
-from loadtests.bounds import (
-    MOST_ADAPTERS,
-    MOST_RANK,
-    MOST_REPEATS,
-    MOST_REQUESTS,
-    MOST_SEED,
-    MOST_TOKENS,
-    MOST_WORDS,
-    within,
-)
+from loadtests import error_text
 from loadtests.drive.peers import EndpointName, PeerName
-from loadtests.drive.registration import Supply
+from loadtests.drive.registration import AdapterSetup
 from loadtests.errors import BadOption
+from loadtests.limits import (
+    MAX_ADAPTERS,
+    MAX_RANK,
+    MAX_REPEATS,
+    MAX_REQUESTS,
+    MAX_SEED,
+    MAX_TOKENS,
+    MAX_WORDS,
+    check_range,
+)
 from loadtests.report.thresholds import Threshold, check_applied, parse_threshold
 from loadtests.workload import arrivals, mixes
-from loadtests.workload.adapters import RANK, Geometry, Recipe, Targets
+from loadtests.workload.adapters import RANK, AdapterGenerator, ModelShape, Targets
 from loadtests.workload.arrivals import parse_arrivals
 from loadtests.workload.lengths import parse_lengths
 from loadtests.workload.mixes import parse_mix
 from loadtests.workload.trace import read_trace
 from loadtests.workload.workload import Prefix, Workload
 
-HERE = "http://127.0.0.1:8000"
-MOST_TIMEOUT = 86_400.0
+DEFAULT_URL = "http://127.0.0.1:8000"
+MAX_TIMEOUT = 86_400.0
 SHOWN = 200
-"""Characters of a wrong value that are told."""
+"""Longest wrong value that a message shows, in characters."""
 SECRET = {"--url", "--api-key"}
-"""Options whose value is not told: an address may have a password in it."""
-OF_ADAPTERS_MADE = ("ranks", "targets", "adapter_seed", "config", "adapter_folder")
+"""Options whose value no message shows. An address may contain a password."""
+GENERATOR_OPTIONS = ("ranks", "targets", "adapter_seed", "config", "adapter_folder")
 
 
 class _Options(Options):
-    """Options whose messages show no secrets and no more than the start of a long value."""
+    """Options whose messages show no secrets, and only the start of a long value."""
 
     model_config = SettingsConfigDict(validate_default=True)
     error = BadOption
 
     @classmethod
     def error_line(cls, detail: ErrorDetails, places: Mapping[str, str]) -> str:
-        """One of pydantic's errors, as ``--count: must be at least 1 (got '0')``."""
+        """Return one of pydantic's errors, as ``--count: must be at least 1 (got '0')``."""
         message = pydantic_errors.message(detail)
         if not detail["loc"]:
             return message
@@ -65,7 +65,7 @@ class _Options(Options):
 
 
 class BenchSettings(_Options):
-    """Measure a server over HTTP: every mix of adapters under every kind of arrivals."""
+    """Measure a server over HTTP: every mix of adapters with every kind of arrivals."""
 
     panels: ClassVar[Mapping[str, Sequence[str]]] = {
         "Server": ("url", "spawn", "api_key", "peer", "base", "endpoint"),
@@ -97,8 +97,8 @@ class BenchSettings(_Options):
     }
 
     url: str = Field(
-        default_factory=lambda: os.environ.get("MANYLORA_URL", HERE),
-        description=f"running server, without /v1 (unset: MANYLORA_URL, or {HERE})",
+        default_factory=lambda: os.environ.get("MANYLORA_URL", DEFAULT_URL),
+        description=f"running server, without /v1 (unset: MANYLORA_URL, or {DEFAULT_URL})",
     )
     spawn: str | None = Field(
         None, min_length=1, description="start a server for the run, e.g. 'manylora serve --threads 2'"
@@ -116,10 +116,10 @@ class BenchSettings(_Options):
         min_length=1,
         description="which adapter requests name; see above",
     )
-    count: int = Field(16, ge=1, le=MOST_ADAPTERS, description="number of adapters in mixes without @COUNT")
+    count: int = Field(16, ge=1, le=MAX_ADAPTERS, description="number of adapters in mixes without @COUNT")
     ranks: tuple[int, ...] = Field((RANK,), min_length=1, description="ranks of the generated adapters, in turn")
     targets: Targets = Field("all-linear", description="layers of the generated adapters")
-    adapter_seed: int = Field(0, ge=0, le=MOST_SEED, description="seed of the generated adapters")
+    adapter_seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the generated adapters")
     config: Path | None = Field(None, description="config.json of the base (unset: the demo model's shape)")
     adapter_folder: Path | None = Field(
         None, description="write adapters here and register them by path, as vLLM needs it (unset: upload)"
@@ -138,26 +138,26 @@ class BenchSettings(_Options):
     requests: int | None = Field(
         None,
         ge=1,
-        le=MOST_REQUESTS,
+        le=MAX_REQUESTS,
         description="requests per round (unset: all of the trace; else 2 per client, at least 8, or 20 s)",
     )
     requests_per_client: int = Field(
-        2, ge=1, le=MOST_REQUESTS, description="requests per client and round of a closed loop without --requests"
+        2, ge=1, le=MAX_REQUESTS, description="requests per client and round of a closed loop without --requests"
     )
     warm_up: int | None = Field(
         None,
         ge=0,
-        le=MOST_REQUESTS,
+        le=MAX_REQUESTS,
         description="short requests before the first round (unset: one per client and adapter, for 64 at most)",
     )
-    repeats: int = Field(3, ge=1, le=MOST_REPEATS, description="rounds; the figures are their medians")
+    repeats: int = Field(3, ge=1, le=MAX_REPEATS, description="rounds; the figures are their medians")
     seed: int = Field(
         0,
         ge=0,
-        le=MOST_SEED,
+        le=MAX_SEED,
         description="seed of the workload; change it between runs, as servers cache prompts",
     )
-    timeout: float = Field(300.0, gt=0, le=MOST_TIMEOUT, description="a request fails after this time without a byte")
+    timeout: float = Field(300.0, gt=0, le=MAX_TIMEOUT, description="a request fails after this time without a byte")
 
     json_file: Path | None = Field(None, alias="json", description="write all results here")
     html: Path | None = Field(None, description="write a report with plots here")
@@ -169,70 +169,70 @@ class BenchSettings(_Options):
 
     @field_validator("api_key")
     @classmethod
-    def _sendable(cls, key: SecretStr | None) -> SecretStr | None:
+    def _check_api_key(cls, key: SecretStr | None) -> SecretStr | None:
         if key and not (key.get_secret_value().isascii() and key.get_secret_value().isprintable()):
-            raise ValueError("has characters that no header can carry")
+            raise ValueError("has characters that are not allowed in an HTTP header")
         return key
 
     @field_validator("url")
     @classmethod
-    def _reachable(cls, text: str) -> str:
+    def _check_url(cls, text: str) -> str:
         try:
             url = URL(text)
             host, _ = url.host or "", url.port
             host.encode("idna")
         except ValueError as error:
-            raise ValueError(f"is no address: {error}") from None
+            raise ValueError(f"is not a URL: {error}") from None
         if url.scheme not in ("http", "https") or not host or not host.isprintable() or " " in host:
-            raise ValueError("is not http://HOST or https://HOST, with :PORT and a /PATH where there are such")
+            raise ValueError("must be http://HOST or https://HOST, optionally with :PORT and /PATH")
         if url.query_string or url.fragment:
-            raise ValueError("has something after its path, which would not be sent")
+            raise ValueError("must not have a query or a fragment (? or #)")
         return text
 
     @model_validator(mode="after")
-    def _heeded(self) -> Self:
-        """An option that would have no effect is refused by its name."""
+    def _refuse_unused_options(self) -> Self:
+        """Refuse an option that would have no effect, by its name."""
         given_at_start = self.peer == "llamacpp" or (self.peer == "vllm" and self.adapter_folder is None)
         reasons: list[tuple[object, str, tuple[str, ...]]] = [
             (self.spawn, "--spawn", ("url", "adapter_folder")),
-            (self.registered, "--registered", OF_ADAPTERS_MADE),
-            (given_at_start, f"--peer {self.peer}, which has its adapters already,", OF_ADAPTERS_MADE),
+            (self.registered, "--registered", GENERATOR_OPTIONS),
+            (given_at_start, f"--peer {self.peer}, which loads its adapters at its start", GENERATOR_OPTIONS),
             (self.trace, "--trace", ("prompt_tokens", "output_tokens", "requests_per_client")),
             (self.requests, "--requests", ("requests_per_client",)),
         ]
         for given, reason, ignored in reasons:
             if given and (names := [name for name in ignored if name in self.model_fields_set]):
-                raise ValueError(f"--{names[0].replace('_', '-')} means nothing with {reason}")
+                raise ValueError(f"--{names[0].replace('_', '-')} has no effect with {reason}")
         if self.spawn and self.peer != "manylora":
-            raise ValueError("--spawn starts manylora; start another server yourself and give its --url")
+            raise ValueError("--spawn starts a manylora server; start other servers yourself and give their --url")
         if self.api_key and URL(self.url).user is not None and not self.spawn:
-            raise ValueError("--url has a user in it, so --api-key cannot be sent as well")
+            raise ValueError("--url has a user name, so --api-key cannot be sent too")
         return self
 
     @property
     def address(self) -> URL:
-        """Of the server, without user and password; what is asked for is below it."""
+        """The server's URL without user name and password, with a slash at the end."""
         url = URL(self.url).with_user(None)
         return url if url.path.endswith("/") else url / ""
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of every request."""
+        """The headers of every request."""
         if self.api_key:
             return {"Authorization": f"Bearer {self.api_key.get_secret_value()}"}
         url = URL(self.url)
         return {"Authorization": encode_basic_auth(url.user or "", url.password or "")} if url.user is not None else {}
 
     def workloads(self) -> list[Workload]:
-        """All of them, mix by mix. Reads the trace. Raises BadOption for what does not go together."""
+        """Return all workloads, mix by mix. Reads the trace. Raises BadOption for options that do not go together."""
         trace = None if self.trace is None else read_trace(self.trace)
-        with _naming("--prompt-tokens"):
+        with _naming_option("--prompt-tokens"):
             prompt = parse_lengths(self.prompt_tokens)
-        with _naming("--output-tokens"):
+        with _naming_option("--output-tokens"):
             output = parse_lengths(self.output_tokens)
-        with _naming("--adapters"):
+        with _naming_option("--adapters"):
             every_mix = [parse_mix(text, self.count) for text in self.adapters]
-        with _naming("--arrivals"):
+        with _naming_option("--arrivals"):
             every_arrivals = [parse_arrivals(text) for text in self.arrivals]
         prefix = None if self.shared_prefix is None else parse_prefix(self.shared_prefix)
         works = [
@@ -244,36 +244,38 @@ class BenchSettings(_Options):
             _check(work)
         names = [work.name for work in works]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise BadOption(f"{twice[0]!r} is asked for twice")
+            raise BadOption(f"--adapters, --arrivals: workload {twice[0]!r} is given twice")
         return works
 
     def thresholds(self, works: Sequence[Workload]) -> list[Threshold]:
-        """What must not hold. Raises BadOption."""
-        with _naming("--fail-if"):
+        """Return the conditions of ``--fail-if``. Raises BadOption."""
+        with _naming_option("--fail-if"):
             thresholds = [parse_threshold(text) for text in self.fail_if]
             check_applied(thresholds, works)
         return thresholds
 
-    def supply(self, folder: Path | None) -> Supply:
-        """How adapters are made and come to the server. Raises BadOption."""
+    def adapter_setup(self, folder: Path | None) -> AdapterSetup:
+        """Return how adapters are generated and get to the server. Raises BadOption."""
         for rank in self.ranks:
-            within("--ranks: a rank", rank, 1, MOST_RANK)
-        return Supply(Recipe(self.geometry(), self.adapter_seed, self.ranks, self.targets), folder, self.registered)
+            check_range("--ranks: a rank", rank, 1, MAX_RANK)
+        return AdapterSetup(
+            AdapterGenerator(self.model_shape(), self.adapter_seed, self.ranks, self.targets), folder, self.registered
+        )
 
-    def geometry(self) -> Geometry:
-        """Of the base. Raises BadOption."""
+    def model_shape(self) -> ModelShape:
+        """Return the dimensions of the base. Raises BadOption."""
         if self.config is None:
-            return Geometry()
+            return ModelShape()
         try:
-            return Geometry.read(self.config)
+            return ModelShape.read(self.config)
         except OSError as error:
-            raise BadOption(f"--config: {self.config}: {plain.of_file(error)}") from None
+            raise BadOption(f"--config: {self.config}: {error_text.file_error(error)}") from None
         except ValueError as error:
             raise BadOption(f"--config: {self.config}: {error}; give the config.json of the base's folder") from None
 
 
 class CompareSettings(_Options):
-    """Compare runs of manylora bench; ratios are to the first."""
+    """Compare records of manylora bench. Ratios are to the first."""
 
     positional = "files"
     metavars: ClassVar[Mapping[str, str]] = {"files": "FILE", "html": "FILE"}
@@ -281,38 +283,38 @@ class CompareSettings(_Options):
     files: tuple[Path, ...] = Field(min_length=2, description="files that --json wrote")
     html: Path | None = Field(None, description="write a report with plots here")
     table: Literal["plain", "markdown"] = Field("plain", description="format of the printed table")
-    force: bool = Field(False, description="compare even if the work was different")
+    force: bool = Field(False, description="compare even if the workloads differ")
 
 
 def read_bench(words: Sequence[str]) -> BenchSettings:
-    """The settings from the words after ``manylora bench``. Raises ConfigError."""
+    """Parse the words after ``manylora bench``. Raises BadOption."""
     return make_bench(parse(BenchSettings, words, "manylora bench"))
 
 
 def make_bench(given: Given) -> BenchSettings:
-    """The settings from what the command line gives. Raises BadOption."""
+    """Return the settings for the fields that the command line gives. Raises BadOption."""
     return BenchSettings(**{BenchSettings.model_fields[name].alias or name: value for name, value in given.items()})
 
 
 def parse_prefix(text: str) -> Prefix:
-    """``"adapter:64"``, ``"global:64:0.5"``. Raises BadOption."""
+    """Parse ``"adapter:64"`` or ``"global:64:0.5"``. Raises BadOption."""
     try:
         match text.split(":"):
             case [("global" | "adapter") as scope, tokens, *rest] if len(rest) < 2:
                 prefix = Prefix(scope, int(tokens), float(rest[0]) if rest else 1.0)
-                if 1 <= prefix.tokens <= MOST_TOKENS and 0 < prefix.share <= 1:
+                if 1 <= prefix.tokens <= MAX_TOKENS and 0 < prefix.share <= 1:
                     return prefix
     except ValueError:
         pass
     raise BadOption(
         f"--shared-prefix: {text!r} is not global:TOKENS[:SHARE] or adapter:TOKENS[:SHARE], TOKENS from 1 to "
-        f"{MOST_TOKENS:,}, SHARE above 0 up to 1"
+        f"{MAX_TOKENS:,}, SHARE above 0 up to 1"
     )
 
 
 def _check(work: Workload) -> None:
     trace = work.trace
-    traced_mix, traced_times = isinstance(work.mix, mixes.Traced), isinstance(work.arrivals, arrivals.Traced)
+    traced_mix, traced_times = isinstance(work.mix, mixes.TraceMix), isinstance(work.arrivals, arrivals.TraceArrivals)
     if (traced_mix or traced_times) and trace is None:
         raise BadOption(f"{work.name!r} needs --trace")
     _check_size(work)
@@ -320,18 +322,23 @@ def _check(work: Workload) -> None:
         return
     if traced_times and not trace.timed:
         raise BadOption("--arrivals trace: the trace has no `arrival`")
-    if work.total > len(trace.rows):
-        raise BadOption(f"--requests: the trace has {len(trace.rows)} rows (got {work.total})")
+    if work.total > len(trace.requests):
+        raise BadOption(f"--requests: the trace has {len(trace.requests)} requests (got {work.total})")
 
 
 def _check_size(work: Workload) -> None:
-    within(f"--arrivals: {work.name!r}: requests of a round (see --requests)", work.total, 1, MOST_REQUESTS)
-    tokens = sum(row.prompt_tokens for row in work.trace.rows) if work.trace else round(work.total * work.prompt.median)
-    within(f"--prompt-tokens: {work.name!r}: tokens of all prompts of a round", tokens, 1, MOST_WORDS)
+    check_range(f"--arrivals: {work.name!r}: requests of a round (see --requests)", work.total, 1, MAX_REQUESTS)
+    tokens = (
+        sum(request.prompt_tokens for request in work.trace.requests)
+        if work.trace
+        else round(work.total * work.prompt.median)
+    )
+    check_range(f"--prompt-tokens: {work.name!r}: tokens of all prompts of a round", tokens, 1, MAX_WORDS)
 
 
 @contextmanager
-def _naming(option: str) -> Iterator[None]:
+def _naming_option(option: str) -> Iterator[None]:
+    """Put the option in front of the messages of errors."""
     try:
         yield
     except BadOption as error:

@@ -91,7 +91,7 @@ def run_train(given: Given) -> int:
 
     from training.run.job import Job
 
-    with interrupts.raised(), interrupts.ends_raised():
+    with interrupts.sigint_raises(), interrupts.sigterm_raises():
         # Of the processes that `accelerate launch` starts, only the first prints.
         return Job(settings, Console(quiet=os.environ.get("RANK", "0") != "0")).run()
 
@@ -99,7 +99,7 @@ def run_train(given: Given) -> int:
 def run_export(given: Given) -> int:
     """Export. Raises ConfigError and whatever else stands in the way."""
     settings = ExportSettings(**given)
-    with interrupts.raised(), interrupts.ends_raised():
+    with interrupts.sigint_raises(), interrupts.sigterm_raises():
         _export(settings)
     return 0
 

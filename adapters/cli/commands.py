@@ -97,7 +97,7 @@ def connection(
 
     Example: manylora adapters push ./legal --name legal --alias prod
     """
-    context.with_resource(interrupts.raised())
+    context.with_resource(interrupts.sigint_raises())
     context.obj = _Given(url, api_key or None)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from loadtests import plain
+from loadtests import error_text
 from loadtests.drive.peers import Target
 from loadtests.workload.workload import Request
 
@@ -22,44 +22,45 @@ OK = 200
 
 
 class RequestFailed(Exception):
-    """A request that did not get the whole answer it asked for, with the reason."""
+    """A request did not get the complete answer it asked for. The message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When one answer came. Seconds of ``time.perf_counter``."""
+    """When the parts of one answer arrived. Times are seconds of ``time.perf_counter``."""
 
     adapter: str | None
     started: float
     arrivals: tuple[float, ...]
-    """One for each event that carried text."""
+    """When each event with text arrived."""
     ended: float
-    """When the whole answer was there, ``[DONE]`` included."""
+    """When the answer was complete, ``[DONE]`` included."""
     prompt_tokens: int
     cached_tokens: int
-    """Prompt tokens the server says it had in its prompt cache (0 where it does not say)."""
+    """Prompt tokens from the server's prefix cache, by its ``usage``; 0 if it does not say."""
     output_tokens: int
 
     @property
     def first(self) -> float:
-        """Seconds to the first text."""
+        """Seconds from sending to the first text (TTFT)."""
         return self.arrivals[0] - self.started
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds between one text and the next, whatever number of tokens each has."""
+        """Seconds between consecutive events with text (ITL in vLLM), however many tokens each has."""
         return [later - sooner for sooner, later in pairwise(self.arrivals)]
 
     @property
     def whole(self) -> float:
-        """Seconds from end to end."""
+        """Seconds from sending to the end of the answer."""
         return self.ended - self.started
 
     @property
     def per_token(self) -> float | None:
-        """Seconds per token after the first text, by the server's own count; None where all text came at once.
+        """Seconds per token after the first text (TPOT), None if all text arrived at once.
 
-        (last text - first text) / (tokens - 1): right however many tokens each event has.
+        This is (last text - first text) / (tokens - 1), with the tokens of the server's ``usage``, so it does not
+        depend on how many tokens each event has.
         """
         streamed = self.arrivals[-1] - self.arrivals[0]
         return streamed / (self.output_tokens - 1) if streamed and self.output_tokens > 1 else None
@@ -67,7 +68,7 @@ class Timing:
 
 @dataclass(slots=True)
 class _Answer:
-    """What has arrived of one answer."""
+    """The events of one answer so far."""
 
     target: Target
     arrivals: list[float] = field(default_factory=list)
@@ -75,13 +76,14 @@ class _Answer:
     usage: dict[str, Any] = field(default_factory=dict)
     done: bool = False
 
-    def take(self, data: bytes, now: float) -> None:
+    def add_event(self, data: bytes, now: float) -> None:
+        """Add an event's data, which arrived at ``now``. Raises :class:`RequestFailed` for an error event."""
         if data == b"[DONE]":
             self.done = True
             return
         event = json.loads(data)
         if "error" in event:
-            raise RequestFailed(f"error in the stream: {plain.of_answer(json.dumps(event))}")
+            raise RequestFailed(f"error in the stream: {error_text.server_message(json.dumps(event))}")
         if any(self.target.text(choice) for choice in event["choices"]):
             self.arrivals.append(now)
         if (served := self.target.peer.served(event)) is not None:
@@ -90,30 +92,30 @@ class _Answer:
 
 
 async def complete(http: aiohttp.ClientSession, target: Target, request: Request) -> Timing:
-    """Send one request and read its stream to the end.
+    """Send one request, read its stream to the end and return its timing.
 
-    Raises :class:`RequestFailed` for anything but the whole answer: another status than 200, an error in the stream, an
-    end without ``[DONE]``, another number of tokens than asked for, or an answer by another adapter.
+    Raises :class:`RequestFailed` unless the answer is complete and right: status 200, no error event, a final
+    ``[DONE]``, as many tokens as asked for, and the adapter that was asked for.
     """
     answer = _Answer(target)
     started = time.perf_counter()
     try:
         async with http.post(target.path, json=target.body(request)) as response:
             if response.status != OK:
-                raise RequestFailed(plain.of_status(response.status, await response.text(errors="replace")))
+                raise RequestFailed(error_text.status_error(response.status, await response.text(errors="replace")))
             async for data, now in _events(response):
-                answer.take(data, now)
+                answer.add_event(data, now)
         ended = time.perf_counter()
         _check(answer, request)
         return _timing(request, started, answer, ended)
     except (aiohttp.ClientError, OSError) as error:
-        raise RequestFailed(plain.of_connection(error)) from error
+        raise RequestFailed(error_text.connection_error(error)) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RequestFailed("the stream has something that is no event of a completion") from error
+        raise RequestFailed("the stream has an event that is not part of a completion") from error
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[bytes, float]]:
-    """The data of each event, and when it arrived; what arrives together has one time."""
+    """Yield each event's data and when it arrived. Events read together have the same time."""
     rest = b""
     async for chunk in response.content.iter_any():
         now = time.perf_counter()
@@ -128,11 +130,11 @@ def _check(answer: _Answer, request: Request) -> None:
         raise RequestFailed("the stream ended without [DONE]")
     expected = request.adapter or answer.target.peer.base
     if wrong := answer.served - {expected}:
-        raise RequestFailed(f"asked for `{expected}`, answered by `{wrong.pop()}`")
+        raise RequestFailed(f"asked for `{expected}`, but `{wrong.pop()}` answered")
     if (tokens := answer.usage.get("completion_tokens")) != request.output_tokens:
         raise RequestFailed(f"asked for {request.output_tokens} tokens, got {tokens}")
     if type(prompt := answer.usage.get("prompt_tokens")) is not int:
-        raise RequestFailed(f"the answer's prompt_tokens is {prompt!r}")
+        raise RequestFailed(f"the usage in the answer has prompt_tokens {prompt!r}")
     if not answer.arrivals:
         raise RequestFailed("no text in the answer")
 

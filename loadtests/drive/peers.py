@@ -1,4 +1,4 @@
-"""The servers that can be measured: how each is asked for an adapter, and what its answer says about who answered."""
+"""The kinds of servers that can be measured: how a request names an adapter, and how an answer says who served it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ EndpointName = Literal["completions", "chat"]
 
 @dataclass(frozen=True, slots=True)
 class Manylora:
-    """``adapter`` beside ``model``; each event lists the adapters that served it."""
+    """A request has ``adapter`` beside ``model``. Each event lists the adapters that served it."""
 
     base: str
 
     def names(self, adapter: str | None) -> Mapping[str, object]:
-        """The fields of a request that ask for an adapter, or for the base."""
+        """Return the fields of a request that select an adapter; None selects the base."""
         return {"model": self.base, "adapter": adapter}
 
     def served(self, event: Mapping[str, Any]) -> str | None:
-        """Which adapter or base an event of an answer comes from; None where this server does not tell."""
+        """Return the adapter or base that an event comes from; None if this kind of server does not say."""
         adapters = event.get("adapter") or []
-        # It names the version, as in `bench-000@2`.
+        # The name has the version, as in `bench-000@2`.
         return str(adapters[0]["name"]).partition("@")[0] if adapters else str(event["model"])
 
 
 @dataclass(frozen=True, slots=True)
 class Vllm:
-    """An adapter is a model."""
+    """A request selects an adapter as its ``model``."""
 
     base: str
 
@@ -42,13 +42,13 @@ class Vllm:
 
 @dataclass(frozen=True, slots=True)
 class LlamaCpp:
-    """Adapters by the numbers they got at the server's start. Its answers do not say which one served them."""
+    """A request selects adapters by the ids they got when the server started. Answers do not say who served them."""
 
     base: str
     numbers: Mapping[str, int]
 
     def names(self, adapter: str | None) -> Mapping[str, object]:
-        # An empty list switches all of them off for this request.
+        # An empty list disables all adapters for this request.
         applied = [] if adapter is None else [{"id": self.numbers[adapter], "scale": 1.0}]
         return {"model": self.base, "lora": applied}
 
@@ -61,18 +61,18 @@ Peer = Manylora | Vllm | LlamaCpp
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The server under test and the endpoint that is used."""
+    """The server under test and the endpoint that requests go to."""
 
     peer: Peer
     endpoint: EndpointName
 
     @property
     def path(self) -> str:
-        """Below the server's address, which may have a path of its own."""
+        """The endpoint's path, relative to the server's address, which may have a path of its own."""
         return "v1/chat/completions" if self.endpoint == "chat" else "v1/completions"
 
     def body(self, request: Request) -> dict[str, object]:
-        """The JSON body of a streaming request: greedy, all of its tokens."""
+        """Return the JSON body of a streaming request: greedy, with exactly ``output_tokens`` tokens."""
         asked: dict[str, object] = {"prompt": request.prompt}
         if self.endpoint == "chat":
             asked = {"messages": [{"role": "user", "content": request.prompt}]}
@@ -87,6 +87,6 @@ class Target:
         }
 
     def text(self, choice: Mapping[str, Any]) -> str:
-        """The text of one choice of an event; may be empty."""
+        """Return the text of one choice of an event; may be empty."""
         text = choice["delta"].get("content") if self.endpoint == "chat" else choice["text"]
         return text or ""

@@ -1,4 +1,4 @@
-"""How far the benchmark is: a bar on a terminal, a line now and then elsewhere; always on stderr."""
+"""Shows the progress of a benchmark on stderr: a bar on a terminal, else a line every ten seconds at most."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,23 +8,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINE_SECONDS = 10.0
-"""Between two lines where there is no bar."""
+"""Least time between two lines where there is no bar."""
 
 
 class Display:
-    """Where progress is told."""
+    """Prints messages and progress."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def say(self, line: str) -> None:
-        """One line, as it is."""
+        """Print a line without markup or line breaks."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def counting(self, title: str, total: int) -> Iterator[Callable[[], None]]:
-        """Call what it gives once for each of ``total`` things done."""
-        if self._console.is_interactive and self._console.file.isatty():  # FORCE_COLOR makes none of a log file
+        """Show the progress of ``total`` items. Gives a function to call once for each item done."""
+        if (
+            self._console.is_interactive and self._console.file.isatty()
+        ):  # FORCE_COLOR makes rich take a log file for a terminal
             columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
             with Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True) as bar:
                 task = bar.add_task(title, total=total)

@@ -1,4 +1,4 @@
-"""The benchmark's adapters on the server: made, registered over HTTP, and removed again."""
+"""Registers the benchmark's adapters with the server over HTTP and removes them at the end."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -11,31 +11,31 @@ import aiohttp
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from bases import pydantic_errors
-from loadtests import plain
+from loadtests import error_text
 from loadtests.drive.peers import LlamaCpp, Manylora, Peer, PeerName, Vllm
 from loadtests.drive.progress import Display
 from loadtests.drive.rounds import Tick
 from loadtests.errors import BadOption, ServerUnusable
-from loadtests.workload.adapters import Geometry, Recipe
+from loadtests.workload.adapters import AdapterGenerator, ModelShape
 from loadtests.workload.workload import adapter_name
 
 T = TypeVar("T")
 
-AT_ONCE = 4
-"""Adapters made and sent at the same time."""
+CONCURRENCY = 4
+"""Adapters generated, registered or removed at the same time."""
 FORBIDDEN = (401, 403)
 ABSENT = 404
 TAKEN = 412
 REJECTED = 422
 BROKEN = 500
 END_SECONDS = 30.0
-"""What registrations under way get after Ctrl-C, and removing adapters gets at least."""
+"""How long registrations in flight may take after Ctrl-C, and removing adapters at least."""
 REMOVAL_SECONDS = 0.25
-"""More that each adapter's removal gets."""
+"""Added to the time for removing adapters, for each adapter."""
 
 
 class _Card(BaseModel):
-    """What ``/v1/models`` tells of a model."""
+    """A model in ``/v1/models``."""
 
     id: str
     parent: str | None = None
@@ -46,49 +46,49 @@ class _Cards(BaseModel):
 
 
 class _Loaded(BaseModel):
-    """What llama.cpp tells of an adapter."""
+    """An adapter in llama.cpp's ``/lora-adapters``."""
 
     id: int
     path: str
 
 
 @dataclass(frozen=True, slots=True)
-class Supply:
-    """How the server comes by its adapters."""
+class AdapterSetup:
+    """How the benchmark's adapters get to the server."""
 
-    recipe: Recipe
+    generator: AdapterGenerator
     folder: Path | None = None
-    """One that the server reads too: adapters are written there and registered by path. None uploads them."""
+    """A folder that the server can read: adapters are written there and registered by path. None uploads them."""
     present: bool = False
-    """The server has them already and keeps them."""
+    """Whether the server has the adapters already. Then they are neither registered nor removed."""
 
 
 @dataclass(slots=True)
-class Registrar:
-    """Registers adapters with one server and knows which it has to remove."""
+class AdapterClient:
+    """Registers adapters with one server and keeps track of those to remove."""
 
     http: aiohttp.ClientSession
     peer: PeerName
-    supply: Supply
+    setup: AdapterSetup
     registered: set[str] = field(default_factory=set)
-    """Or may be: the answer has not come."""
+    """Adapters that are registered, or may be because the answer has not come."""
     unanswered: set[str] = field(default_factory=set)
-    """Of these: a server may still be about to register one after its client has gone."""
+    """Those of ``registered`` without an answer: a server may register one after its client has disconnected."""
 
     async def register(self, number: int) -> None:
-        """Make and register one adapter. Raises :class:`ServerUnusable`; nobody else's adapter is replaced."""
-        name, recipe = adapter_name(number), self.supply.recipe
-        if self.supply.folder is None:
-            files = await asyncio.to_thread(recipe.files, number)
+        """Generate and register one adapter. Raises :class:`ServerUnusable`, also if the name is taken."""
+        name, generator = adapter_name(number), self.setup.generator
+        if self.setup.folder is None:
+            files = await asyncio.to_thread(generator.files, number)
             content: dict[str, Any] = {"data": _form(name, files)}
         else:
-            folder = await asyncio.to_thread(recipe.write, self.supply.folder, number)
+            folder = await asyncio.to_thread(generator.write, self.setup.folder, number)
             fields = ("lora_name", "lora_path") if self.peer == "vllm" else ("name", "path")
             content = {"json": dict(zip(fields, (name, str(folder.resolve())), strict=True))}
         path = "v1/load_lora_adapter" if self.peer == "vllm" else "v1/adapters"
         self.registered.add(name)
         self.unanswered.add(name)
-        # The name may have been taken since the list was read, and removing it afterwards would be somebody's loss.
+        # If-Match refuses a name that was taken since the list was read. Its adapter would be replaced, then removed.
         async with self.http.post(path, headers={"If-Match": '"0"'}, **content) as response:
             self.unanswered.discard(name)
             if not response.ok:
@@ -96,12 +96,12 @@ class Registrar:
             if response.status == TAKEN:
                 raise ServerUnusable(_taken(name))
             what = f"adapter {name}"
-            if response.status == REJECTED and recipe.geometry == Geometry():
-                what += ", made for the demo model (another base needs --config)"
+            if response.status == REJECTED and generator.shape == ModelShape():
+                what += ", generated for the demo model (for another base give --config)"
             await _accepted(response, what)
 
     async def remove(self, name: str) -> None:
-        """Remove one that was registered, or may have been. Raises :class:`ServerUnusable`."""
+        """Remove an adapter of ``registered``. Raises :class:`ServerUnusable`."""
         if self.peer == "vllm":
             answer = self.http.post("v1/unload_lora_adapter", json={"lora_name": name})
         else:
@@ -110,14 +110,15 @@ class Registrar:
             if response.status != ABSENT:
                 await _accepted(response, f"to remove {name}")
             elif name in self.unanswered:
-                raise ServerUnusable("it was not there, but its registration had no answer and may still come")
+                raise ServerUnusable("it is not there yet, but its registration had no answer and may still happen")
         self.registered.discard(name)
 
 
 async def find_peer(http: aiohttp.ClientSession, name: PeerName, base: str | None) -> tuple[Peer, set[str]]:
-    """The server as a peer, and the adapters it has.
+    """Return the server as a peer, and the names of its adapters.
 
-    Raises :class:`ServerUnusable`, and :class:`BadOption` where what answers is no such server.
+    Raises :class:`ServerUnusable`, and :class:`BadOption` if the server is not of the kind ``name`` or has no base
+    ``base``.
     """
     cards = (await _get(http, "v1/models", _Cards, name)).data
     bases = [card.id for card in cards if card.parent is None]
@@ -139,39 +140,42 @@ async def find_peer(http: aiohttp.ClientSession, name: PeerName, base: str | Non
 
 
 @asynccontextmanager
-async def supplied(registrar: Registrar, has: set[str], count: int, display: Display) -> AsyncIterator[list[str]]:
-    """The server with the first ``count`` adapters of the benchmark; what was registered is removed at the end.
+async def registered_adapters(
+    client: AdapterClient, has: set[str], count: int, display: Display
+) -> AsyncIterator[list[str]]:
+    """Have the first ``count`` adapters of the benchmark on the server; at the end remove those that were registered.
 
-    Gives a list that then holds why adapters could not be removed, a line each. Raises :class:`ServerUnusable`.
+    ``has`` are the adapters that the server has. Gives a list that is filled at the end: a line for each adapter that
+    could not be removed. Raises :class:`ServerUnusable`.
     """
     left: list[str] = []
     names = [adapter_name(number) for number in range(count)]
-    given_at_start = registrar.peer == "llamacpp" or (registrar.peer == "vllm" and registrar.supply.folder is None)
-    if registrar.supply.present or given_at_start:
+    given_at_start = client.peer == "llamacpp" or (client.peer == "vllm" and client.setup.folder is None)
+    if client.setup.present or given_at_start:
         if missing := [name for name in names if name not in has]:
-            raise ServerUnusable(_missing(missing, registrar))
+            raise ServerUnusable(_missing(missing, client))
         yield left
         return
     if taken := [name for name in names if name in has]:
         raise ServerUnusable(_taken(taken[0]))
     try:
         with display.counting("registering adapters", count) as tick:
-            await _register_all(registrar, count, tick)
+            await _register_all(client, count, tick)
         yield left
     finally:
         try:
-            with display.counting("removing adapters", len(registrar.registered)) as tick:
-                left += await _finished(asyncio.ensure_future(_remove_all(registrar, tick)))
+            with display.counting("removing adapters", len(client.registered)) as tick:
+                left += await _finished(asyncio.ensure_future(_remove_all(client, tick)))
         except asyncio.CancelledError:
-            if registrar.registered:
-                display.say(f"LEFT ON THE SERVER: {', '.join(sorted(registrar.registered))}")
+            if client.registered:
+                display.say(f"LEFT ON THE SERVER: {', '.join(sorted(client.registered))}")
             raise
         for line in left:
             display.say(line)
 
 
 async def _finished(work: asyncio.Future[T]) -> T:
-    """What ``work`` gives, in spite of a first cancellation; whatever comes after that ends it."""
+    """Return the result of ``work``, which is not cancelled by a first cancellation of this task, only by a second."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -183,39 +187,39 @@ async def _finished(work: asyncio.Future[T]) -> T:
         raise
 
 
-async def _remove_all(registrar: Registrar, tick: Tick) -> list[str]:
-    """One that cannot be removed does not keep the others, and all of them have some time. Returns a line for each that
-    is left.
-    """
-    names = sorted(registrar.registered)
+async def _remove_all(client: AdapterClient, tick: Tick) -> list[str]:
+    """Remove all registered adapters, within a time limit. Returns a line for each that could not be removed."""
+    names = sorted(client.registered)
     seconds = END_SECONDS + REMOVAL_SECONDS * len(names)
     reasons = dict.fromkeys(names, f"the server took more than {seconds:.0f} s")
-    free = asyncio.Semaphore(AT_ONCE)
+    free = asyncio.Semaphore(CONCURRENCY)
 
     async def remove(name: str) -> None:
         async with free:
             try:
-                await registrar.remove(name)
+                await client.remove(name)
             except (ServerUnusable, aiohttp.ClientError, OSError) as error:
-                reasons[name] = str(error) if isinstance(error, ServerUnusable) else plain.of_connection(error)
+                reasons[name] = str(error) if isinstance(error, ServerUnusable) else error_text.connection_error(error)
         tick()
 
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await asyncio.gather(*map(remove, names))
-    return [f"{name} was not removed: {reasons[name]}" for name in sorted(registrar.registered)]
+    return [f"{name} was not removed: {reasons[name]}" for name in sorted(client.registered)]
 
 
-async def _register_all(registrar: Registrar, count: int, tick: Tick) -> None:
-    """Several at a time. After a failure or a cancellation none is begun, and those under way get some time: a server
-    may do what it was asked after the client has gone, so a removal could come too early.
+async def _register_all(client: AdapterClient, count: int, tick: Tick) -> None:
+    """Register ``count`` adapters, several at a time, until one fails.
+
+    On cancellation, registrations in flight get END_SECONDS to end: a server may complete one after the client has
+    disconnected, and then removing it now would be too early.
     """
     left, errors, ended = iter(range(count)), list[Exception](), asyncio.Event()
 
     async def work() -> None:
         for number in left:
             try:
-                await registrar.register(number)
+                await client.register(number)
             except Exception as error:  # raised below
                 errors.append(error)
                 ended.set()
@@ -223,7 +227,7 @@ async def _register_all(registrar: Registrar, count: int, tick: Tick) -> None:
             if ended.is_set():
                 return
 
-    working = asyncio.gather(*(work() for _ in range(AT_ONCE)))
+    working = asyncio.gather(*(work() for _ in range(CONCURRENCY)))
     try:
         await asyncio.shield(working)
     except asyncio.CancelledError:
@@ -245,11 +249,11 @@ def _form(name: str, files: Mapping[str, bytes]) -> aiohttp.FormData:
 
 
 async def _get(http: aiohttp.ClientSession, path: str, form: type[T], peer: PeerName) -> T:
-    """The answer in a form that only this kind of server gives it."""
+    """Return the JSON of ``/path``. Raises :class:`BadOption` if it has not the form of this kind of server."""
     async with http.get(path) as response:
         if response.status == ABSENT:
             raise BadOption(
-                f"--url, --peer: this is no {peer} server: it has no /{path}; --url is the address before that"
+                f"--url, --peer: this is not a {peer} server: it has no /{path}; give --url without that path"
             )
         await _accepted(response, f"/{path}")
         content = await response.read()
@@ -258,31 +262,31 @@ async def _get(http: aiohttp.ClientSession, path: str, form: type[T], peer: Peer
     except ValidationError as error:
         first = error.errors()[0]
         said = f"{pydantic_errors.path(first) or 'it'} {pydantic_errors.message(first)}"
-        raise BadOption(f"--url, --peer: this is no {peer} server: /{path} gives another answer: {said}") from None
+        raise BadOption(f"--url, --peer: this is not a {peer} server: unexpected answer of /{path}: {said}") from None
 
 
 async def _accepted(response: aiohttp.ClientResponse, what: str) -> None:
-    """Raises :class:`ServerUnusable` where the server says no to ``what``."""
+    """Raise :class:`ServerUnusable` unless the status is a success. ``what`` was asked for."""
     if response.ok:
         return
-    said = plain.of_status(response.status, await response.text(errors="replace"))
+    said = error_text.status_error(response.status, await response.text(errors="replace"))
     if response.status in FORBIDDEN:
         sent = "Authorization" in response.request_info.headers
-        advice = "it does not take this key" if sent else "give its key with --api-key, or in MANYLORA_API_KEY"
-        raise ServerUnusable(f"the server does not let us in ({said}): {advice}")
+        advice = "it does not accept this API key" if sent else "give its API key with --api-key or in MANYLORA_API_KEY"
+        raise ServerUnusable(f"the server denies access ({said}): {advice}")
     if response.status >= BROKEN:
-        raise ServerUnusable(f"the server, or a proxy before it, does not work ({what}: {said}); see what its log says")
+        raise ServerUnusable(f"the server, or a proxy in front of it, fails ({what}: {said}); see its log")
     raise ServerUnusable(f"the server refused {what}: {said}")
 
 
 def _taken(name: str) -> str:
-    return f"the server has an adapter {name} already: measure it with --registered, or remove it"
+    return f"the server already has an adapter {name}: use it with --registered, or remove it"
 
 
-def _missing(names: Sequence[str], registrar: Registrar) -> str:
+def _missing(names: Sequence[str], client: AdapterClient) -> str:
     how = {
-        "manylora": "leave --registered out to have them made",
+        "manylora": "leave out --registered to have them generated",
         "vllm": "start it with --lora-modules, or with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and give --adapter-folder",
         "llamacpp": "start it with --lora and files of `python -m loadtests.workload.adapters --gguf`",
-    }[registrar.peer]
-    return f"the server lacks {len(names)} adapters, {names[0]} among them: {how}"
+    }[client.peer]
+    return f"the server lacks {len(names)} adapters, e.g. {names[0]}: {how}"

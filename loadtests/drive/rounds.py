@@ -1,4 +1,4 @@
-"""Requests -> a Round: sends them when they are due and keeps what came of each."""
+"""Sends the requests of a round when they are due and collects their timings and failures."""
 
 import asyncio
 import time
@@ -12,12 +12,12 @@ from loadtests.drive.peers import Target
 from loadtests.workload.workload import Request
 
 Tick = Callable[[], None]
-"""Called when a request has ended."""
+"""Called when a request has ended, with or without an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request without its whole answer."""
+    """A request without its complete answer."""
 
     adapter: str | None
     started: float
@@ -28,19 +28,19 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one run of one workload gave."""
+    """The results of one round: one run of one workload."""
 
     began: float
     """Seconds of ``time.perf_counter``."""
     seconds: float
     cpu_seconds: float
-    """Processor time of this client."""
+    """CPU time of this client."""
     timings: tuple[Timing, ...]
     failures: tuple[Failure, ...] = ()
     late: tuple[float, ...] = ()
-    """Open loop: seconds each request was sent after it was due."""
+    """Open loop: how many seconds after its due time each request was sent."""
     in_flight: int = 0
-    """Requests at once, at most."""
+    """The most requests in flight at once."""
 
     @property
     def requests(self) -> int:
@@ -48,8 +48,8 @@ class Round:
 
 
 @dataclass(slots=True)
-class _Going:
-    """A round that is under way."""
+class _Sender:
+    """Sends requests and collects their results."""
 
     http: aiohttp.ClientSession
     target: Target
@@ -89,31 +89,31 @@ class _Going:
 async def run_closed(
     http: aiohttp.ClientSession, target: Target, requests: Sequence[Request], clients: int, tick: Tick
 ) -> Round:
-    """Each client sends the next request that nobody has sent, as soon as its last is answered."""
-    going = _Going(http, target, tick)
+    """Run a closed loop: each of ``clients`` sends the next request as soon as its last one has ended."""
+    sender = _Sender(http, target, tick)
     began, cpu = time.perf_counter(), time.process_time()
     queue = iter(requests)
     async with asyncio.TaskGroup() as group:
         for _ in range(clients):
-            group.create_task(going.send_in_turn(queue))
-    return _round(going, began, cpu)
+            group.create_task(sender.send_in_turn(queue))
+    return _round(sender, began, cpu)
 
 
 async def run_open(http: aiohttp.ClientSession, target: Target, requests: Sequence[Request], tick: Tick) -> Round:
-    """Each request is sent at its time, whatever has become of the others."""
-    going = _Going(http, target, tick)
+    """Run an open loop: each request is sent at its time, whether the others have ended or not."""
+    sender = _Sender(http, target, tick)
     began, cpu = time.perf_counter(), time.process_time()
-    await going.send_when_due(requests, began)
-    return _round(going, began, cpu)
+    await sender.send_when_due(requests, began)
+    return _round(sender, began, cpu)
 
 
-def _round(going: _Going, began: float, cpu: float) -> Round:
+def _round(sender: _Sender, began: float, cpu: float) -> Round:
     return Round(
         began=began,
         seconds=time.perf_counter() - began,
         cpu_seconds=time.process_time() - cpu,
-        timings=tuple(going.timings),
-        failures=tuple(going.failures),
-        late=tuple(going.late),
-        in_flight=going.most,
+        timings=tuple(sender.timings),
+        failures=tuple(sender.failures),
+        late=tuple(sender.late),
+        in_flight=sender.most,
     )

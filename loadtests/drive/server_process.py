@@ -1,4 +1,4 @@
-"""A server of our own for the length of a benchmark."""
+"""Starts a server for one benchmark and stops it at the end."""
 
 import shlex
 import socket
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# The first two now, not by httpx2's first request: a Ctrl-C within the classes they make ends Python by the signal.
+# The first two are imported here, not by httpx2's first request: a Ctrl-C while a library creates its classes would
+# end Python by the signal.
 import h11  # noqa: F401
 import httpcore2  # noqa: F401
 import httpx2
@@ -16,24 +17,25 @@ import httpx2
 from loadtests.errors import BadOption, ServerUnusable
 
 START_SECONDS = 600.0
-"""A first start installs nothing but quantises the model."""
+"""Longest start. The first start of a model quantises it."""
 STOP_SECONDS = 60.0
 STDERR = 2
 
 
 @contextmanager
 def spawned(command: str, adapter_root: Path) -> Iterator[str]:
-    """Run ``command --port PORT --adapter-root DIR`` on a free port; its URL once ``/readyz`` says yes; then SIGTERM.
+    """Run ``command --port PORT --adapter-root DIR`` on a free port and stop it at the end. Gives its URL when ready.
 
-    What the server prints goes to stderr. Raises :class:`ServerUnusable`, :class:`BadOption`.
+    The server's output goes to stderr. Raises :class:`ServerUnusable`, and :class:`BadOption` for a command that cannot
+    be parsed.
     """
     port = _free_port()
     try:
         arguments = [*shlex.split(command), "--port", str(port), "--adapter-root", str(adapter_root)]
     except ValueError:
-        raise BadOption(f"--spawn: a quotation mark in it is never closed (got {command!r})") from None
+        raise BadOption(f"--spawn: has an unclosed quotation mark (got {command!r})") from None
     try:
-        # In a group of its own: Ctrl-C on a terminal is ours, and the server is needed to give its adapters back.
+        # Its own process group: Ctrl-C on a terminal must not stop the server before its adapters are removed.
         process = subprocess.Popen(arguments, stdout=STDERR, process_group=0)
     except OSError as error:
         reason = "there is no such command" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
@@ -58,7 +60,9 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
     with httpx2.Client(base_url=url, trust_env=False) as http:
         while not _ready(http):
             if (status := process.poll()) is not None:
-                raise ServerUnusable(f"the server ended with status {status} before it was ready; it says above why")
+                raise ServerUnusable(
+                    f"the server ended with status {status} before it was ready; its messages above say why"
+                )
             if time.monotonic() > deadline:
                 raise ServerUnusable(
                     f"the server was not ready after {START_SECONDS:.0f} s; start it yourself and give its address "
@@ -75,7 +79,7 @@ def _ready(http: httpx2.Client) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Also where a second Ctrl-C ends the waiting."""
+    """Stop the server with SIGTERM, and kill it after STOP_SECONDS or at a second Ctrl-C."""
     process.terminate()
     try:
         with suppress(subprocess.TimeoutExpired):

@@ -47,7 +47,7 @@ ADAPTERS = (0, 1, 16, 64)
 
 
 @dataclass(frozen=True)
-class Row:
+class StepTiming:
     """One line of the table."""
 
     work: str
@@ -62,7 +62,7 @@ class Row:
     """The floor as a share of the step: 1 is as fast as memory allows."""
 
 
-class Bench:
+class StepBenchmark:
     """A runner over a random model, its adapters in place."""
 
     def __init__(self, model: LlamaForCausalLM, context: int, prefill: int, repeats: int) -> None:
@@ -111,9 +111,9 @@ class Bench:
         """Median seconds of a step: each ends with its tokens on the host."""
         return median(lambda: self.runner.run(batch), self.repeats)
 
-    def decode(self, bandwidth: float) -> list[Row]:
+    def decode(self, bandwidth: float) -> list[StepTiming]:
         """One token for each row."""
-        found: list[Row] = []
+        found: list[StepTiming] = []
         for rows in ROWS:
             base = 0.0
             for adapters in (n for n in ADAPTERS if n <= rows):
@@ -123,9 +123,9 @@ class Bench:
                 found.append(_row("decode", rows, adapters, seconds, rows, base, floor))
         return found
 
-    def prefills(self) -> list[Row]:
+    def prefills(self) -> list[StepTiming]:
         """Prompts in one step: one, or as many as adapters, which share its tokens."""
-        found: list[Row] = []
+        found: list[StepTiming] = []
         for prompts in (n for n in ADAPTERS if 0 < 2 * n <= self.prefill):
             length = self.prefill // prompts
             base, tokens = self.steps(self.batch(prompts, 0, length, length)), prompts * length
@@ -172,7 +172,7 @@ class Goal:
         return (self.least is None or self.found >= self.least) and (self.below is None or self.found < self.below)
 
 
-def goals(rows: Sequence[Row], disturbance: Mapping[str, float]) -> list[Goal]:
+def goals(rows: Sequence[StepTiming], disturbance: Mapping[str, float]) -> list[Goal]:
     """Those that were measured."""
     at = {(row.work, row.rows, row.adapters): row for row in rows}
     most, one = at["decode", 64, 64], at["decode", 1, 0]
@@ -193,7 +193,7 @@ def random_adapter(linears: dict[str, tuple[int, int]]) -> AdapterWeights:
     return AdapterWeights(AdapterSpec(AdapterId("0"), {n: LoraTarget(RANK, 1.0) for n in tensors}, 0), tensors)
 
 
-def peft_decode(model: LlamaForCausalLM, context: int, repeats: int) -> list[Row]:
+def peft_decode(model: LlamaForCausalLM, context: int, repeats: int) -> list[StepTiming]:
     """PEFT's mixed batch over a model of its own: as many adapters as rows."""
     from peft import LoraConfig, get_peft_model  # after bases.nf4: see there
 
@@ -210,7 +210,7 @@ def peft_decode(model: LlamaForCausalLM, context: int, repeats: int) -> list[Row
 
 
 @torch.inference_mode()
-def _peft_row(peft: Any, names: Sequence[str], context: int, repeats: int) -> Row:
+def _peft_row(peft: Any, names: Sequence[str], context: int, repeats: int) -> StepTiming:
     config, rows = peft.config, len(names)
     shape = (rows, config.num_key_value_heads, context, config.head_dim)
     past = torch.zeros(shape, device=peft.device, dtype=torch.bfloat16)
@@ -234,8 +234,8 @@ def _peft_row(peft: Any, names: Sequence[str], context: int, repeats: int) -> Ro
 
 def _row(
     work: str, rows: int, adapters: int, seconds: float, tokens: int, base: float | None, floor: float | None
-) -> Row:
-    return Row(
+) -> StepTiming:
+    return StepTiming(
         *(work, rows, adapters, seconds * 1e3, tokens / seconds),
         of_base=base and base / seconds,
         of_floor=floor and floor / seconds,
@@ -272,7 +272,7 @@ def _percentile(seconds: Sequence[float], percent: int) -> float:
     return statistics.quantiles(seconds, n=100)[percent - 1] * 1e3
 
 
-def printed(rows: Sequence[Row]) -> str:
+def printed(rows: Sequence[StepTiming]) -> str:
     """As a Markdown table."""
     lines = ["| work | rows | adapters | ms | tokens/s | of base | of floor |", "|---|--:|--:|--:|--:|--:|--:|"]
     for row in rows:
@@ -287,7 +287,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     torch.manual_seed(0)
     device, config = torch.device(options.device), TINY if options.tiny else EIGHT_BILLION
     rate = bandwidth(device, 2**20 if options.tiny else 2**30)
-    bench = Bench(random_base(config, device), options.context, options.prefill, options.repeats)
+    bench = StepBenchmark(random_base(config, device), options.context, options.prefill, options.repeats)
     rows = bench.decode(rate) + bench.prefills()
     disturbed, floor = bench.disturbance(), bench.bytes
     del bench
@@ -321,7 +321,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args(words)
     result = measure(options)
-    print(printed([Row(**row) for row in cast("list[dict[str, Any]]", result["rows"])]))
+    print(printed([StepTiming(**row) for row in cast("list[dict[str, Any]]", result["rows"])]))
     print(f"\nbandwidth {cast('float', result['bandwidth']) / 1e9:,.0f} GB/s; disturbance {result['disturbance']}")
     for goal in cast("list[dict[str, Any]]", result["goals"]):
         print(f"{'met' if goal['met'] else 'NOT met'}: {goal['name']} {goal['found']:.2f}")

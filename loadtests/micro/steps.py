@@ -52,7 +52,7 @@ SAMPLING = {
 
 
 @dataclass(frozen=True)
-class Line:
+class StepBreakdown:
     """One kind of step, in milliseconds."""
 
     work: str
@@ -73,7 +73,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Draw:
+class SamplingTiming:
     """Picking the tokens of 16 rows, in milliseconds."""
 
     how: str
@@ -82,7 +82,7 @@ class Draw:
 
 
 def main() -> int:
-    """Measure and print; exit status 1 where there is no native decoder to take apart."""
+    """Metric and print; exit status 1 where there is no native decoder to take apart."""
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.micro.steps", description="Where the time of a step goes."
     )
@@ -149,7 +149,7 @@ def _chunks(work: str, rows: int, adapters: int) -> Iterator[Chunk]:
         yield Chunk(sequence, length - 1, 1) if work == "decode" else Chunk(sequence, 0, length)
 
 
-def _measure(runner: Runner, decoder: Decoder, batch: Batch, work: str, adapters: int, repeats: int) -> Line:
+def _measure(runner: Runner, decoder: Decoder, batch: Batch, work: str, adapters: int, repeats: int) -> StepBreakdown:
     phases: list[list[float]] = []
     for _ in range(repeats):
         decoder.seconds = torch.zeros(len(PHASES), dtype=torch.float64)
@@ -162,17 +162,17 @@ def _measure(runner: Runner, decoder: Decoder, batch: Batch, work: str, adapters
     modules = min(_time(runner, batch) for _ in range(repeats))
     runner.forward = decoder
     least = dict(zip((*PHASES, "Python and sampling"), map(min, zip(*phases, strict=True)), strict=True))
-    return Line(work, batch.tokens, adapters, least, step, modules)
+    return StepBreakdown(work, batch.tokens, adapters, least, step, modules)
 
 
-def _draws(decoder: Decoder, repeats: int) -> Iterator[Draw]:
+def _draws(decoder: Decoder, repeats: int) -> Iterator[SamplingTiming]:
     """Of logits in which some 30 tokens stand out, as those of a model do."""
     logits = 2 * torch.randn(16, decoder.vocabulary, generator=torch.Generator().manual_seed(0))
     logits[:, :30] += torch.linspace(16, 8, 30)
     for how, params in SAMPLING.items():
         both = (decoder.kernels, TorchSampling())
         times = [min(_draw(logits, params, ops) for _ in range(repeats)) for ops in both]
-        yield Draw(how, *times)
+        yield SamplingTiming(how, *times)
         print(f"sampling, 16 rows, {how}: {times[0]:.2f} ms (torch {times[1]:.2f})", flush=True)
 
 
@@ -192,7 +192,7 @@ def _time(runner: Runner, batch: Batch) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def _print(line: Line) -> None:
+def _print(line: StepBreakdown) -> None:
     parts = ", ".join(f"{name} {ms:.2f}" for name, ms in line.phases.items())
     print(f"{line.work}, {line.rows} rows, {line.adapters} adapters: {line.step:.1f} ms (modules {line.modules:.1f})")
     print(f"    {parts}; {line.of_floor:.2f} times the floor", flush=True)

@@ -50,7 +50,7 @@ WAYS = ("peft", "ours")
 
 
 @dataclass(frozen=True)
-class Speed:
+class TrainingSpeed:
     """One run."""
 
     way: str
@@ -71,7 +71,7 @@ class Speed:
         return self.tokens / self.step
 
 
-class Clock:
+class StepTimer:
     """Called at the end of each step: times, tokens and losses."""
 
     def __init__(self, device: torch.device) -> None:
@@ -87,12 +87,12 @@ class Clock:
         self.losses.append(loss)
         self.tokens.append(tokens)
 
-    def speed(self, way: str, memory: int) -> Speed:
+    def speed(self, way: str, memory: int) -> TrainingSpeed:
         counted = self.marks[WARM_UP:]
         wall, processor = zip(*((b[0] - a[0], b[1] - a[1]) for a, b in pairwise(counted)), strict=True)
         tokens = statistics.fmean(self.tokens[WARM_UP + 1 :])
         loss = statistics.fmean(self.losses[-5:])
-        return Speed(way, statistics.median(wall), statistics.median(processor), tokens, memory, loss)
+        return TrainingSpeed(way, statistics.median(wall), statistics.median(processor), tokens, memory, loss)
 
 
 def main() -> int:
@@ -102,7 +102,7 @@ def main() -> int:
     if args.way:
         print(json.dumps(asdict(_run(args))))
         return 0
-    speeds: dict[str, list[Speed]] = {way: [] for way in WAYS}
+    speeds: dict[str, list[TrainingSpeed]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         data = args.data or Path(folder)
         open_base(_settings(args, data))  # quantised here, so that no run's memory holds that
@@ -138,25 +138,25 @@ def _settings(args: argparse.Namespace, data: Path) -> TrainSettings:
     )  # fmt: skip
 
 
-def _in_a_process(way: str, data: Path) -> Speed:
+def _in_a_process(way: str, data: Path) -> TrainingSpeed:
     """The run that this command line asks for, of one way."""
     command = [sys.executable, "-W", "ignore", "-m", "loadtests.micro.training", *sys.argv[1:], "--way", way]
     done = subprocess.run([*command, "--data", str(data)], stdout=subprocess.PIPE, text=True, check=True)
-    return Speed(**json.loads(done.stdout.splitlines()[-1]))
+    return TrainingSpeed(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _run(args: argparse.Namespace) -> Speed:
+def _run(args: argparse.Namespace) -> TrainingSpeed:
     settings = _settings(args, args.data)
     base = open_base(settings)
     dataset = build_dataset(settings, base.tokenizer, base.max_model_len)
-    clock = Clock(base.device)
+    clock = StepTimer(base.device)
     work: Callable[..., None] = _ours if args.way == "ours" else _peft
     with _peak(base.device) as memory, tempfile.TemporaryDirectory() as folder:
         work(settings.model_copy(update={"out": Path(folder) / "adapter"}), base, dataset, clock)
     return clock.speed(args.way, memory())
 
 
-def _ours(settings: TrainSettings, base: Any, dataset: Dataset, clock: Clock) -> None:
+def _ours(settings: TrainSettings, base: Any, dataset: Dataset, clock: StepTimer) -> None:
     step = AdapterTrainer.training_step
 
     def timed(trainer: AdapterTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -170,7 +170,7 @@ def _ours(settings: TrainSettings, base: Any, dataset: Dataset, clock: Clock) ->
         train(settings, base, make_plan(settings, base, dataset), run_folder)
 
 
-def _peft(settings: TrainSettings, base: Any, dataset: Dataset, clock: Clock) -> None:
+def _peft(settings: TrainSettings, base: Any, dataset: Dataset, clock: StepTimer) -> None:
     """get_peft_model and Trainer, with the defaults of both where our run has no setting for it."""
     from torch import nn
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
@@ -232,7 +232,7 @@ def _peak(device: torch.device) -> Iterator[Callable[[], int]]:
         thread.join()
 
 
-def _print(speed: Speed) -> None:
+def _print(speed: TrainingSpeed) -> None:
     print(
         f"{speed.way:5} {speed.step:6.3f} s a step, {speed.processor:6.3f} s of processor, {speed.rate:6.0f} tokens/s, "
         f"{speed.memory / 2**20:5.0f} MiB on top of the base, loss {speed.loss:.3f}",
@@ -240,7 +240,7 @@ def _print(speed: Speed) -> None:
     )
 
 
-def _conclude(args: argparse.Namespace, speeds: dict[str, list[Speed]]) -> int:
+def _conclude(args: argparse.Namespace, speeds: dict[str, list[TrainingSpeed]]) -> int:
     """Medians of the runs, and what they are to each other."""
     median = {
         way: {name: statistics.median(getattr(run, name) for run in runs) for name in ("rate", "processor", "memory")}

@@ -1,1 +1,1 @@
-"""Figures of a run, and how they are shown and compared."""
+"""Metrics, records and reports of a run, and comparisons of runs."""

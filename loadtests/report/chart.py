@@ -1,7 +1,7 @@
-"""The chart of docs/performance.md, from the figures in docs/performance.json.
+"""Draws the chart of docs/performance.md from the numbers in docs/performance.json.
 
-``python -m loadtests.report.chart`` draws it, in a checkout. Pages show it as an image, which no page's style reaches,
-so it has a background of its own: light or dark, as the reader's system is.
+``python -m loadtests.report.chart`` writes it, in a checkout. Pages show it as an image, which they cannot style, so it
+has its own background: light or dark, by the reader's system.
 """
 
 import json
@@ -14,7 +14,7 @@ from jinja2 import Environment
 DOCS = Path(__file__).parents[2] / "docs"
 WIDTH = 760
 LEFT = 170
-"""Of the bars; what is left of them is the names of the work."""
+"""Where the bars start; the names of the workloads are to the left."""
 BAR = 15
 GROUP = 68
 TOP = 88
@@ -55,7 +55,7 @@ svg { color-scheme: light dark; font-family: system-ui, -apple-system, "Segoe UI
 
 
 def chart(figures: Mapping[str, Any]) -> str:
-    """``figures`` as in docs/performance.json -> the SVG."""
+    """Return the SVG. ``figures`` is the content of docs/performance.json."""
     work, servers = figures["work"], figures["servers"]
     most = max(max(values) for values in work.values())
     groups = [_group(figures, name, TOP + index * GROUP, most) for index, name in enumerate(work)]
@@ -75,7 +75,7 @@ def chart(figures: Mapping[str, Any]) -> str:
 
 
 def _group(figures: Mapping[str, Any], name: str, top: int, most: float) -> dict[str, Any]:
-    """The bars of one kind of work, a server each."""
+    """Return the bars of one workload, one for each server."""
     marked = figures["marked"].get(name, {})
     bars = [
         {

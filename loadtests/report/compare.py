@@ -1,11 +1,11 @@
-"""Runs side by side: only what was the same work, unless told otherwise."""
+"""Compares records side by side, by default only if their workloads were the same."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from loadtests.errors import BadOption
-from loadtests.report.figures import MEASURES
+from loadtests.report.metrics import METRICS
 from loadtests.report.record import Record, WorkRecord
 from loadtests.report.table import number, share
 
@@ -18,35 +18,37 @@ RUN_HEADER = ("run", "server", "its version", "base", "client's version", "start
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Several runs' results for the workloads that all of them have."""
+    """The results of several runs for the workloads that all of them have."""
 
     labels: Sequence[str]
     runs: Mapping[str, Sequence[str]]
-    """Label of a run -> what was measured, and by what: the columns of :data:`RUN_HEADER`."""
+    """Label of a run -> its server, versions and start: the columns of :data:`RUN_HEADER`."""
     rows: Mapping[str, Mapping[str, WorkRecord]]
     """Workload -> label of a run -> its results."""
     remarks: Sequence[str]
-    """What was left out and what was not alike."""
+    """What was left out and what differed, a line each."""
 
     def tables(self) -> list[list[Sequence[str]]]:
-        """One of the runs, and one for each workload: a row for each figure that any run has, with every run's value,
-        spread over its rounds, and ratio to the first run's.
+        """Return a table of the runs, and one for each workload.
+
+        A workload's table has a row for each metric that any run has: every run's value, its spread over the rounds and
+        its ratio to the first run's.
         """
         first, *others = self.labels
         header = [first, "spread", *(word for label in others for word in (label, "spread", "ratio"))]
         tables: list[list[Sequence[str]]] = [[RUN_HEADER, *([label, *run] for label, run in self.runs.items())]]
         for name, row in self.rows.items():
             works = [row[label] for label in self.labels]
-            measured = (figure for figure in SHOWN if any(work["figures"].get(figure) is not None for work in works))
-            tables.append([[name, *header], *(_row(figure, works) for figure in measured)])
+            measured = (metric for metric in SHOWN if any(work["figures"].get(metric) is not None for work in works))
+            tables.append([[name, *header], *(_row(metric, works) for metric in measured)])
         return tables
 
 
 def compare(records: Mapping[str, Record], force: bool) -> Comparison:
-    """Lay runs, by label, side by side.
+    """Compare the records of runs, by label.
 
-    Raises :class:`BadOption` where the work was not the same, or they have no workload in common; with ``force`` the
-    former is a remark.
+    Raises :class:`BadOption` if their workloads or conditions differ, which is a remark with ``force``, or if they have
+    no workload in common.
     """
     labels = list(records)
     first = records[labels[0]]
@@ -55,7 +57,7 @@ def compare(records: Mapping[str, Record], force: bool) -> Comparison:
     if not common:
         lists = (f"{label} has {', '.join(names)}" for label, names in works.items())
         raise BadOption(
-            "the runs have no workload in common, so there is nothing to compare; measure both with the same "
+            "the runs have no workload in common, so there is nothing to compare; measure again with the same "
             f"--adapters and --arrivals ({'; '.join(lists)})"
         )
     different = []
@@ -66,13 +68,13 @@ def compare(records: Mapping[str, Record], force: bool) -> Comparison:
             different += _differences(f"{label}, {name}", labels[0], *asked)
     if different and not force:
         raise BadOption(
-            "the runs did different work, so their figures say nothing of each other; measure again with the same "
-            "options, or compare them all the same with --force:\n" + "\n".join(different)
+            "the runs had different workloads, so their metrics cannot be compared; measure again with the same "
+            "options, or compare anyway with --force:\n" + "\n".join(different)
         )
     rows = {name: {label: works[label][name] for label in labels} for name in common}
     runs = {label: _run(record) for label, record in records.items()}
-    remarks = [f"NOT THE SAME WORK: {line}" for line in different]
-    return Comparison(labels, runs, rows, [*remarks, *_asides(records, works, common)])
+    remarks = [f"DIFFERENT WORKLOADS: {line}" for line in different]
+    return Comparison(labels, runs, rows, [*remarks, *_remarks(records, works, common)])
 
 
 def _run(record: Record) -> list[str]:
@@ -82,20 +84,20 @@ def _run(record: Record) -> list[str]:
 
 def _differences(where: str, first: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [
-        f"{where}: {key} is {_told(other.get(key))}, in {first} {_told(one.get(key))}"
+        f"{where}: {key} is {_option_value(other.get(key))}, in {first} {_option_value(one.get(key))}"
         for key in sorted(one.keys() | other.keys())
         if one.get(key) != other.get(key)
     ]
 
 
-def _told(value: object) -> str:
-    """An option's value, as it is given."""
+def _option_value(value: object) -> str:
+    """Return an option's value as it is given on the command line."""
     if isinstance(value, list):
         return ",".join(map(str, value))
     return "not set" if value is None else str(value)
 
 
-def _asides(
+def _remarks(
     records: Mapping[str, Record], works: Mapping[str, Mapping[str, WorkRecord]], common: Sequence[str]
 ) -> list[str]:
     lines = []
@@ -115,13 +117,13 @@ def _asides(
         if one["version"] != other["version"]:
             lines.append(f"{label}: measured by version {other['version']}, {first} by {one['version']}")
         if one["machine"] != other["machine"]:
-            lines.append(f"{label}: was measured from another machine than {first}")
+            lines.append(f"{label}: was measured from a different machine than {first}")
     return lines
 
 
-def _row(figure: str, works: Sequence[WorkRecord]) -> list[str]:
-    first, *others = [(work["figures"].get(figure), work["spread"].get(figure)) for work in works]
-    cells = [MEASURES[figure].title, number(first[0]), share(first[1])]
+def _row(metric: str, works: Sequence[WorkRecord]) -> list[str]:
+    first, *others = [(work["figures"].get(metric), work["spread"].get(metric)) for work in works]
+    cells = [METRICS[metric].title, number(first[0]), share(first[1])]
     for value, spread in others:
         ratio = f"{value / first[0]:.2f}x" if first[0] and value is not None else "-"
         cells += [number(value), share(spread), ratio]

@@ -1,9 +1,9 @@
-"""How evenly the adapters were served.
+"""Fairness: how evenly the adapters were served.
 
-What an adapter gets is its speed: output tokens per second of a request, from sending it to the end of its answer (the
-inverse of the normalised latency), averaged over its requests; a failed request got none. Over these Jain's index is
-(sum x)^2 / (n * sum x^2): 1 where all get the same, 1/n where one gets everything (R. Jain, D. Chiu, W. Hawe, "A
-Quantitative Measure of Fairness and Discrimination for Resource Allocation in Shared Computer Systems", DEC-TR-301,
+The speed of a request is its output tokens per second from sending it to the end of its answer (the inverse of the
+normalised latency), 0 if it failed; the speed of an adapter is the mean over its requests. Jain's index of the speeds x
+is (sum x)^2 / (n * sum x^2): 1 if all are equal, 1/n if one adapter gets everything (R. Jain, D. Chiu, W. Hawe, "A
+Quantitative Metric of Fairness and Discrimination for Resource Allocation in Shared Computer Systems", DEC-TR-301,
 1984).
 """
 
@@ -17,27 +17,29 @@ from loadtests.drive.rounds import Round
 
 
 @dataclass(frozen=True, slots=True)
-class Treatment:
-    """How one adapter's requests fared; times in milliseconds, NaN where none was answered."""
+class AdapterStats:
+    """Statistics of one adapter's requests. Times are in milliseconds, NaN if no request was answered."""
 
     adapter: str
     requests: int
     failed: int
     speed: float
-    """Output tokens per second."""
+    """Output tokens per second of a request, mean."""
     ttft_mean_ms: float
     e2e_mean_ms: float
 
 
 @dataclass(slots=True)
 class _Requests:
+    """Speeds and latencies (s) of one adapter's requests so far."""
+
     speeds: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
 
 
-def treatments(rounds: Sequence[Round]) -> list[Treatment]:
-    """One for each adapter that was asked for, the slowest first; requests to the base are in none."""
+def adapter_stats(rounds: Sequence[Round]) -> list[AdapterStats]:
+    """Return the statistics of each adapter that requests named, the slowest first. Leaves out requests to the base."""
     requests: dict[str, _Requests] = defaultdict(_Requests)
     for run in rounds:
         for timing in run.timings:
@@ -49,17 +51,17 @@ def treatments(rounds: Sequence[Round]) -> list[Treatment]:
         for failure in run.failures:
             if failure.adapter is not None:
                 requests[failure.adapter].speeds.append(0.0)
-    return sorted((_treatment(name, served) for name, served in requests.items()), key=lambda one: one.speed)
+    return sorted((_stats(name, served) for name, served in requests.items()), key=lambda one: one.speed)
 
 
 def jain(shares: Sequence[float]) -> float:
-    """Jain's index; NaN for nobody, or where nobody got anything."""
+    """Return Jain's index; NaN without shares, or if all are 0."""
     squares = sum(share * share for share in shares)
     return sum(shares) ** 2 / (len(shares) * squares) if squares else math.nan
 
 
-def _treatment(name: str, served: _Requests) -> Treatment:
-    return Treatment(
+def _stats(name: str, served: _Requests) -> AdapterStats:
+    return AdapterStats(
         adapter=name,
         requests=len(served.speeds),
         failed=len(served.speeds) - len(served.whole),

@@ -1,4 +1,4 @@
-"""Records -> one HTML page with everything in it: nothing is fetched when it is opened."""
+"""Reports of records as one self-contained HTML page."""
 
 import json
 from collections.abc import Sequence
@@ -50,17 +50,17 @@ pre { background: var(--code); padding: 1em; overflow-x: auto; }
 {% endfor %}</table></div>
 {% endfor %}
 <p>{{ note }}</p>
-{% if verdicts %}<h2>Thresholds</h2>
-<ul>{% for verdict in verdicts %}<li{% if not verdict.met %} class="bad"{% endif %}>{{ judged(verdict) }}</li>
+{% if thresholds %}<h2>Thresholds</h2>
+<ul>{% for checked in thresholds %}<li{% if not checked.met %} class="bad"{% endif %}>{{ threshold_line(checked) }}</li>
 {% endfor %}</ul>{% endif %}
 {% if remarks %}<h2>Remarks</h2>
 <ul>{% for remark in remarks %}<li>{{ remark }}</li>{% endfor %}</ul>{% endif %}
-{% for part in parts %}<h2>{{ part.heading }}</h2>
-{% if part.legend %}<ul class="legend">{% for label, style in part.legend %}<li>
+{% for section in sections %}<h2>{{ section.heading }}</h2>
+{% if section.legend %}<ul class="legend">{% for label, style in section.legend %}<li>
 <svg viewBox="0 0 32 8"><line x1="0" y1="4" x2="32" y2="4" stroke="{{ style.colour }}" stroke-width="2.5"
 {% if style.dashes %} stroke-dasharray="{{ sample(style) }}"{% endif %}/></svg>{{ label }}</li>
 {% endfor %}</ul>
-{% endif %}<div class="plots">{% for plot in part.plots %}{{ plot }}{% endfor %}</div>
+{% endif %}<div class="plots">{% for plot in section.plots %}{{ plot }}{% endfor %}</div>
 {% endfor %}
 {% if details %}<h2>How it was run</h2>
 <pre>{{ details }}</pre>{% endif %}
@@ -71,8 +71,8 @@ DETAILS = ("started", "finished", "version", "server", "machine", "conditions", 
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Plots that belong together, under a heading."""
+class _Section:
+    """A heading with plots and their legend."""
 
     heading: str
     plots: Sequence[Markup]
@@ -80,7 +80,7 @@ class _Part:
 
 
 def run_page(record: Record) -> str:
-    """A page about one run."""
+    """Return the page of one run."""
     works = record["workloads"]
     server = record["server"]
     return _render(
@@ -88,37 +88,37 @@ def run_page(record: Record) -> str:
         subtitle=f"{server['peer']} at {server['url']}, {record['started']}, measured from {_machine(record)}",
         tables=[report.table(record)],
         note=report.NOTE,
-        verdicts=record["thresholds"],
+        thresholds=record["thresholds"],
         remarks=report.remarks(record),
-        parts=[_distributions("Latencies", {work["name"]: work for work in works}), *map(_course, works)],
+        sections=[_distributions("Latencies", {work["name"]: work for work in works}), *map(_over_time, works)],
         details=json.dumps({key: record[key] for key in DETAILS}, indent=2),
     )
 
 
 def compare_page(comparison: Comparison) -> str:
-    """A page that lays runs side by side."""
+    """Return the page of a comparison."""
     return _render(
         title="Load tests compared",
         subtitle=", ".join(comparison.labels),
         tables=comparison.tables(),
         note="ratios are to the first run",
         remarks=comparison.remarks,
-        parts=[_distributions(name, row) for name, row in comparison.rows.items()],
+        sections=[_distributions(name, row) for name, row in comparison.rows.items()],
     )
 
 
-def _distributions(heading: str, curves: plots.Curves) -> _Part:
-    return _Part(heading, [*map(Markup, plots.distributions(curves))], plots.legend(list(curves)))
+def _distributions(heading: str, curves: plots.Curves) -> _Section:
+    return _Section(heading, [*map(Markup, plots.distributions(curves))], plots.legend(list(curves)))
 
 
-def _course(work: WorkRecord) -> _Part:
+def _over_time(work: WorkRecord) -> _Section:
     rounds = [f"round {number}" for number in range(1, len(work["rounds"]) + 1)]
-    # Of more rounds than colours nobody tells the curves apart; a single curve needs no name.
+    # With more rounds than colours the curves cannot be told apart; a single curve needs no legend.
     named = 1 < len(rounds) <= len(plots.COLOURS)
     legend = [(name, Style(colour)) for name, colour in zip(rounds, plots.COLOURS, strict=False)] if named else []
     if any("error" in request for run in work["rounds"] for request in run["requests"]):
         legend.append(("a request failed", Style(plots.FAILURE)))
-    return _Part(work["name"], [*map(Markup, plots.course(work))], legend)
+    return _Section(work["name"], [*map(Markup, plots.over_time(work))], legend)
 
 
 def _machine(record: Record) -> str:
@@ -127,15 +127,15 @@ def _machine(record: Record) -> str:
 
 
 def _sample(style: Style) -> str:
-    """The dashes of a legend's line, as SVG says them."""
+    """Return a style's dashes as SVG's ``stroke-dasharray``, for the legend."""
     return " ".join(f"{length * 2:g}" for length in style.dashes)
 
 
 def _unbroken(cell: str) -> str:
-    """A narrow page breaks ``1,116 / 1,228`` after a slash, and ``0 of 96`` nowhere."""
+    """Let a narrow page break ``1,116 / 1,228`` after a slash, and ``0 of 96`` nowhere."""
     return cell.replace(" / ", "\N{NO-BREAK SPACE}/ ").replace(" of ", "\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}")
 
 
 def _render(**values: Any) -> str:
     template = Environment(autoescape=True, trim_blocks=True).from_string(_TEMPLATE)
-    return template.render(judged=report.judged, sample=_sample, unbroken=_unbroken, **values)
+    return template.render(threshold_line=report.threshold_line, sample=_sample, unbroken=_unbroken, **values)

@@ -1,7 +1,7 @@
-"""Records -> plots, as SVG to put into a page. matplotlib is loaded when the first is drawn.
+"""Plots of records as SVG elements for a page. matplotlib is imported when the first is drawn.
 
-Each plot is an element of its own, so that a narrow page lays them below each other; letters and axes have the page's
-text colour, and there is no background, so that a page may be light or dark.
+Each plot is an element of its own, so that a narrow page can stack them. Text and axes have the page's text colour and
+there is no background, so that the page may be light or dark.
 """
 
 import io
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BINS = 60
-"""Points of a curve over time."""
-MOST_ADAPTERS = 16
-"""Bars in a plot, each with its name: of more adapters, the slowest and the quickest halves of so many."""
+"""Number of points of a curve over time."""
+MAX_ADAPTERS = 16
+"""Most bars in a plot. Of more adapters, half of the bars are the slowest and half the quickest."""
 
 COLOURS = ("#3a7fc1", "#d1700f", "#2b9350", "#9a6dc7", "#a8734b", "#d055a5", "#1592a3", "#858a1c", "#7c8288")
-"""Each can be told from a white page and from a dark one."""
+"""Each contrasts with a white page and with a dark one."""
 FAILURE = "#e5484d"
 DASHES: Sequence[tuple[float, ...]] = ((), (4, 1.5), (1, 1.2), (6, 1.5, 1, 1.5), (2, 2), (8, 3), (1, 3), (8, 2, 2, 2))
-"""Lengths of dashes and gaps, in widths of the line; without any it is whole."""
+"""Lengths of dashes and gaps, in widths of the line; empty for a solid line."""
 WIDTH = 1.6
 """Of a line, in points."""
 LETTERS = "#010203"
-"""Stands for the page's text colour: matplotlib knows no such thing."""
+"""Placeholder for the page's text colour, which matplotlib cannot express."""
 
 Curves = Mapping[str, WorkRecord]
 """Label -> a workload of some run."""
@@ -38,38 +38,38 @@ Curves = Mapping[str, WorkRecord]
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a curve is drawn, and its sample in the legend."""
+    """How a curve and its sample in the legend are drawn."""
 
     colour: str
     dashes: tuple[float, ...] = ()
 
 
 def legend(labels: Sequence[str]) -> list[tuple[str, Style]]:
-    """How the curves of :func:`distributions` are drawn: no two alike up to 72."""
+    """Return the style of each curve of :func:`distributions`. Up to 72 curves have different styles."""
     rows = (divmod(index, len(COLOURS)) for index in range(len(labels)))
     kinds = [Style(COLOURS[colour], DASHES[(colour + repeat) % len(DASHES)]) for repeat, colour in rows]
     return list(zip(labels, kinds, strict=True))
 
 
 def distributions(curves: Curves) -> list[str]:
-    """Cumulative distributions of three latencies over all requests, a curve for each workload."""
+    """Draw the cumulative distributions of TTFT, TPOT and end-to-end latency, with a curve for each workload."""
     panels = {"ttft": "Time to first text", "tpot": "Time per token", "e2e": "End to end"}
     return [_distribution(curves, field, title) for field, title in panels.items()]
 
 
-def course(work: WorkRecord) -> list[str]:
-    """Of one workload: time to first text and throughput over time, and its adapters' speeds where it has any."""
+def over_time(work: WorkRecord) -> list[str]:
+    """Draw a workload's time to first text and throughput over time, and its adapters' speeds if it has adapters."""
     drawn = [_first_texts(work), _throughput(work)]
     return [*drawn, _adapters(work["adapters"])] if work["adapters"] else drawn
 
 
 def throughput(answered: Sequence[Mapping[str, Any]], seconds: float) -> tuple[np.ndarray, np.ndarray]:
-    """Times [BINS] and output tokens per second [BINS], each answer's tokens spread evenly over its time."""
+    """Return times [BINS] and output tokens per second [BINS], each answer's tokens spread evenly over its time."""
     edges = np.linspace(0, seconds, BINS + 1)
     rate = np.zeros(BINS)
     for request in answered:
         begin, end = request["started"] + request["ttft"], request["started"] + request["e2e"]
-        # An answer that came all at once still has to fall into some bin.
+        # An answer that arrived all at once must still fall into a bin.
         end = max(end, begin + 1e-6)
         overlap = np.clip(np.minimum(edges[1:], end) - np.maximum(edges[:-1], begin), 0, None)
         rate += request["output_tokens"] * overlap / (end - begin)
@@ -120,11 +120,11 @@ def _throughput(work: WorkRecord) -> str:
 
 
 def _adapters(adapters: Sequence[Mapping[str, Any]]) -> str:
-    """``adapters`` from the slowest to the quickest."""
-    shown, places, half = [*adapters], [*range(len(adapters))], MOST_ADAPTERS // 2
-    if len(adapters) > MOST_ADAPTERS:
+    """Draw the adapters' speeds. ``adapters`` are sorted from the slowest to the quickest."""
+    shown, places, half = [*adapters], [*range(len(adapters))], MAX_ADAPTERS // 2
+    if len(adapters) > MAX_ADAPTERS:
         shown = [*adapters[:half], *adapters[-half:]]
-        places = [*range(half), *range(half + 1, MOST_ADAPTERS + 1)]  # a gap for what is left out
+        places = [*range(half), *range(half + 1, MAX_ADAPTERS + 1)]  # a gap for those left out
 
     def draw(axes: "Axes") -> None:
         bars = axes.barh(places, [adapter["speed"] for adapter in shown], height=0.75, color=COLOURS[0])
@@ -146,13 +146,13 @@ def _shortened(name: str) -> str:
 
 
 def _values(work: WorkRecord, field: str) -> np.ndarray:
-    """A latency of every answered request, in seconds."""
+    """Return a latency of every answered request, in seconds."""
     requests = (request for run in work["rounds"] for request in run["requests"])
     return np.array([request[field] for request in requests if request.get(field) is not None], dtype=float)
 
 
 def _svg(title: str, draw: Callable[["Axes"], None]) -> str:
-    """One plot: only the element, no XML header, no date, no address of who drew it."""
+    """Return a plot as an ``<svg>`` element, without XML header and metadata."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -1,7 +1,7 @@
-"""A whole run as JSON: what reports are made from, and what runs are compared by.
+"""Records: the results of a run as JSON, from which reports and comparisons are made.
 
-``schema`` changes when a reader of the old form would misread the new one. Latencies of single requests are in seconds,
-figures say their unit in their name, and what could not be measured is null.
+``schema`` changes when a reader of the old format would misread the new one. Latencies of single requests are in
+seconds; metrics (``figures`` in the JSON) have their unit in their name; null means not measured.
 """
 
 import json
@@ -14,19 +14,19 @@ from typing import Any
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from bases import pydantic_errors
-from loadtests import plain
+from loadtests import error_text
 from loadtests.drive.client import Timing
 from loadtests.drive.rounds import Failure, Round
 from loadtests.errors import BadOption
-from loadtests.report.figures import Figures
-from loadtests.report.thresholds import Verdict
+from loadtests.report.metrics import WorkloadMetrics
+from loadtests.report.thresholds import ThresholdResult
 from loadtests.workload.workload import Workload
 
 SCHEMA = 1
 KIND = "manylora-bench"
 WANTED = "give a file that `manylora bench --json FILE` wrote"
 DIGITS = 6
-"""Of seconds that are written down."""
+"""Decimals of seconds in a record."""
 
 Record = dict[str, Any]
 """A run."""
@@ -61,7 +61,7 @@ class _ServerShape(BaseModel):
 
 
 class _RecordShape(BaseModel):
-    """What has to be in a record for runs to be compared."""
+    """The fields of a record that comparing needs."""
 
     version: str
     started: str
@@ -72,21 +72,25 @@ class _RecordShape(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """A workload, what was measured, and its figures."""
+class WorkloadResult:
+    """A workload with its rounds and metrics."""
 
     work: Workload
     rounds: Sequence[Round]
-    figures: Figures
+    metrics: WorkloadMetrics
     warmed: int = 0
-    """Adapters that were asked for before the first round."""
+    """Number of adapters that the warm-up named."""
 
 
 def make_record(
-    results: Sequence[Result], verdicts: Sequence[Verdict], conditions: Mapping[str, Any], about: Mapping[str, Any]
+    results: Sequence[WorkloadResult],
+    thresholds: Sequence[ThresholdResult],
+    conditions: Mapping[str, Any],
+    about: Mapping[str, Any],
 ) -> Record:
-    """Everything about a run. ``conditions`` of all workloads must be equal where runs are compared; ``about`` need
-    not be.
+    """Return the record of a run.
+
+    ``conditions`` must be equal in runs that are compared; ``about``, the rest that is known of the run, need not be.
     """
     return {
         "schema": SCHEMA,
@@ -94,28 +98,28 @@ def make_record(
         **about,
         "conditions": dict(conditions),
         "workloads": [_work(result) for result in results],
-        "thresholds": [_plain(asdict(verdict)) for verdict in verdicts],
+        "thresholds": [_plain(asdict(checked)) for checked in thresholds],
     }
 
 
 def write_record(record: Record, path: Path) -> None:
-    """As JSON, on one line: most of it is numbers of single requests."""
+    """Write a record as JSON on one line: most of it are numbers of single requests."""
     path.write_text(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def read_record(path: Path) -> Record:
-    """Raises :class:`BadOption` for what is no record, or one of another schema."""
+    """Read a record. Raises :class:`BadOption` if the file is not a record, or one of another schema."""
     try:
         record = json.loads(path.read_bytes())
     except OSError as error:
-        raise BadOption(f"{path}: {plain.of_file(error)}; {WANTED}") from None
+        raise BadOption(f"{path}: {error_text.file_error(error)}; {WANTED}") from None
     except (ValueError, RecursionError) as error:
-        raise BadOption(f"{path}: {plain.of_json(error)}; {WANTED}") from None
+        raise BadOption(f"{path}: {error_text.json_error(error)}; {WANTED}") from None
     if not isinstance(record, dict) or record.get("kind") != KIND:
-        raise BadOption(f"{path}: is JSON of another kind; {WANTED}")
+        raise BadOption(f"{path}: is JSON, but not of manylora bench; {WANTED}")
     if record.get("schema") != SCHEMA:
         raise BadOption(
-            f"{path}: was written by a version of manylora whose figures mean something else (schema "
+            f"{path}: was written by a version of manylora with another record format (schema "
             f"{record.get('schema')}, this version reads {SCHEMA}): measure again"
         )
     try:
@@ -127,19 +131,19 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def _work(result: Result) -> WorkRecord:
-    figures = result.figures
+def _work(result: WorkloadResult) -> WorkRecord:
+    metrics = result.metrics
     return {
         "name": result.work.name,
         "asked": result.work.identity(),
-        "wanted": len(set(result.work.wanted) - {None}),
+        "wanted": len(set(result.work.by_popularity) - {None}),
         "warmed": result.warmed,
-        "requests": figures.requests,
-        "failed": figures.failures.total(),
-        "failures": dict(figures.failures.most_common()),
-        "figures": _plain(figures.values),
-        "spread": _plain(figures.spread),
-        "adapters": [_plain(asdict(treatment)) for treatment in figures.adapters],
+        "requests": metrics.requests,
+        "failed": metrics.failures.total(),
+        "failures": dict(metrics.failures.most_common()),
+        "figures": _plain(metrics.values),
+        "spread": _plain(metrics.spread),
+        "adapters": [_plain(asdict(stats)) for stats in metrics.adapters],
         "rounds": [_round(run) for run in result.rounds],
     }
 
@@ -167,7 +171,7 @@ def _request(item: Timing | Failure, began: float) -> dict[str, Any]:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """NaN as null: JSON has no word for it."""
+    """Return the values with None for NaN, which JSON does not have."""
     return {key: None if _missing(value) else value for key, value in values.items()}
 
 

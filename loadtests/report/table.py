@@ -1,4 +1,4 @@
-"""Records -> tables."""
+"""Tables and remarks of a record."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,20 @@ HEADER = (
 )  # fmt: skip
 NOTE = "latencies are p50 / p95 / p99"
 SEVERAL = 1.05
-"""Tokens of an event from which on the time between texts is not that between tokens."""
+"""Tokens per event above which a remark says that the time between texts is not that between tokens."""
 BUSY = 0.5
-"""Processors the client keeps busy from which on it may be what is measured."""
+"""CPUs of the client above which a remark says that the client may limit the result."""
 LATE_MS = 50.0
-"""How late a request may be sent in an open loop."""
+"""Delay of requests in an open loop above which a remark says so."""
 
 
 def table(record: Record) -> list[Sequence[str]]:
-    """The header and a row for each workload."""
+    """Return the header and a row for each workload."""
     return [HEADER, *(_row(work) for work in record["workloads"])]
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal, its first column to the left."""
+    """Return a table for a terminal, the first column left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -37,33 +37,33 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """The same table for a page."""
+    """Return a table in Markdown."""
     header, *rows = lines
     ruled = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in ruled)
 
 
 def printed(lines: Sequence[Sequence[str]], form: Literal["plain", "markdown"]) -> str:
-    """As the option says."""
+    """Return a table in the format of ``--table``."""
     return markdown(lines) if form == "markdown" else aligned(lines)
 
 
 def remarks(record: Record) -> list[str]:
-    """What a reader of the figures must know, a line each: failures, caches, a client that was too slow."""
+    """Return what limits the metrics of a run, a line each: failures, cached prompts, a client that was too slow."""
     lines = list(record["server"].get("left_behind", ()))
     for work in record["workloads"]:
         lines += [f"{work['name']}: {line}" for line in _remarks(work)]
     return lines
 
 
-def judged(verdict: Mapping[str, Any]) -> str:
-    """One line on a threshold of a record."""
-    outcome = "met" if verdict["met"] else "MISSED"
-    return f"{verdict['work']}: {number(verdict['value'])}: {outcome}: fail if {verdict['threshold']}"
+def threshold_line(checked: Mapping[str, Any]) -> str:
+    """Return a line about a threshold of a record."""
+    outcome = "met" if checked["met"] else "MISSED"
+    return f"{checked['work']}: {number(checked['value'])}: {outcome}: fail if {checked['threshold']}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """With about so many significant digits; `-` for what was not measured."""
+    """Return a value with about ``digits`` significant digits; `-` if it was not measured."""
     if value is None or math.isnan(value):
         return "-"
     decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
@@ -71,51 +71,51 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def share(value: float | None) -> str:
-    """As a percentage; `-` for what was not measured."""
+    """Return a value as a percentage; `-` if it was not measured."""
     return "-" if value is None else f"{value:.0%}"
 
 
 def counted(number: int, what: str) -> str:
-    """``"1 request"``, ``"2 requests"``."""
+    """Return ``"1 request"``, ``"2 requests"``."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def percentiles(figures: Mapping[str, Any], name: str) -> str:
-    """``"331 / 849 / 901"``."""
-    return " / ".join(number(figures[f"{name}_p{percent}_ms"]) for percent in (50, 95, 99))
+def percentiles(metrics: Mapping[str, Any], name: str) -> str:
+    """Return the p50, p95 and p99 of a latency, as ``"331 / 849 / 901"``."""
+    return " / ".join(number(metrics[f"{name}_p{percent}_ms"]) for percent in (50, 95, 99))
 
 
 def _row(work: WorkRecord) -> list[str]:
-    figures, spread = work["figures"], work["spread"]["output_tokens_per_s"]
+    metrics, spread = work["figures"], work["spread"]["output_tokens_per_s"]
     return [
         work["name"],
-        number(figures["requests_per_s"]),
-        number(figures["output_tokens_per_s"]),
+        number(metrics["requests_per_s"]),
+        number(metrics["output_tokens_per_s"]),
         share(spread),
-        *(percentiles(figures, name) for name in ("ttft", "tpot", "gap", "e2e")),
-        number(figures["fairness"]),
+        *(percentiles(metrics, name) for name in ("ttft", "tpot", "gap", "e2e")),
+        number(metrics["fairness"]),
         f"{work['failed']} of {work['requests']}",
     ]
 
 
 def _remarks(work: WorkRecord) -> list[str]:
-    figures = work["figures"]
+    metrics = work["figures"]
     lines = [f"failed, {counted(times, 'time')}: {reason}" for reason, times in work["failures"].items()]
-    if (tokens := figures["tokens_per_event"]) and tokens > SEVERAL:
-        lines.append(f"{tokens:.2f} tokens in a text: the time per token, not that between texts, speaks of tokens")
-    if figures["cached_tokens"]:
-        lines.append(f"{figures['cached_tokens']:.0f} prompt tokens of a round came from the server's prompt cache")
-    if (busy := figures["client_cpu"]) and busy > BUSY:
-        lines.append(f"the client itself kept {busy:.0%} of a processor busy")
-    if (late := figures["late_p99_ms"]) and late > LATE_MS:
-        lines.append(f"requests were sent late, p99 {late:.0f} ms: the client could not keep up")
-    if (asked := figures["asked_rate"]) and (sent := figures["sent_rate"]):
-        lines.append(f"{asked:.3g} requests/s asked for, {sent:.3g} sent, {figures['requests_per_s']:.3g} answered")
-        mean, most = number(figures["in_flight_mean"]), number(figures["in_flight_most"])
-        lines.append(f"{mean} requests under way on average, {most} at most")
+    if (tokens := metrics["tokens_per_event"]) and tokens > SEVERAL:
+        lines.append(f"{tokens:.2f} tokens per event: the time between texts is not the time between tokens")
+    if metrics["cached_tokens"]:
+        lines.append(f"{metrics['cached_tokens']:.0f} prompt tokens of a round came from the server's prefix cache")
+    if (busy := metrics["client_cpu"]) and busy > BUSY:
+        lines.append(f"the client used {busy:.0%} of a CPU, so it may limit the result")
+    if (late := metrics["late_p99_ms"]) and late > LATE_MS:
+        lines.append(f"requests were sent late, p99 {late:.0f} ms, because the client could not keep up")
+    if (asked := metrics["asked_rate"]) and (sent := metrics["sent_rate"]):
+        lines.append(f"{asked:.3g} requests/s requested, {sent:.3g} sent, {metrics['requests_per_s']:.3g} answered")
+        mean, most = number(metrics["in_flight_mean"]), number(metrics["in_flight_most"])
+        lines.append(f"{mean} requests in flight on average, {most} at most")
     if cold := work["wanted"] - work["warmed"]:
         lines.append(f"{cold} of {work['wanted']} adapters were not asked for before: their first requests were cold")
-    if work["adapters"] and figures["fairness"] is not None:
+    if work["adapters"] and metrics["fairness"] is not None:
         worst = work["adapters"][0]
         speed = number(worst["speed"])
         lines.append(f"slowest adapter {worst['adapter']}, {speed} tok/s in {counted(worst['requests'], 'request')}")

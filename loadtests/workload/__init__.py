@@ -1,1 +1,1 @@
-"""What a load test asks for: adapters, prompts, lengths and arrival times."""
+"""The workloads of a load test: adapters, prompts, lengths and arrival times."""

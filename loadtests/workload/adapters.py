@@ -1,7 +1,7 @@
-"""Random LoRA adapters as PEFT writes them, made without torch or PEFT.
+"""Generates random LoRA adapters in PEFT's format, without torch or PEFT.
 
-``python -m loadtests.workload.adapters --out DIR --count 64`` writes ``DIR/bench-000`` and so on, for a server that
-must know its adapters when it starts; ``--gguf`` writes files for llama.cpp.
+``python -m loadtests.workload.adapters --out DIR --count 64`` writes ``DIR/bench-000``, ... for servers that load their
+adapters when they start. With ``--gguf`` it writes files for llama.cpp.
 """
 
 import argparse
@@ -28,17 +28,17 @@ _TARGETS: Mapping[Targets, tuple[str, ...]] = {
 
 RANK = 16
 SCALE = 2
-"""alpha / rank."""
+"""lora_alpha / rank."""
 B_STD = 0.02
-"""Moves the logits clearly and leaves text that can be read: at rank 16, alpha 32 an update has about 0.16 times the
-root mean square of its layer's input."""
+"""Standard deviation of B. Changes the logits clearly and keeps the text readable: at rank 16 and lora_alpha 32 the
+update of a layer has about 0.16 times the root mean square of its input."""
 
 
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class _Config(BaseModel):
-    """What is read of a ``config.json``."""
+    """The fields that are read from a ``config.json``."""
 
     hidden_size: Size
     intermediate_size: Size
@@ -49,8 +49,8 @@ class _Config(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Geometry:
-    """The linear layers of a Llama-shaped model. The defaults are SmolLM2-135M's, the demo model."""
+class ModelShape:
+    """The dimensions of a model with Llama's layers. The defaults are the demo model's, SmolLM2-135M."""
 
     hidden: int = 576
     intermediate: int = 1536
@@ -61,7 +61,7 @@ class Geometry:
 
     @classmethod
     def read(cls, config: Path) -> Self:
-        """The geometry in a Hugging Face ``config.json``. Raises OSError, and ValueError naming what is wrong."""
+        """Read the dimensions from a Hugging Face ``config.json``. Raises OSError, and ValueError naming the field."""
         try:
             values = _Config.model_validate_json(config.read_bytes())
         except ValidationError as error:
@@ -79,7 +79,7 @@ class Geometry:
         )
 
     def linears(self, targets: Targets = "all-linear") -> Iterator[tuple[str, int, int]]:
-        """The linear layers of the decoder that are targets: name, in_features, out_features."""
+        """Yield the linear layers that are targets: name, in_features, out_features."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         shapes = {
             "self_attn.q_proj": (self.hidden, q),
@@ -97,30 +97,30 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a benchmark's adapters are made: number and seed say all about one."""
+class AdapterGenerator:
+    """Generates the adapters of a benchmark. An adapter depends on its number and these fields alone."""
 
-    geometry: Geometry = Geometry()
+    shape: ModelShape = ModelShape()
     seed: int = 0
     ranks: Sequence[int] = (RANK,)
-    """Given out in turn."""
+    """Ranks of the adapters, in turn."""
     targets: Targets = "all-linear"
 
     def rank(self, number: int) -> int:
-        """The rank of the ``number``-th adapter."""
+        """Return the rank of the ``number``-th adapter."""
         return self.ranks[number % len(self.ranks)]
 
     def tensors(self, number: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Layer, A [rank, in] ~ N(0, 1/in) and B [out, rank] ~ N(0, B_STD^2), float16."""
+        """Yield each layer's name, A [rank, in] ~ N(0, 1/in) and B [out, rank] ~ N(0, B_STD^2), in float16."""
         rank, seed = self.rank(number), self.seed * 1_000_000 + number
-        for name, inputs, outputs in self.geometry.linears(self.targets):
+        for name, inputs, outputs in self.shape.linears(self.targets):
             rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
             a = rng.standard_normal((rank, inputs), dtype=np.float32) / np.sqrt(inputs, dtype=np.float32)
             b = rng.standard_normal((outputs, rank), dtype=np.float32) * np.float32(B_STD)
             yield name, a.astype(np.float16), b.astype(np.float16)
 
     def files(self, number: int) -> Mapping[str, bytes]:
-        """The files of one adapter, by name."""
+        """Return the content of one adapter's files, by file name."""
         tensors = {}
         for name, a, b in self.tensors(number):
             tensors[f"base_model.model.{name}.lora_A.weight"] = a
@@ -131,7 +131,7 @@ class Recipe:
         }
 
     def write(self, root: Path, number: int) -> Path:
-        """Write one adapter to a folder of its name under ``root``; returns it."""
+        """Write one adapter to a folder with its name under ``root`` and return the folder."""
         folder = root / adapter_name(number)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files(number).items():
@@ -149,27 +149,27 @@ class Recipe:
             "lora_dropout": 0.0,
             "bias": "none",
             "fan_in_fan_out": False,
-            "target_modules": sorted({name.rpartition(".")[2] for name, _, _ in self.geometry.linears(self.targets)}),
+            "target_modules": sorted({name.rpartition(".")[2] for name, _, _ in self.shape.linears(self.targets)}),
         }
 
 
 def main() -> None:
-    """Write a benchmark's adapters to a folder."""
+    """Write the adapters of a benchmark to a folder."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.workload.adapters", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=64)
-    parser.add_argument("--rank", type=int, nargs="+", default=[RANK], help="several are given out in turn")
+    parser.add_argument("--rank", type=int, nargs="+", default=[RANK], help="ranks of the adapters, in turn")
     parser.add_argument("--targets", choices=get_args(Targets), default="all-linear")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--config", type=Path, help="config.json of the base (default: the demo model's shape)")
+    parser.add_argument("--config", type=Path, help="config.json of the base (default: the demo model's)")
     parser.add_argument("--gguf", action="store_true", help="write bench-000.gguf ... for llama.cpp")
     args = parser.parse_args()
     from loadtests.workload.gguf_adapters import write_gguf
 
-    geometry = Geometry.read(args.config) if args.config else Geometry()
-    recipe = Recipe(geometry, args.seed, args.rank, args.targets)
+    shape = ModelShape.read(args.config) if args.config else ModelShape()
+    generator = AdapterGenerator(shape, args.seed, args.rank, args.targets)
     for number in range(args.count):
-        written = write_gguf(recipe, args.out, number) if args.gguf else recipe.write(args.out, number)
+        written = write_gguf(generator, args.out, number) if args.gguf else generator.write(args.out, number)
         print(f"{adapter_name(number)}={written.resolve()}")
 
 

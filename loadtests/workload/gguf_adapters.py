@@ -1,4 +1,4 @@
-"""The same adapters as llama.cpp reads them (GGUF), for bases of the Llama architecture."""
+"""Writes the benchmark's adapters as GGUF files for llama.cpp, for bases of the Llama architecture."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 
 from bases.gguf_layout import interleave_rotary
-from loadtests.workload.adapters import SCALE, Recipe
+from loadtests.workload.adapters import SCALE, AdapterGenerator
 from loadtests.workload.workload import adapter_name
 
 _NAMES = {
@@ -20,17 +20,17 @@ _NAMES = {
 }
 
 
-def write_gguf(recipe: Recipe, root: Path, number: int) -> Path:
-    """Write one adapter as ``bench-000.gguf`` under ``root``; returns the file."""
+def write_gguf(generator: AdapterGenerator, root: Path, number: int) -> Path:
+    """Write one adapter as ``bench-000.gguf``, ... under ``root`` and return the file."""
     root.mkdir(parents=True, exist_ok=True)
     file = root / f"{adapter_name(number)}.gguf"
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, recipe.rank(number) * SCALE)
-    for name, a, b in recipe.tensors(number):
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, generator.rank(number) * SCALE)
+    for name, a, b in generator.tensors(number):
         _, _, layer, module = name.split(".", 3)
-        if heads := _rotated_heads(recipe, module):
+        if heads := _rotary_heads(generator, module):
             b = np.ascontiguousarray(interleave_rotary(b, heads))
         writer.add_tensor(f"blk.{layer}.{_NAMES[module]}.weight.lora_a", a)
         writer.add_tensor(f"blk.{layer}.{_NAMES[module]}.weight.lora_b", b)
@@ -41,6 +41,6 @@ def write_gguf(recipe: Recipe, root: Path, number: int) -> Path:
     return file
 
 
-def _rotated_heads(recipe: Recipe, module: str) -> int:
-    """Heads of a layer whose outputs are rotated by position; 0 for the others."""
-    return {"self_attn.q_proj": recipe.geometry.heads, "self_attn.k_proj": recipe.geometry.kv_heads}.get(module, 0)
+def _rotary_heads(generator: AdapterGenerator, module: str) -> int:
+    """Return the number of heads of a layer with rotary embeddings; 0 for other layers."""
+    return {"self_attn.q_proj": generator.shape.heads, "self_attn.k_proj": generator.shape.kv_heads}.get(module, 0)

@@ -1,20 +1,20 @@
-"""How many tokens a prompt or an answer has."""
+"""Lengths of prompts and answers, in tokens."""
 
 import math
 import random
 from dataclasses import dataclass
 
-from loadtests.bounds import MOST_SIGMA, MOST_TOKENS, within
 from loadtests.errors import BadOption
+from loadtests.limits import MAX_SIGMA, MAX_TOKENS, check_range
 
 LONG_TAIL = 8
-"""The longest of a lognormal, in medians, unless it is told."""
+"""The default maximum of a lognormal, as a multiple of its median."""
 FORMS = "TOKENS, or lognormal:MEDIAN:SIGMA[:LEAST:MOST]"
 
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """Always the same."""
+    """The same length for all."""
 
     tokens: int
 
@@ -28,7 +28,7 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Lognormal:
-    """exp(N(ln median, sigma^2)), rounded, and moved to the nearest of [least, most] where it is outside."""
+    """exp(N(ln median, sigma^2)), rounded and clipped to [least, most]."""
 
     median: float
     sigma: float
@@ -44,21 +44,21 @@ Lengths = Fixed | Lognormal
 
 
 def parse_lengths(text: str) -> Lengths:
-    """``"128"`` or ``"lognormal:200:0.8:16:1024"``. Raises :class:`BadOption`."""
+    """Parse ``"128"`` or ``"lognormal:200:0.8:16:1024"``. Raises :class:`BadOption`."""
     kind, *rest = text.split(":")
     try:
         match kind, rest:
             case "lognormal", [median, sigma]:
-                most = min(math.ceil(LONG_TAIL * float(median)), MOST_TOKENS)
+                most = min(math.ceil(LONG_TAIL * float(median)), MAX_TOKENS)
                 lengths: Lengths = Lognormal(float(median), float(sigma), 1, most)
             case "lognormal", [median, sigma, least, most]:
                 lengths = Lognormal(float(median), float(sigma), int(least), int(most))
             case tokens, []:
                 lengths = Fixed(int(tokens))
             case _:
-                raise BadOption(f"{text!r} is no length: {FORMS}")
+                raise BadOption(f"{text!r} is not a length: give {FORMS}")
     except (ValueError, OverflowError):
-        raise BadOption(f"{text!r} is no length: {FORMS}") from None
+        raise BadOption(f"{text!r} is not a length: give {FORMS}") from None
     _check(lengths, text)
     return lengths
 
@@ -66,9 +66,9 @@ def parse_lengths(text: str) -> Lengths:
 def _check(lengths: Lengths, text: str) -> None:
     match lengths:
         case Fixed(tokens):
-            within(f"{text!r}: a length", tokens, 1, MOST_TOKENS)
+            check_range(f"{text!r}: a length", tokens, 1, MAX_TOKENS)
         case Lognormal(median, sigma, least, most):
-            within(f"{text!r}: a length's sigma", sigma, 0.0, MOST_SIGMA)
-            within(f"{text!r}: the greatest length", most, 1, MOST_TOKENS)
-            within(f"{text!r}: the least length", least, 1, most)
-            within(f"{text!r}: a length's median", median, least, most)
+            check_range(f"{text!r}: the length's sigma", sigma, 0.0, MAX_SIGMA)
+            check_range(f"{text!r}: the greatest length", most, 1, MAX_TOKENS)
+            check_range(f"{text!r}: the least length", least, 1, most)
+            check_range(f"{text!r}: the median length", median, least, most)

@@ -1,25 +1,25 @@
-"""Which adapter each request asks for."""
+"""Mixes: which adapter each request names."""
 
 import math
 import random
 from dataclasses import dataclass
 from itertools import cycle, islice
 
-from loadtests.bounds import MOST_ADAPTERS, within
 from loadtests.errors import BadOption
+from loadtests.limits import MAX_ADAPTERS, check_range
 
 HOT_SHARE = 0.9
 FORMS = (
-    "base, single, identical, distinct, uniform, zipf[:ALPHA], hot[:SHARE[:ADAPTERS]] or trace, each but base, single "
-    "and trace with @COUNT after it where --count is not meant"
+    "base, single, identical, distinct, uniform, zipf[:ALPHA], hot[:SHARE[:ADAPTERS]] or trace; append @COUNT for "
+    "another number of adapters than --count, except to base, single and trace"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class InTurn:
-    """Adapter 0, 1, ... ``count`` - 1, 0, ...: as many clients share none while requests are of one length.
+class RoundRobin:
+    """Adapters 0, 1, ... ``count`` - 1, 0, ...; with ``count`` 0 the base.
 
-    None is the base alone.
+    As many clients as adapters use a different one each, as long as their requests take equally long.
     """
 
     name: str
@@ -29,18 +29,18 @@ class InTurn:
         return f"{self.name}@{self.count}" if self.name == "distinct" else self.name
 
     @property
-    def wanted(self) -> list[int | None]:
-        """The adapters that may be asked for, by number, the most wanted first."""
+    def by_popularity(self) -> list[int | None]:
+        """The numbers of the adapters that requests may name, the most popular first; None is the base."""
         return [*range(self.count)] or [None]
 
     def draw(self, rng: random.Random, requests: int) -> list[int | None]:
-        """The adapter's number for each request; None for the base."""
-        return list(islice(cycle(self.wanted), requests))
+        """Return the adapter's number for each request; None for the base."""
+        return list(islice(cycle(self.by_popularity), requests))
 
 
 @dataclass(frozen=True, slots=True)
-class Weighted:
-    """Each request by itself, adapter ``k`` in proportion to ``weights[k]``."""
+class WeightedRandom:
+    """An adapter drawn for each request, adapter ``k`` with a probability proportional to ``weights[k]``."""
 
     name: str
     weights: tuple[float, ...]
@@ -53,55 +53,55 @@ class Weighted:
         return len(self.weights)
 
     @property
-    def wanted(self) -> list[int | None]:
-        """The adapters that may be asked for, by number, the most wanted first."""
+    def by_popularity(self) -> list[int | None]:
+        """The numbers of the adapters that requests may name, the most popular first; None is the base."""
         return [number for number, weight in enumerate(self.weights) if weight]
 
     def draw(self, rng: random.Random, requests: int) -> list[int | None]:
-        """The adapter's number for each request."""
+        """Return the adapter's number for each request."""
         return [*rng.choices(range(self.count), self.weights, k=requests)]
 
 
 @dataclass(frozen=True, slots=True)
-class Traced:
-    """As a trace says."""
+class TraceMix:
+    """The adapters of a trace."""
 
     def __str__(self) -> str:
         return "trace"
 
 
-Mix = InTurn | Weighted | Traced
+Mix = RoundRobin | WeightedRandom | TraceMix
 
 
 def parse_mix(text: str, count: int) -> Mix:
-    """``"base"``, ``"distinct"``, ``"zipf:1.0@64"``, ... over ``count`` adapters where it does not say.
+    """Parse ``"base"``, ``"distinct"``, ``"zipf:1.0@64"``, ... ``count`` is the number of adapters without ``@``.
 
     Raises :class:`BadOption`.
     """
     spec, at, number = text.partition("@")
     try:
-        mix = _mix(spec.split(":"), within(f"{text!r}: adapters", int(number), 1, MOST_ADAPTERS) if at else count)
+        mix = _mix(spec.split(":"), check_range(f"{text!r}: adapters", int(number), 1, MAX_ADAPTERS) if at else count)
     except ValueError:
         mix = None
-    if mix is None or (at and not isinstance(mix, Weighted) and spec != "distinct"):
-        raise BadOption(f"{text!r} is no mix of adapters: {FORMS}")
+    if mix is None or (at and not isinstance(mix, WeightedRandom) and spec != "distinct"):
+        raise BadOption(f"{text!r} is not a mix of adapters: give {FORMS}")
     return mix
 
 
 def _mix(words: list[str], count: int) -> Mix | None:
     match words:
         case ["base"]:
-            return InTurn("base", 0)
+            return RoundRobin("base", 0)
         case ["single"]:
-            return InTurn("single", 1)
+            return RoundRobin("single", 1)
         case ["distinct"]:
-            return InTurn("distinct", count)
+            return RoundRobin("distinct", count)
         case ["trace"]:
-            return Traced()
+            return TraceMix()
         case ["identical"]:
-            return Weighted("identical", (1.0,) + (0.0,) * (count - 1))
+            return WeightedRandom("identical", (1.0,) + (0.0,) * (count - 1))
         case ["uniform"]:
-            return Weighted("uniform", (1.0,) * count)
+            return WeightedRandom("uniform", (1.0,) * count)
         case ["zipf"]:
             return _zipf(1.0, count)
         case ["zipf", alpha]:
@@ -115,16 +115,16 @@ def _mix(words: list[str], count: int) -> Mix | None:
     return None
 
 
-def _zipf(alpha: float, count: int) -> Weighted:
-    """Adapter ``k`` in proportion to ``1 / (k + 1) ** alpha``."""
+def _zipf(alpha: float, count: int) -> WeightedRandom:
+    """Return the mix with adapter ``k`` proportional to ``1 / (k + 1) ** alpha``."""
     if not (alpha >= 0 and math.isfinite(alpha)):
         raise ValueError
-    return Weighted(f"zipf:{alpha:g}", tuple((k + 1) ** -alpha for k in range(count)))
+    return WeightedRandom(f"zipf:{alpha:g}", tuple((k + 1) ** -alpha for k in range(count)))
 
 
-def _hot(share: float, hot: int, count: int) -> Weighted:
-    """The first ``hot`` adapters together get ``share`` of the requests, the cold ones the rest."""
+def _hot(share: float, hot: int, count: int) -> WeightedRandom:
+    """Return the mix whose first ``hot`` adapters together get ``share`` of the requests, the others the rest."""
     if not (0 < share < 1 and 0 < hot < count):
         raise ValueError
     cold = (1 - share) / (count - hot)
-    return Weighted(f"hot:{share:g}:{hot}", (share / hot,) * hot + (cold,) * (count - hot))
+    return WeightedRandom(f"hot:{share:g}:{hot}", (share / hot,) * hot + (cold,) * (count - hot))

@@ -1,6 +1,6 @@
-"""What is asked for: seeded and pure, so that two servers get the same work.
+"""Workloads and their requests. Both depend on the seed alone, so that two servers get the same requests.
 
-Adapters of a benchmark are called ``bench-000``, ``bench-001``, ... on every server.
+The adapters of a benchmark are called ``bench-000``, ``bench-001``, ... on every server.
 """
 
 import math
@@ -11,7 +11,7 @@ from itertools import cycle, islice
 from typing import Any, Literal
 
 from loadtests.workload import arrivals, mixes
-from loadtests.workload.arrivals import Arrivals, Closed
+from loadtests.workload.arrivals import Arrivals, ClosedLoop
 from loadtests.workload.lengths import Lengths
 from loadtests.workload.mixes import Mix
 from loadtests.workload.trace import Trace
@@ -29,34 +29,34 @@ society tax director position player record paper space ground form event offici
 """
 
 WORDS = tuple(_COMMON.split())
-"""Common words: with the space before it each is one token to most vocabularies (all are to SmolLM2's)."""
+"""Common words. With the space before it, each is one token in most vocabularies, and in SmolLM2's."""
 
-LEAST_REQUESTS = 8
-"""Of one round: a lone client sends more than its share, else its figures would rest on two requests."""
+MIN_REQUESTS = 8
+"""Fewest requests of a round by default, so that the metrics of a single client rest on more than two requests."""
 OPEN_SECONDS = 20.0
-"""How long an open loop sends, unless told how many requests to send."""
+"""How long an open loop sends requests by default."""
 OPEN_CLIENTS = 16
-"""Which an open loop is warmed up by."""
+"""Concurrent requests in the warm-up of an open loop."""
 WARM_UP_TOKENS = 16
-"""At most, of an answer before measuring."""
-MOST_WARMED = 64
-"""Adapters of one workload that are asked for before it begins, unless told otherwise: a server holds only so many."""
+"""Most tokens of an answer in the warm-up."""
+MAX_WARMED = 64
+"""Most adapters of one workload in its warm-up by default: a server keeps a limited number loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """A beginning that prompts have in common, as system prompts are."""
+    """A prefix that prompts share, like a system prompt."""
 
     scope: Literal["global", "adapter"]
-    """Whether all prompts share one, or those of each adapter (the base is one more)."""
+    """Whether all prompts share one prefix, or those of each adapter (and of the base) have their own."""
     tokens: int
     share: float
-    """Of the requests that have it."""
+    """Share of the requests that have the prefix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One kind of traffic."""
+    """One kind of traffic: which adapters, when, and how many tokens."""
 
     mix: Mix
     arrivals: Arrivals
@@ -64,9 +64,9 @@ class Workload:
     output: Lengths
     prefix: Prefix | None = None
     trace: Trace | None = None
-    """Where there is one, lengths come from it, and times and adapters if ``arrivals`` and ``mix`` say so."""
+    """If given, lengths come from the trace, and so do times and adapters if ``arrivals`` and ``mix`` say so."""
     requests: int | None = None
-    """Of one round; None leaves it to :meth:`total`."""
+    """Requests of one round; None for the default of :attr:`total`."""
     requests_per_client: int = 2
 
     @property
@@ -76,49 +76,49 @@ class Workload:
 
     @property
     def adapters(self) -> int:
-        """How many adapters it may ask for."""
-        if isinstance(self.mix, mixes.Traced):
+        """How many adapters requests may name."""
+        if isinstance(self.mix, mixes.TraceMix):
             return self.trace.adapters if self.trace else 0
         return self.mix.count
 
     @property
     def clients(self) -> int:
-        """Requests at once in the warm-up, and in a closed loop in all of it."""
-        return self.arrivals.clients if isinstance(self.arrivals, Closed) else OPEN_CLIENTS
+        """Concurrent requests in the warm-up, and in the rounds of a closed loop."""
+        return self.arrivals.clients if isinstance(self.arrivals, ClosedLoop) else OPEN_CLIENTS
 
     @property
-    def wanted(self) -> Sequence[int | None]:
-        """The adapters it may ask for, by number, the most wanted first; None is the base."""
-        if isinstance(self.mix, mixes.Traced):
+    def by_popularity(self) -> Sequence[int | None]:
+        """The numbers of the adapters that requests may name, the most popular first; None is the base."""
+        if isinstance(self.mix, mixes.TraceMix):
             assert self.trace is not None
-            return list(dict.fromkeys(row.adapter for row in self.trace.rows[: self.total]))
-        return self.mix.wanted
+            return list(dict.fromkeys(request.adapter for request in self.trace.requests[: self.total]))
+        return self.mix.by_popularity
 
     @property
     def total(self) -> int:
-        """Requests of a round: as told, all of the trace, a share for each client, or ``OPEN_SECONDS`` of arrivals."""
+        """Requests of a round: as given, else all of the trace, some per client, or ``OPEN_SECONDS`` of arrivals."""
         if self.requests is not None:
             return self.requests
         if self.trace is not None:
-            return len(self.trace.rows)
-        if isinstance(self.arrivals, Closed):
-            each = max(self.requests_per_client, -(-LEAST_REQUESTS // self.arrivals.clients))
+            return len(self.trace.requests)
+        if isinstance(self.arrivals, ClosedLoop):
+            each = max(self.requests_per_client, -(-MIN_REQUESTS // self.arrivals.clients))
             return each * self.arrivals.clients
-        return max(LEAST_REQUESTS, math.ceil(OPEN_SECONDS * self.rate))
+        return max(MIN_REQUESTS, math.ceil(OPEN_SECONDS * self.rate))
 
     @property
     def rate(self) -> float:
-        """Requests asked for per second; NaN in a closed loop."""
+        """Requested requests per second; NaN in a closed loop."""
         match self.arrivals:
-            case Closed():
+            case ClosedLoop():
                 return math.nan
-            case arrivals.Traced():
+            case arrivals.TraceArrivals():
                 return self.trace.rate if self.trace else math.nan
             case process:
                 return process.rate
 
     def identity(self) -> dict[str, Any]:
-        """All that says whether another run had the same work, as JSON."""
+        """Return what must be equal for two runs to have had the same workload, as JSON."""
         return {
             "adapters": str(self.mix),
             "arrivals": str(self.arrivals),
@@ -132,45 +132,45 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; ``adapter`` None is the base."""
+    """One request. ``adapter`` None is the base."""
 
     prompt: str
     output_tokens: int
     adapter: str | None
     at: float | None = None
-    """Seconds after the round's beginning when it is to be sent; None in a closed loop."""
+    """When to send it, in seconds after the start of the round; None in a closed loop."""
 
 
 def adapter_name(number: int) -> str:
-    """The name of the benchmark's ``number``-th adapter."""
+    """Return the name of the benchmark's ``number``-th adapter."""
     return f"bench-{number:03d}"
 
 
 def draw(work: Workload, seed: int, part: str, requests: int | None = None) -> list[Request]:
-    """The requests of one round, in order. Another ``part`` of the same ``seed`` has other prompts, lengths and times.
+    """Return the requests of one round, in order.
 
-    Shared prefixes are of the seed alone, so that they are the same in every part.
+    Another ``part`` of the same ``seed`` has other prompts, lengths and times, but the same shared prefixes.
     """
     rng = random.Random(f"{seed}/{part}/{work.name}")
     return _requests(work, rng, seed, _numbers(work, rng, work.total if requests is None else requests))
 
 
 def draw_warm_up(work: Workload, seed: int, count: int | None = None) -> list[Request]:
-    """Short requests that ask for the most wanted adapters in turn, without times.
+    """Return the requests of a warm-up: short ones that name the most popular adapters in turn, without times.
 
-    The most wanted come last, so that they are what a server with little room still holds. ``count`` None is one for
-    each client and each of :data:`MOST_WARMED` adapters at most.
+    The most popular come last, so that a server with little room still has them loaded. ``count`` None is one for each
+    client and for each of :data:`MAX_WARMED` adapters at most.
     """
     if count is None:
-        count = max(work.clients, min(len(work.wanted), MOST_WARMED))
-    numbers = list(islice(cycle(work.wanted[:count]), count))[::-1]
-    untimed = replace(work, arrivals=Closed(work.clients))
+        count = max(work.clients, min(len(work.by_popularity), MAX_WARMED))
+    numbers = list(islice(cycle(work.by_popularity[:count]), count))[::-1]
+    untimed = replace(work, arrivals=ClosedLoop(work.clients))
     drawn = _requests(untimed, random.Random(f"{seed}/warm-up/{work.name}"), seed, numbers)
     return [replace(one, output_tokens=min(one.output_tokens, WARM_UP_TOKENS)) for one in drawn]
 
 
 def _requests(work: Workload, rng: random.Random, seed: int, numbers: Sequence[int | None]) -> list[Request]:
-    """One for each adapter's number."""
+    """Return a request for each number of an adapter."""
     asked = zip(numbers, _lengths(work, rng, len(numbers)), _times(work, rng, len(numbers)), strict=True)
     return [
         Request(_prompt(work.prefix, rng, seed, number, prompt_tokens), output_tokens, _name(number), at)
@@ -179,7 +179,7 @@ def _requests(work: Workload, rng: random.Random, seed: int, numbers: Sequence[i
 
 
 def words(rng: random.Random, count: int) -> str:
-    """A text of ``count`` random words, about as many tokens; two of them hardly ever begin alike."""
+    """Return a text of ``count`` random words, about as many tokens. Two texts hardly ever share a prefix."""
     return " " + " ".join(rng.choices(WORDS, k=count))
 
 
@@ -188,34 +188,34 @@ def _name(number: int | None) -> str | None:
 
 
 def _numbers(work: Workload, rng: random.Random, count: int) -> Sequence[int | None]:
-    if isinstance(work.mix, mixes.Traced):
+    if isinstance(work.mix, mixes.TraceMix):
         assert work.trace is not None
-        return [work.trace.rows[index % len(work.trace.rows)].adapter for index in range(count)]
+        return [work.trace.requests[index % len(work.trace.requests)].adapter for index in range(count)]
     return work.mix.draw(rng, count)
 
 
 def _lengths(work: Workload, rng: random.Random, count: int) -> Iterator[tuple[int, int]]:
     for index in range(count):
         if work.trace:
-            row = work.trace.rows[index % len(work.trace.rows)]
-            yield row.prompt_tokens, row.output_tokens
+            request = work.trace.requests[index % len(work.trace.requests)]
+            yield request.prompt_tokens, request.output_tokens
         else:
             yield work.prompt.draw(rng), work.output.draw(rng)
 
 
 def _times(work: Workload, rng: random.Random, count: int) -> Sequence[float | None]:
     match work.arrivals:
-        case Closed():
+        case ClosedLoop():
             return [None] * count
-        case arrivals.Traced():
+        case arrivals.TraceArrivals():
             assert work.trace is not None
-            return [row.at for row in work.trace.rows[:count]]
+            return [request.at for request in work.trace.requests[:count]]
         case process:
             return process.offsets(rng, count)
 
 
 def _prompt(prefix: Prefix | None, rng: random.Random, seed: int, number: int | None, tokens: int) -> str:
-    """About ``tokens`` tokens, with the shared beginning among them; at least one word is the prompt's own."""
+    """Return a prompt of about ``tokens`` tokens, its shared prefix included. At least one word is not shared."""
     if prefix is None or rng.random() >= prefix.share:
         return words(rng, tokens)
     shared = min(prefix.tokens, tokens - 1)

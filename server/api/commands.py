@@ -10,7 +10,7 @@ def run_serve(given: Given) -> int:
     settings = make_settings(given)
     from server.api.serve import serve
 
-    with interrupts.raised():
+    with interrupts.sigint_raises():
         serve(settings)
     return 0
 
@@ -20,7 +20,7 @@ def run_doctor(given: Given) -> int:
     settings = make_settings(given)
     from server.doctor import examine
 
-    with interrupts.raised():
+    with interrupts.sigint_raises():
         return 1 if examine(settings) else 0
 
 

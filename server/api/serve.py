@@ -16,7 +16,7 @@ import uvicorn
 
 import bases.nf4  # noqa: F401 - before transformers, for the reason it gives
 from bases.base import load_base
-from bases.interrupts import end_at_once
+from bases.interrupts import exit_at_once
 from server.api.app import create_app
 from server.api.http.half_close import HalfCloseProtocol
 from server.api.service import Service
@@ -112,7 +112,7 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle the first signal: start to drain. The next signal ends the process immediately."""
-        signal.signal(signal.SIGINT, end_at_once)
+        signal.signal(signal.SIGINT, exit_at_once)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.drain()
         # Do not print in a signal handler: the interrupted code may be printing, too.

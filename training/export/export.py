@@ -27,7 +27,7 @@ from adapters.format.verify import verify
 from adapters.format.weights import AdapterWeights, read_weights
 from bases.base import Base, load_base
 from bases.errors import ConfigError, ManyloraError
-from bases.file_modes import make_ordinary
+from bases.file_modes import apply_umask
 from bases.options import BaseOptions
 from training.export.divergence import (
     Divergence,
@@ -185,7 +185,7 @@ def export(
         seconds = time.monotonic() - started
         report = _report(request, out, (trained, merged_onto), outputs, weights.size_bytes, seconds)
         (folder / ORIGIN).write_text(json.dumps(dataclasses.asdict(report), indent=1, default=str))
-        make_ordinary(folder)
+        apply_umask(folder)
         _check_divergence(report, folder, keep_failed)
         folder.rename(out)
     return report

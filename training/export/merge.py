@@ -23,7 +23,7 @@ from adapters.format.spec import AdapterSpec, BaseLayout
 from adapters.format.verify import verify
 from adapters.format.weights import AdapterWeights, read_weights
 from bases.errors import ConfigError
-from bases.file_modes import make_ordinary
+from bases.file_modes import apply_umask
 from training.progress_bar import Say, progress_bar
 from training.publish.card import CHAT_TEMPLATE
 from training.publish.manifest import file_hashes, write_manifest
@@ -230,7 +230,7 @@ def _write(folder: Path, merged: Mapping[str, tuple[Tensor, Tensor]]) -> None:
     folder.mkdir()
     config.save_pretrained(str(folder))
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    make_ordinary(folder)
+    apply_umask(folder)
 
 
 def _check_one_base(

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from adapters.format.files import sync
 from bases.base import Base
 from bases.errors import ConfigError
-from bases.file_modes import make_ordinary
+from bases.file_modes import apply_umask
 from training.data.dataset import Dataset
 from training.data.rendering import Example
 from training.settings import TrainSettings, flag
@@ -113,7 +113,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 def _move(folder: Path, to: Path) -> None:
     """Rename ``folder`` durably: after a power cut it is at ``to`` complete, or not at all."""
-    make_ordinary(folder)
+    apply_umask(folder)
     for path in (*folder.rglob("*"), folder):
         sync(path)
     folder.rename(to)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from adapters.format.files import FILES
-from loadtests.drive.registration import Registrar
+from loadtests.drive.registration import AdapterClient
 from loadtests.errors import ServerUnusable
-from loadtests.workload.adapters import Geometry, Recipe
+from loadtests.workload.adapters import AdapterGenerator, ModelShape
 from manylora import main
 from tests.api.live import Live, running, tiny_service
 
@@ -107,10 +107,10 @@ def test_a_missed_threshold_is_status_1(bench: Run) -> None:
 def test_what_is_mistyped_is_told_before_anything_is_sent(bench: Run, live: Live, tmp_path: Path) -> None:
     sampled = live.sampled()
     for words, complaint in {
-        ("--fail-if", "ttft_p95>5"): "no figure 'ttft_p95'",
+        ("--fail-if", "ttft_p95>5"): "no metric 'ttft_p95'",
         ("--json", tmp_path / "nowhere" / "x.json"): "--json: there is no folder",
-        ("--adapters", "zipf:one"): "is no mix",
-        ("--fail-if", "late_p99_ms>5", "--arrivals", "closed:2"): "only open loops have that figure",
+        ("--adapters", "zipf:one"): "is not a mix",
+        ("--fail-if", "late_p99_ms>5", "--arrivals", "closed:2"): "only open loops have that metric",
     }.items():
         status, _, err = bench(*words)
         assert (status, complaint in err) == (2, True), err
@@ -125,9 +125,9 @@ def test_somebody_elses_adapter_is_neither_used_nor_removed(
     live.http.post("/v1/adapters", data={"name": "bench-001"}, files=files).raise_for_status()
     try:
         status, _, err = bench("--adapters", "distinct@2", "--arrivals", "closed:2")
-        assert (status, "has an adapter bench-001 already" in err) == (1, True), err
+        assert (status, "already has an adapter bench-001" in err) == (1, True), err
         status, _, err = bench("--adapters", "distinct@2", "--arrivals", "closed:2", "--registered")
-        assert (status, "the server lacks 1 adapters, bench-000" in err) == (1, True), err
+        assert (status, "the server lacks 1 adapters, e.g. bench-000" in err) == (1, True), err
         assert live.http.get("/v1/adapters/bench-001").status_code == 200
     finally:
         live.http.delete("/v1/adapters/bench-001").raise_for_status()
@@ -159,7 +159,7 @@ def test_a_server_that_has_the_adapters_keeps_them(
 ) -> None:
     config = tmp_path / "config.json"
     config.write_text(stocked.service.base.model.config.to_json_string())
-    folder = Recipe(Geometry.read(config), ranks=(2,)).write(tmp_path / "root", 0)
+    folder = AdapterGenerator(ModelShape.read(config), ranks=(2,)).write(tmp_path / "root", 0)
     stocked.http.post("/v1/adapters", json={"name": "bench-000", "path": str(folder)}).raise_for_status()
     url = str(stocked.http.base_url)
     words = ["--url", url, *BRIEF, *LENGTHS, "--adapters", "single", "--arrivals", "closed:1", "--registered"]
@@ -173,11 +173,11 @@ def test_a_server_that_has_the_adapters_keeps_them(
         (
             ("--url", "http://127.0.0.1:1"),
             1,
-            "http://127.0.0.1:1: nothing listens there; start the server, or give its address with --url",
+            "http://127.0.0.1:1: connection refused: no server listens there; start the server, or give its address",
         ),
         (("--spawn", "false"), 1, "the server ended with status 1"),
         (("--spawn", "no-such-command"), 1, "--spawn: no-such-command: there is no such command"),
-        (("--spawn", "x", "--peer", "vllm"), 2, "--spawn starts manylora"),
+        (("--spawn", "x", "--peer", "vllm"), 2, "--spawn starts a manylora server"),
         (("compare", "a.json"), 2, "FILES: give two or more, as `manylora bench --json FILE` writes them (got 1)"),
         (("compare",), 2, "FILES: give two or more, as `manylora bench --json FILE` writes them (got 0)"),
         (("compare", "a.json", "b.json", "--htm", "x"), 2, "--htm: there is no such option; did you mean --html?"),
@@ -186,7 +186,7 @@ def test_a_server_that_has_the_adapters_keeps_them(
             2,
             "a.json: there is no such file; give a file that `manylora bench --json FILE` wrote",
         ),
-        (("--spawn", "serve '"), 2, "--spawn: a quotation mark in it is never closed"),
+        (("--spawn", "serve '"), 2, "--spawn: has an unclosed quotation mark"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(
@@ -201,14 +201,14 @@ def test_what_cannot_be_measured_is_one_line(
 def test_an_adapter_that_cannot_be_removed_costs_no_results(
     bench: Run, live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, remove = tmp_path / "run.json", Registrar.remove
+    file, remove = tmp_path / "run.json", AdapterClient.remove
 
-    async def refused(registrar: Registrar, name: str) -> None:
+    async def refused(client: AdapterClient, name: str) -> None:
         if name == "bench-001":
             raise ServerUnusable("the server is busy")
-        await remove(registrar, name)
+        await remove(client, name)
 
-    monkeypatch.setattr(Registrar, "remove", refused)
+    monkeypatch.setattr(AdapterClient, "remove", refused)
     status, out, err = bench("--adapters", "distinct@2", "--arrivals", "closed:2", "--json", file)
     assert status == 1
     assert "distinct@2 closed:2" in out

@@ -25,7 +25,7 @@ from server.api.serve import DrainingServer
 from server.listener import bind
 from tests.api.live import enduring_model, tiny_service
 
-interrupts.end_silently()
+interrupts.exit_on_sigint()
 service = tiny_service(Path(sys.argv[1]), enduring_model())
 with bind("127.0.0.1", 0) as listener:
     DrainingServer(service).run(sockets=[listener])

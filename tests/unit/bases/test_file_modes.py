@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from bases.file_modes import make_ordinary
+from bases.file_modes import apply_umask
 
 
 def test_files_below_too_and_links_left_alone(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_files_below_too_and_links_left_alone(tmp_path: Path) -> None:
     (folder / "link").symlink_to(outside)
     before = os.umask(0o027)
     try:
-        make_ordinary(folder)
+        apply_umask(folder)
     finally:
         os.umask(before)
     assert [stat.S_IMODE((folder / name).stat().st_mode) for name in ("a", "below/b")] == [0o640, 0o640]
@@ -26,7 +26,7 @@ def test_files_below_too_and_links_left_alone(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
     (tmp_path / ".mode").touch(0o600)
     (tmp_path / "a").touch(0o600)
-    make_ordinary(tmp_path)
+    apply_umask(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     (tmp_path / "new").touch()
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "new").stat().st_mode

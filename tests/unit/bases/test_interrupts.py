@@ -54,9 +54,9 @@ class Finder:
         signal.raise_signal(signal.SIGINT)
         print("found out", flush=True)
 
-interrupts.end_silently()
+interrupts.exit_on_sigint()
 try:
-    with interrupts.raised():
+    with interrupts.sigint_raises():
         try:
             {name}()
         finally:
@@ -139,9 +139,9 @@ ENDED = """
 import sys, tempfile, time
 from bases import interrupts
 
-interrupts.end_silently()
+interrupts.exit_on_sigint()
 try:
-    with interrupts.raised(), interrupts.ends_raised(), tempfile.TemporaryDirectory(dir=sys.argv[1]):
+    with interrupts.sigint_raises(), interrupts.sigterm_raises(), tempfile.TemporaryDirectory(dir=sys.argv[1]):
         print("working", flush=True)
         time.sleep(60)
 except KeyboardInterrupt:

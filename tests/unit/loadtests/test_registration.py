@@ -21,11 +21,11 @@ from rich.console import Console
 from loadtests.drive import registration
 from loadtests.drive.peers import PeerName
 from loadtests.drive.progress import Display
-from loadtests.drive.registration import Registrar, Supply, find_peer, supplied
+from loadtests.drive.registration import AdapterClient, AdapterSetup, find_peer, registered_adapters
 from loadtests.errors import BadOption, BenchError
-from loadtests.workload.adapters import Geometry, Recipe
+from loadtests.workload.adapters import AdapterGenerator, ModelShape
 
-TINY = Geometry(hidden=8, intermediate=8, layers=1, heads=1, kv_heads=1, head_dim=8)
+TINY = ModelShape(hidden=8, intermediate=8, layers=1, heads=1, kv_heads=1, head_dim=8)
 CONFIG = """
 {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 8}
 """
@@ -120,11 +120,16 @@ async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
             401,
             '{"error": {"message": "No key."}}',
             None,
-            "does not let us in (status 401: No key.): give its key with ",
+            "denies access (status 401: No key.): give its API key with ",
         ),
-        (403, '{"detail": "Not you."}', "s3cret", "(status 403: Not you.): it does not take this key"),
-        (404, "<html>nginx</html>", None, "this is no manylora server: it has no /v1/models; --url is the address"),
-        (502, "<html>nginx</html>", None, "the server, or a proxy before it, does not work (/v1/models: status 502); "),
+        (403, '{"detail": "Not you."}', "s3cret", "(status 403: Not you.): it does not accept this API key"),
+        (
+            404,
+            "<html>nginx</html>",
+            None,
+            "this is not a manylora server: it has no /v1/models; give --url without that path",
+        ),
+        (502, "<html>nginx</html>", None, "the server, or a proxy in front of it, fails (/v1/models: status 502); "),
         (429, "slow down", None, "the server refused /v1/models: status 429: slow down"),
         (200, '{"data": [{"id": "tiny"}]}', None, "--base: the server has no base `big`; it has tiny"),
     ],
@@ -211,8 +216,8 @@ def test_a_signal_while_removing_lets_it_end(tmp_path: Path) -> None:
 
 async def supply(server: TestServer, display: Display) -> list[str]:
     async with aiohttp.ClientSession(server.make_url("/")) as http:
-        registrar = Registrar(http, "manylora", Supply(Recipe(TINY, ranks=(1,))))
-        async with supplied(registrar, set(), 2, display) as left:
+        client = AdapterClient(http, "manylora", AdapterSetup(AdapterGenerator(TINY, ranks=(1,))))
+        async with registered_adapters(client, set(), 2, display) as left:
             pass
     return left
 
@@ -246,7 +251,7 @@ def test_a_registration_without_answer_may_still_come(
 
     asyncio.run(scenario())
     err = capsys.readouterr().err
-    assert "bench-000 was not removed: it was not there, but its registration had no answer" in err
+    assert "bench-000 was not removed: it is not there yet, but its registration had no answer" in err
 
 
 def test_a_server_may_be_behind_a_path(tmp_path: Path) -> None:
@@ -263,17 +268,17 @@ def test_a_server_may_be_behind_a_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("peer", "answer", "reason"),
     [
-        ("manylora", "[]", "this is no manylora server: /v1/models gives another answer: it must be a JSON object$"),
-        ("manylora", "<html>", "/v1/models gives another answer: it is not JSON$"),
-        ("manylora", '{"data": null}', "/v1/models gives another answer: data must be a list$"),
+        ("manylora", "[]", "this is not a manylora server: unexpected answer of /v1/models: it must be a JSON object$"),
+        ("manylora", "<html>", "unexpected answer of /v1/models: it is not JSON$"),
+        ("manylora", '{"data": null}', "unexpected answer of /v1/models: data must be a list$"),
         (
             "vllm",
             '{"data": [{"id": 3}]}',
-            "no vllm server: /v1/models gives another answer: data.0.id must be a string$",
+            "not a vllm server: unexpected answer of /v1/models: data.0.id must be a string$",
         ),
-        ("manylora", '{"data": ["tiny"]}', "/v1/models gives another answer: data.0 must be a JSON object$"),
-        ("manylora", "[" * 100_000, "/v1/models gives another answer: it is not JSON$"),
-        ("llamacpp", '{"data": [{"id": "tiny"}]}', "/lora-adapters gives another answer: it must be a list$"),
+        ("manylora", '{"data": ["tiny"]}', "unexpected answer of /v1/models: data.0 must be a JSON object$"),
+        ("manylora", "[" * 100_000, "unexpected answer of /v1/models: it is not JSON$"),
+        ("llamacpp", '{"data": [{"id": "tiny"}]}', "unexpected answer of /lora-adapters: it must be a list$"),
     ],
 )
 def test_a_server_of_another_kind_is_told(peer: PeerName, answer: str, reason: str) -> None:

@@ -19,13 +19,13 @@ from loadtests.drive.rounds import Failure, Round
 from loadtests.errors import BadOption
 from loadtests.report import table as report
 from loadtests.report.compare import compare
-from loadtests.report.fairness import jain, treatments
-from loadtests.report.figures import MEASURES, Figures, figures, measured
+from loadtests.report.fairness import adapter_stats, jain
+from loadtests.report.metrics import METRICS, WorkloadMetrics, round_metrics, workload_metrics
 from loadtests.report.page import compare_page, run_page
-from loadtests.report.plots import COLOURS, FAILURE, course, distributions, legend, throughput
-from loadtests.report.record import WANTED, Record, Result, make_record, read_record, write_record
-from loadtests.report.thresholds import judge, parse_threshold
-from loadtests.workload.arrivals import Closed
+from loadtests.report.plots import COLOURS, FAILURE, distributions, legend, over_time, throughput
+from loadtests.report.record import WANTED, Record, WorkloadResult, make_record, read_record, write_record
+from loadtests.report.thresholds import check_thresholds, parse_threshold
+from loadtests.workload.arrivals import ClosedLoop
 from loadtests.workload.lengths import Fixed
 from loadtests.workload.mixes import parse_mix
 from loadtests.workload.workload import Workload
@@ -51,7 +51,7 @@ FAILED = Failure("a", 0.0, 1.0, "status 500")
 
 def test_figures_of_a_round_are_arithmetic() -> None:
     run = round_(2.0, timing(0.0, 0.1, 0.2, 0.4), timing(0.5, 0.8, 0.9, 1.4, tokens=6), FAILED, in_flight=2)
-    values = measured(run, 1.5)
+    values = round_metrics(run, 1.5)
     expected = {
         "requests_per_s": 1.0,
         "output_tokens_per_s": 4.5,
@@ -72,14 +72,14 @@ def test_figures_of_a_round_are_arithmetic() -> None:
         "in_flight_mean": (0.4 + 0.9 + 1.0) / 2,
     }
     assert {name: values[name] for name in expected} == pytest.approx(expected)
-    assert values.keys() == MEASURES.keys()
+    assert values.keys() == METRICS.keys()
 
 
 def test_figures_are_medians_over_rounds_and_count_the_warm_ups_failures() -> None:
     quick = round_(1.0, timing(0.0, 0.1, 0.2, 0.3), timing(0.0, 0.3, 0.4, 0.5))
     slow = round_(2.0, timing(0.0, 0.2, 0.4, 0.6), timing(0.0, 0.4, 0.6, 0.8))
     slowest = round_(3.0, timing(0.0, 1.0, 1.3, 1.6), FAILED)
-    row = figures("base", [slow, slowest, quick], NAN, warm_up=round_(1.0, FAILED))
+    row = workload_metrics("base", [slow, slowest, quick], NAN, warm_up=round_(1.0, FAILED))
     assert row.values["output_tokens_per_s"] == pytest.approx(3.0)
     assert row.spread["output_tokens_per_s"] == pytest.approx((6 - 1) / 3)
     assert row.values["ttft_p50_ms"] == pytest.approx(300)
@@ -89,7 +89,7 @@ def test_figures_are_medians_over_rounds_and_count_the_warm_ups_failures() -> No
 
 
 def test_a_round_without_answers_leaves_no_latency() -> None:
-    row = figures("base", [round_(1.0, FAILED), round_(1.0, timing(0.0, 0.1))], NAN)
+    row = workload_metrics("base", [round_(1.0, FAILED), round_(1.0, timing(0.0, 0.1))], NAN)
     assert math.isnan(row.values["ttft_p50_ms"]), "the failed round was left out"
     assert row.values["failed"] == 1
 
@@ -107,10 +107,10 @@ def test_jains_index_is_one_for_equals_and_a_share_for_one() -> None:
 
 def test_a_starved_adapter_is_the_worst_and_lowers_fairness() -> None:
     run = round_(2.0, timing(0.0, 1.0, 2.0, adapter="b"), timing(0.0, 0.5, 1.0, adapter="c"), FAILED, timing(0.0, 1.0))
-    found = treatments([run])
+    found = adapter_stats([run])
     assert [(one.adapter, one.speed, one.failed) for one in found] == [("a", 0, 1), ("b", 1, 0), ("c", 2, 0)]
-    assert measured(run, NAN)["fairness"] == pytest.approx(9 / (3 * 5))
-    assert measured(run, NAN)["worst_adapter_ratio"] == 0
+    assert round_metrics(run, NAN)["fairness"] == pytest.approx(9 / (3 * 5))
+    assert round_metrics(run, NAN)["worst_adapter_ratio"] == 0
 
 
 # --- thresholds
@@ -118,10 +118,10 @@ def test_a_starved_adapter_is_the_worst_and_lowers_fairness() -> None:
 
 def judged(text: str, mix: str, **values: float) -> list[bool]:
     """Whether a threshold is met by a closed loop of 4 clients with these figures; nothing where it does not apply."""
-    work = Workload(parse_mix(mix, 2), Closed(4), Fixed(8), Fixed(3))
-    figures = {**dict.fromkeys(MEASURES, NAN), **values}
-    row = Figures(work.name, figures, {}, requests=1, failures=Counter(), adapters=[])
-    return [verdict.met for verdict in judge([parse_threshold(text)], [(work, row)])]
+    work = Workload(parse_mix(mix, 2), ClosedLoop(4), Fixed(8), Fixed(3))
+    figures = {**dict.fromkeys(METRICS, NAN), **values}
+    row = WorkloadMetrics(work.name, figures, {}, requests=1, failures=Counter(), adapters=[])
+    return [verdict.met for verdict in check_thresholds([parse_threshold(text)], [(work, row)])]
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ def test_a_threshold_passes_over_workloads_that_have_no_such_figure() -> None:
 # --- records, tables, pages
 
 
-def result(mix: str = "distinct", rate: float = 1.0) -> Result:
-    work = Workload(parse_mix(mix, 2), Closed(2), Fixed(8), Fixed(3))
+def result(mix: str = "distinct", rate: float = 1.0) -> WorkloadResult:
+    work = Workload(parse_mix(mix, 2), ClosedLoop(2), Fixed(8), Fixed(3))
     one, two = ("bench-000", "bench-001") if work.adapters else (None, None)
     rounds = [
         round_(
@@ -176,10 +176,10 @@ def result(mix: str = "distinct", rate: float = 1.0) -> Result:
         )
         for _ in range(2)
     ]
-    return Result(work, rounds, figures(work.name, rounds, work.rate))
+    return WorkloadResult(work, rounds, workload_metrics(work.name, rounds, work.rate))
 
 
-def recorded(*results: Result, seed: int = 0) -> Record:
+def recorded(*results: WorkloadResult, seed: int = 0) -> Record:
     about = {
         "version": "0",
         "started": "then",
@@ -188,7 +188,7 @@ def recorded(*results: Result, seed: int = 0) -> Record:
         "server": {"peer": "manylora", "url": "http://here", "base": "tiny", "version": None},
         "settings": {},
     }
-    verdicts = judge([parse_threshold("failed>0")], [(one.work, one.figures) for one in results])
+    verdicts = check_thresholds([parse_threshold("failed>0")], [(one.work, one.metrics) for one in results])
     return make_record(results, verdicts, {"seed": seed}, about)
 
 
@@ -210,12 +210,15 @@ def test_a_record_is_json_that_can_be_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"{", f"is not JSON, or breaks off: line 1, column 2; {WANTED}"),
-        (b"", f"is not JSON, or breaks off: line 1, column 1; {WANTED}"),
-        (b"\xc3(", f"is not JSON: it is no text in UTF-8; {WANTED}"),
-        (b"[]", f"is JSON of another kind; {WANTED}"),
-        (b'{"kind": 3}', f"is JSON of another kind; {WANTED}"),
-        (b'{"kind": "manylora-bench", "schema": 99}', "was written by a version of manylora whose figures mean"),
+        (b"{", f"is not JSON, or is cut short: line 1, column 2; {WANTED}"),
+        (b"", f"is not JSON, or is cut short: line 1, column 1; {WANTED}"),
+        (b"\xc3(", f"is not JSON: it is not UTF-8 text; {WANTED}"),
+        (b"[]", f"is JSON, but not of manylora bench; {WANTED}"),
+        (b'{"kind": 3}', f"is JSON, but not of manylora bench; {WANTED}"),
+        (
+            b'{"kind": "manylora-bench", "schema": 99}',
+            "was written by a version of manylora with another record format",
+        ),
         (b'{"kind": "manylora-bench", "schema": 1}', "is damaged: `version` is missing; measure again"),
         (b"[" * 100_000, f"is nested too deeply; {WANTED}"),
     ],
@@ -260,8 +263,8 @@ def test_remarks_name_what_spoils_figures() -> None:
     record["workloads"][0]["figures"] |= values
     told = "\n".join(report.remarks(record))
     for expected in (
-        "failed, 2 times: status 500", "2.00 tokens in a text", "64 prompt tokens", "90%", "late, p99 80",
-        "1.25 requests under way on average, 3.00 at most", "2 of 2 adapters were not asked for before",
+        "failed, 2 times: status 500", "2.00 tokens per event", "64 prompt tokens", "90%", "late, p99 80",
+        "1.25 requests in flight on average, 3.00 at most", "2 of 2 adapters were not asked for before",
     ):  # fmt: skip
         assert expected in told
 
@@ -281,16 +284,16 @@ def test_a_page_has_everything_in_it() -> None:
 
 def test_bars_have_the_adapters_names_and_the_base_has_none() -> None:
     work, base = recorded(result(), result("base"))["workloads"]
-    *_, bars = course(work)
+    *_, bars = over_time(work)
     assert "bench-000" in bars
     assert "bench-001" in bars
-    assert len(course(base)) == 2, "empty axes"
+    assert len(over_time(base)) == 2, "empty axes"
 
 
 def test_of_many_adapters_the_slowest_and_the_quickest_are_named() -> None:
     (work,) = recorded(result())["workloads"]
     work["adapters"] = [{"adapter": f"bench-{number:03}", "speed": float(number)} for number in range(40)]
-    *_, bars = course(work)
+    *_, bars = over_time(work)
     named = [number for number in range(40) if f"bench-{number:03}" in bars]
     assert named == [*range(8), *range(32, 40)]
     assert "slowest and quickest 8 of 40" in bars
@@ -298,7 +301,7 @@ def test_of_many_adapters_the_slowest_and_the_quickest_are_named() -> None:
 
 def test_plots_are_for_light_and_dark_pages_and_nothing_lies_over_curves() -> None:
     curves = {f"work {number}": work for number, work in enumerate(recorded(result(), result("base"))["workloads"])}
-    for plot in [*distributions(curves), *course(curves["work 0"])]:
+    for plot in [*distributions(curves), *over_time(curves["work 0"])]:
         assert "currentColor" in plot
         assert not any(fixed in plot for fixed in ("#000000", "#ffffff", "fill: black")), "of one kind of page alone"
         assert "legend" not in plot
@@ -345,7 +348,7 @@ def test_runs_of_the_same_work_are_laid_side_by_side() -> None:
     (runs, (header, *rows)) = comparison.tables()
     assert runs[1:] == [[label, "manylora", "-", "tiny", "0", "then"] for label in ("one", "two")]
     assert header == ["distinct@2 closed:2", "one", "spread", "two", "spread", "ratio"]
-    ttft = next(row for row in rows if row[0] == MEASURES["ttft_p50_ms"].title)
+    ttft = next(row for row in rows if row[0] == METRICS["ttft_p50_ms"].title)
     assert ttft[1:] == ["150", "0%", "75.0", "0%", "0.50x"]
     assert any("FAILED" in line for line in comparison.remarks)
     assert compare_page(comparison).count(PLOT) == 3
@@ -353,10 +356,10 @@ def test_runs_of_the_same_work_are_laid_side_by_side() -> None:
 
 def test_what_no_run_has_is_no_row() -> None:
     comparison = compare({"one": recorded(result("base")), "two": recorded(result("base"))}, force=False)
-    assert MEASURES["fairness"].title in [row[0] for row in compare(pair(), force=False).tables()[1]]
+    assert METRICS["fairness"].title in [row[0] for row in compare(pair(), force=False).tables()[1]]
     for record in comparison.rows["base closed:2"].values():
         record["figures"]["fairness"] = None
-    assert MEASURES["fairness"].title not in [row[0] for row in comparison.tables()[1]]
+    assert METRICS["fairness"].title not in [row[0] for row in comparison.tables()[1]]
 
 
 def test_other_servers_are_compared_and_told() -> None:
@@ -389,7 +392,7 @@ def test_a_reader_who_goes_away_is_no_failure(tmp_path: Path) -> None:
 def test_other_work_is_refused_or_marked() -> None:
     with pytest.raises(BadOption, match="two: seed is 7, in one 0"):
         compare(pair(seed=7), force=False)
-    assert "NOT THE SAME WORK: two: seed is 7, in one 0" in compare(pair(seed=7), force=True).remarks
+    assert "DIFFERENT WORKLOADS: two: seed is 7, in one 0" in compare(pair(seed=7), force=True).remarks
     records = dict(pair())
     records["two"] = copy.deepcopy(records["two"])
     records["two"]["workloads"][0]["asked"]["requests"] = 9

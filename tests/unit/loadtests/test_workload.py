@@ -13,7 +13,7 @@ import pytest
 
 from loadtests.errors import BadOption
 from loadtests.settings import BenchSettings, read_bench
-from loadtests.workload.arrivals import Closed, Gamma, parse_arrivals
+from loadtests.workload.arrivals import ClosedLoop, GammaArrivals, parse_arrivals
 from loadtests.workload.lengths import Fixed, Lognormal, parse_lengths
 from loadtests.workload.mixes import parse_mix
 from loadtests.workload.trace import read_trace
@@ -38,7 +38,7 @@ def shares(mix: str, count: int) -> dict[str | None, float]:
 
 @pytest.mark.parametrize("mix", MIXES)
 def test_same_seed_same_work_other_seed_other_prompts(mix: str) -> None:
-    work = Workload(parse_mix(mix, 16), Gamma(4, 0.5), Lognormal(64, 0.5, 16, 200), Fixed(4))
+    work = Workload(parse_mix(mix, 16), GammaArrivals(4, 0.5), Lognormal(64, 0.5, 16, 200), Fixed(4))
     drawn = draw(work, 0, "0")
     assert drawn == draw(work, 0, "0")
     everything = [*drawn, *draw(work, 0, "1"), *draw_warm_up(work, 0), *draw(work, 1, "0")]
@@ -92,7 +92,7 @@ def test_one_word_says_how_many() -> None:
     "text", ["", "many", "zipf:x", "zipf:-1", "zipf:nan", "hot:1", "hot:0.9:16", "base@3", "single@2"]
 )
 def test_a_mistyped_mix_is_refused(text: str) -> None:
-    with pytest.raises(BadOption, match="is no mix"):
+    with pytest.raises(BadOption, match="is not a mix"):
         parse_mix(text, 16)
 
 
@@ -138,7 +138,7 @@ def test_a_traces_adapters_are_warmed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "variation"), [("poisson:5", 1.0), ("gamma:5:0.25", 2.0), ("gamma:5:4", 0.5)])
 def test_gaps_have_the_mean_and_the_variation_that_are_asked(text: str, variation: float) -> None:
     process = parse_arrivals(text)
-    assert isinstance(process, Gamma)
+    assert isinstance(process, GammaArrivals)
     offsets = process.offsets(random.Random(1), MANY)
     gaps = [later - sooner for sooner, later in pairwise(offsets)]
     assert fmean(gaps) == pytest.approx(0.2)
@@ -162,7 +162,7 @@ def test_constant_arrivals_are_even_and_closed_loops_have_none() -> None:
 
 @pytest.mark.parametrize("text", ["", "closed:2.5", "poisson", "gamma:1", "x:1"])
 def test_mistyped_arrivals_are_refused(text: str) -> None:
-    with pytest.raises(BadOption, match="is no arrivals"):
+    with pytest.raises(BadOption, match="is not a kind of arrivals"):
         parse_arrivals(text)
 
 
@@ -194,7 +194,7 @@ def test_mistyped_lengths_are_refused(text: str) -> None:
 
 
 def test_prompts_are_as_long_as_drawn() -> None:
-    work = Workload(parse_mix("base", 1), Closed(4), Lognormal(64, 0.5, 16, 200), Fixed(4), requests=50)
+    work = Workload(parse_mix("base", 1), ClosedLoop(4), Lognormal(64, 0.5, 16, 200), Fixed(4), requests=50)
     words = [len(request.prompt.split()) for request in draw(work, 0, "0")]
     assert len(set(words)) > 10
     assert fmean(words) == pytest.approx(64 * exp(0.125), rel=0.3)
@@ -256,14 +256,14 @@ def test_a_trace_says_lengths_times_and_adapters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "is not JSON, or breaks off, at column 2"),
+        ("{", "is not JSON, or is cut short, at column 2"),
         ("[]", "JSON object"),
         ('{"prompt_tokens": 1}', "`output_tokens` must be a whole number"),
         ('{"prompt_tokens": true, "output_tokens": 1}', "`prompt_tokens` must be"),
         ('{"prompt_tokens": 1, "output_tokens": 1, "adapter": 3}', "`adapter` must be a name"),
-        ('{"prompt_tokens": 1, "output_tokens": 1, "at": 3}', "`at` is none of"),
-        ('{"prompt_tokens": 1, "output_tokens": 1}', "`arrival` must be in every row"),
-        ('{"prompt_tokens": 1, "output_tokens": 1, "arrival": 0.5}', "before that of the row above"),
+        ('{"prompt_tokens": 1, "output_tokens": 1, "at": 3}', "unknown field `at`"),
+        ('{"prompt_tokens": 1, "output_tokens": 1}', "`arrival` must be in every line"),
+        ('{"prompt_tokens": 1, "output_tokens": 1, "arrival": 0.5}', "before that of the previous line"),
         (f'{{"prompt_tokens": 1, "output_tokens": 1, "arrival": 1{"0" * 400}}}', "`arrival` must be a number"),
         ('{"prompt_tokens": 1, "output_tokens": 1, "arrival": 1e9}', "`arrival`, .*must be from 0 to 604,800.0"),
         ('{"prompt_tokens": 1000000000, "output_tokens": 1}', "`prompt_tokens` must be from 1 to 1,000,000"),
@@ -299,17 +299,17 @@ def test_every_mix_meets_every_kind_of_arrivals() -> None:
     ("words", "complaint"),
     [
         (["--count", "0"], "--count: must be at least 1"),
-        (["--adapters", "many"], "--adapters: 'many' is no mix"),
+        (["--adapters", "many"], "--adapters: 'many' is not a mix"),
         (["--arrivals", "trace"], "'base trace' needs --trace"),
-        (["--url", "here"], "--url: is not http://HOST"),
-        (["--url", "http://"], "--url: is not http://HOST"),
-        (["--url", "http://a b"], "--url: is not http://HOST"),
-        (["--url", "http://me:s3cret@host:port"], "--url: is no address"),
-        (["--url", "http://host:99999"], "--url: is no address: Port out of range"),
-        (["--url", "http://[::1"], "--url: is no address"),
-        (["--url", "http://a..b"], "--url: is no address"),
-        (["--url", "http://host/v1?key=s3cret"], "--url: has something after its path"),
-        (["--url", "http://me@host", "--api-key", "s3cret"], "--url has a user in it, so --api-key"),
+        (["--url", "here"], "--url: must be http://HOST"),
+        (["--url", "http://"], "--url: must be http://HOST"),
+        (["--url", "http://a b"], "--url: must be http://HOST"),
+        (["--url", "http://me:s3cret@host:port"], "--url: is not a URL"),
+        (["--url", "http://host:99999"], "--url: is not a URL: Port out of range"),
+        (["--url", "http://[::1"], "--url: is not a URL"),
+        (["--url", "http://a..b"], "--url: is not a URL"),
+        (["--url", "http://host/v1?key=s3cret"], "--url: must not have a query"),
+        (["--url", "http://me@host", "--api-key", "s3cret"], "--url has a user name, so --api-key"),
         (["--count", "1000000000"], "--count: must be at most 100,000"),
         (["--adapters", "uniform@1000000000"], "--adapters: 'uniform@1000000000': adapters must be from 1 to 100,000"),
         (["--adapters", "uniform@0"], "--adapters: 'uniform@0': adapters must be from 1"),
@@ -329,14 +329,14 @@ def test_every_mix_meets_every_kind_of_arrivals() -> None:
         (["--timeout", "1e300"], "--timeout: must be at most 86,400"),
         (["--repeats", "1000000000"], "--repeats: "),
         (["--seed", "9" * 4000], "--seed: .{1,400}$"),
-        (["--spawn", "x", "--url", "http://host"], "--url means nothing with --spawn"),
-        (["--spawn", "x", "--adapter-folder", "."], "--adapter-folder means nothing with --spawn"),
-        (["--registered", "--ranks", "8"], "--ranks means nothing with --registered"),
-        (["--registered", "--adapter-seed", "8"], "--adapter-seed means nothing with --registered"),
-        (["--peer", "llamacpp", "--targets", "qv"], "--targets means nothing with --peer llamacpp"),
-        (["--peer", "vllm", "--config", "x"], "--config means nothing with --peer vllm"),
-        (["--trace", "x", "--prompt-tokens", "8"], "--prompt-tokens means nothing with --trace"),
-        (["--requests", "8", "--requests-per-client", "8"], "--requests-per-client means nothing with --requests"),
+        (["--spawn", "x", "--url", "http://host"], "--url has no effect with --spawn"),
+        (["--spawn", "x", "--adapter-folder", "."], "--adapter-folder has no effect with --spawn"),
+        (["--registered", "--ranks", "8"], "--ranks has no effect with --registered"),
+        (["--registered", "--adapter-seed", "8"], "--adapter-seed has no effect with --registered"),
+        (["--peer", "llamacpp", "--targets", "qv"], "--targets has no effect with --peer llamacpp"),
+        (["--peer", "vllm", "--config", "x"], "--config has no effect with --peer vllm"),
+        (["--trace", "x", "--prompt-tokens", "8"], "--prompt-tokens has no effect with --trace"),
+        (["--requests", "8", "--requests-per-client", "8"], "--requests-per-client has no effect with --requests"),
         (["--nonsense"], "^--nonsense: there is no such option; see --help$"),
         (["--api-kay", "s3cret"], "^--api-kay: there is no such option; did you mean --api-key.$"),
         (["--api-kay=s3cret"], "^--api-kay: there is no such option; did you mean --api-key.$"),
@@ -353,16 +353,16 @@ def test_every_mix_meets_every_kind_of_arrivals() -> None:
         (["--config", "/nowhere.json"], "^--config: /nowhere.json: there is no such file$"),
         (["--trace", "/"], "^--trace: /: is a folder, not a file$"),
         (["--shared-prefix", "some:9"], "--shared-prefix: 'some:9'"),
-        (["--adapters", "base,base"], "asked for twice"),
-        (["--fail-if", "ttft_p90_ms>5"], "no figure 'ttft_p90_ms'; there is ttft_p"),
-        (["--fail-if", "ttft_p95_ms=5"], "is not .WORKLOAD/.FIGURE>LIMIT"),
-        (["--fail-if", "ttft_p95_ms>soon"], "'soon' is no number"),
+        (["--adapters", "base,base"], "is given twice"),
+        (["--fail-if", "ttft_p90_ms>5"], "no metric 'ttft_p90_ms'; similar ones are ttft_p"),
+        (["--fail-if", "ttft_p95_ms=5"], "is not .WORKLOAD/.METRIC>LIMIT"),
+        (["--fail-if", "ttft_p95_ms>soon"], "'soon' is not a number"),
         (["--fail-if", "zipf/failed>0"], "no workload is called 'zipf'"),
-        (["--fail-if", "ttft_p95_ms>inf"], "'inf' is no number"),
+        (["--fail-if", "ttft_p95_ms>inf"], "'inf' is not a number"),
         (["--fail-if", "bas/failed>0"], "no workload is called 'bas'"),
-        (["--fail-if", "fairness<0.9"], "only workloads with adapters have that figure"),
+        (["--fail-if", "fairness<0.9"], "only workloads with adapters have that metric"),
         (["--adapters", "base,zipf", "--fail-if", "base/fairness<0.9"], "only workloads with adapters have"),
-        (["--arrivals", "closed:1", "--fail-if", "late_p99_ms>9"], "only open loops have that figure"),
+        (["--arrivals", "closed:1", "--fail-if", "late_p99_ms>9"], "only open loops have that metric"),
     ],
 )
 def test_bad_options_are_named(words: list[str], complaint: str) -> None:
@@ -376,7 +376,7 @@ def test_a_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = read_bench([])
     assert settings.headers == {"Authorization": "Bearer s3cret"}
     assert "s3cret" not in repr(settings)
-    with pytest.raises(BadOption, match=r"--api-key: .*no header can carry$"):
+    with pytest.raises(BadOption, match=r"--api-key: .*not allowed in an HTTP header$"):
         read_bench(["--api-key", "two\nlines"])
 
 
@@ -390,5 +390,5 @@ def test_the_address_keeps_its_path_and_loses_its_password(monkeypatch: pytest.M
 def parse(words: list[str]) -> BenchSettings:
     settings = read_bench(["--adapters", "base", *words] if "--adapters" not in words else words)
     settings.thresholds(settings.workloads())
-    settings.supply(None)
+    settings.adapter_setup(None)
     return settings

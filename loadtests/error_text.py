@@ -1,4 +1,4 @@
-"""What libraries say of bad input, in plain words; each is the end of a sentence that begins with what it is about."""
+"""Describes errors of files, JSON, aiohttp and servers for users. Each text follows the name of what it is about."""
 
 import errno
 import json
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import aiohttp
 
 SHOWN = 300
-"""Characters of somebody else's text that are told."""
+"""Longest text of a server that is shown, in characters."""
 _FILE_ERRORS: Mapping[int | None, str] = {
     errno.ENOENT: "there is no such file",
     errno.EISDIR: "is a folder, not a file",
@@ -17,55 +17,55 @@ _FILE_ERRORS: Mapping[int | None, str] = {
 
 
 def shortened(text: str, most: int = SHOWN) -> str:
-    """At most so many characters of it."""
+    """Return at most ``most`` characters of a text, with dots for the rest."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def of_file(error: OSError) -> str:
-    """Why a file could not be read."""
+def file_error(error: OSError) -> str:
+    """Return why a file could not be read."""
     return _FILE_ERRORS.get(error.errno, f"cannot be read: {error.strerror or error}")
 
 
-def of_json(error: ValueError | RecursionError) -> str:
-    """Why a text is no JSON."""
+def json_error(error: ValueError | RecursionError) -> str:
+    """Return why a text is not JSON."""
     match error:
         case json.JSONDecodeError():
-            return f"is not JSON, or breaks off: line {error.lineno}, column {error.colno}"
+            return f"is not JSON, or is cut short: line {error.lineno}, column {error.colno}"
         case UnicodeDecodeError():
-            return "is not JSON: it is no text in UTF-8"
+            return "is not JSON: it is not UTF-8 text"
         case RecursionError():
             return "is nested too deeply"
     return f"is not JSON: {error}"
 
 
-def of_connection(error: BaseException) -> str:
-    """Why a server gave no answer."""
+def connection_error(error: BaseException) -> str:
+    """Return why a server gave no answer."""
     match error:
         case aiohttp.ClientConnectorDNSError():
-            return "no machine of that name is known"
+            return "the host name cannot be resolved"
         case aiohttp.ClientConnectorCertificateError():
             return "its certificate is not trusted"
         case aiohttp.ClientSSLError():
             return "it does not speak HTTPS"
         case aiohttp.ClientConnectorError() if error.os_error.errno == errno.ECONNREFUSED:
-            return "nothing listens there"
+            return "connection refused: no server listens there"
         case aiohttp.ClientConnectorError():
-            return f"no connection: {error.os_error.strerror or error.os_error}"
+            return f"cannot connect: {error.os_error.strerror or error.os_error}"
         case aiohttp.ConnectionTimeoutError():
-            return "the connection was not taken in time"
+            return "connecting timed out"
         case TimeoutError():
-            return "no answer in time"
+            return "the answer timed out"
         case aiohttp.TooManyRedirects() | aiohttp.InvalidURL():
-            return "it redirects without end, or to no address"
+            return "it redirects too often, or to an invalid address"
         case aiohttp.ClientResponseError():
-            return "what answers does not speak HTTP"
+            return "it does not speak HTTP"
         case aiohttp.ClientError() | ConnectionError():
-            return "the connection broke off before the answer was whole"
+            return "the connection was closed before the answer was complete"
     return str(error) or type(error).__name__
 
 
-def of_answer(body: str) -> str:
-    """The message in a server's refusal: OpenAI's, FastAPI's or plain text; of a page in HTML nothing."""
+def server_message(body: str) -> str:
+    """Return the message in an error response: OpenAI's, FastAPI's or plain text; empty for an HTML page."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
@@ -76,7 +76,7 @@ def of_answer(body: str) -> str:
     return shortened(said if isinstance(said, str) else " ".join(body.split()))
 
 
-def of_status(status: int, body: str) -> str:
-    """As in ``status 404: The model `x` does not exist.``."""
-    said = of_answer(body)
+def status_error(status: int, body: str) -> str:
+    """Return a status with its message, as ``status 404: The model `x` does not exist.``."""
+    said = server_message(body)
     return f"status {status}: {said}" if said else f"status {status}"

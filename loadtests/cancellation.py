@@ -1,4 +1,4 @@
-"""Cancel an asyncio benchmark on Ctrl-C, SIGTERM or SIGHUP, so that it removes its adapters from the server first."""
+"""Cancels an asyncio benchmark on Ctrl-C, SIGTERM or SIGHUP, so that it can still remove its adapters."""
 
 import asyncio
 import signal
@@ -10,10 +10,10 @@ T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run(main: Coroutine[None, None, T]) -> T:
-    """``main`` to its end; each signal cancels it once more, and KeyboardInterrupt is raised when it has ended so.
+def run_cancellable(main: Coroutine[None, None, T]) -> T:
+    """Run ``main`` and return its result. Each signal cancels it; raises KeyboardInterrupt when it ended cancelled.
 
-    ``asyncio.run`` would break off at the second Ctrl-C, in the middle of what cleans up.
+    ``asyncio.run`` would stop at the second Ctrl-C, in the middle of the cleanup.
     """
     before = {each: signal.getsignal(each) for each in SIGNALS}
     with asyncio.Runner() as runner:

@@ -16,11 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from loadtests.drive.client import RequestFailed, Timing, complete
 from loadtests.drive.peers import LlamaCpp, Manylora, Target, Vllm
-from loadtests.workload.adapters import Geometry, Recipe, Targets
+from loadtests.workload.adapters import AdapterGenerator, ModelShape, Targets
 from loadtests.workload.gguf_adapters import write_gguf
 from loadtests.workload.workload import Request
 
-TINY = Geometry(hidden=32, intermediate=48, layers=2, heads=4, kv_heads=2, head_dim=8)
+TINY = ModelShape(hidden=32, intermediate=48, layers=2, heads=4, kv_heads=2, head_dim=8)
 
 
 def tiny_llama() -> LlamaForCausalLM:
@@ -49,12 +49,12 @@ def test_geometry_is_the_models(tmp_path: Path) -> None:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and name != "lm_head"
     }
-    assert set(Geometry.read(tmp_path / "config.json").linears()) == expected
+    assert set(ModelShape.read(tmp_path / "config.json").linears()) == expected
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's own
 def test_peft_loads_the_adapter_and_the_output_moves(tmp_path: Path) -> None:
-    folder = Recipe(TINY, seed=1, ranks=(4,)).write(tmp_path, 0)
+    folder = AdapterGenerator(TINY, seed=1, ranks=(4,)).write(tmp_path, 0)
     tokens = torch.arange(16)[None]
     with torch.no_grad():
         plain = tiny_llama()(tokens).logits
@@ -85,11 +85,11 @@ def test_a_bad_config_is_named(config: str, reason: str, tmp_path: Path) -> None
     file = tmp_path / "config.json"
     file.write_text(config)
     with pytest.raises(ValueError, match=reason):
-        Geometry.read(file)
+        ModelShape.read(file)
 
 
 def test_adapters_differ_and_can_be_made_again() -> None:
-    first, again = Recipe(TINY, ranks=(2, 4)), Recipe(TINY, ranks=(2, 4))
+    first, again = AdapterGenerator(TINY, ranks=(2, 4)), AdapterGenerator(TINY, ranks=(2, 4))
     contents = [first.files(number)["adapter_model.safetensors"] for number in range(3)]
     assert contents == [again.files(number)["adapter_model.safetensors"] for number in range(3)]
     assert len(set(contents)) == 3
@@ -102,12 +102,12 @@ def test_fewer_targets_make_fewer_layers() -> None:
 
 
 def test_llama_cpp_gets_the_same_adapter_in_its_own_order(tmp_path: Path) -> None:
-    recipe = Recipe(TINY, ranks=(2,))
-    reader = gguf.GGUFReader(write_gguf(recipe, tmp_path, 1))
+    generator = AdapterGenerator(TINY, ranks=(2,))
+    reader = gguf.GGUFReader(write_gguf(generator, tmp_path, 1))
     tensors = {tensor.name: tensor.data for tensor in reader.tensors}
     assert len(tensors) == 2 * 7 * TINY.layers
     assert reader.fields["adapter.lora.alpha"].contents() == 4
-    for name, a, b in recipe.tensors(1):
+    for name, a, b in generator.tensors(1):
         if name == "model.layers.1.self_attn.k_proj":
             assert (tensors["blk.1.attn_k.weight.lora_a"] == a).all()
             # The first head's rows: 0, 4, 1, 5, ... of the halves that Hugging Face rotates.
@@ -216,12 +216,17 @@ def test_a_conversation_is_read_by_its_deltas() -> None:
         (PLAIN, [event("a"), usage(1), DONE], 200, "asked for 4 tokens, got 1"),
         (PLAIN, [event("a"), DONE], 200, "asked for 4 tokens, got None"),
         (PLAIN, [event(""), usage(4), DONE], 200, "no text"),
-        (PLAIN, ["data: {\n\n", DONE], 200, "no event of a completion"),
-        (ADAPTED, GOOD, 200, "asked for `bench-001`, answered by `tiny`"),
-        (PLAIN, [event("a"), event("b", model="other"), *GOOD[1:]], 200, "asked for `tiny`, answered by `other`"),
-        (PLAIN, ["data: 7\n\n", DONE], 200, "no event of a completion"),
-        (PLAIN, [f"data: {'[' * 100_000}\n\n", DONE], 200, "no event of a completion"),
-        (PLAIN, [event("a"), event("", usage={"completion_tokens": 4}), DONE], 200, "prompt_tokens is None"),
+        (PLAIN, ["data: {\n\n", DONE], 200, "an event that is not part of a completion"),
+        (ADAPTED, GOOD, 200, "asked for `bench-001`, but `tiny` answered"),
+        (PLAIN, [event("a"), event("b", model="other"), *GOOD[1:]], 200, "asked for `tiny`, but `other` answered"),
+        (PLAIN, ["data: 7\n\n", DONE], 200, "an event that is not part of a completion"),
+        (PLAIN, [f"data: {'[' * 100_000}\n\n", DONE], 200, "an event that is not part of a completion"),
+        (
+            PLAIN,
+            [event("a"), event("", usage={"completion_tokens": 4}), DONE],
+            200,
+            "the usage in the answer has prompt_tokens None",
+        ),
     ],
     ids=[
         "status",
@@ -248,16 +253,16 @@ def test_a_dead_server_is_a_failure() -> None:
         async with aiohttp.ClientSession("http://127.0.0.1:1") as http:
             await complete(http, MANYLORA, PLAIN)
 
-    with pytest.raises(RequestFailed, match=r"^nothing listens there$"):
+    with pytest.raises(RequestFailed, match=r"^connection refused: no server listens there$"):
         asyncio.run(send())
 
 
 @pytest.mark.parametrize(
     ("scheme", "bytes_", "reason"),
     [
-        ("http", b"SSH-2.0-OpenSSH_9\r\n", "^what answers does not speak HTTP$"),
-        ("http", b"", "^the connection broke off before the answer was whole$"),
-        ("http", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", "^the connection broke off before"),
+        ("http", b"SSH-2.0-OpenSSH_9\r\n", "^it does not speak HTTP$"),
+        ("http", b"", "^the connection was closed before the answer was complete$"),
+        ("http", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", "^the connection was closed before"),
         ("https", b"HTTP/1.1 400 Bad Request\r\n\r\n", "^it does not speak HTTPS$"),
     ],
 )

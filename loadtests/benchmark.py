@@ -1,4 +1,4 @@
-"""A whole benchmark of one server: adapters in, every workload, adapters out."""
+"""Runs a benchmark of one server: registers adapters, runs every workload, removes the adapters."""
 
 import time
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from bases.interrupts import ends_raised
-from loadtests import interrupts, plain
+from bases.interrupts import sigterm_raises
+from loadtests import cancellation, error_text
 from loadtests.drive.peers import PeerName, Target
 from loadtests.drive.progress import Display
-from loadtests.drive.registration import Registrar, Supply, find_peer, supplied
+from loadtests.drive.registration import AdapterClient, AdapterSetup, find_peer, registered_adapters
 from loadtests.drive.rounds import Round, run_closed, run_open
 from loadtests.drive.server_process import spawned
 from loadtests.errors import ServerUnusable
 from loadtests.machine import client_machine, client_version
-from loadtests.report.figures import figures, measured
-from loadtests.report.record import Record, Result, make_record
+from loadtests.report.metrics import round_metrics, workload_metrics
+from loadtests.report.record import Record, WorkloadResult, make_record
 from loadtests.report.table import number
-from loadtests.report.thresholds import judge
+from loadtests.report.thresholds import check_thresholds
 from loadtests.settings import BenchSettings
-from loadtests.workload.arrivals import Closed
+from loadtests.workload.arrivals import ClosedLoop
 from loadtests.workload.workload import Request, Workload, draw, draw_warm_up
 
 CONNECT_SECONDS = 10.0
@@ -33,30 +33,30 @@ CLOCK = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
-    """One benchmark about to run."""
+class Benchmark:
+    """A benchmark of one server, ready to run."""
 
     settings: BenchSettings
     works: Sequence[Workload]
     display: Display
 
     def run(self) -> Record:
-        """Run all of it.
+        """Run every workload and return the record.
 
-        Raises :class:`BenchError`, and KeyboardInterrupt for Ctrl-C, SIGTERM and SIGHUP. Whatever happens, adapters
-        that were registered are removed; where that fails, it is told which are left.
+        Raises :class:`~loadtests.errors.BenchError`, and KeyboardInterrupt for Ctrl-C, SIGTERM and SIGHUP. Adapters
+        that were registered are removed in any case; those that could not be removed are named on stderr.
         """
         thresholds = self.settings.thresholds(self.works)
         settings = self.settings
-        settings.supply(settings.adapter_folder)  # what is wrong with it is told before a server is started
+        settings.adapter_setup(settings.adapter_folder)  # raises BadOption before a server is started
         started = time.strftime(CLOCK, time.gmtime())
         with ExitStack() as stack:
-            stack.enter_context(ends_raised())
+            stack.enter_context(sigterm_raises())
             url, folder = settings.address, settings.adapter_folder
             if settings.spawn:
                 folder = Path(stack.enter_context(TemporaryDirectory(prefix="loadtests-")))
                 url = URL(stack.enter_context(spawned(settings.spawn, folder)))
-            server, results = interrupts.run(self._measure(url, settings.supply(folder)))
+            server, results = cancellation.run_cancellable(self._measure(url, settings.adapter_setup(folder)))
         about = {
             "version": client_version(),
             "started": started,
@@ -65,18 +65,19 @@ class Bench:
             "server": server,
             "settings": settings.model_dump(mode="json", exclude={"url", "api_key"}),
         }
-        verdicts = judge(thresholds, [(result.work, result.figures) for result in results])
-        return make_record(results, verdicts, self._conditions(), about)
+        checked = check_thresholds(thresholds, [(result.work, result.metrics) for result in results])
+        return make_record(results, checked, self._conditions(), about)
 
     def _conditions(self) -> dict[str, Any]:
+        """Return the options that must be equal in runs that are compared."""
         chosen = ("endpoint", "seed", "repeats", "warm_up", "ranks", "targets", "adapter_seed")
         return self.settings.model_dump(mode="json", include=set(chosen))
 
-    async def _measure(self, url: URL, supply: Supply) -> tuple[dict[str, Any], list[Result]]:
+    async def _measure(self, url: URL, setup: AdapterSetup) -> tuple[dict[str, Any], list[WorkloadResult]]:
         settings, shown = self.settings, str(url).rstrip("/")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=settings.timeout)
-        # Every request has its connection at once: a queue in the client would be measured as the server's.
-        # llama.cpp drops reused connections.
+        # No limit of connections: requests that wait in the client would count as the server's queue.
+        # llama.cpp closes connections that are used again.
         connector = aiohttp.TCPConnector(limit=0, force_close=settings.peer == "llamacpp")
         try:
             async with aiohttp.ClientSession(
@@ -92,13 +93,15 @@ class Bench:
                 self.display.say(f"{shown} serves `{peer.base}`")
                 target = Target(peer, settings.endpoint)
                 count = max(work.adapters for work in self.works)
-                async with supplied(Registrar(http, settings.peer, supply), has, count, self.display) as left:
+                async with registered_adapters(
+                    AdapterClient(http, settings.peer, setup), has, count, self.display
+                ) as left:
                     results = [await self._work(http, target, work) for work in self.works]
                 return {**server, "left_behind": left}, results
         except (aiohttp.ClientError, OSError) as error:
-            raise ServerUnusable(f"{shown}: {plain.of_connection(error)}; {_advice(error)}") from error
+            raise ServerUnusable(f"{shown}: {error_text.connection_error(error)}; {_advice(error)}") from error
 
-    async def _work(self, http: aiohttp.ClientSession, target: Target, work: Workload) -> Result:
+    async def _work(self, http: aiohttp.ClientSession, target: Target, work: Workload) -> WorkloadResult:
         seed, repeats = self.settings.seed, self.settings.repeats
         brief = [] if self.settings.warm_up == 0 else draw_warm_up(work, seed, self.settings.warm_up)
         warm_up = await self._warm_up(http, target, work, brief) if brief else None
@@ -109,7 +112,7 @@ class Bench:
             rounds.append(run)
             self.display.say(f"{title}: {_summary(run)}")
         warmed = len({request.adapter for request in brief} - {None})
-        return Result(work, rounds, figures(work.name, rounds, work.rate, warm_up), warmed)
+        return WorkloadResult(work, rounds, workload_metrics(work.name, rounds, work.rate, warm_up), warmed)
 
     async def _warm_up(
         self, http: aiohttp.ClientSession, target: Target, work: Workload, requests: Sequence[Request]
@@ -125,13 +128,13 @@ class Bench:
         self, http: aiohttp.ClientSession, target: Target, work: Workload, requests: Sequence[Request], title: str
     ) -> Round:
         with self.display.counting(title, len(requests)) as tick:
-            if isinstance(work.arrivals, Closed):
+            if isinstance(work.arrivals, ClosedLoop):
                 return await run_closed(http, target, requests, work.arrivals.clients, tick)
             return await run_open(http, target, requests, tick)
 
 
 async def _version(http: aiohttp.ClientSession, peer: PeerName) -> str | None:
-    """What the server says of itself; None where it does not."""
+    """Return the server's version; None if it does not say."""
     path, field = ("props", "build_info") if peer == "llamacpp" else ("version", "version")
     async with http.get(path) as response:
         if not response.ok:
@@ -145,16 +148,16 @@ async def _version(http: aiohttp.ClientSession, peer: PeerName) -> str | None:
 
 def _advice(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientSSLError):
-        return "begin --url with http://, or with a name that the certificate is for"
+        return "begin --url with http://, or give the host name of the certificate"
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientResponseError | aiohttp.InvalidURL):
         return "start the server, or give its address with --url"
     if isinstance(error, TimeoutError):
-        return "see whether the server is at work; --timeout waits longer"
-    return "see what the server says of it"
+        return "check that the server is not stuck; --timeout sets a longer limit"
+    return "see the log of the server"
 
 
 def _summary(run: Round) -> str:
-    values = measured(run, float("nan"))
+    values = round_metrics(run, float("nan"))
     failed = f"; {len(run.failures)} FAILED" if run.failures else ""
     first, token = (
         " / ".join(number(values[f"{name}_p{percent}_ms"]) for percent in (50, 95)) for name in ("ttft", "tpot")

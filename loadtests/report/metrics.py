@@ -1,7 +1,7 @@
-"""Rounds -> figures.
+"""Metrics of rounds and workloads.
 
-A figure of a workload is the median over its rounds of each round's figure; its spread is (most - least) / median.
-Failures are counted over all rounds and the warm-up: a median would hide them.
+A workload's metric is the median over its rounds; the spread is (max - min) / median. Failures are summed over all
+rounds and the warm-up instead, because a median would hide them.
 """
 
 import math
@@ -13,90 +13,92 @@ from statistics import fmean, median
 import numpy as np
 
 from loadtests.drive.rounds import Round
-from loadtests.report.fairness import Treatment, jain, treatments
+from loadtests.report.fairness import AdapterStats, adapter_stats, jain
 
 PERCENTS = (50, 95, 99)
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
-    """What a figure is."""
+class Metric:
+    """How a metric is shown and compared."""
 
     title: str
     better: int = 0
-    """1 where more is better, -1 where less is, 0 where it is neither."""
+    """1 if higher is better, -1 if lower is better, 0 if neither."""
 
 
-def _latency(name: str, title: str) -> dict[str, Measure]:
-    percentiles = {f"{name}_p{percent}_ms": Measure(f"{title}, p{percent}, ms", -1) for percent in PERCENTS}
-    return {**percentiles, f"{name}_mean_ms": Measure(f"{title}, mean, ms", -1)}
+def _latency(name: str, title: str) -> dict[str, Metric]:
+    percentiles = {f"{name}_p{percent}_ms": Metric(f"{title}, p{percent}, ms", -1) for percent in PERCENTS}
+    return {**percentiles, f"{name}_mean_ms": Metric(f"{title}, mean, ms", -1)}
 
 
-MEASURES: Mapping[str, Measure] = {
-    "requests_per_s": Measure("whole answers per second", 1),
-    "output_tokens_per_s": Measure("output tokens per second", 1),
-    "total_tokens_per_s": Measure("prompt and output tokens per second", 1),
+METRICS: Mapping[str, Metric] = {
+    "requests_per_s": Metric("complete answers per second", 1),
+    "output_tokens_per_s": Metric("output tokens per second", 1),
+    "total_tokens_per_s": Metric("prompt and output tokens per second", 1),
     **_latency("ttft", "time to first text"),
     **_latency("tpot", "time per output token after the first text"),
     **_latency("gap", "time between texts"),
     **_latency("e2e", "end to end"),
-    "fairness": Measure("Jain's index over the adapters' mean speeds", 1),
-    "worst_adapter_ratio": Measure("speed of the slowest adapter over the mean of all", 1),
-    "failed": Measure("failed requests, of all rounds and the warm-up", -1),
-    "asked_rate": Measure("requests asked for per second"),
-    "sent_rate": Measure("requests sent per second"),
-    "late_p99_ms": Measure("sent after it was due, p99, ms", -1),
-    "in_flight_mean": Measure("requests at once, mean over time"),
-    "in_flight_most": Measure("requests at once, at most"),
-    "prompt_tokens": Measure("prompt tokens of a request, mean"),
-    "output_tokens": Measure("output tokens of a request, mean"),
-    "cached_tokens": Measure("prompt tokens from the server's prompt cache"),
-    "tokens_per_event": Measure("output tokens of an event with text, mean"),
-    "client_cpu": Measure("processors the client kept busy", -1),
-    "seconds": Measure("length of a round, s"),
+    "fairness": Metric("Jain's index over the adapters' mean speeds", 1),
+    "worst_adapter_ratio": Metric("slowest adapter's speed over the mean of all", 1),
+    "failed": Metric("failed requests in all rounds and the warm-up", -1),
+    "asked_rate": Metric("requested requests per second"),
+    "sent_rate": Metric("requests sent per second"),
+    "late_p99_ms": Metric("delay of sending after the due time, p99, ms", -1),
+    "in_flight_mean": Metric("requests in flight, mean over time"),
+    "in_flight_most": Metric("requests in flight, maximum"),
+    "prompt_tokens": Metric("prompt tokens per request, mean"),
+    "output_tokens": Metric("output tokens per request, mean"),
+    "cached_tokens": Metric("prompt tokens from the server's prefix cache"),
+    "tokens_per_event": Metric("output tokens per event with text, mean"),
+    "client_cpu": Metric("CPUs that the client used", -1),
+    "seconds": Metric("length of a round, s"),
 }
-"""Every figure there is. NaN where there is nothing to compute it from."""
+"""Name -> metric, of all metrics. A value is NaN if it could not be measured."""
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """A workload's figures."""
+class WorkloadMetrics:
+    """The metrics of a workload."""
 
     work: str
     values: Mapping[str, float]
-    """Name in :data:`MEASURES` -> median over the rounds; of failures their number."""
+    """Name in :data:`METRICS` -> median over the rounds; for ``failed`` the sum."""
     spread: Mapping[str, float]
     requests: int
     failures: Counter[str]
-    """Reason -> how often, over all rounds and the warm-up, which is named."""
-    adapters: Sequence[Treatment]
-    """How each adapter fared, over all rounds."""
+    """Reason -> number of failures, over all rounds and the warm-up, whose reasons say so."""
+    adapters: Sequence[AdapterStats]
+    """Of each adapter over all rounds, the slowest first."""
 
 
-def figures(work: str, rounds: Sequence[Round], asked_rate: float, warm_up: Round | None = None) -> Figures:
-    """The figures of a workload's rounds; of a warm-up only the failures count."""
-    each = [measured(run, asked_rate) for run in rounds]
+def workload_metrics(
+    work: str, rounds: Sequence[Round], asked_rate: float, warm_up: Round | None = None
+) -> WorkloadMetrics:
+    """Return the metrics of a workload. Of the warm-up only the failures count."""
+    each = [round_metrics(run, asked_rate) for run in rounds]
     failures = Counter(failure.reason for run in rounds for failure in run.failures)
     if warm_up:
         failures.update(f"in the warm-up: {failure.reason}" for failure in warm_up.failures)
-    medians = {name: _median([values[name] for values in each]) for name in MEASURES}
-    spreads = {name: _spread([values[name] for values in each]) for name in MEASURES}
-    return Figures(
+    medians = {name: _median([values[name] for values in each]) for name in METRICS}
+    spreads = {name: _spread([values[name] for values in each]) for name in METRICS}
+    return WorkloadMetrics(
         work=work,
         values={**medians, "failed": float(failures.total())},
         spread={**spreads, "failed": math.nan},
         requests=sum(run.requests for run in [*rounds, *([warm_up] if warm_up else [])]),
         failures=failures,
-        adapters=treatments(rounds),
+        adapters=adapter_stats(rounds),
     )
 
 
-def measured(run: Round, asked_rate: float) -> dict[str, float]:
-    """Every figure of one round."""
+def round_metrics(run: Round, asked_rate: float) -> dict[str, float]:
+    """Return all metrics of one round."""
     timings = run.timings
     output = sum(timing.output_tokens for timing in timings)
     prompt = sum(timing.prompt_tokens for timing in timings)
-    speeds = [treatment.speed for treatment in treatments([run])]
+    speeds = [stats.speed for stats in adapter_stats([run])]
     values = {
         "requests_per_s": len(timings) / run.seconds,
         "output_tokens_per_s": output / run.seconds,
@@ -123,7 +125,7 @@ def measured(run: Round, asked_rate: float) -> dict[str, float]:
 
 
 def _latencies(run: Round) -> dict[str, list[float]]:
-    """Seconds, of each request or, for gaps, of each pair of texts."""
+    """Return latencies in seconds: of each request, and for ``gap`` of each pair of consecutive texts."""
     timings = run.timings
     return {
         "ttft": [timing.first for timing in timings],
@@ -134,13 +136,13 @@ def _latencies(run: Round) -> dict[str, list[float]]:
 
 
 def _sent_rate(run: Round) -> float:
-    """Requests per second from the first that was sent to the last; NaN where all were sent at once."""
+    """Return requests per second from the first sent to the last; NaN if all were sent at once."""
     sent = sorted([timing.started for timing in run.timings] + [failure.started for failure in run.failures])
     return (len(sent) - 1) / (sent[-1] - sent[0]) if sent and sent[-1] > sent[0] else math.nan
 
 
 def _requests_seconds(run: Round) -> float:
-    """The seconds all requests took, added up: over the round's length they are what was under way on average."""
+    """Return the sum of all requests' seconds. Divided by the round's length it is the mean number in flight."""
     return sum(timing.whole for timing in run.timings) + sum(one.ended - one.started for one in run.failures)
 
 
@@ -149,7 +151,7 @@ def _percentile_ms(seconds: Sequence[float], percent: float) -> float:
 
 
 def _median(values: Sequence[float]) -> float:
-    """NaN as soon as one round has none: the others are no account of all."""
+    """Return the median; NaN if a value is NaN, because the other rounds do not stand for that one."""
     return math.nan if any(map(math.isnan, values)) else median(values)
 
 
