@@ -1,4 +1,4 @@
-"""The frozen base model: found, quantised once, cached, checked and fingerprinted.
+"""Finds, checks, quantises, caches and fingerprints the frozen base model, for the server and the trainer.
 
-The server and the trainer both import this package, so both mean the same weights by the same fingerprint.
+Also holds what several packages share: errors, command lines, interrupts, and what the machine has.
 """

@@ -1,7 +1,7 @@
-"""The frozen base model: found, quantised to NF4 once, cached, checked and fingerprinted.
+"""Loads the frozen base model: quantises it to NF4 once, caches it, checks it and fingerprints it.
 
-NF4 with double quantisation is QLoRA's (Dettmers et al. 2023), as bitsandbytes and transformers implement it; the
-output layer and the embeddings stay as they are.
+NF4 with double quantisation is QLoRA's (Dettmers et al. 2023), as bitsandbytes and transformers implement it. The
+output layer and the embeddings are not quantised.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ from bases.preflight import (
 )
 
 _FINGERPRINT = "fingerprint"
-"""The file in a cached base that says what its contents must hash to."""
+"""File in a cached base with the fingerprint that it must have."""
 _CACHE_FORMAT = 1
 
 Say = Callable[[str], None]
@@ -62,7 +62,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Base:
-    """A base model in memory, not yet run. What it can be asked is in ``layout``."""
+    """A base model in memory, before its first forward pass."""
 
     name: str
     """Its id in ``/v1/models``."""
@@ -70,22 +70,22 @@ class Base:
     """In eval mode, frozen, on ``device``."""
     tokenizer: PreTrainedTokenizerBase
     layout: BaseLayout
-    """Its fingerprint, and the linear layers that can carry LoRA."""
+    """Its fingerprint, and the linear layers that adapters may target."""
     max_model_len: int
-    """Tokens of prompt and answer together."""
+    """Most tokens of prompt and answer together."""
     eos_token_ids: frozenset[int]
     device: torch.device
     dtype: torch.dtype
-    """Of activations, keys and values."""
+    """Dtype of activations, keys and values."""
 
 
 def load_base(options: BaseOptions, say: Say = lambda _: None) -> Base:
-    """The base that ``options`` name; ``say`` gets a line for each slow step.
+    """Load the base that ``options`` name. Calls ``say`` with a message before each slow step.
 
-    The first time, its weights are quantised (on the CPU, so that every machine's are alike) and kept. Raises
-    ConfigError or BaseRejected.
+    The first time, it quantises the weights, on the CPU so that they are equal on every machine, and caches them.
+    Raises ConfigError or BaseRejected.
     """
-    # Torch counts the machine's cores where a container's share is less.
+    # By itself torch uses all of the machine's cores, also in a container whose CPU quota is less.
     torch.set_num_threads(min(torch.get_num_threads(), machine.usable_cores()))
     device = _device(options.device)
     dtype = torch.float32 if options.dtype == "fp32" else torch.bfloat16
@@ -107,13 +107,13 @@ def make_base(
     device: str | torch.device = "cpu",
     max_model_len: int | None = None,
 ) -> Base:
-    """A base from objects in memory, which become its own: frozen and moved to ``device``.
+    """Make a base from objects in memory. Takes over ``model``: freezes it and moves it to ``device``.
 
-    Raises BaseRejected where packed rows through it would not give right answers, and ConfigError where
-    ``max_model_len`` is more than it has.
+    Raises BaseRejected if the model cannot be served right, and ConfigError if ``max_model_len`` is more than the
+    model's context.
     """
     if check_architecture(model.config) is not type(model):
-        raise BaseRejected(f"{type(model).__name__} is no causal language model of transformers")
+        raise BaseRejected(f"{type(model).__name__} is not a causal language model of transformers")
     check_tokenizer(tokenizer)
     length = context_length(model.config, max_model_len)
     check_context(model.config, length)
@@ -143,7 +143,7 @@ def _device(wanted: str) -> torch.device:
 
 
 def _ready_folder(source: ModelSource, options: BaseOptions, dtype: torch.dtype, say: Say) -> Path:
-    """The folder to load: the source itself where nothing is to be converted, else its entry in the cache."""
+    """Return the folder to load: the source if nothing has to be converted, else its entry in the cache."""
     if options.quantization == "none" and not source.gguf:
         check_source(source, options.max_model_len)
         return source.path
@@ -162,14 +162,14 @@ def _ready_folder(source: ModelSource, options: BaseOptions, dtype: torch.dtype,
 
 
 def _key(source: ModelSource, options: BaseOptions, dtype: torch.dtype) -> str:
-    """Names a cached base by all that its bytes depend on."""
+    """Return the cache key of a base: a digest of everything that its bytes depend on."""
     depends = [_CACHE_FORMAT, source.identity(), options.quantization, str(dtype)]
     depends += [version("transformers"), version("bitsandbytes")]
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
 
 
 def _prepare(source: ModelSource, folder: Path, options: BaseOptions, dtype: torch.dtype, say: Say) -> None:
-    """Convert the source into ``folder``, which appears whole or not at all."""
+    """Convert the source into ``folder``. The folder appears only when it is complete."""
     with tempfile.TemporaryDirectory(prefix="tmp-", dir=folder.parent) as temporary, _quiet(progress=True):
         path = source.path
         if source.gguf:
@@ -183,7 +183,7 @@ def _prepare(source: ModelSource, folder: Path, options: BaseOptions, dtype: tor
             nf4 = BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=False,  # double_quantise does it, alike on every processor
+                bnb_4bit_use_double_quant=False,  # double_quantise does it, with the same result on every processor
                 bnb_4bit_compute_dtype=dtype,
             )
             model = _read_model(path, dtype, quantization_config=nf4)
@@ -193,7 +193,7 @@ def _prepare(source: ModelSource, folder: Path, options: BaseOptions, dtype: tor
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
-    """Write both to ``folder``, with what they must hash to when they are read again."""
+    """Save both to ``folder`` with their fingerprint, and return the folder."""
     check_tokenizer(tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -203,27 +203,27 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 
 def _check_undamaged(folder: Path, found: str) -> None:
-    """A cached base must be what was once quantised, bit by bit."""
+    """Raise BaseRejected if a cached base does not have the fingerprint with which it was saved."""
     written = folder / _FINGERPRINT
     if written.is_file() and written.read_text() != found:
         raise BaseRejected(f"the cached base in {folder} is damaged; delete that folder and start again")
 
 
 def _read_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a GGUF file, its weights unpacked."""
+    """Read the model of a GGUF file, with its weights unpacked to ``dtype``."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=dtype
         )
-    except Exception as error:  # of a file that is not whole: of any kind
+    except Exception as error:  # an incomplete file raises errors of any kind
         check_gguf(file)
         raise BaseRejected(f"transformers cannot load {file}: {reason(error)}") from error
     return model, tokenizer
 
 
 def _read_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
-    """The model in a Hugging Face folder, from safetensors only, with every weight present."""
+    """Read the model in a Hugging Face folder. Raises BaseRejected unless all its weights are in safetensors files."""
     with _refusals(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
@@ -232,13 +232,13 @@ def _read_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedM
     report: dict[str, Any] = loaded[1]
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if report.get(problem):
-            raise BaseRejected(f"its weights do not fit its config: {problem} {sorted(report[problem])[:3]}")
+            raise BaseRejected(f"its weights do not match its config: {problem} {sorted(report[problem])[:3]}")
     return model
 
 
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
-    """What transformers cannot read is a base we cannot serve."""
+    """Raise BaseRejected for errors of transformers while it loads ``path``."""
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
@@ -247,7 +247,7 @@ def _refusals(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet(*, progress: bool) -> Iterator[None]:
-    """Only errors from transformers, with or without its progress bars, which are for terminals only."""
+    """Silence transformers' warnings, and its progress bars unless ``progress`` is set and stderr is a terminal."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     if not (progress and sys.stderr.isatty()):
@@ -261,7 +261,7 @@ def _quiet(*, progress: bool) -> Iterator[None]:
 
 
 def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every token that one of the three places says ends an answer."""
+    """Return the end tokens of the generation config, the config and the tokenizer together."""
     ids: set[int] = set()
     for place in (model.generation_config, model.config, tokenizer):
         found = getattr(place, "eos_token_id", None)
@@ -270,7 +270,7 @@ def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 def _layout(model: PreTrainedModel, identity: Identity) -> BaseLayout:
-    """Every linear layer can carry LoRA, but for the output layer."""
+    """Return the layers that adapters may target: every linear layer except the output layer."""
     output = model.get_output_embeddings()
     linears: dict[str, tuple[int, int]] = {}
     unserved: dict[str, str] = {}

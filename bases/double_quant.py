@@ -1,8 +1,8 @@
-"""Double quantisation: the scales of 4-bit blocks in 8 bits, to the same bytes on every processor.
+"""Double quantisation: stores the scales of 4-bit blocks in 8 bits, with the same bytes on every processor.
 
-It is QLoRA's (Dettmers et al. 2023, section 3), as bitsandbytes computes it. But bitsandbytes takes two things from
-torch that are rounded otherwise on other processors: the mean of the scales, a sum in the order of vectors and threads,
-and the table of 256 values, which comes from ``linspace``. Here both are computed in one way.
+The method is QLoRA's (Dettmers et al. 2023, section 3), as bitsandbytes implements it. But bitsandbytes computes two
+things with torch that are rounded differently on different processors: the mean of the scales, whose order of summation
+depends on vectors and threads, and the table of 256 values, which comes from ``linspace``. Here both are deterministic.
 """
 
 import math
@@ -18,14 +18,14 @@ from transformers import PreTrainedModel
 from bases.nf4 import Linear4bit, functional
 
 BLOCK = 256
-"""Scales that share a scale of their own."""
+"""Number of scales that share a second-level scale."""
 _EXPONENTS = 7
 
 
 def double_quantise(model: PreTrainedModel) -> None:
-    """Bring the scales of every 4-bit layer of ``model``, in float32 so far, into 8 bits.
+    """Quantise the scales of every 4-bit layer of ``model`` from float32 to 8 bits.
 
-    Its config then says so too, as if transformers had been asked for double quantisation.
+    Also sets double quantisation in the model's config, as if transformers had done it.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -36,7 +36,7 @@ def double_quantise(model: PreTrainedModel) -> None:
 
 
 def quantise_scales(state: functional.QuantState) -> None:
-    """Replace ``state``'s scales (float32, [blocks]) by codes (uint8, [blocks]) with what it takes to undo that."""
+    """Replace the scales of ``state`` (float32, [blocks]) by codes (uint8, [blocks]), an offset and nested scales."""
     scales = state.absmax
     state.offset = torch.tensor(math.fsum(scales.tolist()) / scales.numel(), dtype=torch.float32)
     state.absmax, state.state2 = functional.quantize_blockwise(scales - state.offset, code_table(), blocksize=BLOCK)
@@ -45,10 +45,10 @@ def quantise_scales(state: functional.QuantState) -> None:
 
 @cache
 def code_table(*, fused: bool = True) -> Tensor:
-    """The 256 values between -1 and 1 that a code stands for, float32, ascending (Dettmers et al. 2021).
+    """Return the 256 values of the codes, between -1 and 1, float32, ascending (Dettmers et al. 2021).
 
-    ``fused`` gives bitsandbytes' table as it comes out with fused multiply-add (x86 with AVX2 or more); False, as it
-    comes out without.
+    With ``fused`` they are bitsandbytes' values on processors with fused multiply-add (x86 with AVX2 or later),
+    otherwise those on processors without.
     """
     values = [np.float32(0), np.float32(1)]
     for exponent in range(_EXPONENTS):
@@ -59,7 +59,7 @@ def code_table(*, fused: bool = True) -> Tensor:
 
 
 def _linspace(first: float, last: float, count: int, fused: bool) -> NDArray[np.float32]:
-    """``torch.linspace`` in float32, with its products rounded before they are added or not."""
+    """Return ``torch.linspace`` in float32; with ``fused``, products are not rounded before they are added."""
     start, end = np.float32(first), np.float32(last)
     step = (end - start) / np.float32(count - 1)
     # A product of float32 numbers is exact in float64.

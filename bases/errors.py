@@ -1,4 +1,4 @@
-"""The root of every error that a user can cause, in any room.
+"""The root of every error that a user can cause, in any package.
 
 ::
 
@@ -11,8 +11,8 @@
     ├── training.errors.TrainingError   a training run that ended early; DataError for its data
     └── loadtests.errors.BenchError     a benchmark that cannot be run
 
-``manylora.main`` alone prints them and turns them into an exit status. This module imports nothing, so that every room
-may import it.
+``manylora.main`` alone prints them and turns them into an exit status. This module imports nothing, so that every
+package may import it.
 """
 
 from typing import ClassVar

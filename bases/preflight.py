@@ -30,15 +30,15 @@ _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.jso
 
 
 def check_source(source: ModelSource, max_model_len: int | None = None) -> None:
-    """Raise BaseRejected, or ConfigError for ``max_model_len``, for what could not be served.
+    """Raise BaseRejected if a model cannot be served, and ConfigError for ``max_model_len``.
 
-    Takes seconds: the architecture is tried without weights, of the weights only the headers are read.
+    Takes seconds: checks the architecture without weights, and of the weights only the headers.
     """
     if source.gguf:
         check_gguf(source.path)
     config = _read_config(source)
     if getattr(config, "quantization_config", None) is not None:
-        raise BaseRejected(f"the weights of {source.name} are quantised already; give the model as it was before")
+        raise BaseRejected(f"the weights of {source.name} are already quantised; give the original model")
     try:
         check_architecture(config)
         check_context(config, context_length(config, max_model_len))
@@ -50,26 +50,26 @@ def check_source(source: ModelSource, max_model_len: int | None = None) -> None:
 
 
 def context_length(config: PreTrainedConfig, wanted: int | None) -> int:
-    """Tokens of prompt and answer together. Raises BaseRejected or ConfigError."""
+    """Return the most tokens of prompt and answer together. Raises BaseRejected or ConfigError."""
     most: int | None = getattr(config, "max_position_embeddings", None)
     if most is None:
         raise BaseRejected("its config does not say how long its context is (max_position_embeddings)")
     if most < 1:
-        raise BaseRejected(f"its config says that its context has {most} tokens (max_position_embeddings)")
+        raise BaseRejected(f"its config gives a context of {most} tokens (max_position_embeddings)")
     if wanted is not None and wanted > most:
         raise ConfigError(f"--max-model-len: must be at most {most}, the context of this model (got {wanted})")
     return wanted or most
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face folder. Raises BaseRejected where there is none that can be served."""
+    """Read the tokenizer of a Hugging Face folder. Raises BaseRejected if it is missing or cannot be served."""
     if not any(found for name in _VOCABULARIES for found in folder.glob(name)):
         raise BaseRejected(
             f"{folder} has no tokenizer: copy the model's tokenizer.json and tokenizer_config.json there"
         )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever a file that is no tokenizer brings about
+    except Exception as error:  # invalid files raise errors of any kind
         raise BaseRejected(f"the tokenizer in {folder} cannot be read: {reason(error)}") from error
     try:
         check_tokenizer(tokenizer)
@@ -79,40 +79,40 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise BaseRejected where it cannot make tokens of a text, or not as a server has to follow them."""
+    """Raise BaseRejected if a tokenizer has no vocabulary, or is not one that the server can stream text with."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise BaseRejected("its tokenizer is not one of the `tokenizers` library")
     if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens):
-        raise BaseRejected("its tokenizer has an empty vocabulary, but for special tokens")
+        raise BaseRejected("its tokenizer has no vocabulary except special tokens")
 
 
 def reason(error: Exception) -> str:
-    """What a library says of it, in one line of bounded length."""
+    """Return an error's message on one line, 300 characters at most."""
     words = " ".join(str(error).split())
     return (words if len(words) <= 300 else f"{words[:300]}...") or type(error).__name__
 
 
 def _read_config(source: ModelSource) -> PreTrainedConfig:
-    """The config of the model, in transformers' words."""
+    """Read the config of the model."""
     folder, gguf_file = (source.path.parent, source.path.name) if source.gguf else (source.path, None)
     if gguf_file is None:
         _check_config_file(folder / "config.json")
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
-    except Exception as error:  # a config may say anything
+    except Exception as error:  # invalid configs raise errors of any kind
         raise BaseRejected(f"transformers cannot load {source.path}: {reason(error)}") from error
     return config
 
 
 def _check_config_file(file: Path) -> None:
-    """Raise BaseRejected where it is no model's config that transformers knows."""
+    """Raise BaseRejected if a file is not the config of a model that transformers knows."""
     config = _read_object(file)
     kind = config.get("model_type")
     if not isinstance(kind, str):
-        raise BaseRejected(f"{file} has no model_type, so it is no model's config")
+        raise BaseRejected(f"{file} has no model_type, so it is not a model's config")
     if kind not in transformers.CONFIG_MAPPING:
         own = "; code that comes with a model is not run" if "auto_map" in config else ""
-        raise BaseRejected(f"{file}: transformers {transformers.__version__} knows no models of type {kind!r}{own}")
+        raise BaseRejected(f"{file}: transformers {transformers.__version__} has no models of type {kind!r}{own}")
 
 
 def _read_object(file: Path) -> dict[str, Any]:
@@ -121,12 +121,12 @@ def _read_object(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise BaseRejected(f"{file} cannot be read as JSON: {reason(error)}") from error
     if not isinstance(found, dict):
-        raise BaseRejected(f"{file} is no JSON object")
+        raise BaseRejected(f"{file} is not a JSON object")
     return found
 
 
 def _check_weights(folder: Path) -> None:
-    """Raise BaseRejected where a file of the weights is missing or not whole."""
+    """Raise BaseRejected if a file of the weights is missing or incomplete."""
     if (folder / WHOLE).is_file():
         _keys(folder / WHOLE)
         return
@@ -137,16 +137,16 @@ def _check_weights(folder: Path) -> None:
         raise BaseRejected(f"{folder / INDEX} has no weight_map that names a file for each tensor")
     for name in files.values():
         if not _within(name):
-            raise BaseRejected(f"{folder / INDEX} names {name[:80]!r}, which is no file of that folder")
+            raise BaseRejected(f"{folder / INDEX} names {name[:80]!r}, which is not a file of that folder")
     if missing := sorted({name for name in files.values() if not (folder / name).is_file()}):
-        raise BaseRejected(f"{folder} lacks {_listed(missing)}, which {INDEX} names: the model is not there as a whole")
+        raise BaseRejected(f"{folder} lacks {_listed(missing)}, which {INDEX} names: the model is incomplete")
     for name in sorted(set(files.values())):
         if missing := sorted({key for key, place in files.items() if place == name} - _keys(folder / name)):
             raise BaseRejected(f"{folder / name} lacks the tensors {_listed(missing)}, which {INDEX} says it has")
 
 
 def _within(name: str) -> bool:
-    """Whether a name out of an index can be that of a file in the model's own folder."""
+    """Return whether a name from an index is that of a file in the model's own folder."""
     path = Path(name)
     return (
         bool(path.parts)
@@ -158,25 +158,33 @@ def _within(name: str) -> bool:
 
 
 def _keys(file: Path) -> set[str]:
-    """Names of the tensors. Reads the header, which must describe the file to its last byte."""
+    """Return the names of the tensors. Reads the header, which must cover the whole file."""
     try:
-        with safe_open(file, framework="numpy") as opened:  # torch would ask for as much memory as it has bytes
+        with safe_open(file, framework="numpy") as opened:  # torch would allocate memory for the whole file
             return set(opened.keys())
     except (OSError, SafetensorError) as error:
         with file.open("rb") as start:
             if start.read(len(_LFS)) == _LFS:
-                raise BaseRejected(f"{file} only stands for the real one: run `git lfs pull` where it is") from error
+                raise BaseRejected(
+                    f"{file} is a Git LFS pointer, not the file: run `git lfs pull` in its folder"
+                ) from error
         size = file.stat().st_size
         raise BaseRejected(
-            f"{file} is damaged or not whole ({size:,} bytes; {reason(error)}): copy or download it again"
+            f"{file} is damaged or incomplete ({size:,} bytes; {reason(error)}): copy or download it again"
         ) from error
 
 
 def _no_weights(folder: Path) -> str:
     for pattern, told in (
         ("*.gguf", "has a GGUF file, but no safetensors: give --model the path of that file"),
-        ("*.bin", "has pickled weights only ({name}), which can run code when they are read: save them as safetensors"),
-        ("*.pt*", "has pickled weights only ({name}), which can run code when they are read: save them as safetensors"),
+        (
+            "*.bin",
+            "has pickled weights only ({name}), which can run code when they are loaded: save them as safetensors",
+        ),
+        (
+            "*.pt*",
+            "has pickled weights only ({name}), which can run code when they are loaded: save them as safetensors",
+        ),
         ("*.safetensors", "has {name}, but neither " + WHOLE + " nor " + INDEX + ": it is not in Hugging Face layout"),
     ):
         if found := sorted(folder.glob(pattern)):
@@ -207,11 +215,11 @@ def check_memory(weights: Path, share: float, device: torch.device) -> None:
 
 
 def check_gguf(file: Path) -> None:
-    """Raise BaseRejected for a file that is cut short or no GGUF file. Takes seconds."""
+    """Raise BaseRejected if a file is not a GGUF file, or is cut short. Takes seconds."""
     try:
         GGUFReader(file)
-    except Exception as error:  # of a file that is cut short: of any kind
+    except Exception as error:  # an incomplete file raises errors of any kind
         raise BaseRejected(
-            f"{file} is no GGUF file, damaged or not whole ({file.stat().st_size:,} bytes; {reason(error)}): copy or "
-            "download it again"
+            f"{file} is not a GGUF file, or is damaged or incomplete ({file.stat().st_size:,} bytes; {reason(error)}): "
+            "copy or download it again"
         ) from error

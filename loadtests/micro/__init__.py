@@ -1,1 +1,1 @@
-"""Benchmarks of one part, without HTTP."""
+"""Benchmarks of one part of the product, without HTTP."""

@@ -1,11 +1,11 @@
-"""Steps of the engine on a GPU, without HTTP: decode and prefill for the base and for 1, 16 and 64 adapters.
+"""Measures steps of the engine on a GPU: decode and prefill for the base and for 1, 16 and 64 adapters.
 
     python -m loadtests.micro.gpu --json gpu.json
 
-builds a random model of the shapes of Llama 3.1 8B in NF4 on the device and prints time per step beside the floor (all
-that a step must read, at the bandwidth measured here), PEFT's mixed batch (``adapter_names``) at the same rows, and
-what others' steps take while adapters are brought to the device; and which of the goals for one H100 are met.
-``--tiny --device cpu`` shows whether it runs.
+makes a random model with the dimensions of Llama 3.1 8B in NF4 on the device. It prints the time of each step beside
+its lower bound (the bytes that it must read, at the measured bandwidth), the time of PEFT's mixed batch
+(``adapter_names``), the time of steps while adapters are loaded, and which goals for one H100 are met.
+``--tiny --device cpu`` checks that it runs.
 
 Unlike the other load tests this one imports the server: it measures the runner alone.
 """
@@ -41,7 +41,7 @@ from server.engine.slots import pages_for
 RANK = 16
 BLOCK = 16
 SPARE = 2
-"""Adapters that can be brought to the device beside those in use."""
+"""Adapters that fit on the device besides those in use."""
 ROWS = (1, 16, 32, 64)
 ADAPTERS = (0, 1, 16, 64)
 
@@ -57,13 +57,13 @@ class StepTiming:
     """Median of a step."""
     tokens_per_second: float
     of_base: float | None
-    """Throughput as a share of the base's at the same rows."""
+    """Throughput divided by the base's with the same rows."""
     of_floor: float | None
-    """The floor as a share of the step: 1 is as fast as memory allows."""
+    """Lower bound of the time divided by the time: 1 is as fast as the memory allows."""
 
 
 class StepBenchmark:
-    """A runner over a random model, its adapters in place."""
+    """A runner with a random model and its adapters on the device."""
 
     def __init__(self, model: LlamaForCausalLM, context: int, prefill: int, repeats: int) -> None:
         self.context, self.prefill, self.repeats = context, prefill, repeats
@@ -91,12 +91,12 @@ class StepBenchmark:
             self.place(number, self.packed)
 
     def place(self, number: int, packed: PackedAdapter) -> None:
-        """Bring an adapter to the pages of that number."""
+        """Load an adapter into the pages of that number."""
         size = pages_for(RANK)
         self.runner.place(AdapterId(str(number)), tuple(range(number * size, (number + 1) * size)), packed)
 
     def batch(self, rows: int, adapters: int, length: int, new: int) -> Batch:
-        """Rows with ``length`` tokens, the last ``new`` of which are to be computed, and adapters in turn."""
+        """Return a batch of ``rows`` sequences of ``length`` tokens, the last ``new`` to compute, adapters in turn."""
         blocks = -(-length // BLOCK)
         chunks = []
         for row in range(rows):
@@ -108,11 +108,11 @@ class StepBenchmark:
         return Batch(tuple(chunks))
 
     def steps(self, batch: Batch) -> float:
-        """Median seconds of a step: each ends with its tokens on the host."""
+        """Return the median seconds of a step, until its tokens are on the host."""
         return median(lambda: self.runner.run(batch), self.repeats)
 
     def decode(self, bandwidth: float) -> list[StepTiming]:
-        """One token for each row."""
+        """Measure decode steps: one token per row."""
         found: list[StepTiming] = []
         for rows in ROWS:
             base = 0.0
@@ -124,7 +124,7 @@ class StepBenchmark:
         return found
 
     def prefills(self) -> list[StepTiming]:
-        """Prompts in one step: one, or as many as adapters, which share its tokens."""
+        """Measure prefill steps of ``prefill`` tokens: one prompt, or one per adapter."""
         found: list[StepTiming] = []
         for prompts in (n for n in ADAPTERS if 0 < 2 * n <= self.prefill):
             length = self.prefill // prompts
@@ -138,7 +138,7 @@ class StepBenchmark:
         return found
 
     def disturbance(self) -> dict[str, float]:
-        """Milliseconds of a step of 16 rows and adapters, when none and when one is brought before each step."""
+        """Measure a step of 16 rows and adapters in ms, with and without loading an adapter before each step."""
         batch, numbers = self.batch(16, 16, self.context, 1), range(max(ADAPTERS), max(ADAPTERS) + SPARE)
 
         def loading() -> None:
@@ -160,7 +160,7 @@ class StepBenchmark:
 
 @dataclass(frozen=True)
 class Goal:
-    """Something to be shown on one H100."""
+    """A goal for one H100."""
 
     name: str
     found: float
@@ -173,28 +173,28 @@ class Goal:
 
 
 def goals(rows: Sequence[StepTiming], disturbance: Mapping[str, float]) -> list[Goal]:
-    """Those that were measured."""
+    """Return the goals that were measured."""
     at = {(row.work, row.rows, row.adapters): row for row in rows}
     most, one = at["decode", 64, 64], at["decode", 1, 0]
     found = [
-        Goal("decode of 64 rows with 64 adapters, of the base's throughput", most.of_base or 0.0, least=0.85),
-        Goal("decode of 1 row, of the memory's bandwidth", one.of_floor or 0.0, least=0.6),
-        Goal("time between others' tokens while adapters come, longer by", disturbance["slower_by"], below=0.1),
+        Goal("decode of 64 rows with 64 adapters, share of the base's throughput", most.of_base or 0.0, least=0.85),
+        Goal("decode of 1 row, share of the memory bandwidth", one.of_floor or 0.0, least=0.6),
+        Goal("steps while adapters are loaded, slower by", disturbance["slower_by"], below=0.1),
     ]
     if ("peft decode", 64, 64) in at:
         times = most.tokens_per_second / at["peft decode", 64, 64].tokens_per_second
-        found.append(Goal("decode of 64 rows with 64 adapters, times PEFT's mixed batch", times, least=10))
+        found.append(Goal("decode of 64 rows with 64 adapters, throughput over PEFT's mixed batch", times, least=10))
     return found
 
 
 def random_adapter(linears: dict[str, tuple[int, int]]) -> AdapterWeights:
-    """Of rank RANK on all layers."""
+    """Return a random adapter of rank RANK on all layers."""
     tensors = {n: (torch.randn(RANK, i) / i**0.5, torch.randn(o, RANK) * 0.01) for n, (i, o) in linears.items()}
     return AdapterWeights(AdapterSpec(AdapterId("0"), {n: LoraTarget(RANK, 1.0) for n in tensors}, 0), tensors)
 
 
 def peft_decode(model: LlamaForCausalLM, context: int, repeats: int) -> list[StepTiming]:
-    """PEFT's mixed batch over a model of its own: as many adapters as rows."""
+    """Measure PEFT's mixed batch with as many adapters as rows. Changes ``model``."""
     from peft import LoraConfig, get_peft_model  # after bases.nf4: see there
 
     config = LoraConfig(task_type="CAUSAL_LM", r=RANK, target_modules="all-linear")
@@ -204,7 +204,7 @@ def peft_decode(model: LlamaForCausalLM, context: int, repeats: int) -> list[Ste
         peft.add_adapter(name, config)
     for name, parameter in peft.named_parameters():
         if "lora_" in name:
-            parameter.data = parameter.data.to(torch.bfloat16)  # PEFT makes them float32, which would be slower
+            parameter.data = parameter.data.to(torch.bfloat16)  # PEFT creates them in float32, which would be slower
     peft.eval()
     return [_peft_row(peft, names[:rows], context, repeats) for rows in ROWS]
 
@@ -243,26 +243,26 @@ def _row(
 
 
 def bandwidth(device: torch.device, size: int) -> float:
-    """Bytes a second that a copy of ``size`` bytes on the device reads and writes."""
+    """Return the bytes per second that a copy of ``size`` bytes on the device reads and writes."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
     def copy() -> None:
         target.copy_(source)
-        target[:1].tolist()  # waits
+        target[:1].tolist()  # waits for the copy
 
     return 2 * size / median(copy, 10)
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Seconds."""
+    """Return the seconds of a call."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
 def median(run: Callable[[], object], repeats: int) -> float:
-    """Median seconds, after three that do not count."""
+    """Return the median seconds of ``repeats`` calls after three for warm-up."""
     for _ in range(3):
         run()
     return statistics.median(timed(run) for _ in range(repeats))
@@ -273,7 +273,7 @@ def _percentile(seconds: Sequence[float], percent: int) -> float:
 
 
 def printed(rows: Sequence[StepTiming]) -> str:
-    """As a Markdown table."""
+    """Return the rows as a Markdown table."""
     lines = ["| work | rows | adapters | ms | tokens/s | of base | of floor |", "|---|--:|--:|--:|--:|--:|--:|"]
     for row in rows:
         shares = (f"{share:.0%}" if share else "" for share in (row.of_base, row.of_floor))
@@ -283,7 +283,7 @@ def printed(rows: Sequence[StepTiming]) -> str:
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
-    """All of it, as what goes into the JSON file."""
+    """Run all measurements and return the content of the JSON file."""
     torch.manual_seed(0)
     device, config = torch.device(options.device), TINY if options.tiny else EIGHT_BILLION
     rate = bandwidth(device, 2**20 if options.tiny else 2**30)
@@ -308,17 +308,17 @@ def _name(device: torch.device) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """From the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.micro.gpu", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, to see whether it runs")
-    parser.add_argument("--context", type=int, default=512, help="tokens before the one that is decoded")
-    parser.add_argument("--prefill", type=int, default=2048, help="tokens of the prompt")
-    parser.add_argument("--repeats", type=int, default=30, help="steps of each kind")
-    parser.add_argument("--no-peft", dest="peft", action="store_false", help="leave PEFT's mixed batch out")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--tiny", action="store_true", help="use a tiny model, to check that it runs")
+    parser.add_argument("--context", type=int, default=512, help="tokens of context in decode steps")
+    parser.add_argument("--prefill", type=int, default=2048, help="tokens of prefill steps")
+    parser.add_argument("--repeats", type=int, default=30, help="measured steps of each kind")
+    parser.add_argument("--no-peft", dest="peft", action="store_false", help="skip PEFT's mixed batch")
+    parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args(words)
     result = measure(options)
     print(printed([StepTiming(**row) for row in cast("list[dict[str, Any]]", result["rows"])]))

@@ -1,4 +1,4 @@
-"""A random model in NF4, made on the device: what a step costs does not depend on what the weights say."""
+"""Makes a random model in NF4 on the device. The cost of a step does not depend on the values of the weights."""
 
 import copy
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ EIGHT_BILLION = LlamaConfig(
     max_position_embeddings=8192,
     tie_word_embeddings=False,
 )
-"""The shapes of Llama 3.1 8B."""
+"""The dimensions of Llama 3.1 8B."""
 TINY = LlamaConfig(
     vocab_size=256,
     hidden_size=64,
@@ -30,11 +30,11 @@ TINY = LlamaConfig(
     max_position_embeddings=8192,
     tie_word_embeddings=False,
 )
-"""To see whether the measurement runs."""
+"""A tiny model, to check that the benchmark runs."""
 
 
 def random_base(config: LlamaConfig, device: torch.device) -> LlamaForCausalLM:
-    """In bf16, all linear layers but the output layer in NF4 with double quantisation; frozen."""
+    """Return a frozen bf16 model with random weights; linear layers except the output layer are in NF4."""
     with torch.device("meta"):
         model = nn.Module.to(LlamaForCausalLM(copy.deepcopy(config)), torch.bfloat16)
     for name, module in list(model.named_modules()):
@@ -45,7 +45,7 @@ def random_base(config: LlamaConfig, device: torch.device) -> LlamaForCausalLM:
             module.to_empty(device=device, recurse=False)
             for parameter in module.parameters(recurse=False):
                 nn.init.normal_(parameter, std=0.02) if parameter.dim() > 1 else nn.init.ones_(parameter)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its buffers are computed
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # computes its buffers
     model.eval().requires_grad_(False)
     return model
 
@@ -54,26 +54,26 @@ def _nf4(inputs: int, outputs: int, device: torch.device) -> Linear4bit:
     with torch.device(device):
         layer = Linear4bit(inputs, outputs, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
     layer.weight.data = layer.weight.data.to(torch.bfloat16)
-    return layer.to(device)  # quantises
+    return layer.to(device)  # this quantises it
 
 
 @dataclass(frozen=True)
 class StepBytes:
-    """What a decode step must read at least, in bytes."""
+    """The least that a decode step must read, in bytes."""
 
     weights: int
-    """Of the base: every layer once, but of the embedding only some rows."""
+    """All weights of the base except the embedding, of which a step reads only some rows."""
     token: int
     """Keys and values of one token of context, for one row."""
     adapter: int
 
     def floor(self, rows: int, context: int, adapters: int) -> int:
-        """Of a step of so many rows, each with so many tokens before it."""
+        """Return the least bytes of a step of ``rows`` sequences with ``context`` tokens each, and ``adapters``."""
         return self.weights + rows * context * self.token + adapters * self.adapter
 
 
 def step_bytes(model: LlamaForCausalLM, adapter: int) -> StepBytes:
-    """For a model of :func:`random_base`, before anything has repacked its weights."""
+    """Return the bytes for a model of :func:`random_base`, before its weights are repacked. ``adapter`` is in bytes."""
     weights = 0
     for name, parameter in model.named_parameters():
         if "embed_tokens" not in name:

@@ -1,8 +1,8 @@
-"""Where the time of one step goes on a CPU: ``python -m loadtests.micro.steps [--data FOLDER] [--threads 2]``.
+"""Measures the phases of a step on a CPU: ``python -m loadtests.micro.steps [--data FOLDER] [--threads 2]``.
 
-The demo model in NF4, random adapters of rank 16 on all its layers, 160 tokens of context. Each phase's figure is its
-least over the repeats, so that a busy machine shows in none of them. Steps of the model's own modules, the reference,
-stand beside those of the native decoder, and sampling by torch beside sampling by the kernels.
+Runs the demo model in NF4 with random adapters of rank 16 on all its layers and a context of 160 tokens. The time of a
+phase is its minimum over the repeats, to exclude other load on the machine. Compares the native decoder with the
+reference, the model's own modules, and sampling by the kernels with sampling by torch.
 
 Unlike the other load tests this one imports the server: it measures the runner alone.
 """
@@ -53,28 +53,28 @@ SAMPLING = {
 
 @dataclass(frozen=True)
 class StepBreakdown:
-    """One kind of step, in milliseconds."""
+    """The times of one kind of step, in milliseconds."""
 
     work: str
     rows: int
     adapters: int
     phases: dict[str, float]
-    """By phase, and what is left for Python; empty for the modules."""
+    """Phase -> time; the rest is that of Python and sampling."""
     step: float
-    """Least time of a whole step, sampling included."""
+    """Minimum time of a whole step, sampling included."""
     modules: float
-    """The same through the model's own modules."""
+    """The same with the model's own modules."""
 
     @property
     def of_floor(self) -> float | None:
-        """The step in units of its NF4 products and its output layer."""
+        """Time of the step divided by that of its NF4 products and output layer."""
         floor = self.phases.get("NF4 products", 0) + self.phases.get("output layer", 0)
         return self.step / floor if floor else None
 
 
 @dataclass(frozen=True)
 class SamplingTiming:
-    """Picking the tokens of 16 rows, in milliseconds."""
+    """The time of sampling the tokens of 16 sequences, in milliseconds."""
 
     how: str
     kernels: float
@@ -82,14 +82,14 @@ class SamplingTiming:
 
 
 def main() -> int:
-    """Metric and print; exit status 1 where there is no native decoder to take apart."""
+    """Measure and print. Returns exit status 1 if there is no native decoder."""
     parser = argparse.ArgumentParser(
-        prog="python -m loadtests.micro.steps", description="Where the time of a step goes."
+        prog="python -m loadtests.micro.steps", description="Measure the phases of a step on a CPU."
     )
     parser.add_argument("--data", type=Path, help="folder with the quantised base (default: a temporary one)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--json", type=Path, help="also write the results here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +97,7 @@ def main() -> int:
         runner = _runner(settings)
     decoder = runner.forward
     if not isinstance(decoder, Decoder):
-        print("no native decoder on this machine (manylora doctor says why)", file=sys.stderr)
+        print("there is no native decoder on this machine; manylora doctor says why", file=sys.stderr)
         return 1
     lines = []
     for work, rows, adapters in (*CASES, *PROMPTS):
@@ -134,7 +134,7 @@ def _adapter(layout: BaseLayout, number: int) -> AdapterWeights:
 
 
 def _batch(work: str, rows: int, adapters: int) -> Batch:
-    """Rows of one token each after their context, or two prompts that make up ``rows``."""
+    """Return a decode batch of ``rows`` sequences, or a prefill batch of two prompts with ``rows`` tokens together."""
     return Batch(tuple(_chunks(work, rows, adapters)))
 
 
@@ -166,7 +166,7 @@ def _measure(runner: Runner, decoder: Decoder, batch: Batch, work: str, adapters
 
 
 def _draws(decoder: Decoder, repeats: int) -> Iterator[SamplingTiming]:
-    """Of logits in which some 30 tokens stand out, as those of a model do."""
+    """Time sampling from logits in which 30 tokens are likely, as with a real model."""
     logits = 2 * torch.randn(16, decoder.vocabulary, generator=torch.Generator().manual_seed(0))
     logits[:, :30] += torch.linspace(16, 8, 30)
     for how, params in SAMPLING.items():
@@ -177,16 +177,16 @@ def _draws(decoder: Decoder, repeats: int) -> Iterator[SamplingTiming]:
 
 
 def _draw(logits: Tensor, params: SamplingParams, ops: SamplingOps) -> float:
-    """Milliseconds."""
+    """Return the time of sampling once, in milliseconds."""
     sequences = [Sequence(str(row), [1], params, ()) for row in range(len(logits))]
-    copy = logits.clone()  # sample() changes it
+    copy = logits.clone()  # sample() changes its input
     start = time.perf_counter()
     sample(copy, sequences, ops)
     return (time.perf_counter() - start) * 1e3
 
 
 def _time(runner: Runner, batch: Batch) -> float:
-    """Milliseconds."""
+    """Return the time of a step, in milliseconds."""
     start = time.perf_counter()
     runner.run(batch)
     return (time.perf_counter() - start) * 1e3

@@ -1,10 +1,10 @@
-"""How fast an adapter is trained: ``python -m loadtests.micro.training [--steps 24] [--threads 1] [--device cuda]``.
+"""Measures training: ``python -m loadtests.micro.training [--steps 24] [--threads 1] [--device cuda]``.
 
-Our run beside what a user of the libraries writes: the same NF4 base, PEFT's adapter with the same settings and the
-same first weights, transformers' Trainer with its own batches, a collator that pads, and mixed precision in bf16. Both
-go through the same rows as often, in batches of as many. Each way runs in a process of its own, by turns, so that a
-busy machine hits both; the first steps warm up and are not counted, and what is compared is the median step. On a busy
-machine the seconds of processor are to be trusted, not those of the clock.
+Compares our trainer with PEFT and transformers' Trainer as a user would combine them: the same NF4 base, the same LoRA
+settings and initial weights, bf16 mixed precision, Trainer's own batches and a collator that pads. Both see the same
+examples equally often, in batches of the same size. Runs alternate, each in its own process, so that other load on the
+machine affects both. The first steps are warm-up; the median of the others is compared. On a busy machine the CPU time
+is reliable, the wall-clock time is not.
 
 Unlike the other load tests this one imports the trainer.
 """
@@ -45,34 +45,34 @@ from training.settings import TrainSettings  # noqa: E402
 
 DATA = Path(__file__).parents[2] / "examples" / "support-json.jsonl"
 WARM_UP = 3
-"""Steps that are not counted."""
+"""Steps at the start that are not counted."""
 WAYS = ("peft", "ours")
 
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """One run."""
+    """The results of one run."""
 
     way: str
     step: float
-    """Seconds of a step on the clock, the median."""
+    """Wall-clock seconds per step, median."""
     processor: float
-    """Seconds of processor a step, of all threads, the median."""
+    """CPU seconds per step, all threads, median."""
     tokens: float
-    """Of the rows, without padding, in a step; the mean."""
+    """Tokens per step without padding, mean."""
     memory: int
-    """Bytes at the peak, on top of the process with its base; on CUDA what torch had allocated."""
+    """Peak memory in bytes above that of the process with its base loaded; on CUDA what torch allocated."""
     loss: float
-    """Mean of the last five steps: both must have learned the same."""
+    """Mean loss of the last five steps, to check that both learned the same."""
 
     @property
     def rate(self) -> float:
-        """Tokens a second of the clock."""
+        """Tokens per wall-clock second."""
         return self.tokens / self.step
 
 
 class StepTimer:
-    """Called at the end of each step: times, tokens and losses."""
+    """Records time, tokens and loss at the end of each step."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -96,7 +96,7 @@ class StepTimer:
 
 
 def main() -> int:
-    """Run both ways by turns and print the table; or, with ``--way``, one run of one."""
+    """Run both ways alternately and print the results; with ``--way``, run one of them and print JSON."""
     args = _arguments()
     torch.set_num_threads(args.threads)
     if args.way:
@@ -105,7 +105,7 @@ def main() -> int:
     speeds: dict[str, list[TrainingSpeed]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         data = args.data or Path(folder)
-        open_base(_settings(args, data))  # quantised here, so that no run's memory holds that
+        open_base(_settings(args, data))  # quantises here, so that it is not part of a run's memory
         for repeat in range(args.repeats):
             for way in WAYS if repeat % 2 == 0 else WAYS[::-1]:
                 speeds[way].append(_in_a_process(way, data))
@@ -115,7 +115,8 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m loadtests.micro.training", description="How fast an adapter is trained."
+        prog="python -m loadtests.micro.training",
+        description="Measure how fast an adapter is trained, beside PEFT and transformers' Trainer.",
     )
     parser.add_argument("--data", type=Path, help="folder with the quantised base (default: a temporary one)")
     parser.add_argument("--rows", type=Path, default=DATA, help="examples to train on")
@@ -124,8 +125,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each way")
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each of the two")
+    parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -139,7 +140,7 @@ def _settings(args: argparse.Namespace, data: Path) -> TrainSettings:
 
 
 def _in_a_process(way: str, data: Path) -> TrainingSpeed:
-    """The run that this command line asks for, of one way."""
+    """Run one of the two ways in a process of its own, with the options of this command line."""
     command = [sys.executable, "-W", "ignore", "-m", "loadtests.micro.training", *sys.argv[1:], "--way", way]
     done = subprocess.run([*command, "--data", str(data)], stdout=subprocess.PIPE, text=True, check=True)
     return TrainingSpeed(**json.loads(done.stdout.splitlines()[-1]))
@@ -149,29 +150,29 @@ def _run(args: argparse.Namespace) -> TrainingSpeed:
     settings = _settings(args, args.data)
     base = open_base(settings)
     dataset = build_dataset(settings, base.tokenizer, base.max_model_len)
-    clock = StepTimer(base.device)
+    timer = StepTimer(base.device)
     work: Callable[..., None] = _ours if args.way == "ours" else _peft
     with _peak(base.device) as memory, tempfile.TemporaryDirectory() as folder:
-        work(settings.model_copy(update={"out": Path(folder) / "adapter"}), base, dataset, clock)
-    return clock.speed(args.way, memory())
+        work(settings.model_copy(update={"out": Path(folder) / "adapter"}), base, dataset, timer)
+    return timer.speed(args.way, memory())
 
 
-def _ours(settings: TrainSettings, base: Any, dataset: Dataset, clock: StepTimer) -> None:
+def _ours(settings: TrainSettings, base: Any, dataset: Dataset, timer: StepTimer) -> None:
     step = AdapterTrainer.training_step
 
     def timed(trainer: AdapterTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
         before = trainer.tokens_seen
         loss = step(trainer, *args, **kwargs)
-        clock.mark(float(loss), trainer.tokens_seen - before)
+        timer.mark(float(loss), trainer.tokens_seen - before)
         return loss
 
-    AdapterTrainer.training_step = timed  # type: ignore[method-assign, assignment]  # for this process, which does nothing else
+    AdapterTrainer.training_step = timed  # type: ignore[method-assign, assignment]  # this process does nothing else
     with open_run_folder(settings.folder, run_request(settings, base, dataset), resume=False) as run_folder:
         train(settings, base, make_plan(settings, base, dataset), run_folder)
 
 
-def _peft(settings: TrainSettings, base: Any, dataset: Dataset, clock: StepTimer) -> None:
-    """get_peft_model and Trainer, with the defaults of both where our run has no setting for it."""
+def _peft(settings: TrainSettings, base: Any, dataset: Dataset, timer: StepTimer) -> None:
+    """Train with get_peft_model and Trainer, with their defaults for what our settings do not have."""
     from torch import nn
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
@@ -179,7 +180,7 @@ def _peft(settings: TrainSettings, base: Any, dataset: Dataset, clock: StepTimer
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             tokens = int(inputs["attention_mask"].sum())
             loss = super().training_step(model, inputs, num_items_in_batch)
-            clock.mark(float(loss), tokens)
+            timer.mark(float(loss), tokens)
             return loss
 
     rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in dataset.train]
@@ -209,7 +210,7 @@ def _peft(settings: TrainSettings, base: Any, dataset: Dataset, clock: StepTimer
 
 @contextmanager
 def _peak(device: torch.device) -> Iterator[Callable[[], int]]:
-    """Gives what tells the peak of memory since, in bytes on top of what there was."""
+    """Measure peak memory. Gives a function that returns the peak above the start, in bytes."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -234,14 +235,14 @@ def _peak(device: torch.device) -> Iterator[Callable[[], int]]:
 
 def _print(speed: TrainingSpeed) -> None:
     print(
-        f"{speed.way:5} {speed.step:6.3f} s a step, {speed.processor:6.3f} s of processor, {speed.rate:6.0f} tokens/s, "
-        f"{speed.memory / 2**20:5.0f} MiB on top of the base, loss {speed.loss:.3f}",
+        f"{speed.way:5} {speed.step:6.3f} s per step, {speed.processor:6.3f} s of CPU, {speed.rate:6.0f} tokens/s, "
+        f"{speed.memory / 2**20:5.0f} MiB above the base, loss {speed.loss:.3f}",
         flush=True,
     )
 
 
 def _conclude(args: argparse.Namespace, speeds: dict[str, list[TrainingSpeed]]) -> int:
-    """Medians of the runs, and what they are to each other."""
+    """Print and save the medians of the runs and their ratios. Returns the exit status."""
     median = {
         way: {name: statistics.median(getattr(run, name) for run in runs) for name in ("rate", "processor", "memory")}
         for way, runs in speeds.items()

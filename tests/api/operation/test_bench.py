@@ -173,7 +173,8 @@ def test_a_server_that_has_the_adapters_keeps_them(
         (
             ("--url", "http://127.0.0.1:1"),
             1,
-            "http://127.0.0.1:1: connection refused: no server listens there; start the server, or give its address",
+            "http://127.0.0.1:1: connection refused: no server listens there; "
+            "start the server, or give its address with --url",
         ),
         (("--spawn", "false"), 1, "the server ended with status 1"),
         (("--spawn", "no-such-command"), 1, "--spawn: no-such-command: there is no such command"),

@@ -169,7 +169,7 @@ def test_a_damaged_cache_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_a_missing_weight_is_refused(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    with pytest.raises(BaseRejected, match="its weights do not fit its config: missing_keys"):
+    with pytest.raises(BaseRejected, match="its weights do not match its config: missing_keys"):
         load_base(settings(tmp_path, folder).base)
     assert [path for path in (tmp_path / "data" / "bases").iterdir() if path.is_dir()] == []
 
@@ -177,15 +177,15 @@ def test_a_missing_weight_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_an_already_quantised_model_is_refused(folder: Path, tmp_path: Path) -> None:
     load_base(settings(tmp_path, folder).base)
     (cached,) = (path.parent for path in (tmp_path / "data").rglob("model.safetensors"))
-    with pytest.raises(BaseRejected, match="quantised already"):
+    with pytest.raises(BaseRejected, match="already quantised"):
         load_base(settings(tmp_path, cached).base)
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("/no/such/folder", "no folder or file '/no/such/folder', and it is no hub id"),
-        ("nix", "no folder or file 'nix', and it is no hub id"),
+        ("/no/such/folder", "no folder or file '/no/such/folder', and it is not a hub id"),
+        ("nix", "no folder or file 'nix', and it is not a hub id"),
         ("{tmp}", "has no config.json"),
         ("{tmp}/gguf", r"has no config.json, .*; for the GGUF file in it give --model .*/gguf/small.gguf"),
         ("{tmp}/adapter", r"/adapter holds an adapter .*manylora adapters push .*/adapter$"),
@@ -202,7 +202,7 @@ def test_a_model_that_is_not_there(tmp_path: Path, model: str, message: str) -> 
 
 def test_a_broken_gguf_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(64))
-    with pytest.raises(BaseRejected, match=r"broken\.gguf is no GGUF file, damaged or not whole \(68 bytes"):
+    with pytest.raises(BaseRejected, match=r"broken\.gguf is not a GGUF file, or is damaged or incomplete \(68 bytes"):
         load_base(settings(tmp_path, tmp_path / "broken.gguf").base)
 
 

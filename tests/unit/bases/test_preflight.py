@@ -70,7 +70,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tokenizer": (without_tokenizer, r"/tiny has no tokenizer: copy the model's tokenizer.json"),
     "empty tokenizer": (
         lambda folder: edit(folder / "tokenizer.json", lambda it: it["model"].update(vocab={}, merges=[])),
-        r"/tiny cannot be served: its tokenizer has an empty vocabulary, but for special tokens",
+        r"/tiny cannot be served: its tokenizer has no vocabulary except special tokens",
     ),
     "no tokenizer in the file": (
         lambda folder: (folder / "tokenizer.json").write_text("{"),
@@ -78,15 +78,15 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "cut short": (
         lambda folder: cut(first_shard(folder)),
-        r"/model-00001-of-0\d+.safetensors is damaged or not whole \([\d,]+ bytes; .*: copy or download it again",
+        r"/model-00001-of-0\d+.safetensors is damaged or incomplete \([\d,]+ bytes; .*: copy or download it again",
     ),
     "one byte": (
         lambda folder: with_whole_weights(folder, b"\0"),
-        r"/model.safetensors is damaged or not whole \(1 bytes; ",
+        r"/model.safetensors is damaged or incomplete \(1 bytes; ",
     ),
     "git-lfs pointer": (
         lambda folder: with_whole_weights(folder, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
-        "/model.safetensors only stands for the real one: run `git lfs pull`",
+        "/model.safetensors is a Git LFS pointer, not the file: run `git lfs pull`",
     ),
     "lost shard": (
         lambda folder: first_shard(folder).unlink(),
@@ -139,11 +139,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "config.json").write_text("{"),
         "/tiny/config.json cannot be read as JSON",
     ),
-    "config is no object": (lambda folder: (folder / "config.json").write_text("[]"), "/config.json is no JSON object"),
+    "config is no object": (lambda folder: (folder / "config.json").write_text("[]"), "/config.json is not a JSON object"),
     "config of no model": (lambda folder: (folder / "config.json").write_text("{}"), "has no model_type"),
     "config of an unknown model": (
         lambda folder: edit(folder / "config.json", lambda it: it.update(model_type="foo", auto_map={})),
-        "knows no models of type 'foo'; code that comes with a model is not run",
+        "has no models of type 'foo'; code that comes with a model is not run",
     ),
     "config with a field of another type": (
         lambda folder: edit(folder / "config.json", lambda it: it.update(num_hidden_layers="two")),
@@ -151,7 +151,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no context": (
         lambda folder: edit(folder / "config.json", lambda it: it.update(max_position_embeddings=0)),
-        r"^tiny cannot be served: its config says that its context has 0 tokens \(max_position_embeddings\)$",
+        r"^tiny cannot be served: its config gives a context of 0 tokens \(max_position_embeddings\)$",
     ),
     "no layers": (
         lambda folder: edit(folder / "config.json", lambda it: it.update(num_hidden_layers=0, layer_types=[])),
@@ -164,7 +164,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
             folder / "config.json",
             lambda it: it.update(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         ),
-        "the weights of tiny are quantised already",
+        "the weights of tiny are already quantised",
     ),
 }
 
