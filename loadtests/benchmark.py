@@ -37,7 +37,7 @@ class Benchmark:
     """A benchmark of one server, ready to run."""
 
     settings: BenchSettings
-    works: Sequence[Workload]
+    workloads: Sequence[Workload]
     display: Display
 
     def run(self) -> Record:
@@ -46,7 +46,7 @@ class Benchmark:
         Raises :class:`~loadtests.errors.BenchError`, and KeyboardInterrupt for Ctrl-C, SIGTERM and SIGHUP. Adapters
         that were registered are removed in any case; those that could not be removed are named on stderr.
         """
-        thresholds = self.settings.thresholds(self.works)
+        thresholds = self.settings.thresholds(self.workloads)
         settings = self.settings
         settings.adapter_setup(settings.adapter_folder)  # raises BadOption before a server is started
         started = time.strftime(CLOCK, time.gmtime())
@@ -92,11 +92,11 @@ class Benchmark:
                 }
                 self.display.say(f"{shown} serves `{peer.base}`")
                 target = Target(peer, settings.endpoint)
-                count = max(work.adapters for work in self.works)
+                count = max(work.adapters for work in self.workloads)
                 async with registered_adapters(
                     AdapterClient(http, settings.peer, setup), has, count, self.display
                 ) as left:
-                    results = [await self._work(http, target, work) for work in self.works]
+                    results = [await self._work(http, target, work) for work in self.workloads]
                 return {**server, "left_behind": left}, results
         except (aiohttp.ClientError, OSError) as error:
             raise ServerUnusable(f"{shown}: {error_text.connection_error(error)}; {_advice(error)}") from error

@@ -235,23 +235,23 @@ class BenchSettings(_Options):
         with _naming_option("--arrivals"):
             every_arrivals = [parse_arrivals(text) for text in self.arrivals]
         prefix = None if self.shared_prefix is None else parse_prefix(self.shared_prefix)
-        works = [
+        workloads = [
             Workload(mix, arrival, prompt, output, prefix, trace, self.requests, self.requests_per_client)
             for mix in every_mix
             for arrival in every_arrivals
         ]
-        for work in works:
+        for work in workloads:
             _check(work)
-        names = [work.name for work in works]
+        names = [work.name for work in workloads]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise BadOption(f"--adapters, --arrivals: workload {twice[0]!r} is given twice")
-        return works
+        return workloads
 
-    def thresholds(self, works: Sequence[Workload]) -> list[Threshold]:
+    def thresholds(self, workloads: Sequence[Workload]) -> list[Threshold]:
         """Return the conditions of ``--fail-if``. Raises BadOption."""
         with _naming_option("--fail-if"):
             thresholds = [parse_threshold(text) for text in self.fail_if]
-            check_applied(thresholds, works)
+            check_applied(thresholds, workloads)
         return thresholds
 
     def adapter_setup(self, folder: Path | None) -> AdapterSetup:

@@ -38,9 +38,11 @@ class Comparison:
         header = [first, "spread", *(word for label in others for word in (label, "spread", "ratio"))]
         tables: list[list[Sequence[str]]] = [[RUN_HEADER, *([label, *run] for label, run in self.runs.items())]]
         for name, row in self.rows.items():
-            works = [row[label] for label in self.labels]
-            measured = (metric for metric in SHOWN if any(work["figures"].get(metric) is not None for work in works))
-            tables.append([[name, *header], *(_row(metric, works) for metric in measured)])
+            workloads = [row[label] for label in self.labels]
+            measured = (
+                metric for metric in SHOWN if any(work["figures"].get(metric) is not None for work in workloads)
+            )
+            tables.append([[name, *header], *(_row(metric, workloads) for metric in measured)])
         return tables
 
 
@@ -52,10 +54,10 @@ def compare(records: Mapping[str, Record], force: bool) -> Comparison:
     """
     labels = list(records)
     first = records[labels[0]]
-    works = {label: {work["name"]: work for work in record["workloads"]} for label, record in records.items()}
-    common = [name for name in works[labels[0]] if all(name in works[label] for label in labels)]
+    workloads = {label: {work["name"]: work for work in record["workloads"]} for label, record in records.items()}
+    common = [name for name in workloads[labels[0]] if all(name in workloads[label] for label in labels)]
     if not common:
-        lists = (f"{label} has {', '.join(names)}" for label, names in works.items())
+        lists = (f"{label} has {', '.join(names)}" for label, names in workloads.items())
         raise BadOption(
             "the runs have no workload in common, so there is nothing to compare; measure again with the same "
             f"--adapters and --arrivals ({'; '.join(lists)})"
@@ -64,17 +66,17 @@ def compare(records: Mapping[str, Record], force: bool) -> Comparison:
     for label in labels[1:]:
         different += _differences(label, labels[0], first["conditions"], records[label]["conditions"])
         for name in common:
-            asked = [works[run][name]["asked"] for run in (labels[0], label)]
+            asked = [workloads[run][name]["asked"] for run in (labels[0], label)]
             different += _differences(f"{label}, {name}", labels[0], *asked)
     if different and not force:
         raise BadOption(
             "the runs had different workloads, so their metrics cannot be compared; measure again with the same "
             "options, or compare anyway with --force:\n" + "\n".join(different)
         )
-    rows = {name: {label: works[label][name] for label in labels} for name in common}
+    rows = {name: {label: workloads[label][name] for label in labels} for name in common}
     runs = {label: _run(record) for label, record in records.items()}
     remarks = [f"DIFFERENT WORKLOADS: {line}" for line in different]
-    return Comparison(labels, runs, rows, [*remarks, *_remarks(records, works, common)])
+    return Comparison(labels, runs, rows, [*remarks, *_remarks(records, workloads, common)])
 
 
 def _run(record: Record) -> list[str]:
@@ -98,15 +100,15 @@ def _option_value(value: object) -> str:
 
 
 def _remarks(
-    records: Mapping[str, Record], works: Mapping[str, Mapping[str, WorkRecord]], common: Sequence[str]
+    records: Mapping[str, Record], workloads: Mapping[str, Mapping[str, WorkRecord]], common: Sequence[str]
 ) -> list[str]:
     lines = []
     for label in records:
-        if left := [name for name in works[label] if name not in common]:
+        if left := [name for name in workloads[label] if name not in common]:
             lines.append(f"{label}: not in all runs: {', '.join(left)}")
         for name in common:
-            if failed := works[label][name]["failed"]:
-                lines.append(f"{label}, {name}: {failed} of {works[label][name]['requests']} requests FAILED")
+            if failed := workloads[label][name]["failed"]:
+                lines.append(f"{label}, {name}: {failed} of {workloads[label][name]['requests']} requests FAILED")
     first, *others = records
     for label in others:
         one, other = records[first], records[label]
@@ -121,8 +123,8 @@ def _remarks(
     return lines
 
 
-def _row(metric: str, works: Sequence[WorkRecord]) -> list[str]:
-    first, *others = [(work["figures"].get(metric), work["spread"].get(metric)) for work in works]
+def _row(metric: str, workloads: Sequence[WorkRecord]) -> list[str]:
+    first, *others = [(work["figures"].get(metric), work["spread"].get(metric)) for work in workloads]
     cells = [METRICS[metric].title, number(first[0]), share(first[1])]
     for value, spread in others:
         ratio = f"{value / first[0]:.2f}x" if first[0] and value is not None else "-"

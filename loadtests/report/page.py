@@ -81,7 +81,7 @@ class _Section:
 
 def run_page(record: Record) -> str:
     """Return the page of one run."""
-    works = record["workloads"]
+    workloads = record["workloads"]
     server = record["server"]
     return _render(
         title=f"Load test of {server['base']}",
@@ -90,7 +90,7 @@ def run_page(record: Record) -> str:
         note=report.NOTE,
         thresholds=record["thresholds"],
         remarks=report.remarks(record),
-        sections=[_distributions("Latencies", {work["name"]: work for work in works}), *map(_over_time, works)],
+        sections=[_distributions("Latencies", {work["name"]: work for work in workloads}), *map(_over_time, workloads)],
         details=json.dumps({key: record[key] for key in DETAILS}, indent=2),
     )
 

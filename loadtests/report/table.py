@@ -7,7 +7,7 @@ from typing import Any, Literal
 from loadtests.report.record import Record, WorkRecord
 
 HEADER = (
-    "work", "req/s", "output tok/s", "spread", "first text ms", "per token ms", "between texts ms", "end to end ms",
+    "workload", "req/s", "output tok/s", "spread", "first text ms", "per token ms", "between texts ms", "end to end ms",
     "fairness", "failed",
 )  # fmt: skip
 NOTE = "latencies are p50 / p95 / p99"

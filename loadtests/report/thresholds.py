@@ -94,12 +94,12 @@ def parse_threshold(text: str) -> Threshold:
     return Threshold(text.strip(), match["work"], metric, match["sign"], limit)
 
 
-def check_applied(thresholds: Sequence[Threshold], works: Sequence[Workload]) -> None:
+def check_applied(thresholds: Sequence[Threshold], workloads: Sequence[Workload]) -> None:
     """Raise :class:`BadOption` for a threshold that applies to no workload."""
     for threshold in thresholds:
-        named = [work for work in works if threshold.names(work)]
+        named = [work for work in workloads if threshold.names(work)]
         if not named:
-            there = ", ".join(work.name for work in works)
+            there = ", ".join(work.name for work in workloads)
             raise BadOption(f"{threshold.text!r}: no workload is called {threshold.work!r}; the workloads are {there}")
         if not any(map(threshold.applies, named)):
             which = _ONLY[threshold.metric].description

@@ -139,7 +139,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "config.json").write_text("{"),
         "/tiny/config.json cannot be read as JSON",
     ),
-    "config is no object": (lambda folder: (folder / "config.json").write_text("[]"), "/config.json is not a JSON object"),
+    "config is no object": (
+        lambda folder: (folder / "config.json").write_text("[]"),
+        "/config.json is not a JSON object",
+    ),
     "config of no model": (lambda folder: (folder / "config.json").write_text("{}"), "has no model_type"),
     "config of an unknown model": (
         lambda folder: edit(folder / "config.json", lambda it: it.update(model_type="foo", auto_map={})),

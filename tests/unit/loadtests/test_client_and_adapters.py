@@ -1,4 +1,4 @@
-"""The load test's two ends: adapters that a server takes, and a client that believes whole answers only."""
+"""Generated adapters load in PEFT and llama.cpp; the client accepts complete and right answers only."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ def tiny_llama() -> LlamaForCausalLM:
 # --- adapters
 
 
-def test_geometry_is_the_models(tmp_path: Path) -> None:
+def test_the_linear_layers_are_those_of_the_model(tmp_path: Path) -> None:
     model = tiny_llama()
     model.config.save_pretrained(tmp_path)
     expected = {
@@ -53,7 +53,7 @@ def test_geometry_is_the_models(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's own
-def test_peft_loads_the_adapter_and_the_output_moves(tmp_path: Path) -> None:
+def test_peft_loads_the_adapter_and_the_output_changes(tmp_path: Path) -> None:
     folder = AdapterGenerator(TINY, seed=1, ranks=(4,)).write(tmp_path, 0)
     tokens = torch.arange(16)[None]
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_a_bad_config_is_named(config: str, reason: str, tmp_path: Path) -> None
         ModelShape.read(file)
 
 
-def test_adapters_differ_and_can_be_made_again() -> None:
+def test_adapters_differ_and_can_be_generated_again() -> None:
     first, again = AdapterGenerator(TINY, ranks=(2, 4)), AdapterGenerator(TINY, ranks=(2, 4))
     contents = [first.files(number)["adapter_model.safetensors"] for number in range(3)]
     assert contents == [again.files(number)["adapter_model.safetensors"] for number in range(3)]
@@ -110,7 +110,7 @@ def test_llama_cpp_gets_the_same_adapter_in_its_own_order(tmp_path: Path) -> Non
     for name, a, b in generator.tensors(1):
         if name == "model.layers.1.self_attn.k_proj":
             assert (tensors["blk.1.attn_k.weight.lora_a"] == a).all()
-            # The first head's rows: 0, 4, 1, 5, ... of the halves that Hugging Face rotates.
+            # Rows of the first head: llama.cpp interleaves the two halves that transformers rotates.
             assert (tensors["blk.1.attn_k.weight.lora_b"][:8] == b[[0, 4, 1, 5, 2, 6, 3, 7]]).all()
         if name == "model.layers.1.mlp.down_proj":
             assert (tensors["blk.1.ffn_down.weight.lora_b"] == b).all()
@@ -134,7 +134,7 @@ GOOD = [event("a"), event(""), event("b"), event("c"), usage(4), DONE]
 
 
 def ask(target: Target, request: Request, events: list[str], status: int = 200) -> tuple[Timing, dict[str, Any]]:
-    """What the client makes of a server that answers with ``events``, and what it sent."""
+    """Return the client's timing of a server that answers with ``events``, and the body that the client sent."""
     bodies: list[dict[str, Any]] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -164,7 +164,7 @@ PLAIN = Request("hello", 4, None)
 ADAPTED = Request("hello", 4, "bench-001")
 
 
-def test_a_whole_answer_is_timed_by_its_texts() -> None:
+def test_a_complete_answer_is_timed_by_its_events_with_text() -> None:
     timing, body = ask(MANYLORA, PLAIN, GOOD)
     assert len(timing.arrivals) == 3
     assert len(timing.gaps) == 2
@@ -174,7 +174,7 @@ def test_a_whole_answer_is_timed_by_its_texts() -> None:
     assert (body["temperature"], body["ignore_eos"], body["max_tokens"]) == (0, True, 4)
 
 
-def test_time_per_token_is_by_the_servers_count() -> None:
+def test_time_per_token_uses_the_servers_count() -> None:
     timing = Timing(None, 10.0, (11.0, 11.5, 13.0), 13.1, prompt_tokens=5, cached_tokens=0, output_tokens=9)
     assert timing.per_token == pytest.approx(2.0 / 8)
     assert timing.gaps == pytest.approx([0.5, 1.5])
@@ -183,7 +183,7 @@ def test_time_per_token_is_by_the_servers_count() -> None:
 
 
 @pytest.mark.parametrize("arrivals", [(11.0,), (11.0, 11.0)], ids=["one event", "two at once"])
-def test_text_that_came_all_at_once_has_no_time_per_token(arrivals: tuple[float, ...]) -> None:
+def test_text_that_arrived_all_at_once_has_no_time_per_token(arrivals: tuple[float, ...]) -> None:
     assert Timing(None, 10.0, arrivals, 11.1, 5, 0, output_tokens=9).per_token is None
 
 
@@ -198,7 +198,7 @@ def test_each_server_is_asked_for_an_adapter_in_its_own_way() -> None:
     assert ask(LLAMACPP, PLAIN, GOOD)[1]["lora"] == []
 
 
-def test_a_conversation_is_read_by_its_deltas() -> None:
+def test_a_chat_answer_is_read_from_its_deltas() -> None:
     def delta(**fields: str) -> str:
         return f"data: {json.dumps({'model': 'tiny', 'choices': [{'delta': fields}]})}\n\n"
 
@@ -243,7 +243,9 @@ def test_a_conversation_is_read_by_its_deltas() -> None:
         "half a usage",
     ],
 )
-def test_anything_less_is_a_failure(request_: Request, events: list[str], status: int, reason: str) -> None:
+def test_an_incomplete_or_wrong_answer_is_a_failure(
+    request_: Request, events: list[str], status: int, reason: str
+) -> None:
     with pytest.raises(RequestFailed, match=reason):
         ask(MANYLORA, request_, events, status)
 
@@ -266,7 +268,7 @@ def test_a_dead_server_is_a_failure() -> None:
         ("https", b"HTTP/1.1 400 Bad Request\r\n\r\n", "^it does not speak HTTPS$"),
     ],
 )
-def test_what_is_no_answer_is_told_in_words(scheme: str, bytes_: bytes, reason: str) -> None:
+def test_a_connection_without_an_answer_is_described(scheme: str, bytes_: bytes, reason: str) -> None:
     async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(bytes_)

@@ -1,4 +1,4 @@
-"""The load test's adapters on a server that is slow, unlike others, or behind a path; and what Ctrl-C leaves there."""
+"""Registers adapters with servers that are slow, of another kind or behind a path, and removes them after Ctrl-C."""
 
 import asyncio
 import json
@@ -76,8 +76,8 @@ async def served(
 
 
 @pytest.fixture(autouse=True)
-def heard() -> Iterator[None]:
-    """A shell's background jobs ignore SIGINT, and children of nohup SIGHUP; so would the children here."""
+def default_signal_handlers() -> Iterator[None]:
+    """Let children receive signals: background jobs of a shell ignore SIGINT, children of nohup ignore SIGHUP."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -87,7 +87,7 @@ def heard() -> Iterator[None]:
 
 
 def reporting(answer: Answer) -> tuple[asyncio.Event, Answer]:
-    """Set as soon as it is asked."""
+    """Return an event that is set at the first request, and the answer that sets it."""
     asked = asyncio.Event()
 
     async def report(request: web.Request) -> web.StreamResponse:
@@ -108,7 +108,7 @@ async def benching(server: TestServer, tmp_path: Path, *words: str) -> asyncio.s
 
 
 async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
-    """Exit status and stderr."""
+    """Wait for a process and return its exit status and stderr."""
     _, err = await asyncio.wait_for(process.communicate(), PATIENCE / 2)
     return process.returncode, err.decode()
 
@@ -134,7 +134,7 @@ async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
         (200, '{"data": [{"id": "tiny"}]}', None, "--base: the server has no base `big`; it has tiny"),
     ],
 )
-def test_a_server_that_says_no_is_told_in_words(status: int, answer: str, key: str | None, reason: str) -> None:
+def test_an_error_response_is_described(status: int, answer: str, key: str | None, reason: str) -> None:
     async def say(request: web.Request) -> web.StreamResponse:
         return web.Response(text=answer, status=status)
 
@@ -151,7 +151,7 @@ def test_a_server_that_says_no_is_told_in_words(status: int, answer: str, key: s
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_has_every_adapter_removed(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_removes_every_adapter(number: signal.Signals, tmp_path: Path) -> None:
     async def scenario() -> None:
         removed = set[str]()
         asked, complete = reporting(never)
@@ -173,7 +173,7 @@ def test_a_signal_has_every_adapter_removed(number: signal.Signals, tmp_path: Pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_second_signal_gives_up_and_tells_what_is_left(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_second_signal_gives_up_and_names_what_is_left(number: signal.Signals, tmp_path: Path) -> None:
     async def scenario() -> None:
         asked, complete = reporting(never)
         removing, remove = reporting(never)
@@ -191,7 +191,7 @@ def test_a_second_signal_gives_up_and_tells_what_is_left(number: signal.Signals,
     asyncio.run(scenario())
 
 
-def test_a_signal_while_removing_lets_it_end(tmp_path: Path) -> None:
+def test_a_signal_during_removal_lets_it_end(tmp_path: Path) -> None:
     async def scenario() -> None:
         removing, go = asyncio.Event(), asyncio.Event()
         removed = set[str]()
@@ -214,7 +214,7 @@ def test_a_signal_while_removing_lets_it_end(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-async def supply(server: TestServer, display: Display) -> list[str]:
+async def register_two(server: TestServer, display: Display) -> list[str]:
     async with aiohttp.ClientSession(server.make_url("/")) as http:
         client = AdapterClient(http, "manylora", AdapterSetup(AdapterGenerator(TINY, ranks=(1,))))
         async with registered_adapters(client, set(), 2, display) as left:
@@ -222,20 +222,20 @@ async def supply(server: TestServer, display: Display) -> list[str]:
     return left
 
 
-def test_removing_takes_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removing_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registration, "END_SECONDS", 0.1)
     monkeypatch.setattr(registration, "REMOVAL_SECONDS", 0.0)
 
     async def scenario() -> list[str]:
         async with served(remove=never) as server:
-            return await asyncio.wait_for(supply(server, Display(Console(stderr=True))), PATIENCE / 2)
+            return await asyncio.wait_for(register_two(server, Display(Console(stderr=True))), PATIENCE / 2)
 
     left = asyncio.run(scenario())
     assert [line.partition(":")[0] for line in left] == ["bench-000 was not removed", "bench-001 was not removed"]
     assert "the server took more than" in left[0]
 
 
-def test_a_registration_without_answer_may_still_come(
+def test_a_registration_without_an_answer_may_still_happen(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(registration, "END_SECONDS", 0.1)
@@ -243,7 +243,7 @@ def test_a_registration_without_answer_may_still_come(
     async def scenario() -> None:
         asked, register = reporting(never)
         async with served(register=register, remove=absent) as server:
-            task = asyncio.ensure_future(supply(server, Display(Console(stderr=True))))
+            task = asyncio.ensure_future(register_two(server, Display(Console(stderr=True))))
             await asyncio.wait_for(asked.wait(), PATIENCE)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -281,7 +281,7 @@ def test_a_server_may_be_behind_a_path(tmp_path: Path) -> None:
         ("llamacpp", '{"data": [{"id": "tiny"}]}', "unexpected answer of /lora-adapters: it must be a list$"),
     ],
 )
-def test_a_server_of_another_kind_is_told(peer: PeerName, answer: str, reason: str) -> None:
+def test_a_server_of_another_kind_is_refused(peer: PeerName, answer: str, reason: str) -> None:
     async def say(request: web.Request) -> web.StreamResponse:
         return web.Response(text=answer)
 

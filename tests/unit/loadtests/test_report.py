@@ -1,4 +1,4 @@
-"""What a load test says: figures that are right, thresholds that bite, comparisons of the same work only."""
+"""Metrics, thresholds, records, tables, pages and comparisons of load tests."""
 
 import copy
 import json
@@ -46,10 +46,10 @@ def round_(seconds: float, *items: Timing | Failure, **fields: Any) -> Round:
 FAILED = Failure("a", 0.0, 1.0, "status 500")
 
 
-# --- figures
+# --- metrics
 
 
-def test_figures_of_a_round_are_arithmetic() -> None:
+def test_metrics_of_a_round() -> None:
     run = round_(2.0, timing(0.0, 0.1, 0.2, 0.4), timing(0.5, 0.8, 0.9, 1.4, tokens=6), FAILED, in_flight=2)
     values = round_metrics(run, 1.5)
     expected = {
@@ -75,7 +75,7 @@ def test_figures_of_a_round_are_arithmetic() -> None:
     assert values.keys() == METRICS.keys()
 
 
-def test_figures_are_medians_over_rounds_and_count_the_warm_ups_failures() -> None:
+def test_metrics_are_medians_over_rounds_and_count_the_failures_of_the_warm_up() -> None:
     quick = round_(1.0, timing(0.0, 0.1, 0.2, 0.3), timing(0.0, 0.3, 0.4, 0.5))
     slow = round_(2.0, timing(0.0, 0.2, 0.4, 0.6), timing(0.0, 0.4, 0.6, 0.8))
     slowest = round_(3.0, timing(0.0, 1.0, 1.3, 1.6), FAILED)
@@ -117,7 +117,7 @@ def test_a_starved_adapter_is_the_worst_and_lowers_fairness() -> None:
 
 
 def judged(text: str, mix: str, **values: float) -> list[bool]:
-    """Whether a threshold is met by a closed loop of 4 clients with these figures; nothing where it does not apply."""
+    """Return whether a closed loop of 4 clients with these metrics meets a threshold; empty if it does not apply."""
     work = Workload(parse_mix(mix, 2), ClosedLoop(4), Fixed(8), Fixed(3))
     figures = {**dict.fromkeys(METRICS, NAN), **values}
     row = WorkloadMetrics(work.name, figures, {}, requests=1, failures=Counter(), adapters=[])
@@ -136,7 +136,7 @@ def judged(text: str, mix: str, **values: float) -> list[bool]:
         ("ttft_p50_ms>1", False),
     ],
 )
-def test_a_threshold_is_missed_where_it_holds_or_nothing_was_measured(text: str, met: bool) -> None:
+def test_a_threshold_is_missed_if_it_holds_or_nothing_was_measured(text: str, met: bool) -> None:
     assert judged(text, "base", ttft_p95_ms=500.0) == [met]
 
 
@@ -156,7 +156,7 @@ def test_a_threshold_names_a_workload_by_whole_words(name: str, meant: bool) -> 
     assert judged(f"{name}/failed>0", "zipf:1@16", failed=1.0) == [False] * meant
 
 
-def test_a_threshold_passes_over_workloads_that_have_no_such_figure() -> None:
+def test_a_threshold_skips_workloads_without_the_metric() -> None:
     assert judged("fairness<0.9", "base") == judged("late_p99_ms>5", "base") == []
     assert judged("fairness<0.9", "single") == [False], "it could have been measured"
 
@@ -230,7 +230,7 @@ def test_what_is_no_record_is_refused(content: bytes, reason: str, tmp_path: Pat
     assert str(caught.value).startswith(f"{tmp_path / 'x.json'}: {reason}")
 
 
-def test_a_record_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_record_is_described(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "no.json", "there is no such file"), (tmp_path, "is a folder, not a file")):
         with pytest.raises(BadOption) as caught:
             read_record(path)
@@ -256,7 +256,7 @@ def test_tables_line_up_and_show_failures() -> None:
     ]  # fmt: skip
 
 
-def test_remarks_name_what_spoils_figures() -> None:
+def test_remarks_name_what_distorts_metrics() -> None:
     record = recorded(result())
     values = {"tokens_per_event": 2.0, "cached_tokens": 64.0, "client_cpu": 0.9, "late_p99_ms": 80.0}
     values |= {"asked_rate": 4.0, "sent_rate": 4.0, "in_flight_mean": 1.25, "in_flight_most": 3.0}
@@ -270,7 +270,7 @@ def test_remarks_name_what_spoils_figures() -> None:
 
 
 PLOT = "<svg xmlns"
-"""How a plot begins on a page; the samples in a legend begin otherwise."""
+"""Start of a plot on a page. Samples in a legend start differently."""
 
 
 def test_a_page_has_everything_in_it() -> None:
@@ -311,7 +311,7 @@ def test_plots_are_for_light_and_dark_pages_and_nothing_lies_over_curves() -> No
 
 
 def contrast(one: str, other: str) -> float:
-    """WCAG 2.1's ratio of two colours, 1 to 21."""
+    """Return WCAG 2.1's contrast ratio of two colours, 1 to 21."""
     darker, lighter = sorted(map(luminance, (one, other)))
     return (lighter + 0.05) / (darker + 0.05)
 
@@ -343,7 +343,7 @@ def pair(**changes: Any) -> Mapping[str, Record]:
     return {"one": recorded(result()), "two": recorded(result(rate=2.0), **changes)}
 
 
-def test_runs_of_the_same_work_are_laid_side_by_side() -> None:
+def test_runs_of_the_same_workloads_are_compared() -> None:
     comparison = compare(pair(), force=False)
     (runs, (header, *rows)) = comparison.tables()
     assert runs[1:] == [[label, "manylora", "-", "tiny", "0", "then"] for label in ("one", "two")]
@@ -362,7 +362,7 @@ def test_what_no_run_has_is_no_row() -> None:
     assert METRICS["fairness"].title not in [row[0] for row in comparison.tables()[1]]
 
 
-def test_other_servers_are_compared_and_told() -> None:
+def test_other_servers_are_compared_and_named() -> None:
     records = copy.deepcopy(dict(pair()))
     records["two"]["server"] |= {"peer": "vllm", "base": "big", "version": "0.32"}
     records["two"]["version"] = "1"
@@ -377,7 +377,7 @@ def test_other_servers_are_compared_and_told() -> None:
         assert f"two: {line}" in comparison.remarks
 
 
-def test_a_reader_who_goes_away_is_no_failure(tmp_path: Path) -> None:
+def test_a_closed_pipe_is_no_failure(tmp_path: Path) -> None:
     files = [tmp_path / "one.json", tmp_path / "two.json"]
     for file in files:
         write_record(recorded(result()), file)
@@ -389,7 +389,7 @@ def test_a_reader_who_goes_away_is_no_failure(tmp_path: Path) -> None:
     assert (done.returncode, "BrokenPipe" in done.stderr) == (0, False), done.stderr
 
 
-def test_other_work_is_refused_or_marked() -> None:
+def test_other_workloads_are_refused_or_marked() -> None:
     with pytest.raises(BadOption, match="two: seed is 7, in one 0"):
         compare(pair(seed=7), force=False)
     assert "DIFFERENT WORKLOADS: two: seed is 7, in one 0" in compare(pair(seed=7), force=True).remarks
@@ -400,7 +400,7 @@ def test_other_work_is_refused_or_marked() -> None:
         compare(records, force=False)
 
 
-def test_what_only_one_run_has_is_told_and_nothing_in_common_is_refused() -> None:
+def test_what_only_one_run_has_is_named_and_nothing_in_common_is_refused() -> None:
     more = {"one": recorded(result()), "two": recorded(result(), result("base"))}
     comparison = compare(more, force=False)
     assert list(comparison.rows) == ["distinct@2 closed:2"]

@@ -1,4 +1,4 @@
-"""What a load test asks for: seeded, and of the distributions it says."""
+"""Workloads of load tests: the same for a seed, with the distributions that were asked for."""
 
 import json
 import random
@@ -82,7 +82,7 @@ def test_hot_and_cold_get_their_shares() -> None:
     assert abs(found["bench-009"] - 0.2 / 8) < 0.01
 
 
-def test_one_word_says_how_many() -> None:
+def test_a_mix_may_say_how_many_adapters() -> None:
     assert parse_mix("zipf:1.0@64", 16) == parse_mix("zipf:1", 64) == parse_mix("zipf", 64)
     assert str(parse_mix("zipf:1.0@64", 16)) == "zipf:1@64"
     assert str(parse_mix("distinct", 16)) == "distinct@16"
@@ -107,11 +107,11 @@ def warmed(mix: str, count: int | None = None, arrivals: str = "closed:2") -> li
 
 
 @pytest.mark.parametrize("mix", ["distinct@20", "uniform@20", "zipf:1@20", "hot:0.9:2@20"])
-def test_every_adapter_is_asked_for_before_measuring_the_most_wanted_last(mix: str) -> None:
+def test_every_adapter_is_warmed_up_the_most_popular_last(mix: str) -> None:
     assert warmed(mix) == [f"bench-{number:03d}" for number in reversed(range(20))]
 
 
-def test_only_what_is_wanted_and_fits_is_warmed() -> None:
+def test_only_popular_adapters_are_warmed_up() -> None:
     assert warmed("identical@20") == ["bench-000"] * 2
     assert warmed("base") == [None] * 2
     assert warmed("zipf:1@2000")[-1] == "bench-000"
@@ -288,11 +288,11 @@ def test_a_name_may_have_what_ends_a_line_elsewhere(tmp_path: Path) -> None:
 
 def test_every_mix_meets_every_kind_of_arrivals() -> None:
     settings = read_bench(["--adapters", "base,zipf:1@64", "--arrivals", "closed:4", "--arrivals", "poisson:2"])
-    works = settings.workloads()
-    assert [work.name for work in works] == [
+    workloads = settings.workloads()
+    assert [work.name for work in workloads] == [
         "base closed:4", "base poisson:2", "zipf:1@64 closed:4", "zipf:1@64 poisson:2",
     ]  # fmt: skip
-    assert [work.total for work in works[:2]] == [8, 40]
+    assert [work.total for work in workloads[:2]] == [8, 40]
 
 
 @pytest.mark.parametrize(
