@@ -175,7 +175,7 @@ def _keys(file: Path) -> set[str]:
 
 
 def _no_weights(folder: Path) -> str:
-    for pattern, told in (
+    for pattern, problem in (
         ("*.gguf", "has a GGUF file, but no safetensors: give --model the path of that file"),
         (
             "*.bin",
@@ -188,7 +188,7 @@ def _no_weights(folder: Path) -> str:
         ("*.safetensors", "has {name}, but neither " + WHOLE + " nor " + INDEX + ": it is not in Hugging Face layout"),
     ):
         if found := sorted(folder.glob(pattern)):
-            return f"{folder} {told.format(name=found[0].name)}"
+            return f"{folder} {problem.format(name=found[0].name)}"
     return f"{folder} has no weights: neither {WHOLE} nor {INDEX}"
 
 

@@ -41,7 +41,7 @@ class Timing:
     output_tokens: int
 
     @property
-    def first(self) -> float:
+    def ttft(self) -> float:
         """Seconds from sending to the first text (TTFT)."""
         return self.arrivals[0] - self.started
 
@@ -51,12 +51,12 @@ class Timing:
         return [later - sooner for sooner, later in pairwise(self.arrivals)]
 
     @property
-    def whole(self) -> float:
+    def e2e(self) -> float:
         """Seconds from sending to the end of the answer."""
         return self.ended - self.started
 
     @property
-    def per_token(self) -> float | None:
+    def tpot(self) -> float | None:
         """Seconds per token after the first text (TPOT), None if all text arrived at once.
 
         This is (last text - first text) / (tokens - 1), with the tokens of the server's ``usage``, so it does not

@@ -35,13 +35,13 @@ class Display:
             yield self._lines(title, total)
 
     def _lines(self, title: str, total: int) -> Callable[[], None]:
-        done, told = 0, time.monotonic()
+        done, printed_at = 0, time.monotonic()
 
         def tick() -> None:
-            nonlocal done, told
+            nonlocal done, printed_at
             done += 1
-            if time.monotonic() - told >= LINE_SECONDS:
-                told = time.monotonic()
+            if time.monotonic() - printed_at >= LINE_SECONDS:
+                printed_at = time.monotonic()
                 self.say(f"{title}: {done} of {total}")
 
         return tick

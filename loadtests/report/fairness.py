@@ -45,9 +45,9 @@ def adapter_stats(rounds: Sequence[Round]) -> list[AdapterStats]:
         for timing in run.timings:
             if timing.adapter is not None:
                 served = requests[timing.adapter]
-                served.speeds.append(timing.output_tokens / timing.whole)
-                served.first.append(timing.first)
-                served.whole.append(timing.whole)
+                served.speeds.append(timing.output_tokens / timing.e2e)
+                served.first.append(timing.ttft)
+                served.whole.append(timing.e2e)
         for failure in run.failures:
             if failure.adapter is not None:
                 requests[failure.adapter].speeds.append(0.0)

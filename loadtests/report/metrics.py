@@ -128,10 +128,10 @@ def _latencies(run: Round) -> dict[str, list[float]]:
     """Return latencies in seconds: of each request, and for ``gap`` of each pair of consecutive texts."""
     timings = run.timings
     return {
-        "ttft": [timing.first for timing in timings],
-        "tpot": [timing.per_token for timing in timings if timing.per_token is not None],
+        "ttft": [timing.ttft for timing in timings],
+        "tpot": [timing.tpot for timing in timings if timing.tpot is not None],
         "gap": [gap for timing in timings for gap in timing.gaps],
-        "e2e": [timing.whole for timing in timings],
+        "e2e": [timing.e2e for timing in timings],
     }
 
 
@@ -143,7 +143,7 @@ def _sent_rate(run: Round) -> float:
 
 def _requests_seconds(run: Round) -> float:
     """Return the sum of all requests' seconds. Divided by the round's length it is the mean number in flight."""
-    return sum(timing.whole for timing in run.timings) + sum(one.ended - one.started for one in run.failures)
+    return sum(timing.e2e for timing in run.timings) + sum(one.ended - one.started for one in run.failures)
 
 
 def _percentile_ms(seconds: Sequence[float], percent: float) -> float:

@@ -160,9 +160,9 @@ def _request(item: Timing | Failure, began: float) -> dict[str, Any]:
         return {**common, "e2e": round(item.ended - item.started, DIGITS), "error": item.reason}
     return {
         **common,
-        "ttft": round(item.first, DIGITS),
-        "e2e": round(item.whole, DIGITS),
-        "tpot": None if item.per_token is None else round(item.per_token, DIGITS),
+        "ttft": round(item.ttft, DIGITS),
+        "e2e": round(item.e2e, DIGITS),
+        "tpot": None if item.tpot is None else round(item.tpot, DIGITS),
         "gaps": [round(gap, DIGITS) for gap in item.gaps],
         "prompt_tokens": item.prompt_tokens,
         "cached_tokens": item.cached_tokens,

@@ -114,7 +114,7 @@ def _remarks(work: WorkRecord) -> list[str]:
         mean, most = number(metrics["in_flight_mean"]), number(metrics["in_flight_most"])
         lines.append(f"{mean} requests in flight on average, {most} at most")
     if cold := work["wanted"] - work["warmed"]:
-        lines.append(f"{cold} of {work['wanted']} adapters were not asked for before: their first requests were cold")
+        lines.append(f"{cold} of {work['wanted']} adapters were not warmed up, so their first requests were cold")
     if work["adapters"] and metrics["fairness"] is not None:
         worst = work["adapters"][0]
         speed = number(worst["speed"])

@@ -169,22 +169,22 @@ def test_a_complete_answer_is_timed_by_its_events_with_text() -> None:
     assert len(timing.arrivals) == 3
     assert len(timing.gaps) == 2
     assert (timing.prompt_tokens, timing.cached_tokens, timing.output_tokens) == (5, 2, 4)
-    assert 0 < timing.first <= timing.whole
+    assert 0 < timing.ttft <= timing.e2e
     assert (body["model"], body["adapter"], body["prompt"]) == ("tiny", None, "hello")
     assert (body["temperature"], body["ignore_eos"], body["max_tokens"]) == (0, True, 4)
 
 
 def test_time_per_token_uses_the_servers_count() -> None:
     timing = Timing(None, 10.0, (11.0, 11.5, 13.0), 13.1, prompt_tokens=5, cached_tokens=0, output_tokens=9)
-    assert timing.per_token == pytest.approx(2.0 / 8)
+    assert timing.tpot == pytest.approx(2.0 / 8)
     assert timing.gaps == pytest.approx([0.5, 1.5])
-    assert timing.whole == pytest.approx(3.1)
-    assert Timing(None, 0.0, (1.0,), 1.0, 5, 0, 1).per_token is None
+    assert timing.e2e == pytest.approx(3.1)
+    assert Timing(None, 0.0, (1.0,), 1.0, 5, 0, 1).tpot is None
 
 
 @pytest.mark.parametrize("arrivals", [(11.0,), (11.0, 11.0)], ids=["one event", "two at once"])
 def test_text_that_arrived_all_at_once_has_no_time_per_token(arrivals: tuple[float, ...]) -> None:
-    assert Timing(None, 10.0, arrivals, 11.1, 5, 0, output_tokens=9).per_token is None
+    assert Timing(None, 10.0, arrivals, 11.1, 5, 0, output_tokens=9).tpot is None
 
 
 def test_each_server_is_asked_for_an_adapter_in_its_own_way() -> None:

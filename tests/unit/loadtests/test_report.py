@@ -264,7 +264,7 @@ def test_remarks_name_what_distorts_metrics() -> None:
     told = "\n".join(report.remarks(record))
     for expected in (
         "failed, 2 times: status 500", "2.00 tokens per event", "64 prompt tokens", "90%", "late, p99 80",
-        "1.25 requests in flight on average, 3.00 at most", "2 of 2 adapters were not asked for before",
+        "1.25 requests in flight on average, 3.00 at most", "2 of 2 adapters were not warmed up",
     ):  # fmt: skip
         assert expected in told
 
