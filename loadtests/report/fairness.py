@@ -34,8 +34,8 @@ class _Requests:
     """Speeds and latencies (s) of one adapter's requests so far."""
 
     speeds: list[float] = field(default_factory=list)
-    first: list[float] = field(default_factory=list)
-    whole: list[float] = field(default_factory=list)
+    ttft: list[float] = field(default_factory=list)
+    e2e: list[float] = field(default_factory=list)
 
 
 def adapter_stats(rounds: Sequence[Round]) -> list[AdapterStats]:
@@ -46,8 +46,8 @@ def adapter_stats(rounds: Sequence[Round]) -> list[AdapterStats]:
             if timing.adapter is not None:
                 served = requests[timing.adapter]
                 served.speeds.append(timing.output_tokens / timing.e2e)
-                served.first.append(timing.ttft)
-                served.whole.append(timing.e2e)
+                served.ttft.append(timing.ttft)
+                served.e2e.append(timing.e2e)
         for failure in run.failures:
             if failure.adapter is not None:
                 requests[failure.adapter].speeds.append(0.0)
@@ -64,8 +64,8 @@ def _stats(name: str, served: _Requests) -> AdapterStats:
     return AdapterStats(
         adapter=name,
         requests=len(served.speeds),
-        failed=len(served.speeds) - len(served.whole),
+        failed=len(served.speeds) - len(served.e2e),
         speed=fmean(served.speeds),
-        ttft_mean_ms=fmean(served.first) * 1000 if served.first else math.nan,
-        e2e_mean_ms=fmean(served.whole) * 1000 if served.whole else math.nan,
+        ttft_mean_ms=fmean(served.ttft) * 1000 if served.ttft else math.nan,
+        e2e_mean_ms=fmean(served.e2e) * 1000 if served.e2e else math.nan,
     )
