@@ -7,17 +7,10 @@ often send fields they do not use: null means the default in all fields, and emp
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    model_validator,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.api.schemas.base import ENCODABLE, Count, Name, Schema, Text, TolerantSchema, encodable, escaped, whole
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 512
@@ -84,104 +77,7 @@ UNSUPPORTED_IN_MESSAGES: Mapping[str, tuple[Any, ...]] = {
     "type": ("message",),
 }
 
-
-def _encodable(text: str) -> str:
-    """Reject lone surrogates, which JSON allows but UTF-8, and so the tokenizer, does not."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("must be valid Unicode text") from error
-    return text
-
-
-def _whole(value: object) -> object:
-    """Convert whole floats to int: JSON has only one number type, and some clients send 32.0 for 32."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
-ENCODABLE = AfterValidator(_encodable)
-"""Declare after the length limits: pydantic's message would otherwise mention items instead of characters."""
-Text = Annotated[str, ENCODABLE]
-Name = Annotated[str, Field(max_length=256), ENCODABLE]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH), ENCODABLE]
-
-
-class Schema(BaseModel):
-    """Base of request schemas: strict types, no unknown fields, no NaN or infinity."""
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, data: object) -> object:
-        """Stop at the first unknown field. Pydantic itself would create an error for every one of them."""
-        for field in data if isinstance(data, dict) else ():
-            if field not in cls.model_fields:
-                raise PydanticCustomError("unknown", "Unknown field.", {"field": _escaped(field)})
-        return data
-
-
-def _escaped(field: object) -> str:
-    """Escape lone surrogates, which a JSON key may contain but pydantic cannot handle."""
-    return str(field).encode(errors="backslashreplace").decode()
-
-
-class TolerantSchema(Schema):
-    """An object whose unsupported fields are accepted as long as their values have no effect."""
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Unsupported fields -> values, besides null, that have no effect."""
-    harmless: ClassVar[frozenset[str]] = frozenset()
-    """Fields that have no effect, whatever their value."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _served(cls, data: object) -> object:
-        """Drop fields without effect, and reject unsupported fields."""
-        if not isinstance(data, dict):
-            return data
-        for field, values in cls.unsupported.items():
-            if data.get(field) is not None and not any(_same(data[field], value) for value in values):
-                raise PydanticCustomError("unsupported", "`{field}` is not supported.", {"field": field})
-        return {field: value for field, value in data.items() if cls.has_effect(field, value)}
-
-    @classmethod
-    def has_effect(cls, field: str, value: object) -> bool:
-        """Whether a field has an effect or is unknown."""
-        if field in cls.model_fields:
-            return value is not None
-        return not (_empty(value) or field in cls.unsupported or field in cls.harmless)
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Describe the fields that are accepted but have no effect, too."""
-        schema = handler(core)
-        described = handler.resolve_ref_schema(schema)
-        properties = described.setdefault("properties", {})
-        for field in sorted(cls.harmless):
-            properties[field] = {"description": "Accepted; has no effect."}
-        for field, values in cls.unsupported.items():
-            properties[field] = {
-                "description": "Not supported: only these values are accepted, and they have no effect.",
-                "enum": [None, *values],
-            }
-        described["additionalProperties"] = {
-            "description": "Unknown fields are accepted only if they are empty.",
-            "enum": [None, "", [], {}],
-        }
-        return schema
-
-
-def _same(value: object, other: object) -> bool:
-    """Compare JSON values: 1 equals 1.0 but not true."""
-    return isinstance(value, bool) == isinstance(other, bool) and value == other
-
-
-def _empty(value: object) -> bool:
-    return value is None or (isinstance(value, str | list | dict) and not value)
 
 
 class MixEntry(Schema):
@@ -237,7 +133,7 @@ def _text(part: object) -> str:
         raise ValueError("only content parts of type `text` are supported")
     for field, value in part.items():
         if TextPart.has_effect(field, value) and field not in TextPart.model_fields:
-            raise ValueError(f"a content part of type `text` has no field `{_escaped(field[:80])}`")
+            raise ValueError(f"a content part of type `text` has no field `{escaped(field[:80])}`")
     match part.get("text"):
         case str(text):
             return text
@@ -303,9 +199,9 @@ class GenerationRequest(TolerantSchema):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     """0 keeps only the most likely token, like a temperature of 0."""
-    top_k: Annotated[int, Field(ge=-1, lt=INT64), BeforeValidator(_whole)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=INT64), BeforeValidator(whole)] | None = None
     min_p: float | None = Field(None, ge=0, le=1)
-    seed: Annotated[int, Field(ge=-INT64, lt=INT64), BeforeValidator(_whole)] | None = None
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64), BeforeValidator(whole)] | None = None
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -366,7 +262,7 @@ def _single(value: object) -> object:
 
 def _prompt(value: object) -> object:
     if isinstance(value, str):
-        return _encodable(value)
+        return encodable(value)
     if isinstance(value, list) and all(type(token) is int for token in value):
         return value
     raise ValueError("must be a string or a list of token ids")

@@ -9,7 +9,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from adapters.format.selection import MAX_NAMED, Selection
 from adapters.registry.registration import RegistrationOptions
-from server.api.schemas.generation import ENCODABLE, Name, Schema
+from server.api.schemas.base import ENCODABLE, Name, Schema
 
 MAX_TARGETS = 16
 FILES = {
