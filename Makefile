@@ -16,7 +16,7 @@ help:
 	@echo "make lint        style and types alone"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make bench       measure a server of its own over HTTP"
-	@echo "make doctor      what this machine can do, and what would go wrong"
+	@echo "make doctor      what this machine can do, and problems that serving would have"
 	@echo "make format      format the code"
 	@echo "make clean       remove the virtual environment and caches"
 

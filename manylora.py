@@ -78,16 +78,21 @@ def build() -> "typer.Typer":
     import typer
     from typer.core import TyperGroup
 
+    from bases.command_line import hide_flag_types
     from bases.extras import require
 
     class Commands(TyperGroup):
+        def __init__(self, *args: "Any", **options: "Any") -> None:
+            super().__init__(*args, **options)
+            hide_flag_types(self)
+
         def resolve_command(self, ctx: "Any", args: list[str]) -> "Any":
             name, _, rest = super().resolve_command(ctx, args)
             assert name is not None
             module, extra, _ = COMMANDS[name]
             if extra is not None:
                 require(extra, name)
-            return name, typer.main.get_command(getattr(import_module(module), name)), rest
+            return name, hide_flag_types(typer.main.get_command(getattr(import_module(module), name))), rest
 
         def invoke(self, ctx: "Any") -> "Any":
             try:
@@ -112,7 +117,6 @@ def build() -> "typer.Typer":
             "-V",
             callback=_print_version,
             is_eager=True,
-            metavar="",
             help="Show the version and exit.",
         ),
     ) -> None:

@@ -151,7 +151,7 @@ def _ready_folder(source: ModelSource, options: BaseOptions, dtype: torch.dtype,
     try:
         bases.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--data: {error}") from None
+        raise ConfigError(f"--data-dir: {error}") from None
     folder = bases / f"{source.name}-{_key(source, options, dtype)}"
     with FileLock(bases / "lock"):
         if not folder.is_dir():

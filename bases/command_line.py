@@ -50,6 +50,9 @@ class Options(BaseSettings):
     metavars: ClassVar[Mapping[str, str]] = {}
     """What the help calls a field's value, where type and name do not say it."""
 
+    old_flags: ClassVar[Mapping[str, str]] = {}
+    """Fields that had another flag in an earlier version, and that flag: it is still accepted."""
+
     def __init__(self, _places: Mapping[str, str] | None = None, **values: Any) -> None:
         """From keyword arguments, then the model's other sources; never ``sys.argv``.
 
@@ -145,12 +148,30 @@ def parse(options: type[Options], words: Sequence[str], program: str) -> Given:
         return 0
 
     try:
-        single_command(options, keep)(list(words), prog_name=program, standalone_mode=False)
+        run = hide_flag_types(typer.main.get_command(single_command(options, keep)))
+        run(list(words), prog_name=program, standalone_mode=False)
     except typer.TyperException as error:
         raise options.error(usage_error(error)) from None
     if not found:
         raise SystemExit(0)
     return found[0]
+
+
+def hide_flag_types(command: Any) -> Any:
+    """Return the command of click, whose help and that of its sub-commands now shows ``--help`` without ``<bool>``."""
+    get_params = command.get_params
+
+    def without_types(context: "typer.Context") -> list[Any]:
+        params: list[Any] = get_params(context)
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+    command.get_params = without_types
+    for subcommand in getattr(command, "commands", {}).values():
+        hide_flag_types(subcommand)
+    return command
 
 
 def usage_error(error: "typer.TyperException") -> str:
@@ -199,13 +220,13 @@ def _parameter(options: type[Options], field: str, panel: str) -> inspect.Parame
     if field == options.positional:
         annotation = Annotated[list[str] | None, typer.Argument(show_default=False, hidden=True, **shared)]
     elif kind is bool:
-        shared["metavar"] = ""  # typer would write <bool>
         name = options.flag(field)
         both = name if info.default is False else f"{name}/--no-{name[2:]}"
         annotation = Annotated[bool | None, typer.Option(both, show_default=False, **shared)]
     else:
         value = list[str] if _takes_several(kind) else str
-        annotation = Annotated[value | None, typer.Option(options.flag(field), show_default=False, **shared)]
+        flags = [options.flag(field), *([options.old_flags[field]] if field in options.old_flags else [])]
+        annotation = Annotated[value | None, typer.Option(*flags, show_default=False, **shared)]
     return inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

@@ -30,4 +30,4 @@ def default_data() -> Path:
     try:
         return (Path(home) if home else Path.home() / ".local" / "share") / "manylora"
     except RuntimeError as error:
-        raise ConfigError("--data: this user has no home folder; give a folder for data") from error
+        raise ConfigError("--data-dir: this user has no home folder; give a folder for data") from error

@@ -61,12 +61,18 @@ def _expanded(path: Path) -> Path:
         raise ValueError(f"{str(path)!r} names a home folder that is not known") from error
 
 
+_OLD_DATA_DIR = "MANYLORA_DATA"
+"""The earlier name of MANYLORA_DATA_DIR, still read where that one is not set."""
+
+
 class _Environment(EnvSettingsSource):
     """The environment without Kubernetes' service links."""
 
     def __call__(self) -> dict[str, Any]:
         """The values found, by field."""
         values = super().__call__()
+        if (old := self.env_vars.get(_OLD_DATA_DIR.lower())) is not None:
+            values.setdefault("data_dir", old)
         if is_service_link("MANYLORA_PORT", str(values.get("port"))):
             del values["port"]
         return values
@@ -82,7 +88,7 @@ class Settings(Options):
 
     model_config = SettingsConfigDict(env_prefix="MANYLORA_")
     panels: ClassVar[Mapping[str, Sequence[str]]] = {
-        "Model": ("model", "quantization", "dtype", "device", "threads", "max_model_len", "data"),
+        "Model": ("model", "quantization", "dtype", "device", "threads", "max_model_len", "data_dir"),
         "Adapters": ("adapter", "adapter_root", "adapter_dir", "allow_source", "max_rank"),
         "Registry": ("store_url", "database_url", "store_quota_gib", "store_cache_gib"),
         "Memory": ("max_device_adapters", "device_ranks", "host_cache_gib", "kv_memory_gib", "block_size"),
@@ -93,7 +99,7 @@ class Settings(Options):
         "model": "MODEL",
         "host": "ADDRESS",
         "port": "PORT",
-        "data": "FOLDER",
+        "data_dir": "FOLDER",
         "adapter": "NAME=FOLDER",
         "adapter_root": "FOLDER",
         "adapter_dir": "FOLDER",
@@ -104,11 +110,12 @@ class Settings(Options):
         "max_batch_tokens": "TOKENS",
         "cors_origin": "ORIGIN",
     }
+    old_flags: ClassVar[Mapping[str, str]] = {"data_dir": "--data"}
 
     model: str = Field("demo", min_length=1, description="demo, a Hugging Face folder, a GGUF file, or a hub id")
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes any free one")
-    data: Path = Field(
+    data_dir: Path = Field(
         default_factory=default_data, description="folder for bases and adapters (unset: manylora in XDG_DATA_HOME)"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
@@ -125,14 +132,14 @@ class Settings(Options):
     store_url: str | None = Field(
         None,
         min_length=1,
-        description="fsspec address of a shared store for adapters, e.g. s3://bucket/adapters (unset: under --data)",
+        description="fsspec address of a shared store of adapters, e.g. s3://bucket/adapters (unset: under --data-dir)",
     )
     database_url: SecretStr | None = Field(
-        None, description="PostgreSQL database that several servers share (unset: SQLite under --data)"
+        None, description="PostgreSQL database that several servers share (unset: SQLite under --data-dir)"
     )
     store_quota_gib: float | None = Field(None, gt=0, le=2**20, description="disk space for adapters (unset: no limit)")
     store_cache_gib: float = Field(
-        20.0, gt=0, le=2**20, description="disk space under --data for copies of what --store-url keeps"
+        20.0, gt=0, le=2**20, description="disk space under --data-dir for copies of what --store-url keeps"
     )
     max_device_adapters: int = Field(16, ge=1, le=65536, description="adapters on the device at once")
     host_cache_gib: float = Field(
@@ -206,7 +213,7 @@ class Settings(Options):
                 raise ValueError(f"must be * or an origin such as https://chat.example.com:8443 (got {origin!r})")
         return origins
 
-    @field_validator("data", "adapter_root", "adapter_dir", mode="before")
+    @field_validator("data_dir", "adapter_root", "adapter_dir", mode="before")
     @classmethod
     def _named(cls, path: object) -> object:
         # Path("") is the working directory, which an unset variable in a script would then open.
@@ -214,7 +221,7 @@ class Settings(Options):
             raise ValueError("must not be empty")
         return path
 
-    @field_validator("data", "adapter_root", "adapter_dir")
+    @field_validator("data_dir", "adapter_root", "adapter_dir")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and _expanded(path).absolute()
@@ -234,7 +241,7 @@ class Settings(Options):
     @property
     def base(self) -> BaseOptions:
         """Which base to serve."""
-        return BaseOptions(self.model, self.data, self.device, self.quantization, self.dtype, self.max_model_len)
+        return BaseOptions(self.model, self.data_dir, self.device, self.quantization, self.dtype, self.max_model_len)
 
     @property
     def cpu_threads(self) -> int:
@@ -261,7 +268,7 @@ def make_settings(given: Given) -> Settings:
     settings = Settings(**given)
     prefix = Settings.model_config["env_prefix"]
     clients = {f"{prefix}URL", f"{prefix}API_KEY"}  # of `manylora adapters` and `manylora train`
-    known = {f"{prefix}{field}".upper() for field in Settings.model_fields} | clients
+    known = {f"{prefix}{field}".upper() for field in Settings.model_fields} | clients | {_OLD_DATA_DIR}
     present = {name for name in os.environ if name.upper().startswith(prefix)}
     unknown = sorted(name for name in present.difference(service_links()) if name.upper() not in known)
     if unknown:

@@ -1,4 +1,4 @@
-"""``manylora doctor``: what this machine can do, and what would go wrong, on one screen."""
+"""``manylora doctor``: what this machine can do, and the problems that ``manylora serve`` would have here."""
 
 import os
 import platform
@@ -23,27 +23,27 @@ from server.listener import bind
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "safetensors", "tokenizers", "fastapi", "uvicorn")
 _GIB = 2**30
 _RUNTIME_BYTES = 3 * _GIB // 4
-"""What Python, torch and the libraries take beside weights and caches, about."""
+"""About what Python, torch and the libraries need besides weights and caches."""
 
 
 def examine(settings: Settings) -> list[str]:
     """Print the findings and return the problems, one line each."""
-    # Plain lines: a table would fold or cut the paths, which are there to be copied.
+    # No table: it would wrap or truncate paths, which a user wants to copy.
     lines = [f"manylora {_version('manylora')}"]
     for name, finding in findings(settings):
         lines += [f"  {label:<13} {line}" for label, line in zip_longest([name], finding.splitlines(), fillvalue="")]
-    wrong = problems(settings)
-    lines += [f"would go wrong: {line}" for line in wrong]
-    if not wrong:
-        lines.append("nothing would go wrong that can be seen from here")
+    found = problems(settings)
+    lines += [f"problem: {line}" for line in found]
+    if not found:
+        lines.append("no problem found")
     console = Console()
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return wrong
+    return found
 
 
 def findings(settings: Settings) -> list[tuple[str, str]]:
-    """(what, how it is) for each row of the table."""
+    """Return (name, finding) pairs: the machine, the libraries, and what is cached."""
     memory = machine.memory()
     return [
         ("system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"),
@@ -56,13 +56,13 @@ def findings(settings: Settings) -> list[tuple[str, str]]:
         ("kernels", _kernels()),
         ("libraries", ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)),
         ("demo model", _demo()),
-        ("data", str(settings.data)),
-        ("cached bases", "\n".join(_cached_bases(settings.data)) or "none yet"),
+        ("data", str(settings.data_dir)),
+        ("cached bases", "\n".join(_cached_bases(settings.data_dir)) or "none yet"),
     ]
 
 
 def problems(settings: Settings) -> list[str]:
-    """What would stop ``manylora serve`` with these settings, or make it something else than it seems."""
+    """Return what would stop ``manylora serve`` with these settings, or make it slow or unsafe, one line each."""
     checks = (
         _model_problem,
         _device_problem,
@@ -91,12 +91,13 @@ def _device() -> str:
 
 def _cores(settings: Settings) -> str:
     share = machine.cpu_quota()
-    quota = "" if share is None else f", a share of {share:g} in this container"
-    return f"{machine.usable_cpus()} usable of {machine.total_cpus()}{quota}; the model gets {settings.cpu_threads}"
+    quota = "" if share is None else f", CPU quota {share:g} in this container"
+    threads = settings.cpu_threads
+    return f"{machine.usable_cpus()} usable of {machine.total_cpus()}{quota}; {threads} threads for the model"
 
 
 def _limit(memory: machine.Memory) -> str:
-    return "" if memory.limit is None else f", in this container, by {memory.limit}"
+    return "" if memory.limit is None else f", limited in this container by {memory.limit}"
 
 
 def _processor() -> str:
@@ -111,7 +112,7 @@ def _kernels() -> str:
     kernels = cpu_kernels.load()
     if kernels is None:
         return f"bitsandbytes' and torch's ({cpu_kernels.absence()})"
-    return "our own, on AMX: NF4 products, attention, LoRA; all of a Llama, Mistral, Qwen 2 or Qwen 3 in one call"
+    return "own C kernels for AMX: NF4 products, attention, LoRA; Llama, Mistral, Qwen 2 and Qwen 3 run in one call"
 
 
 def _demo() -> str:
@@ -127,7 +128,10 @@ def _cached_bases(data: Path) -> list[str]:
 
 
 def _model_problem(settings: Settings) -> str | None:
-    """What a start would say of a local model: nothing is downloaded here. The demo is as it was installed."""
+    """Return the error that ``manylora serve`` would give for a local model.
+
+    A hub id is not checked, for nothing is downloaded here; nor are the demo's files, which pip has installed.
+    """
     if on_hub(settings.model):
         return None
     try:
@@ -154,32 +158,34 @@ def _port_problem(settings: Settings) -> str | None:
 
 
 def _data_problem(settings: Settings) -> str | None:
-    nearest = next(path for path in (settings.data, *settings.data.parents) if path.exists())
+    nearest = next(path for path in (settings.data_dir, *settings.data_dir.parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        return f"--data: {settings.data} cannot be written"
+        return f"--data-dir: {settings.data_dir} is not writable"
     free = shutil.disk_usage(nearest).free
-    return f"--data: only {free / _GIB:.1f} GiB of disk are free under {nearest}" if free < _GIB else None
+    return f"--data-dir: only {free / _GIB:.1f} GiB of disk space are free under {nearest}" if free < _GIB else None
 
 
 def _memory_problem(settings: Settings) -> str | None:
-    """Keys and values count where they were asked for: left to itself the server takes what is there."""
+    """Count the KV cache only if its size is given: with ``auto`` the server takes what is free."""
     needed = ((settings.kv_memory_gib or 0) + settings.host_cache_gib) * _GIB + _RUNTIME_BYTES
     free = machine.memory().free
     if needed <= free:
         return None
     return (
-        f"memory: {needed / _GIB:.1f} GiB wanted beside the model's weights (--kv-memory-gib, --host-cache-gib and the "
-        f"program itself), {free / _GIB:.1f} GiB free"
+        f"memory: {needed / _GIB:.1f} GiB are needed besides the model's weights (--kv-memory-gib, --host-cache-gib, "
+        f"the program itself), but only {free / _GIB:.1f} GiB are free"
     )
 
 
 def _block_problem(settings: Settings) -> str | None:
     if settings.device == "cuda" or settings.block_size % 16 == 0 or cpu_kernels.load() is None:
         return None
-    return f"--block-size: {settings.block_size} is no multiple of 16, which the kernels for this CPU need: slower"
+    return f"--block-size: {settings.block_size} is not a multiple of 16, so the faster kernels for this CPU go unused"
 
 
 def _kernels_problem(_: Settings) -> str | None:
     if find_spec("kernels") is None:
         return None
-    return "the package `kernels` is installed: libraries here fetch code with it at run time; pip uninstall kernels"
+    return (
+        "the package `kernels` is installed: with it, transformers may download code at run time; pip uninstall kernels"
+    )

@@ -77,7 +77,7 @@ class StepBenchmark:
         self.bytes = step_bytes(model, sum(t.numel() * 2 for pair in weights.tensors.values() for t in pair))
         longest = max(context, prefill) + BLOCK
         settings = Settings(
-            data=Path(tempfile.gettempdir()),
+            data_dir=Path(tempfile.gettempdir()),
             max_device_adapters=max(ADAPTERS) + SPARE,
             max_batch_sequences=max(ROWS),
             block_size=BLOCK,

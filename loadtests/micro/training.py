@@ -104,7 +104,7 @@ def main() -> int:
         return 0
     speeds: dict[str, list[TrainingSpeed]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
-        data = args.data or Path(folder)
+        data = args.data_dir or Path(folder)
         open_base(_settings(args, data))  # quantises here, so that it is not part of a run's memory
         for repeat in range(args.repeats):
             for way in WAYS if repeat % 2 == 0 else WAYS[::-1]:
@@ -118,7 +118,7 @@ def _arguments() -> argparse.Namespace:
         prog="python -m loadtests.micro.training",
         description="Measure how fast an adapter is trained, beside PEFT and transformers' Trainer.",
     )
-    parser.add_argument("--data", type=Path, help="folder with the quantised base (default: a temporary one)")
+    parser.add_argument("--data-dir", type=Path, help="folder with the quantised base (default: a temporary one)")
     parser.add_argument("--rows", type=Path, default=DATA, help="examples to train on")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -142,12 +142,12 @@ def _settings(args: argparse.Namespace, data: Path) -> TrainSettings:
 def _in_a_process(way: str, data: Path) -> TrainingSpeed:
     """Run one of the two ways in a process of its own, with the options of this command line."""
     command = [sys.executable, "-W", "ignore", "-m", "loadtests.micro.training", *sys.argv[1:], "--way", way]
-    done = subprocess.run([*command, "--data", str(data)], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([*command, "--data-dir", str(data)], stdout=subprocess.PIPE, text=True, check=True)
     return TrainingSpeed(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def _run(args: argparse.Namespace) -> TrainingSpeed:
-    settings = _settings(args, args.data)
+    settings = _settings(args, args.data_dir)
     base = open_base(settings)
     dataset = build_dataset(settings, base.tokenizer, base.max_model_len)
     timer = StepTimer(base.device)

@@ -61,7 +61,7 @@ def open_resources(settings: Settings) -> OpenResources:
     """
     _check_adapters(settings)
     with ExitStack() as resources:
-        resources.callback(_lock(settings.data / "adapters").release)
+        resources.callback(_lock(settings.data_dir / "adapters").release)
         remote = _open_remote(settings)
         _make_sources(settings, limit=0)
         database = _open_database(settings)
@@ -85,7 +85,7 @@ def open_service(
     with ExitStack() as resources:
         resources.enter_context(opened)
         store = AdapterStore(
-            settings.data / "adapters",
+            settings.data_dir / "adapters",
             base.layout,
             settings.max_rank,
             remote=opened.remote,
@@ -125,9 +125,11 @@ def _lock(folder: Path) -> FileLock:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ConfigError(f"--data: another server keeps its adapters in {folder}; give this one its own") from error
+        raise ConfigError(
+            f"--data-dir: another server keeps its adapters in {folder}; give this one its own"
+        ) from error
     except OSError as error:
-        raise ConfigError(f"--data: {folder} cannot be written: {error.strerror or error}") from error
+        raise ConfigError(f"--data-dir: {folder} cannot be written: {error.strerror or error}") from error
     return lock
 
 
@@ -147,9 +149,13 @@ def _make_sources(settings: Settings, limit: int) -> Sources:
 
 def _open_database(settings: Settings) -> Database:
     url = settings.database_url
-    option = "--data" if url is None else "--database-url"
+    option = "--data-dir" if url is None else "--database-url"
     try:
-        return open_sqlite(settings.data / "registry.sqlite3") if url is None else open_postgres(url.get_secret_value())
+        return (
+            open_sqlite(settings.data_dir / "registry.sqlite3")
+            if url is None
+            else open_postgres(url.get_secret_value())
+        )
     except NewerSchema as error:
         raise ConfigError(f"{option}: the registry was made by a newer manylora (schema {error})") from error
     except DBAPIError as error:

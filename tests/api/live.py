@@ -127,7 +127,7 @@ def enduring_model() -> PreTrainedModel:
 def tiny_service(root: Path, model: PreTrainedModel | None = None, **changes: Any) -> Service:
     """A service over ``model``, by default the tiny Llama; ``changes`` are fields of Settings."""
     plain = {"quantization": "none", "dtype": "fp32", "device": "cpu", "kv_memory_gib": 0.01, "threads": 1}
-    settings = Settings(**{"data": root / "data", **plain, **changes})
+    settings = Settings(**{"data_dir": root / "data", **plain, **changes})
     return open_service(make_base(model or tiny_model(), tiny_tokenizer(), "tiny"), settings)
 
 

@@ -51,7 +51,7 @@ class Answers:
 
 def serve_demo(root: Path, device: str) -> Mapping[Mix, Answers]:
     """All of PROMPTS with all of MIXES at once, then each compared over the tokens that the engine chose."""
-    settings = Settings(data=root, device=device, max_model_len=512, kv_memory_gib=0.1)
+    settings = Settings(data_dir=root, device=device, max_model_len=512, kv_memory_gib=0.1)
     base = load_base(settings.base)
     plain = _dequantised(base.model)
     folders = _save_adapters(plain, root / "adapters")

@@ -187,12 +187,12 @@ def test_a_whole_answer_that_has_not_ended_in_time_is_503(tmp_path: Path) -> Non
 
 def test_a_data_folder_that_cannot_be_made_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"--data: .* cannot be written"):
-        tiny_service(tmp_path, data=tmp_path / "file")
+    with pytest.raises(ConfigError, match=r"--data-dir: .* cannot be written"):
+        tiny_service(tmp_path, data_dir=tmp_path / "file")
 
 
 def test_two_servers_do_not_share_a_folder(live: Live) -> None:
-    with pytest.raises(ConfigError, match="--data: another server"):
+    with pytest.raises(ConfigError, match="--data-dir: another server"):
         open_service(make_base(enduring_model(), tiny_tokenizer(), "other"), live.service.settings)
 
 

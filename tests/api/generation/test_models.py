@@ -40,7 +40,7 @@ def test_every_name_that_can_be_asked_for(live: Live, names: list[str]) -> None:
         assert card["root"] == root
         assert live.http.get(f"/v1/models/{card['id']}").json() == card
         assert live.complete(model=card["id"], max_tokens=1)["model"] == card["id"]
-    assert str(live.service.settings.data) not in live.http.get("/v1/models").text
+    assert str(live.service.settings.data_dir) not in live.http.get("/v1/models").text
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])

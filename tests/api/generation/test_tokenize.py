@@ -68,7 +68,9 @@ def test_special_tokens_are_added_to_a_prompt_unless_told_otherwise(tmp_path: Pa
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", begin)]
     )
-    settings = Settings(data=tmp_path, quantization="none", dtype="fp32", device="cpu", kv_memory_gib=0.01, threads=1)
+    settings = Settings(
+        data_dir=tmp_path, quantization="none", dtype="fp32", device="cpu", kv_memory_gib=0.01, threads=1
+    )
     with running(open_service(make_base(tiny_model(), tokenizer, "tiny"), settings)) as live:
         tokens = [
             live.http.post("/tokenize", json={"prompt": "abc", **flags}).json()["tokens"]

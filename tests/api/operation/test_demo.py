@@ -55,7 +55,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def serving(root: Path, *, plain: bool = False) -> Iterator[Served]:
     """``manylora serve`` on a free port; ``plain``: as it is by itself, without adapters."""
-    command = [sys.executable, "manylora.py", "serve", "--port", "0", "--data", str(root / "data"), "--threads", "2"]
+    command = [
+        sys.executable,
+        "manylora.py",
+        "serve",
+        "--port",
+        "0",
+        "--data-dir",
+        str(root / "data"),
+        "--threads",
+        "2",
+    ]
     options = [
         "--adapter",
         f"red={root}/adapters/red",

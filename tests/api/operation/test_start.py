@@ -24,32 +24,32 @@ def refused(message: str, **settings: object) -> None:
 
 
 def test_the_model_is_looked_at_last(tmp_path: Path) -> None:
-    refused("--model: ", data=tmp_path)
-    refused("--model: ", data=tmp_path)  # the first attempt has let go of the folder
+    refused("--model: ", data_dir=tmp_path)
+    refused("--model: ", data_dir=tmp_path)  # the first attempt has let go of the folder
 
 
 def test_a_data_folder_in_use(live: Live) -> None:
-    refused("--data: another server keeps its adapters in", data=live.service.settings.data)
+    refused("--data-dir: another server keeps its adapters in", data_dir=live.service.settings.data_dir)
 
 
 def test_a_data_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    refused("--data: .* cannot be written", data=tmp_path / "file")
+    refused("--data-dir: .* cannot be written", data_dir=tmp_path / "file")
 
 
 def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:
-    refused("--adapter: red=/no/such: there is no such folder", data=tmp_path, adapter={"red": Path("/no/such")})
-    refused("--adapter: .* cannot name an adapter", data=tmp_path, adapter={"red@1": tmp_path})
+    refused("--adapter: red=/no/such: there is no such folder", data_dir=tmp_path, adapter={"red": Path("/no/such")})
+    refused("--adapter: .* cannot name an adapter", data_dir=tmp_path, adapter={"red@1": tmp_path})
 
 
 def test_a_source_or_a_store_that_cannot_be_used(tmp_path: Path) -> None:
-    refused("--allow-source: ", data=tmp_path, allow_source="ftp://host/folder")
-    refused("--store-url: ", data=tmp_path, store_url="no-such-protocol://bucket")
+    refused("--allow-source: ", data_dir=tmp_path, allow_source="ftp://host/folder")
+    refused("--store-url: ", data_dir=tmp_path, store_url="no-such-protocol://bucket")
 
 
 def test_a_database_that_does_not_answer(tmp_path: Path) -> None:
     database = "postgresql://user@127.0.0.1:9/registry"
-    refused("--database-url: ", data=tmp_path, store_url=f"file://{tmp_path}", database_url=database)
+    refused("--database-url: ", data_dir=tmp_path, store_url=f"file://{tmp_path}", database_url=database)
 
 
 def test_a_port_that_another_server_holds_while_it_loads() -> None:
@@ -104,14 +104,16 @@ def test_service_links_that_were_left_out_are_told(
 
 def test_the_memory_for_keys_and_values_is_told(tmp_path: Path) -> None:
     said: list[str] = []
-    settings = Settings(data=tmp_path, quantization="none", dtype="fp32", device="cpu", threads=1)
+    settings = Settings(data_dir=tmp_path, quantization="none", dtype="fp32", device="cpu", threads=1)
     open_service(make_base(tiny_model(), tiny_tokenizer(), "tiny"), settings, said.append).close()
     assert [line.partition(" (auto: ")[0] for line in said] == ["keys and values: 4.0 MiB, 8192 tokens"]
 
 
 def test_a_database_without_its_driver_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    settings = Settings(data=tmp_path, store_url=f"file://{tmp_path}/store", database_url="postgresql://u@127.0.0.1/x")
+    settings = Settings(
+        data_dir=tmp_path, store_url=f"file://{tmp_path}/store", database_url="postgresql://u@127.0.0.1/x"
+    )
     with pytest.raises(ConfigError) as raised:
         open_resources(settings)
     assert str(raised.value) == (

@@ -107,13 +107,13 @@ def stored(live: Live) -> set[str]:
 
 def rows(live: Live) -> dict[str, int]:
     """Of the tables that describe adapters."""
-    with closing(sqlite3.connect(live.service.settings.data / "registry.sqlite3")) as connection:
+    with closing(sqlite3.connect(live.service.settings.data_dir / "registry.sqlite3")) as connection:
         tables = ("names", "versions", "contents", "admissions")
         return {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
 
 
 def database_bytes(live: Live) -> int:
     """Of the database's file, without its log, which has a bound of its own."""
-    with closing(sqlite3.connect(live.service.settings.data / "registry.sqlite3")) as connection:
+    with closing(sqlite3.connect(live.service.settings.data_dir / "registry.sqlite3")) as connection:
         connection.execute("PRAGMA wal_checkpoint")
-    return (live.service.settings.data / "registry.sqlite3").stat().st_size
+    return (live.service.settings.data_dir / "registry.sqlite3").stat().st_size

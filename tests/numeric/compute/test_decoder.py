@@ -111,7 +111,7 @@ class Lab:
 
     def __post_init__(self) -> None:
         self.base: Base = make_base(quantised(self.config), tiny_tokenizer(), "tiny", "cpu", max_model_len=128)
-        settings = Settings(data=self.data, device="cpu", kv_memory_gib=0.01, max_model_len=128, **self.changes)
+        settings = Settings(data_dir=self.data, device="cpu", kv_memory_gib=0.01, max_model_len=128, **self.changes)
         self.runner = Runner(self.base, settings)
         self.decoder: Forward = self.runner.forward
         self.modules: Forward = EagerForward(self.runner.model, transformers_forward(self.base.model))

@@ -59,8 +59,8 @@ def requests(rng: random.Random) -> Asked:
 
 
 def engine(root: Path, **changes: object) -> Engine:
-    base = load_base(Settings(data=root, max_model_len=256).base)
-    config = Settings(data=root, **changes)
+    base = load_base(Settings(data_dir=root, max_model_len=256).base)
+    config = Settings(data_dir=root, **changes)
     return Engine(Runner(base, config), config, lambda adapter: weights(adapter, base.layout), lambda events: None)
 
 

@@ -113,7 +113,7 @@ def test_the_checkpoint_does_not_stay_in_memory_beside_what_is_made_of_it(tmp_pa
     read = load_base(BaseOptions(str(tmp_path / "model"), tmp_path / "data", "cpu"))
     assert mapped(tmp_path)
     embedding = read.model.get_input_embeddings().weight.clone()
-    runner = Runner(read, Settings(data=tmp_path / "data", device="cpu", kv_memory_gib=0.01))
+    runner = Runner(read, Settings(data_dir=tmp_path / "data", device="cpu", kv_memory_gib=0.01))
     assert not mapped(tmp_path)
     assert torch.equal(runner.base.model.get_input_embeddings().weight, embedding)
 

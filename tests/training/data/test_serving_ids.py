@@ -48,7 +48,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         num_key_value_heads=1, max_position_embeddings=2048,
     )  # fmt: skip
     small = {"quantization": "none", "dtype": "fp32", "device": "cpu", "kv_memory_gib": 0.01, "threads": 1}
-    settings = Settings(data=tmp_path_factory.mktemp("ids"), **small)
+    settings = Settings(data_dir=tmp_path_factory.mktemp("ids"), **small)
     with running(open_service(make_base(LlamaForCausalLM(config), tokenizer, "demo"), settings)) as live:
         yield live
 

@@ -478,7 +478,7 @@ assert not heavy, heavy
 @pytest.mark.slow
 def test_the_quick_start(tmp_path: Path) -> None:
     """The shipped data: held-out JSON from about none to at least 95%, then the same over HTTP."""
-    command = [sys.executable, "manylora.py", "serve", "--port", "0", "--data", str(tmp_path)]
+    command = [sys.executable, "manylora.py", "serve", "--port", "0", "--data-dir", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def settings(tmp_path: Path, model: Path | str = "demo", **more: object) -> Settings:
-    return Settings(model=str(model), data=tmp_path / "data", device="cpu", **more)
+    return Settings(model=str(model), data_dir=tmp_path / "data", device="cpu", **more)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -256,7 +256,7 @@ def test_loading_the_demo_base_takes_its_size_in_memory(demo: Demo, tmp_path: Pa
     gc.collect()
     before = psutil.Process().memory_info().rss
     data = next(Path(line.partition(" from ")[2]).parent.parent for line in demo.said if "loading" in line)
-    base = load_base(Settings(data=data, device="cpu").base)
+    base = load_base(Settings(data_dir=data, device="cpu").base)
     grown = psutil.Process().memory_info().rss - before
     assert weight_bytes(base.model) < 130e6
     assert grown < 160e6

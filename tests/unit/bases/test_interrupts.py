@@ -88,7 +88,7 @@ def test_while_a_command_is_imported(command: str, at: int) -> None:
 
 @pytest.mark.parametrize("at", [400, 2500])
 def test_while_the_libraries_are_imported(at: int, tmp_path: Path) -> None:
-    words = ("serve", "--port", "0", "--data", str(tmp_path), "--model", str(tmp_path))
+    words = ("serve", "--port", "0", "--data-dir", str(tmp_path), "--model", str(tmp_path))
     assert run(IMPORTING, str(at), *words) == (130, "", "")
     assert list(tmp_path.iterdir()) == []
 
@@ -112,7 +112,18 @@ def serve_until(line: str, folder: Path) -> tuple[int, str]:
     model = folder / "model"
     tiny_model().save_pretrained(model)
     tiny_tokenizer().save_pretrained(model)
-    command = [sys.executable, "-m", "manylora", "serve", "--port", "0", "--data", str(folder), "--model", str(model)]
+    command = [
+        sys.executable,
+        "-m",
+        "manylora",
+        "serve",
+        "--port",
+        "0",
+        "--data-dir",
+        str(folder),
+        "--model",
+        str(model),
+    ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

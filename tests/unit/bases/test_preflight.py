@@ -176,7 +176,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_serving_and_the_doctor_say_the_same(name: str, folder: Path, tmp_path: Path) -> None:
     damage, message = BROKEN[name]
     damage(folder)
-    settings = Settings(model=str(folder), data=tmp_path / "data", device="cpu")
+    settings = Settings(model=str(folder), data_dir=tmp_path / "data", device="cpu")
     with pytest.raises(BaseRejected, match=message) as refused:
         load_base(settings.base)
     assert str(refused.value) in problems(settings)
@@ -184,7 +184,7 @@ def test_serving_and_the_doctor_say_the_same(name: str, folder: Path, tmp_path: 
 
 
 def test_a_whole_folder_has_no_problem(folder: Path, tmp_path: Path) -> None:
-    settings = Settings(model=str(folder), data=tmp_path / "data", device="cpu")
+    settings = Settings(model=str(folder), data_dir=tmp_path / "data", device="cpu")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     check_source(ModelSource("tiny", folder))
     assert not [problem for problem in problems(settings) if "tiny" in problem]
@@ -192,16 +192,16 @@ def test_a_whole_folder_has_no_problem(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_context_that_the_model_lacks_is_told_by_both(folder: Path, tmp_path: Path) -> None:
-    settings = Settings(model=str(folder), data=tmp_path / "data", device="cpu", max_model_len=CONTEXT + 1)
+    settings = Settings(model=str(folder), data_dir=tmp_path / "data", device="cpu", max_model_len=CONTEXT + 1)
     with pytest.raises(ConfigError, match="--max-model-len: must be at most") as refused:
         load_base(settings.base)
     assert str(refused.value) in problems(settings)
 
 
 def test_the_doctor_prints_a_path_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is there to be copied, on a terminal of any width."""
+    """Without line breaks, so that it can be copied, on a terminal of any width."""
     data = tmp_path / ("long " * 30) / "data"
-    examine(Settings(model="/no/such", data=data, device="cpu"))
+    examine(Settings(model="/no/such", data_dir=data, device="cpu"))
     printed = capsys.readouterr().out
     assert f"  data          {data}\n" in printed
-    assert "would go wrong: --model: there is no folder or file '/no/such'" in printed
+    assert "problem: --model: there is no folder or file '/no/such'" in printed

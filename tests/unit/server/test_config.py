@@ -14,13 +14,14 @@ from server.config import Settings, read_settings, service_links
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
         monkeypatch.delenv(f"MANYLORA_{name.upper()}", raising=False)
+    monkeypatch.delenv("MANYLORA_DATA", raising=False)
 
 
 def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     settings = Settings()
     assert (settings.model, settings.host, settings.port) == ("demo", "127.0.0.1", 8000)
-    assert settings.data == tmp_path / "manylora"
+    assert settings.data_dir == tmp_path / "manylora"
     assert settings.adapter == {}
 
 
@@ -34,7 +35,7 @@ def test_every_option_has_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch,
         "model": "x",
         "host": "::1",
         "port": "0",
-        "data": str(tmp_path),
+        "data_dir": str(tmp_path),
         "device": "cpu",
         "quantization": "none",
         "dtype": "fp32",
@@ -90,6 +91,15 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("MANYLORA_PORT", "1")
     assert read_settings([]).port == 1
     assert read_settings(["--port", "2"]).port == 2
+
+
+def test_the_earlier_name_of_the_data_folder_is_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """``--data-dir`` and MANYLORA_DATA, before they were called as ``manylora train`` calls them."""
+    assert read_settings(["--data-dir", str(tmp_path / "flag")]).data_dir == tmp_path / "flag"
+    monkeypatch.setenv("MANYLORA_DATA", str(tmp_path / "old"))
+    assert read_settings([]).data_dir == tmp_path / "old"
+    monkeypatch.setenv("MANYLORA_DATA_DIR", str(tmp_path / "new"))
+    assert read_settings([]).data_dir == tmp_path / "new"
 
 
 def test_adapters_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +216,7 @@ def test_without_a_home_folder_data_is_asked_for(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     monkeypatch.setattr(Path, "expanduser", homeless)
-    with pytest.raises(ConfigError, match="--data: this user has no home folder"):
+    with pytest.raises(ConfigError, match="--data-dir: this user has no home folder"):
         read_settings([])
 
 
@@ -242,7 +252,7 @@ def test_settings_are_frozen() -> None:
         (["--nix", "1"], "--nix: there is no such option; see --help"),
         (["--max-r", "8"], "--max-r: there is no such option; did you mean --max-rank?"),
         (["--adapter-root", ""], "--adapter-root: must not be empty"),
-        (["--data", ""], "--data: must not be empty"),
+        (["--data-dir", ""], "--data-dir: must not be empty"),
         (["--kv-memory-gib", "1e9"], "--kv-memory-gib: must be at most 1,048,576 (got '1e9')"),
         (["--max-device-adapters", "65537"], "--max-device-adapters: must be at most 65,536 (got '65537')"),
         (["--port"], "--port: needs a value"),
