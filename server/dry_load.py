@@ -37,12 +37,12 @@ class DryLoad:
     """
 
     def __init__(self, base: Base, codec: Codec, engine: Engine, event_router: EventRouter) -> None:
-        length = min(LENGTH, base.max_model_len, engine.longest_probe)
+        length = min(LENGTH, base.max_model_len, engine.max_probe_tokens)
         self._prompt: list[int] = codec.backend.encode(PROMPT).ids[:length]
         self._engine = engine
-        self._switchboard = event_router
+        self._event_router = event_router
         self._lock = Lock()
-        self._base: Logits | None = None
+        self._base_result: Logits | None = None
 
     def measure(self, spec: AdapterSpec, *, keep: bool = False) -> dict[str, Any]:
         """Load a stored adapter as a request would, and compare the logits after the prompt with the base's.
@@ -53,8 +53,8 @@ class DryLoad:
         can never fit beside the pinned ones, Draining, and EngineError for all else.
         """
         started = time.monotonic()
-        base = self._of_base()
-        logits = self._ask((WeightedAdapter(spec.id, 1.0, spec.rank),), keep)
+        base = self._base_logits()
+        logits = self._probe((WeightedAdapter(spec.id, 1.0, spec.rank),), keep)
         if not np.isfinite(logits).all():
             raise AdapterRejected("the logits of a probe prompt are not finite")
         if np.array_equal(logits, base):
@@ -67,30 +67,30 @@ class DryLoad:
             "seconds": round(time.monotonic() - started, 3),
         }
 
-    def _of_base(self) -> Logits:
+    def _base_logits(self) -> Logits:
         """Measured at the first need, and once."""
         with self._lock:
-            if self._base is None:
-                logits = self._ask((), keep=False)
+            if self._base_result is None:
+                logits = self._probe((), keep=False)
                 if not np.isfinite(logits).all():
                     raise EngineError("The base's own logits are not finite.")
-                self._base = logits
-            return self._base
+                self._base_result = logits
+            return self._base_result
 
-    def _ask(self, adaptation: Adaptation, keep: bool) -> Logits:
+    def _probe(self, adaptation: Adaptation, keep: bool) -> Logits:
         """[vocabulary]."""
         event = self._run(Sequence(f"probe-{uuid4().hex}", list(self._prompt), GREEDY, adaptation, True, keep))
         if isinstance(event, Failed):
             if event.cause == "adapter":
                 raise AdapterRejected(f"the dry load failed: {event.message}")
-            if self._switchboard.draining:
+            if self._event_router.draining:
                 raise Draining(event.message, code="draining")
             raise EngineError(f"The dry load failed: {event.message}")
         assert event.logits is not None, "a probe without logits"
         return np.frombuffer(event.logits, np.float32)
 
     def _run(self, sequence: Sequence) -> Event:
-        answer = self._switchboard.expect(sequence.id)
+        answer = self._event_router.expect(sequence.id)
         try:
             self._submit(sequence)
             return answer.result(TIMEOUT)
@@ -98,13 +98,13 @@ class DryLoad:
             self._engine.abort(sequence.id)
             raise EngineError(f"The dry load found no place on the device within {TIMEOUT:.0f} s.") from error
         finally:
-            self._switchboard.close(sequence.id)
+            self._event_router.close(sequence.id)
 
     def _submit(self, sequence: Sequence) -> None:
         try:
             self._engine.submit(sequence)
         except EngineError as error:
-            if self._switchboard.draining:
+            if self._event_router.draining:
                 raise Draining("The server has shut down.", code="draining") from error
             raise
 

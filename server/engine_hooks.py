@@ -1,4 +1,4 @@
-"""EngineHooks: what the registry asks of the engine that serves its adapters."""
+"""EngineHooks: the registry's hooks, carried out by the engine that serves its adapters."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from server.errors import InvalidRequest
 class EngineHooks(RegistryHooks):
     """Connects the registry to the engine that serves its adapters."""
 
-    def __init__(self, base: Base, settings: Settings, engine: Engine, probe: DryLoad) -> None:
+    def __init__(self, base: Base, settings: Settings, engine: Engine, dry_load: DryLoad) -> None:
         layout = base.layout
         super().__init__(
             layout.fingerprint,
@@ -27,18 +27,18 @@ class EngineHooks(RegistryHooks):
             reserved=frozenset({base.name}),
         )
         self._engine = engine
-        self._probe = probe
+        self._dry_load = dry_load
 
     def dry_load(self, spec: AdapterSpec, keep: bool) -> dict[str, Any]:
-        """Run a probe prompt through the engine. Raises AdapterConflict if pinned adapters leave no space for it."""
+        """Run the dry load. Raises AdapterConflict if pinned adapters leave no space for the adapter."""
         try:
-            return self._probe.measure(spec, keep=keep)
+            return self._dry_load.measure(spec, keep=keep)
         except InvalidRequest as error:
             raise AdapterConflict(str(error), code="too_many_pins") from error
 
     def can_pin(self, ranks: Collection[int]) -> bool:
-        """Ask the engine's adapter pool."""
-        return self._engine.fits_pinned(ranks)
+        """Whether the device can hold pinned adapters of these ranks and one more adapter."""
+        return self._engine.can_pin(ranks)
 
     def pins_changed(self, versions: Sequence[Version]) -> None:
         """Pin these in the engine, and unpin all others."""
@@ -46,4 +46,4 @@ class EngineHooks(RegistryHooks):
 
     def content_unused(self, content: AdapterId) -> None:
         """Drop it from host memory and the device."""
-        self._engine.forget(content)
+        self._engine.remove_adapter(content)

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from adapters.errors import UnknownAdapter
 from adapters.registry.names import parse_reference
 from adapters.registry.registry import Registry
-from server.engine.engine import EngineStats
+from server.engine.stats import EngineStats
 
 Outcome = Literal["ok", "error", "cancelled"]
 """How a request ended; cancelled: its client left."""
@@ -26,8 +26,8 @@ _GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "manylora_requests_running": ("Requests in the batch", lambda s: s.running),
     "manylora_kv_blocks_used": ("KV blocks that live requests hold", lambda s: s.blocks_used),
     "manylora_kv_blocks": ("KV blocks in all", lambda s: s.blocks_total),
-    "manylora_device_adapters": ("Adapters on the device", lambda s: len(s.device)),
-    "manylora_host_adapters": ("Adapters in host memory", lambda s: len(s.host)),
+    "manylora_device_adapters": ("Adapters on the device", lambda s: len(s.device_adapters)),
+    "manylora_host_adapters": ("Adapters in host memory", lambda s: len(s.host_adapters)),
     "manylora_healthy": ("1, or 0 after several failed steps in a row", lambda s: s.healthy),
 }
 _COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
@@ -210,7 +210,7 @@ class _EngineFigures(Collector):
             "Adapters on the device and adapters waited for; the value is the time, in Unix seconds",
             labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
         )
-        resident = ",".join(self._registry.names_of(stats.device | stats.running_adapters))
+        resident = ",".join(self._registry.names_of(stats.device_adapters | stats.running_adapters))
         waiting = ",".join(self._registry.names_of(stats.waiting_adapters))
         family.add_metric([str(self._max_adapters), resident, waiting], time())
         return family

@@ -95,7 +95,7 @@ def open_service(
         codec = Codec(base.tokenizer, base.model.config.get_text_config().vocab_size, base.max_model_len)
         event_router = EventRouter()
         engine = Engine(Runner(base, settings), settings, store.read, event_router.deliver)
-        report(engine.runner.room.reason)
+        report(engine.runner.kv_size.reason)
         hooks = EngineHooks(base, settings, engine, DryLoad(base, codec, engine, event_router))
         registry = Registry(opened.database, store, hooks, _bytes(settings.store_quota_gib))
         engine.start()

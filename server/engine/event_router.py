@@ -1,4 +1,4 @@
-"""EventRouter: carries each step's events from the engine's thread to the requests that wait for them."""
+"""EventRouter: passes events from the engine's thread to the requests that wait for them."""
 
 import asyncio
 from concurrent.futures import Future
@@ -8,7 +8,7 @@ from server.errors import Draining
 
 
 class EventQueue:
-    """The events of one sequence, in order. Used on the event loop only."""
+    """The events of one sequence, in order. For the event loop only."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -19,7 +19,7 @@ class EventQueue:
         self._arrived.set()
 
     async def take(self) -> list[Event]:
-        """Everything that has come; waits for the first."""
+        """Wait for an event, then return all events so far that were not taken."""
         await self._arrived.wait()
         self._arrived.clear()
         events, self._events = self._events, []
@@ -27,63 +27,64 @@ class EventQueue:
 
 
 class EventRouter:
-    """The open requests, by sequence id. Any thread may ``expect`` and ``close``; the rest, but for ``deliver``, is for
-    the event loop's.
+    """Open requests by sequence id.
+
+    Any thread may call ``expect`` and ``close``, the engine's thread calls ``deliver``; all else is for the event loop.
     """
 
     def __init__(self) -> None:
         self.draining = False
-        """Whether new requests are turned away; any thread may set it."""
-        self._inboxes: dict[str, EventQueue] = {}
-        self._expected: dict[str, Future[Event]] = {}
-        """Changed by several threads, in single steps only."""
+        """Whether new requests are refused, because the server shuts down. Any thread may set it."""
+        self._queues: dict[str, EventQueue] = {}
+        self._futures: dict[str, Future[Event]] = {}
+        """Changed by several threads, with atomic dict operations only."""
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __len__(self) -> int:
-        return len(self._inboxes)
+        return len(self._queues)
 
     def bind(self) -> None:
-        """Deliver to the event loop that runs now; before the first request is opened."""
+        """Deliver to the running event loop. Call this before the first request is opened."""
         self._loop = asyncio.get_running_loop()
 
     def open(self, sequence_id: str) -> EventQueue:
-        """Raises Draining."""
+        """Return the queue of a new request. Raises Draining if the server shuts down."""
         self.check_open()
-        return self._inboxes.setdefault(sequence_id, EventQueue())
+        return self._queues.setdefault(sequence_id, EventQueue())
 
     def expect(self, sequence_id: str) -> Future[Event]:
-        """For a thread that waits for a sequence of one token, event loop or not: its only event.
+        """Return a future of the only event of a sequence with one token, for a thread that waits for it.
 
-        Also while the server drains: it belongs to something that was let in before.
+        Also possible while the server drains: such a sequence belongs to a request that was accepted before.
         """
-        return self._expected.setdefault(sequence_id, Future())
+        return self._futures.setdefault(sequence_id, Future())
 
     def close(self, sequence_id: str) -> None:
-        """Events of this sequence go nowhere from now on."""
-        self._inboxes.pop(sequence_id, None)
-        self._expected.pop(sequence_id, None)
+        """Drop all further events of a sequence."""
+        self._queues.pop(sequence_id, None)
+        self._futures.pop(sequence_id, None)
 
     def check_open(self) -> None:
-        """Raises Draining where nothing new is taken."""
+        """Raise Draining if no new requests are accepted."""
         if self.draining:
             raise Draining("The server is shutting down and takes no new requests.", code="draining")
 
     def deliver(self, events: list[Event]) -> None:
-        """For the engine's thread: wakes the event loop once, however many events a step has."""
-        if self._expected:
+        """Pass on a step's events, from the engine's thread. Wakes the event loop once for all of them."""
+        if self._futures:
             events = [event for event in events if not self._resolve(event)]
         if events:
-            assert self._loop is not None, "events before the event loop"
+            assert self._loop is not None, "bind() was not called before the first event"
             self._loop.call_soon_threadsafe(self._dispatch, events)
 
     def _resolve(self, event: Event) -> bool:
-        future = self._expected.pop(event.sequence_id, None)
+        future = self._futures.pop(event.sequence_id, None)
         if future is not None:
             future.set_result(event)
         return future is not None
 
     def _dispatch(self, events: list[Event]) -> None:
         for event in events:
-            # A request that ended early (disconnect, stop string) may have events under way.
-            if (inbox := self._inboxes.get(event.sequence_id)) is not None:
-                inbox.put(event)
+            # A request that has ended early (disconnect, stop string) may still get events.
+            if (queue := self._queues.get(event.sequence_id)) is not None:
+                queue.put(event)

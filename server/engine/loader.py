@@ -1,7 +1,7 @@
-"""Loader: adapters from disk to host memory, off the engine's thread, each at most once at a time.
+"""Loader: reads adapters from disk into a host memory cache, on worker threads, each at most once at a time.
 
-Worker threads read, check and pack; the engine's thread alone touches the cache. Least recently used adapters leave
-host memory when it passes its bound.
+Worker threads read, check and pack adapters; only the engine's thread uses the cache. The least recently used adapters
+are evicted when it grows over its capacity.
 """
 
 from collections import OrderedDict
@@ -18,51 +18,57 @@ WORKERS = 2
 
 
 class Loader:
-    """Host memory for adapters, filled by ``load`` on worker threads; ``wake`` is called when something arrives."""
+    """Cache of adapters in host memory.
 
-    def __init__(self, load: Callable[[AdapterId], PackedAdapter], capacity: int, wake: Callable[[], None]) -> None:
+    ``load`` reads one adapter, ``on_loaded`` is called when that is done; both on worker threads. ``capacity`` is in
+    bytes. The adapter loaded last is kept even if it is larger.
+    """
+
+    def __init__(
+        self, load: Callable[[AdapterId], PackedAdapter], capacity: int, on_loaded: Callable[[], None]
+    ) -> None:
         self._load = load
         self._capacity = capacity
-        self._wake = wake
+        self._on_loaded = on_loaded
         self._cache: OrderedDict[AdapterId, PackedAdapter] = OrderedDict()
         self._bytes = 0
         self._largest = 0
         self._pending: dict[AdapterId, Future[PackedAdapter]] = {}
-        self._arrived: SimpleQueue[tuple[AdapterId, Future[PackedAdapter]]] = SimpleQueue()
+        self._loaded: SimpleQueue[tuple[AdapterId, Future[PackedAdapter]]] = SimpleQueue()
         self._workers = ThreadPoolExecutor(WORKERS, "adapter-loader", initializer=torch.set_num_threads, initargs=(1,))
-        self.host: frozenset[AdapterId] = frozenset()
-        """Adapters in host memory; replaced, never changed, so any thread may read it."""
+        self.adapters: frozenset[AdapterId] = frozenset()
+        """Adapters in the cache. The set is replaced, never changed, so any thread may read it."""
 
     def get(self, adapter: AdapterId) -> PackedAdapter | None:
-        """The adapter if it is in host memory."""
+        """Return the adapter if it is in the cache, as the most recently used one."""
         packed = self._cache.get(adapter)
         if packed is not None:
             self._cache.move_to_end(adapter)
         return packed
 
     @property
-    def room(self) -> int:
-        """How many adapters like the largest seen the cache can hold, at least 1: to load more ahead would thrash."""
+    def max_prefetch(self) -> int:
+        """How many adapters of the largest size seen the cache holds, at least 1. Loading more ahead would thrash."""
         return max(1, self._capacity // self._largest) if self._largest else 1
 
     def request(self, adapter: AdapterId) -> None:
-        """Start loading unless it is under way."""
+        """Start loading an adapter, unless that has been started."""
         if adapter in self._pending:
             return
         future = self._pending[adapter] = self._workers.submit(self._load, adapter)
-        future.add_done_callback(lambda done: self._finished(adapter, done))
+        future.add_done_callback(lambda done: self._put_loaded(adapter, done))
 
-    def _finished(self, adapter: AdapterId, done: Future[PackedAdapter]) -> None:
-        self._arrived.put((adapter, done))
-        self._wake()
+    def _put_loaded(self, adapter: AdapterId, done: Future[PackedAdapter]) -> None:
+        self._loaded.put((adapter, done))
+        self._on_loaded()
 
     def collect(self) -> dict[AdapterId, BaseException]:
-        """Take in what has arrived; returns what could not be loaded, and why."""
+        """Move loaded adapters into the cache. Returns the adapters that could not be loaded, and their errors."""
         failures: dict[AdapterId, BaseException] = {}
-        while not self._arrived.empty():
-            adapter, done = self._arrived.get()
+        while not self._loaded.empty():
+            adapter, done = self._loaded.get()
             if self._pending.get(adapter) is not done:
-                continue  # dropped since; whoever wants it now has asked again
+                continue  # dropped, and maybe requested again, since this load started
             del self._pending[adapter]
             error = done.exception()
             if error is not None:
@@ -78,16 +84,16 @@ class Loader:
         self._largest = max(self._largest, packed.nbytes)
         while self._bytes > self._capacity and len(self._cache) > 1:
             self.drop(next(iter(self._cache)))
-        self.host = frozenset(self._cache)
+        self.adapters = frozenset(self._cache)
 
     def drop(self, adapter: AdapterId) -> None:
-        """Forget an adapter if it is here or on its way."""
+        """Remove an adapter from the cache, and ignore the result if it is being loaded."""
         self._pending.pop(adapter, None)
         packed = self._cache.pop(adapter, None)
         if packed is not None:
             self._bytes -= packed.nbytes
-            self.host = frozenset(self._cache)
+            self.adapters = frozenset(self._cache)
 
     def close(self) -> None:
-        """Stop the workers; what is under way ends, what waits is cancelled."""
+        """Stop the workers after the loads that have begun; cancel the others."""
         self._workers.shutdown(cancel_futures=True)

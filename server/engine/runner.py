@@ -1,4 +1,4 @@
-"""Runner: a Batch becomes logits and token ids. Owns everything that lives on the device."""
+"""Runner: computes logits and tokens of a batch. Owns everything on the device."""
 
 from functools import partial
 
@@ -14,17 +14,17 @@ from server.compute.lora_mapping import ResidentAdapters
 from server.compute.model_inputs import ModelInputs, call_model, transformers_forward
 from server.compute.pool import AdapterPool, PackedAdapter
 from server.config import Settings
-from server.engine.kv_memory import kv_room
+from server.engine.kv_memory import kv_cache_size
 from server.engine.sampler import sample
 from server.engine.sequence import Batch
 from server.engine.slots import pages_for
 
 
 class Runner:
-    """The base model with LoRA and paged attention built in. One per Base: it changes ``base.model``."""
+    """The base model with LoRA and paged attention. It changes ``base.model``, so make only one for a base."""
 
     def __init__(self, base: Base, settings: Settings, backend: Backend | None = None) -> None:
-        """``backend``: how to compute; unless given, the fastest for the base's device."""
+        """``backend``: what computes a step; by default the fastest for the base's device."""
         self.base = base
         self.backend = backend or choose_backend(base.device, base.dtype)
         self.pool = AdapterPool(pages_for(settings.rank_columns), self.backend)
@@ -32,73 +32,73 @@ class Runner:
         register_attention()
         base.model.set_attn_implementation(IMPLEMENTATION)
         layers = self._record_layers()
-        self.room = kv_room(layers.shapes, self.pool.groups, base, settings)
-        self.blocks = self.room.blocks
+        self.kv_size = kv_cache_size(layers.shapes, self.pool.groups, base, settings)
+        self.blocks = self.kv_size.blocks
         self.kv = self.backend.kv_cache(layers.shapes, self.blocks, settings.block_size)
         self.model = ServedModel(base, self.pool, self.kv, layers.params, settings.max_batch_sequences)
         self.forward = self.backend.forward(self.model)
         self._copier = self.backend.copier()
-        self._under_way: dict[AdapterId, AdapterCopy] = {}
+        self._copying: dict[AdapterId, AdapterCopy] = {}
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[int | None]:
-        """One step: a token for each of ``batch.sampled``, None where the logits were not finite."""
+        """Run a step. Returns a token id for each of ``batch.sampled``, or None if its logits are not finite."""
         return sample(self.logits(batch), batch.sampled, self.backend.sampling)
 
     @torch.inference_mode()
     def run_probe(self, batch: Batch) -> tuple[list[int | None], bytes]:
-        """A probe's step: as :meth:`run`, and the logits, float32 in native byte order."""
+        """Run a probe's step. Returns what :meth:`run` does, and the logits as bytes: float32 in native byte order."""
         logits = self.logits(batch)
         return sample(logits, batch.sampled, self.backend.sampling), logits.cpu().numpy().tobytes()
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
-        """Logits [len(batch.sampled), vocabulary] float32 after writing the batch's keys and values."""
-        if batch.fresh:
-            self.kv.clear(batch.fresh)
-        self._await_adapters(batch)
+        """Write the batch's keys and values, and return logits [len(batch.sampled), vocabulary] float32."""
+        if batch.new_blocks:
+            self.kv.clear(batch.new_blocks)
+        self._wait_for_copies(batch)
         return self.forward(batch)
 
     @torch.inference_mode()
     def place(self, adapter: AdapterId, pages: tuple[int, ...], packed: PackedAdapter) -> None:
-        """Write an adapter into its pages, or have that done while others compute."""
+        """Write an adapter into its pages. A backend may copy it while steps run."""
         self.pool.reserve(packed)
-        self._under_way[adapter] = self._copier.start(partial(self.pool.write, pages, packed))
+        self._copying[adapter] = self._copier.start(partial(self.pool.write, pages, packed))
         self.pool.place(adapter, pages, packed)
 
     def close(self) -> None:
-        """Finish the copies under way."""
+        """Wait for the copies that have begun."""
         self._copier.close()
 
     def evict(self, adapter: AdapterId) -> None:
-        """Its pages belong to somebody else from now on; whoever gets them overwrites them."""
+        """Remove an adapter. Its pages are not cleared: the next adapter in them overwrites them."""
         self.pool.evict(adapter)
-        self._under_way.pop(adapter, None)
+        self._copying.pop(adapter, None)
 
     def failed_copies(self) -> dict[AdapterId, BaseException]:
-        """Adapters that were placed and will not arrive. Until they are evicted, no step may use them."""
-        found = ((adapter, copy.error) for adapter, copy in self._under_way.items())
+        """Adapters whose copy has failed, and the errors. No step may use them; evict them."""
+        found = ((adapter, copy.error) for adapter, copy in self._copying.items())
         return {adapter: error for adapter, error in found if error is not None}
 
-    def arrived(self, adapter: AdapterId) -> bool:
-        """Whether a step that uses an adapter that was placed would not wait for it."""
-        return adapter not in self._under_way or self._under_way[adapter].arrived
+    def is_ready(self, adapter: AdapterId) -> bool:
+        """Whether a step that uses a placed adapter need not wait for its copy."""
+        return adapter not in self._copying or self._copying[adapter].arrived
 
-    def _await_adapters(self, batch: Batch) -> None:
-        for chunk in batch.chunks if self._under_way else ():
-            for adapted in chunk.sequence.adaptation:
-                if adapted.id in self._under_way:
-                    self._under_way[adapted.id].wait()  # what fails stays under way: its pages are another's
-                    del self._under_way[adapted.id]
+    def _wait_for_copies(self, batch: Batch) -> None:
+        for chunk in batch.chunks if self._copying else ():
+            for adapter in chunk.sequence.adaptation:
+                if adapter.id in self._copying:
+                    self._copying[adapter.id].wait()  # raises if the copy failed: then it stays, for failed_copies()
+                    del self._copying[adapter.id]
 
     @property
-    def resident(self) -> ResidentAdapters:
-        """Adapters on the device: pages and targets."""
-        return self.pool.resident
+    def placed(self) -> Placed:
+        """The pages and target layers of each adapter on the device."""
+        return self.pool.placed
 
     @torch.inference_mode()
     def _record_layers(self) -> LayerRecorder:
-        """One token through the model shows what each layer caches and how it attends."""
+        """Run one token through the model, to record each layer's KV shapes and attention parameters."""
         recorder = LayerRecorder()
         inputs = ModelInputs([0], [0], [0])
         call_model(transformers_forward(self.base.model), inputs, recorder, self.base.device)

@@ -1,13 +1,14 @@
-"""The scheduler: which tokens of which sequences run in the next step.
+"""Scheduler: which tokens of which sequences run in the next step.
 
-There is no prefill phase and no decode phase. Each sequence has ``computed`` tokens chasing ``len(tokens)``; chunked
-prefill, resumption after preemption and prefix hits are that one subtraction (the idea is vLLM v1's). Running sequences
-go first, oldest first; when blocks run out the youngest gives its own back and waits. A sequence whose adapters are not
-on the device is passed over, not waited for, until it has been passed over for ``max_wait`` seconds: then the least
-used adapters take no new sequences until it fits.
+There are no prefill and decode phases. A sequence has ``computed`` of its ``len(tokens)`` tokens, and a step computes
+some of the others: that covers chunked prefill, decoding, prefix-cache hits and resumption after a preemption (the idea
+is vLLM v1's). Running sequences come first, oldest first. When no blocks are free, the youngest one is preempted.
 
-Probes lead the queue and run alone, at most every other step: what a probe computes then has the same shapes as any
-other probe's, so that their logits can be compared to the bit, and no row of an answer is rounded otherwise.
+A waiting sequence whose adapters are not on the device is skipped. After ``max_wait`` seconds, the least used adapters
+take no new sequences until it fits.
+
+Probes come first in the queue and run alone, at most every other step. So all probes compute with the same shapes, and
+their logits can be compared bit by bit; and a probe does not change how the tokens of other sequences are rounded.
 """
 
 from collections import Counter, deque
@@ -20,7 +21,7 @@ from server.engine.slots import SlotTable
 
 
 class Scheduler:
-    """Queues of sequences over a pool of blocks and a table of slots. Used by one thread."""
+    """The waiting and running sequences, which use a pool of blocks and a table of slots. For one thread."""
 
     def __init__(
         self, blocks: BlockPool, slots: SlotTable, *, max_sequences: int, max_tokens: int, max_wait: float
@@ -33,47 +34,52 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
-        self.owed: dict[AdapterId, WeightedAdapter] = {}
-        """Pinned adapters to be brought without being asked for; those that are resident need nothing more."""
+        self.pins_to_load: dict[AdapterId, WeightedAdapter] = {}
+        """Pinned adapters, which are loaded without a request; those that could not be loaded are taken out."""
         self._pinned_at = 0.0
-        self._probed = False
+        self._last_was_probe = False
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
         if sequence.probe:
-            self.waiting.insert(self._probes, sequence)
+            self.waiting.insert(self._waiting_probes, sequence)
         else:
             self.waiting.append(sequence)
 
     def pin(self, adapters: Iterable[WeightedAdapter], now: float) -> None:
-        """These and no others are pinned from now on, in seconds, monotonic."""
-        self.owed = {adapted.id: adapted for adapted in adapters}
-        self.slots.pinned = {adapted.id: adapted.rank for adapted in self.owed.values()}
+        """Pin these adapters and unpin all others. ``now`` is ``time.monotonic()``."""
+        self.pins_to_load = {adapter.id: adapter for adapter in adapters}
+        self.slots.pinned = {adapter.id: adapter.rank for adapter in self.pins_to_load.values()}
         self._pinned_at = now
 
     def schedule(self, now: float) -> Batch:
-        """What runs next. ``now`` is in seconds, monotonic. Empty when nothing can run."""
-        chunks = (not self._probed and self._probe()) or self._ordinary(now) or self._probe()
-        batch = Batch(tuple(chunks), self.blocks.take_fresh())
-        self._probed = batch.probe
+        """Return the next batch, which is empty if nothing can run. ``now`` is ``time.monotonic()``."""
+        chunks = (
+            (not self._last_was_probe and self._schedule_probe())
+            or self._schedule_requests(now)
+            or self._schedule_probe()
+        )
+        batch = Batch(tuple(chunks), self.blocks.take_new())
+        self._last_was_probe = batch.probe
         return batch
 
     def commit(self, batch: Batch, tokens: list[int | None], logits: bytes | None = None) -> list[Token | Failed]:
-        """Take in what the step computed: ``tokens``, one for each of ``batch.sampled`` in order.
+        """Update the sequences of a batch that has run, and return the events.
 
-        None for a token says that the sequence's logits were not finite: it fails, alone. ``logits`` are a probe's.
+        ``tokens`` has one token id for each of ``batch.sampled``, or None if its logits were not finite: then only this
+        sequence fails. ``logits`` are a probe's.
         """
         events: list[Token | Failed] = []
         sampled = iter(tokens)
         for chunk in batch.chunks:
             samples = chunk.samples
-            self._computed(chunk)
+            self._mark_computed(chunk)
             if samples:
-                events.append(self._append(chunk.sequence, next(sampled), logits))
+                events.append(self._append_token(chunk.sequence, next(sampled), logits))
         return events
 
     def abort(self, sequence_id: str) -> bool:
-        """Drop a sequence wherever it is; False if it is nowhere."""
+        """Drop a waiting or running sequence. Returns whether there was one of this id."""
         for sequence in (*self.running, *self.waiting):
             if sequence.id == sequence_id:
                 self.release(sequence)
@@ -81,37 +87,37 @@ class Scheduler:
         return False
 
     def release(self, sequence: Sequence) -> None:
-        """The one way out: queue place, blocks and leases all come back."""
+        """End a sequence: remove it from its queue, and free its blocks and leases. Every end goes through here."""
         if sequence in self.running:
             self.running.remove(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
-        self._give_back(sequence)
+        self._free(sequence)
 
-    def users(self) -> Counter[AdapterId]:
-        """Running sequences by adapter."""
-        return Counter(adapted.id for sequence in self.running for adapted in sequence.adaptation)
+    def running_by_adapter(self) -> Counter[AdapterId]:
+        """Number of running sequences of each adapter."""
+        return Counter(adapter.id for sequence in self.running for adapter in sequence.adaptation)
 
     def check(self) -> None:
-        """Assert that blocks and leases are exactly those of the live sequences."""
+        """Assert that exactly the unfinished sequences hold blocks, and the running ones leases."""
         self.blocks.check(sequence.blocks for sequence in (*self.running, *self.waiting))
-        self.slots.check(self.users())
+        self.slots.check(self.running_by_adapter())
         assert all(sequence.leased for sequence in self.running)
         assert not any(sequence.leased or sequence.blocks for sequence in self.waiting)
 
     # Probes
 
     @property
-    def _probes(self) -> int:
-        """How many lead the queue."""
+    def _waiting_probes(self) -> int:
+        """Number of waiting probes: they come first in the queue."""
         return next((i for i, sequence in enumerate(self.waiting) if not sequence.probe), len(self.waiting))
 
-    def _probe(self) -> list[Chunk]:
-        """The first probe whose adapter is on the device, with blocks from the youngest where none are free."""
+    def _schedule_probe(self) -> list[Chunk]:
+        """Run the first probe whose adapter is on the device. If too few blocks are free, preempt the youngest."""
         for sequence in self.waiting:
             if not sequence.probe:
                 break
-            if all(adapted.id in self.slots for adapted in sequence.adaptation):
+            if all(adapter.id in self.slots for adapter in sequence.adaptation):
                 while self.blocks.blocks_for(len(sequence.tokens)) > self.blocks.free:
                     self._preempt(self.running[-1])
                 self._take_blocks(sequence)
@@ -120,24 +126,24 @@ class Scheduler:
 
     # Running sequences
 
-    def _ordinary(self, now: float) -> list[Chunk]:
-        """A step for everybody but probes."""
-        chunks = self._continue()
-        chunks += self._admit(now, self.max_tokens - sum(chunk.length for chunk in chunks))
+    def _schedule_requests(self, now: float) -> list[Chunk]:
+        """Chunks of all sequences but probes."""
+        chunks = self._schedule_running()
+        chunks += self._schedule_waiting(now, self.max_tokens - sum(chunk.length for chunk in chunks))
         chunks.sort(key=lambda chunk: chunk.length > 1)
         return chunks
 
-    def _continue(self) -> list[Chunk]:
+    def _schedule_running(self) -> list[Chunk]:
         chunks: list[Chunk] = []
-        for sequence, length in self._shares():
+        for sequence, length in self._token_shares():
             if sequence not in self.running:
-                break  # preempted, and so is everything younger
+                break  # preempted, and so are all younger ones
             if length and self._grow(sequence, sequence.computed + length):
                 chunks.append(Chunk(sequence, sequence.computed, length))
         return chunks
 
-    def _shares(self) -> list[tuple[Sequence, int]]:
-        """How many tokens each running sequence gets: first one each, then what is left in order of age."""
+    def _token_shares(self) -> list[tuple[Sequence, int]]:
+        """How many tokens each running sequence gets: one each, then the rest of the budget, oldest first."""
         spare = self.max_tokens - len(self.running)
         shares = []
         for sequence in self.running:
@@ -147,7 +153,7 @@ class Scheduler:
         return shares
 
     def _grow(self, sequence: Sequence, end: int) -> bool:
-        """Give the sequence blocks up to position ``end``, preempting the youngest; False if that was itself."""
+        """Allocate blocks up to position ``end``. Preempts the youngest if needed; False if that is ``sequence``."""
         need = self.blocks.blocks_for(end) - len(sequence.blocks)
         while need > self.blocks.free:
             youngest = self.running[-1]
@@ -159,60 +165,60 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._give_back(sequence)
-        self.waiting.insert(self._probes, sequence)
+        self._free(sequence)
+        self.waiting.insert(self._waiting_probes, sequence)
         sequence.preemptions += 1
         self.preemptions += 1
 
     # Waiting sequences
 
-    def _admit(self, now: float, budget: int) -> list[Chunk]:
+    def _schedule_waiting(self, now: float, budget: int) -> list[Chunk]:
         chunks: list[Chunk] = []
-        draining = self._draining_for_pins(now)
-        arriving = self.slots.arriving if self.running else frozenset()
+        closed = self._closed_for_pins(now)
+        copying = self.slots.copying if self.running else frozenset()
         for sequence in list(self.waiting):
             if budget < 1 or len(self.running) >= self.max_sequences:
                 break
-            missing = [adapted for adapted in sequence.adaptation if adapted.id not in self.slots]
-            if missing and not draining and now - sequence.arrived > self.max_wait:
-                draining = self._draining(sequence, missing)
-            if sequence.probe or missing or any(adapted.id in draining | arriving for adapted in sequence.adaptation):
+            missing = [adapter for adapter in sequence.adaptation if adapter.id not in self.slots]
+            if missing and not closed and now - sequence.arrived > self.max_wait:
+                closed = self._closed_for(sequence, missing)
+            if sequence.probe or missing or any(adapter.id in closed | copying for adapter in sequence.adaptation):
                 continue
             if not self._take_blocks(sequence):
-                break  # memory is first come, first served: small ones do not overtake a large one
+                break  # blocks go first come, first served: a short sequence must not overtake a long one
             chunk = self._start(sequence, budget)
             budget -= chunk.length
             chunks.append(chunk)
         return chunks
 
-    def _draining(self, sequence: Sequence, missing: list[WeightedAdapter]) -> set[AdapterId]:
-        """Adapters closed to everything behind ``sequence``, which was passed over too long, until it fits.
+    def _closed_for(self, sequence: Sequence, missing: list[WeightedAdapter]) -> set[AdapterId]:
+        """Adapters that take no sequences queued behind ``sequence``, which has waited too long, until it fits.
 
-        Not to what is ahead of it: that keeps its adapters on the device and must run to let them go.
+        Sequences ahead of it still run: their adapters are not evicted for it, so they must finish first.
         """
-        return self.slots.draining([a.rank for a in missing], {a.id for a in sequence.adaptation})
+        return self.slots.next_to_evict([a.rank for a in missing], {a.id for a in sequence.adaptation})
 
-    def _draining_for_pins(self, now: float) -> set[AdapterId]:
-        """Adapters closed to everything, where a pinned one has found no room for too long, until it fits."""
-        absent = self._absent_pins()
-        if not absent or now - self._pinned_at <= self.max_wait:
+    def _closed_for_pins(self, now: float) -> set[AdapterId]:
+        """Adapters that take no new sequences, because a pinned one has not fitted for too long."""
+        missing = self._missing_pins()
+        if not missing or now - self._pinned_at <= self.max_wait:
             return set()
-        return self.slots.draining([absent[0].rank], ())
+        return self.slots.next_to_evict([missing[0].rank], ())
 
-    def _absent_pins(self) -> list[WeightedAdapter]:
-        return [adapted for adapted in self.owed.values() if adapted.id not in self.slots]
+    def _missing_pins(self) -> list[WeightedAdapter]:
+        return [adapter for adapter in self.pins_to_load.values() if adapter.id not in self.slots]
 
     def _take_blocks(self, sequence: Sequence) -> bool:
-        """Prefix hits and room for the whole of what is known, or nothing at all.
+        """Take prefix-cache hits and allocate blocks for all other tokens; False, and no change, if too few are free.
 
-        A probe computes its whole prompt: hits would change the shapes of its step.
+        A probe gets no hits, which would change the shapes of its step.
         """
         hits: list[int] = []
         if not sequence.probe:
             chain_keys(sequence, self.blocks.size)
             hits = self.blocks.match(sequence.keys[: (len(sequence.tokens) - 1) // self.blocks.size])
         need = self.blocks.blocks_for(len(sequence.tokens)) - len(hits)
-        if need + self.blocks.idle(hits) > self.blocks.free:
+        if need + self.blocks.count_idle(hits) > self.blocks.free:
             return False
         self.blocks.share(hits)
         sequence.blocks = hits + self.blocks.allocate(need)
@@ -223,27 +229,27 @@ class Scheduler:
         self.waiting.remove(sequence)
         self.running.append(sequence)
         self.running.sort(key=lambda running: running.arrived)
-        trial = sequence.probe and not sequence.keep
-        self.slots.lease((adapted.id for adapted in sequence.adaptation), trial=trial)
+        probe_only = sequence.probe and not sequence.keep
+        self.slots.lease((adapter.id for adapter in sequence.adaptation), probe=probe_only)
         sequence.leased = True
         if not sequence.preemptions:
             sequence.cached = sequence.computed
         return Chunk(sequence, sequence.computed, min(len(sequence.tokens) - sequence.computed, budget))
 
-    # What a step leaves behind
+    # After a step
 
-    def _computed(self, chunk: Chunk) -> None:
+    def _mark_computed(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
         sequence.computed = chunk.end
         if sequence.probe:
-            return  # its prefix is of use to nobody else
+            return  # not cached: no request has this prefix
         filled = range(chunk.start // self.blocks.size, chunk.end // self.blocks.size)
         if filled:
             chain_keys(sequence, self.blocks.size)
         for index in filled:
-            self.blocks.publish(sequence.blocks[index], sequence.keys[index])
+            self.blocks.cache(sequence.blocks[index], sequence.keys[index])
 
-    def _append(self, sequence: Sequence, token: int | None, logits: bytes | None) -> Token | Failed:
+    def _append_token(self, sequence: Sequence, token: int | None, logits: bytes | None) -> Token | Failed:
         if token is None:
             self.release(sequence)
             return _not_finite(sequence)
@@ -253,31 +259,31 @@ class Scheduler:
             self.release(sequence)
         return Token(sequence.id, token, finish, sequence.cached, logits)
 
-    def _give_back(self, sequence: Sequence) -> None:
+    def _free(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.blocks)
         sequence.blocks = []
         sequence.computed = 0
         if sequence.leased:
-            self.slots.release(adapted.id for adapted in sequence.adaptation)
+            self.slots.release(adapter.id for adapter in sequence.adaptation)
             sequence.leased = False
             if sequence.probe:
-                self.slots.demote(adapted.id for adapted in sequence.adaptation)
+                self.slots.demote(adapter.id for adapter in sequence.adaptation)
 
-    def missing(self) -> Iterator[tuple[WeightedAdapter, set[AdapterId], Sequence | None]]:
-        """Adapters to bring: pinned ones, then those that waiting sequences lack, in queue order.
+    def missing_adapters(self) -> Iterator[tuple[WeightedAdapter, set[AdapterId], Sequence | None]]:
+        """Adapters to load: pinned ones, then those of waiting sequences, in queue order.
 
-        Each comes with the adapters that must stay for it, and with the sequence. What a sequence ahead in the queue
-        waits for is never evicted for one behind it: a mix gathers its adapters one by one, and two mixes cannot take
-        them from each other.
+        Each comes with the adapters that must not be evicted for it, and with its sequence, if any. No adapter of a
+        sequence is evicted for one behind it in the queue: the adapters of a mix are loaded one by one, and two mixes
+        could otherwise evict each other's for ever.
         """
         keep: set[AdapterId] = set()
-        for adapted in self._absent_pins():
-            yield adapted, keep, None
+        for adapter in self._missing_pins():
+            yield adapter, keep, None
         for sequence in self.waiting:
-            keep.update(adapted.id for adapted in sequence.adaptation)
-            for adapted in sequence.adaptation:
-                if adapted.id not in self.slots:
-                    yield adapted, keep, sequence
+            keep.update(adapter.id for adapter in sequence.adaptation)
+            for adapter in sequence.adaptation:
+                if adapter.id not in self.slots:
+                    yield adapter, keep, sequence
 
 
 def _not_finite(sequence: Sequence) -> Failed:

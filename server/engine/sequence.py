@@ -1,15 +1,15 @@
-"""The nouns of the engine: Sequence, Chunk, Batch and what comes back, Events. No torch here.
+"""The engine's data types: Sequence, Chunk, Batch and Event. No torch here.
 
 A sequence's life:
 
-1. the API makes a :class:`Sequence` (``tokens`` is the prompt) and submits it;
-2. the scheduler admits it: slot leases, prefix-cache hits, blocks (``blocks``, ``computed``);
-3. each step a :class:`Chunk` of it runs; ``computed`` chases ``len(tokens)``;
-4. when they meet, a token is sampled and appended: one :class:`Token` event;
-5. it ends by a stop token, by length, by an abort or by an error; every end goes through ``release``.
+1. the API makes a :class:`Sequence`, whose ``tokens`` are the prompt, and submits it;
+2. the scheduler admits it: it leases slots, takes prefix-cache hits, and allocates ``blocks``;
+3. each step runs a :class:`Chunk` of it and advances ``computed``;
+4. when ``computed`` reaches ``len(tokens)``, a token is sampled and appended: one :class:`Token` event;
+5. it ends by a stop token, by length, by an abort or by an error, always through ``Scheduler.release``.
 
-Everything the API sends or receives (``Sequence`` until it is submitted, ``Event``) is plain data that pickles, so the
-engine can move to a process of its own.
+What the API sends and receives (``Sequence`` before it is submitted, ``Event``) can be pickled, so that the engine can
+move to a process of its own.
 """
 
 import random
@@ -26,40 +26,39 @@ Cause = Literal["adapter", "engine"]
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request picks its tokens. Values are checked where requests come in."""
+    """Sampling parameters of a request. The API has validated them."""
 
     temperature: float = 1.0
-    """0 is greedy."""
+    """0 means greedy."""
     top_p: float = 1.0
     top_k: int = 0
-    """0 keeps all."""
+    """0 means no limit."""
     min_p: float = 0.0
     seed: int | None = None
     repetition_penalty: float = 1.0
-    """Over prompt and answer (Keskar et al. 2019)."""
+    """For tokens of prompt and answer (Keskar et al. 2019). 1 means none."""
     presence_penalty: float = 0.0
-    """Over the answer, as OpenAI defines it; so is the next."""
+    """For tokens of the answer, as OpenAI defines it; likewise ``frequency_penalty``."""
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token id, bias) pairs."""
     max_tokens: int = 16
     stop_token_ids: frozenset[int] = frozenset()
-    """Tokens that end the answer; the base's end tokens unless the request ignores them."""
+    """Tokens that end the answer: the base's end tokens, or none if the request has ``ignore_eos``."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedAdapter:
-    """One adapter in a sequence's adaptation."""
+    """An adapter of a sequence, with its weight."""
 
     id: AdapterId
     weight: float
     rank: int
-    """Its largest rank: what it takes of the device."""
+    """The largest rank of its layers: its rank columns on the device."""
 
 
 Adaptation = tuple[WeightedAdapter, ...]
-"""What is added to the base: empty for the base itself, one entry for an adapter, several for a mix.
-Ids are distinct."""
+"""The adapters of a sequence: none for the base itself, one, or several for a mix. Ids are distinct."""
 
 
 @dataclass(eq=False, slots=True)
@@ -68,40 +67,40 @@ class Sequence:
 
     id: str
     tokens: list[int]
-    """Prompt, then answer: the engine appends."""
+    """Prompt and answer: the engine appends sampled tokens."""
     sampling: SamplingParams
     adaptation: Adaptation = ()
-    """In the order of ids, however it was given: a mix is a sum."""
+    """Sorted by id, for the order of a mix does not matter."""
     probe: bool = False
-    """Asks for the logits of one token: a short prompt that runs before all that waits, in a step of its own."""
+    """Whether this is a probe: it runs before all waiting sequences, in a step of its own, and returns logits."""
     keep: bool = False
-    """Whether a probe's adapter stays on the device like one that was asked for; else it is the first to go."""
+    """Whether a probe counts as use of its adapter. If not, the adapter is evicted before all others."""
     prompt_length: int = field(init=False)
     arrived: float = field(default_factory=time.monotonic)
-    """Seconds, monotonic."""
+    """``time.monotonic()``, in seconds."""
     computed: int = 0
-    """Tokens whose keys and values are in ``blocks``. Scheduler."""
+    """Tokens whose keys and values are in ``blocks``. Set by Scheduler."""
     cached: int = 0
-    """Prompt tokens taken from the prefix cache at the first admission. Scheduler."""
+    """Prompt tokens taken from the prefix cache when it was first admitted. Set by Scheduler."""
     blocks: list[int] = field(default_factory=list)
-    """KV blocks in order. Scheduler."""
+    """KV blocks, in order. Set by Scheduler."""
     keys: list[bytes] = field(default_factory=list)
-    """Prefix-cache key of each full block so far. BlockPool."""
+    """Prefix-cache keys of the full blocks. Set by ``block_pool.chain_keys``."""
     leased: bool = False
-    """Whether it holds leases on its adapters' slots. Scheduler."""
+    """Whether it holds leases on its adapters' slots. Set by Scheduler."""
     preemptions: int = 0
     rng: random.Random = field(init=False)
-    """The request's own generator: one draw per sampled token, so batch-mates and preemption do not matter."""
+    """The request's own generator, for one number per token: batch and preemption do not change its draws."""
 
     def __post_init__(self) -> None:
-        self.adaptation = tuple(sorted(self.adaptation, key=lambda adapted: adapted.id))
+        self.adaptation = tuple(sorted(self.adaptation, key=lambda adapter: adapter.id))
         self.prompt_length = len(self.tokens)
         seed = self.sampling.seed
-        self.rng = random.Random(None if seed is None else str(seed))  # of an int it would drop the sign
+        self.rng = random.Random(None if seed is None else str(seed))  # a str, for Random drops an int's sign
 
     @property
     def output_length(self) -> int:
-        """Tokens sampled so far."""
+        """Number of tokens sampled so far."""
         return len(self.tokens) - self.prompt_length
 
     @property
@@ -112,7 +111,7 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """``length`` tokens of a sequence from position ``start``, run in one step."""
+    """``length`` tokens of a sequence, from position ``start``, that run in one step."""
 
     sequence: Sequence
     start: int
@@ -125,55 +124,56 @@ class Chunk:
 
     @property
     def samples(self) -> bool:
-        """Whether the step ends with a sampled token for this sequence."""
+        """Whether the step samples a token for this sequence."""
         return self.end == len(self.sequence.tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step runs. Chunks of one token come first: the runner treats those rows together."""
+    """The chunks that one step runs. Those of one token come first: backends compute their rows together."""
 
     chunks: tuple[Chunk, ...]
-    fresh: tuple[int, ...] = ()
-    """KV blocks that changed hands: cleared before anything is written."""
+    new_blocks: tuple[int, ...] = ()
+    """KV blocks allocated since the last step. The runner clears them before it writes."""
 
     @property
     def tokens(self) -> int:
-        """Rows of the packed forward."""
+        """Number of tokens, the rows of the forward pass."""
         return sum(chunk.length for chunk in self.chunks)
 
     @property
     def sampled(self) -> list[Sequence]:
-        """The sequences that get a token, in the order of the logits."""
+        """The sequences that get a token, in the order of the rows of the logits."""
         return [chunk.sequence for chunk in self.chunks if chunk.samples]
 
     @property
     def probe(self) -> bool:
-        """Whether this is a probe's step."""
+        """Whether this batch is one probe."""
         return bool(self.chunks) and self.chunks[0].sequence.probe
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One sampled token. The last one of a sequence carries why it ended."""
+    """A sampled token."""
 
     sequence_id: str
     token: int
     finish: FinishReason | None = None
+    """Why the sequence ended, in its last token."""
     cached: int = 0
-    """Prompt tokens that came from the prefix cache."""
+    """Prompt tokens taken from the prefix cache."""
     logits: bytes | None = None
-    """Of a probe: what the token was sampled from, [vocabulary] float32 in native byte order."""
+    """Only of a probe: the logits of the token, [vocabulary] float32 in native byte order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The sequence ended without an answer. ``message`` is fit for the caller."""
+    """The sequence has failed. ``message`` may be shown to the client."""
 
     sequence_id: str
     message: str
     cause: Cause = "engine"
-    """Whether its adapter's content is at fault, or anything else."""
+    """``adapter`` if the content of an adapter is at fault, ``engine`` for any other cause."""
 
 
 Event = Token | Failed

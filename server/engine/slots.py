@@ -1,7 +1,7 @@
-"""SlotTable: which adapter sits where on the device, who leases it, and which one goes next.
+"""SlotTable: which adapter occupies which pages of the device, how many leases it has, and which is evicted next.
 
-Device memory for adapters is a pool of rank columns, handed out in pages of :data:`PAGE` columns. A slot is the set of
-pages one adapter occupies: as many as its own rank needs, anywhere in the pool. Pinned adapters never leave.
+Device memory for adapters is a pool of rank columns, allocated in pages of :data:`PAGE` columns. A slot is the set of
+pages of one adapter: as many as its rank needs, anywhere in the pool. Pinned adapters are never evicted.
 """
 
 from collections import Counter, OrderedDict
@@ -12,11 +12,11 @@ from adapters.format.spec import AdapterId
 from server.engine.sequence import Adaptation
 
 PAGE = 8
-"""Rank columns in a page. Small enough that rank 4 wastes little, large enough for matrix units."""
+"""Rank columns in a page: few enough to waste little on rank 4, enough for the matrix units of processors."""
 
 
 def pages_for(rank: int) -> int:
-    """Pages that hold ``rank`` columns."""
+    """Number of pages that ``rank`` columns need."""
     return -(-rank // PAGE)
 
 
@@ -31,27 +31,27 @@ class Slot:
     pages: tuple[int, ...]
     leases: int = 0
     used: bool = False
-    """By more than trials."""
+    """Whether anything but a probe has leased it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where an adapter goes, and which adapters left to make room."""
+    """The pages of a placed adapter, and the adapters that were evicted for it."""
 
     pages: tuple[int, ...]
     evicted: tuple[AdapterId, ...]
 
 
 class SlotTable:
-    """At most ``slots`` adapters in ``pages`` pages, least recently used first to go. Leased adapters stay."""
+    """At most ``slots`` adapters in ``pages`` pages. Evicts the least recently used first, and never a leased one."""
 
     def __init__(self, slots: int, pages: int) -> None:
         self.slots = slots
         self.pages = pages
         self.pinned: Mapping[AdapterId, int] = {}
-        """Pinned adapters and their ranks, resident or not; replaced, never changed, so any thread may read it."""
-        self.arriving: frozenset[AdapterId] = frozenset()
-        """Resident, but still being copied: nobody is made to wait for them while others can run."""
+        """Pinned adapters, resident or not, and their ranks. Replaced, never changed, so any thread may read it."""
+        self.copying: frozenset[AdapterId] = frozenset()
+        """Resident adapters that are still being copied. New sequences that use them wait while others run."""
         self._resident: OrderedDict[AdapterId, Slot] = OrderedDict()
         self._free = set(range(pages))
 
@@ -64,18 +64,18 @@ class SlotTable:
         return self._resident.keys()
 
     def pages_of(self, adapter: AdapterId) -> tuple[int, ...]:
-        """The pages a resident adapter occupies, in the order of its columns."""
+        """The pages of a resident adapter, in the order of its columns."""
         return self._resident[adapter].pages
 
     def leases(self, adapter: AdapterId) -> int:
-        """Live sequences that use the adapter."""
+        """Number of leases on an adapter; 0 if it is not resident."""
         slot = self._resident.get(adapter)
         return slot.leases if slot else 0
 
-    def misfit(self, adaptation: Adaptation) -> str | None:
-        """Why these adapters can never be on the device together beside the pinned ones, if so. For any thread."""
-        wanted = [adapted.rank for adapted in adaptation]
-        ids = {adapted.id for adapted in adaptation}
+    def fit_error(self, adaptation: Adaptation) -> str | None:
+        """Message if these adapters can never be on the device together beside the pinned ones. For any thread."""
+        wanted = [adapter.rank for adapter in adaptation]
+        ids = {adapter.id for adapter in adaptation}
         others = [rank for adapter, rank in self.pinned.items() if adapter not in ids]
         if len(wanted) + len(others) <= self.slots and _pages(wanted) + _pages(others) <= self.pages:
             return None
@@ -85,12 +85,12 @@ class SlotTable:
             f"it holds {self.slots} adapters and {self.pages} pages{taken}."
         )
 
-    def lease(self, adapters: Iterable[AdapterId], *, trial: bool = False) -> None:
-        """Hold resident adapters on the device. A trial is no use: it leaves them where they were in the order."""
+    def lease(self, adapters: Iterable[AdapterId], *, probe: bool = False) -> None:
+        """Keep resident adapters on the device. A probe's lease does not make them recently used."""
         for adapter in adapters:
             slot = self._resident[adapter]
             slot.leases += 1
-            if not trial:
+            if not probe:
                 slot.used = True
                 self._resident.move_to_end(adapter)
 
@@ -100,67 +100,67 @@ class SlotTable:
             self._resident[adapter].leases -= 1
 
     def demote(self, adapters: Iterable[AdapterId]) -> None:
-        """Make idle adapters that had nothing but trials the first to go; others stay where they are in the order."""
+        """Make adapters that nothing but probes has leased the first to be evicted. Leaves all others as they are."""
         for adapter in adapters:
             slot = self._resident[adapter]
             if not (slot.leases or slot.used or adapter in self.pinned):
                 self._resident.move_to_end(adapter, last=False)
 
     def place(self, adapter: AdapterId, rank: int, keep: Collection[AdapterId] = ()) -> Placement | None:
-        """Make room for an adapter that is not resident, or return None and change nothing.
+        """Allocate pages for an adapter that is not resident. If that is not possible, return None and change nothing.
 
-        ``keep`` names idle adapters that must not be evicted for this one.
+        Idle adapters are evicted as needed, except those in ``keep``.
         """
-        need = pages_for(rank)
-        evicted = self._room(need, (a for a in self._movable(keep) if not self._resident[a].leases))
+        needed = pages_for(rank)
+        evicted = self._to_evict(needed, (a for a in self._evictable(keep) if not self._resident[a].leases))
         if evicted is None:
             return None
         for other in evicted:
             self.evict(other)
-        pages = self._pick(need)
+        pages = self._pick_pages(needed)
         self._free.difference_update(pages)
         self._resident[adapter] = Slot(pages)
         return Placement(pages, evicted)
 
     def evict(self, adapter: AdapterId) -> tuple[int, ...]:
-        """Take an adapter without leases off the device; returns the pages it had."""
+        """Remove an adapter without leases. Returns the pages it had."""
         slot = self._resident.pop(adapter)
         assert not slot.leases, f"adapter {adapter} is leased"
         self._free.update(slot.pages)
         return slot.pages
 
-    def draining(self, ranks: Collection[int], keep: Collection[AdapterId]) -> set[AdapterId]:
-        """Adapters to lease no more, so that adapters of ``ranks`` find room once their last lease ends."""
-        order = sorted(self._movable(keep), key=self.leases)
-        return set(self._room(_pages(ranks), iter(order), slots=len(ranks)) or ())
+    def next_to_evict(self, ranks: Collection[int], keep: Collection[AdapterId]) -> set[AdapterId]:
+        """Adapters to evict for new ones of ``ranks``. They may be leased: give no more leases until they are idle."""
+        order = sorted(self._evictable(keep), key=self.leases)
+        return set(self._to_evict(_pages(ranks), iter(order), slots=len(ranks)) or ())
 
-    def _movable(self, keep: Collection[AdapterId]) -> Iterable[AdapterId]:
+    def _evictable(self, keep: Collection[AdapterId]) -> Iterable[AdapterId]:
         return (adapter for adapter in self._resident if adapter not in keep and adapter not in self.pinned)
 
-    def _room(self, need: int, candidates: Iterable[AdapterId], slots: int = 1) -> tuple[AdapterId, ...] | None:
-        """The first of ``candidates`` that must go for ``need`` pages and ``slots`` slots; None if all are too few."""
-        gone: list[AdapterId] = []
-        pages, room = len(self._free), self.slots - len(self._resident)
-        supply = iter(candidates)
-        while pages < need or room < slots:
-            adapter = next(supply, None)
+    def _to_evict(self, needed: int, candidates: Iterable[AdapterId], slots: int = 1) -> tuple[AdapterId, ...] | None:
+        """The first ``candidates`` that free ``needed`` pages and ``slots`` slots; None if even all are too few."""
+        chosen: list[AdapterId] = []
+        pages, free_slots = len(self._free), self.slots - len(self._resident)
+        remaining = iter(candidates)
+        while pages < needed or free_slots < slots:
+            adapter = next(remaining, None)
             if adapter is None:
                 return None
-            gone.append(adapter)
+            chosen.append(adapter)
             pages += len(self._resident[adapter].pages)
-            room += 1
-        return tuple(gone)
+            free_slots += 1
+        return tuple(chosen)
 
-    def _pick(self, need: int) -> tuple[int, ...]:
-        """Free pages: the lowest consecutive run if there is one (one matrix product instead of several)."""
+    def _pick_pages(self, needed: int) -> tuple[int, ...]:
+        """Choose free pages: consecutive ones if possible, which need one matrix product instead of several."""
         free = sorted(self._free)
-        for i in range(len(free) - need + 1):
-            if free[i + need - 1] - free[i] == need - 1:
-                return tuple(free[i : i + need])
-        return tuple(free[:need])
+        for i in range(len(free) - needed + 1):
+            if free[i + needed - 1] - free[i] == needed - 1:
+                return tuple(free[i : i + needed])
+        return tuple(free[:needed])
 
     def check(self, users: Counter[AdapterId]) -> None:
-        """Assert that ``users``, live sequences by adapter, explain every lease, and that every page has one owner."""
+        """Assert that leases match ``users``, running sequences by adapter, and that each page has one owner."""
         leases = Counter({adapter: slot.leases for adapter, slot in self._resident.items() if slot.leases})
         assert leases == users, f"leases {leases}, users {users}"
         owned = [page for slot in self._resident.values() for page in slot.pages]

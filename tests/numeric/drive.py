@@ -33,7 +33,7 @@ BLOCK = 4
 def settings(root: Path, **changes: object) -> Settings:
     """fp32 on the CPU with small blocks; ``changes`` are fields of Settings."""
     plain = {"quantization": "none", "dtype": "fp32", "device": "cpu", "block_size": BLOCK, "max_wait_seconds": 0.05}
-    return Settings(**{"data": root, **plain, "kv_memory_gib": 0.001, "max_batch_sequences": 8, **changes})
+    return Settings(**{"data_dir": root, **plain, "kv_memory_gib": 0.001, "max_batch_sequences": 8, **changes})
 
 
 class Drive:
@@ -129,7 +129,7 @@ class Drive:
         assert not stats.waiting_adapters
         assert stats.healthy
         assert stats.failed_steps == 0
-        assert not self.engine._live, "ended sequences still count against the queue"
+        assert not self.engine._unfinished, "ended sequences still count against the queue"
 
     def serve(self, requests: Iterable[Request], rng: random.Random, *, abort: float = 0.0) -> None:
         """Submit ``requests`` at random moments, then demand that each has its oracle's answer.
@@ -161,7 +161,7 @@ class Drive:
 
     def resident(self) -> frozenset[AdapterId]:
         """Adapter contents on the device."""
-        return self.engine.stats().device
+        return self.engine.stats().device_adapters
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from adapters.format.spec import AdapterId
 from adapters.registry.registry import Registry
 from adapters.registry.snapshot import Alias, Entry, Version
 from server.api.http.pagination import JsonObject
-from server.engine.engine import EngineStats
+from server.engine.stats import EngineStats
 
 _VERSION_FIELDS = ("content", "rank", "targets", "size_bytes", "residency", "status")
 
@@ -61,9 +61,9 @@ class AdapterObjects:
 
 def residency(content: AdapterId, stats: EngineStats) -> Literal["device", "host", "disk"]:
     """Return the fastest memory that holds the content."""
-    if content in stats.device:
+    if content in stats.device_adapters:
         return "device"
-    return "host" if content in stats.host else "disk"
+    return "host" if content in stats.host_adapters else "disk"
 
 
 def alias_object(registry: Registry, alias: Alias) -> JsonObject:

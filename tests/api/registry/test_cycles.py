@@ -58,7 +58,7 @@ def test_cycles(server: Live, tmp_path: Path, names: str, cycles: int) -> None:
     assert (registry._leases, registry._held, registry._idle) == (Counter(), Counter(), set())
     assert (registry._snapshot.entries, registry._snapshot._order, registry._snapshot._users) == ({}, [], {})
     wait_for(lambda: stored(server) == {".lock"})
-    wait_for(lambda: not server.service.engine.stats().device | server.service.engine.stats().host)
+    wait_for(lambda: not server.service.engine.stats().device_adapters | server.service.engine.stats().host_adapters)
     server.service.engine.check()
     assert rows(server) == {"names": cycles if names == "many" else 1, "versions": 0, "contents": 0, "admissions": 0}
     assert database_bytes(server) < PAGES + NAME_BYTES * (cycles if names == "many" else 1)

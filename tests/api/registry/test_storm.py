@@ -85,7 +85,12 @@ def assert_nothing_left(live: Live) -> None:
     assert (registry._leases, registry._held) == (Counter(), Counter())
     listed = {version.content for entry in registry.entries() for version in entry.versions.values()}
     wait_for(lambda: ids(live) == listed)
-    wait_for(lambda: live.service.engine.stats().device <= listed and live.service.engine.stats().host <= listed)
+    wait_for(
+        lambda: (
+            live.service.engine.stats().device_adapters <= listed
+            and live.service.engine.stats().host_adapters <= listed
+        )
+    )
     live.service.engine.check()
     assert (live.service.engine.stats().healthy, live.service.engine.stats().failed_steps) == (True, 0)
 

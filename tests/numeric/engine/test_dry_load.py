@@ -276,7 +276,7 @@ def test_refused_where_it_can_never_fit(house: Open) -> None:
     """Beside the pinned adapters, there is room for one page."""
     made = house(max_device_adapters=3, max_rank=24, device_ranks=24)
     made.engine.pin(made.drive.adaptation((("last", 1.0),)))
-    while not made.engine.stats().pinned:
+    while not made.engine.stats().pinned_adapters:
         time.sleep(0.001)
     assert made.measure("all")["kl"] > 0
     with pytest.raises(InvalidRequest, match="pinned adapters take 1 and 2"):

@@ -97,8 +97,8 @@ def test_zipf_over_two_thousand(tmp_path: Path) -> None:
     stats = drive.engine.stats()
     assert not drive.failed
     assert grown < GROWTH, f"grew by {grown >> 20} MiB"
-    assert len(stats.device) <= SLOTS
-    assert len(stats.host) <= 50
+    assert len(stats.device_adapters) <= SLOTS
+    assert len(stats.host_adapters) <= 50
     assert stats.adapter_evictions > REQUESTS / 10
     assert len(set(owner.values())) > REGISTERED / 5
     _check_answers(drive, folders, owner)

@@ -16,7 +16,7 @@ from server.compute.attention import block_bytes
 from server.compute.pool import AdapterPool
 from server.compute.reference.backend import ReferenceBackend
 from server.config import Settings
-from server.engine.kv_memory import SHARE, USUAL_LENGTH, adapter_bytes, kv_room
+from server.engine.kv_memory import SHARE, USUAL_LENGTH, adapter_bytes, kv_cache_size
 from server.engine.runner import Runner
 from tests.tiny import CONTEXT, tiny_model, tiny_tokenizer
 
@@ -42,7 +42,7 @@ def room(base: Base, free: int, monkeypatch: pytest.MonkeyPatch, **changes: obje
     pool.install(base.model, base.layout)
     taken = adapter_bytes(pool.groups, settings, base.dtype)
     monkeypatch.setattr(machine, "free_memory", lambda device: free + taken)
-    found = kv_room(LAYERS, pool.groups, base, settings)
+    found = kv_cache_size(LAYERS, pool.groups, base, settings)
     return found.blocks * settings.block_size, found.reason
 
 

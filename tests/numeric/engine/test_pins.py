@@ -44,7 +44,7 @@ def test_pins_come_without_traffic(llama: Lab, tmp_path: Path) -> None:
     for names in (("all", "odd", "last"), ("one",), ()):
         pinned = pin(drive, *names)
         deadline = time.monotonic() + DEADLINE
-        while drive.engine.stats().pinned != pinned or not drive.resident() >= pinned:
+        while drive.engine.stats().pinned_adapters != pinned or not drive.resident() >= pinned:
             assert time.monotonic() < deadline, drive.engine.stats()
             time.sleep(0.001)
     drive.engine.stop()
@@ -78,7 +78,7 @@ def test_an_unpinned_adapter_goes_like_any_other(llama: Lab, tmp_path: Path) -> 
         drive.submit(((name, 1.0),), PROMPT, SHORT)
         drive.run()
     assert drive.resident() == {drive.specs["odd"].id, drive.specs["one"].id}
-    assert not drive.engine.stats().pinned
+    assert not drive.engine.stats().pinned_adapters
 
 
 def test_a_pin_finds_room_on_a_saturated_device(llama: Lab, tmp_path: Path) -> None:
@@ -121,15 +121,15 @@ def test_a_pin_that_waits_for_room_holds_nobody_up(llama: Lab, tmp_path: Path) -
 
 def test_too_many_pins_are_refused(llama: Lab, tmp_path: Path) -> None:
     drive = llama.drive(tmp_path, max_device_adapters=3, max_rank=24, device_ranks=48)
-    assert drive.engine.fits_pinned([8, 8])
-    assert drive.engine.fits_pinned([24, 16])
-    assert not drive.engine.fits_pinned([8, 8, 8]), "no slot would be left"
-    assert not drive.engine.fits_pinned([24, 24]), "no page would be left"
+    assert drive.engine.can_pin([8, 8])
+    assert drive.engine.can_pin([24, 16])
+    assert not drive.engine.can_pin([8, 8, 8]), "no slot would be left"
+    assert not drive.engine.can_pin([24, 24]), "no page would be left"
     pinned = pin(drive, "all")
     with pytest.raises(InvalidRequest, match="cannot be pinned together"):
         pin(drive, "all", "odd", "one")
     step_until_resident(drive, pinned)
-    assert drive.engine.stats().pinned == pinned
+    assert drive.engine.stats().pinned_adapters == pinned
 
 
 def test_what_can_never_fit_beside_pins_is_refused(llama: Lab, tmp_path: Path) -> None:
@@ -212,11 +212,11 @@ def test_a_forgotten_pin_stays_until_it_is_unpinned(llama: Lab, tmp_path: Path) 
     drive = llama.drive(tmp_path, max_device_adapters=3)
     pinned = pin(drive, "all")
     step_until_resident(drive, pinned)
-    drive.engine.forget(drive.specs["all"].id)
+    drive.engine.remove_adapter(drive.specs["all"].id)
     for _ in range(3):
         drive.step()
     assert drive.resident() >= pinned
     pin(drive)
     drive.step()
     assert not drive.resident()
-    assert not drive.engine.stats().host
+    assert not drive.engine.stats().host_adapters

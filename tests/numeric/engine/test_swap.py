@@ -86,7 +86,7 @@ def test_old_content_goes_with_its_last_lease(drive: Drive, registry: Registry, 
     registry.tidy()
     drive.step()
     assert old.version.content not in drive.resident()
-    assert old.version.content not in drive.engine.stats().host
+    assert old.version.content not in drive.engine.stats().host_adapters
     assert not drive.store.path(old.version.content).exists()
     assert tuple(drive.tokens[running]) == llama.oracle.solo(OLD, PROMPT, LONG).tokens
 

@@ -18,7 +18,7 @@ class Blocks(RuleBasedStateMachine):
         self.pool = BlockPool(TOTAL, SIZE)
         self.tables: list[list[int]] = []
         self.holds: dict[int, bytes] = {}
-        self.published: set[bytes] = set()
+        self.cached: set[bytes] = set()
 
     @rule(count=st.integers(0, TOTAL))
     def allocate(self, count: int) -> None:
@@ -26,18 +26,18 @@ class Blocks(RuleBasedStateMachine):
             taken = self.pool.allocate(count)
             assert len(set(taken)) == count
             assert not any(block in table for block in taken for table in self.tables)
-            assert set(taken) <= set(self.pool.take_fresh())
+            assert set(taken) <= set(self.pool.take_new())
             for block in taken:
                 self.holds.pop(block, None)
             self.tables.append(taken)
 
     @precondition(lambda self: any(self.tables))
     @rule(data=st.data(), key=st.integers(0, 5))
-    def publish(self, data: st.DataObject, key: int) -> None:
+    def cache(self, data: st.DataObject, key: int) -> None:
         block = data.draw(st.sampled_from([block for table in self.tables for block in table]))
         name = bytes([key])
         before = self.pool.match([name])
-        self.pool.publish(block, name)
+        self.pool.cache(block, name)
         if before:
             assert self.pool.match([name]) == before, "the first block under a key stays"
         elif block not in self.holds:
@@ -49,7 +49,7 @@ class Blocks(RuleBasedStateMachine):
         found = self.pool.match(bytes([key]) for key in keys)
         assert [self.holds[block] for block in found] == [bytes([key]) for key in keys[: len(found)]]
         before = self.pool.free
-        idle = self.pool.idle(found)
+        idle = self.pool.count_idle(found)
         self.pool.share(found)
         assert self.pool.free == before - idle
         self.tables.append(found)
@@ -73,7 +73,7 @@ def test_least_recently_used_content_goes_first() -> None:
     pool = BlockPool(3, SIZE)
     blocks = pool.allocate(3)
     for block, key in zip(blocks, (b"a", b"b", b"c"), strict=True):
-        pool.publish(block, key)
+        pool.cache(block, key)
     for block in blocks:
         pool.release([block])
     pool.share(pool.match([b"a"]))  # a is used once more, so b is now the oldest
@@ -86,8 +86,8 @@ def test_least_recently_used_content_goes_first() -> None:
 def test_the_end_of_a_prefix_goes_before_its_beginning() -> None:
     pool = BlockPool(2, SIZE)
     first, second = pool.allocate(2)
-    pool.publish(first, b"beginning")
-    pool.publish(second, b"end")
+    pool.cache(first, b"beginning")
+    pool.cache(second, b"end")
     pool.release([first, second])
     assert pool.allocate(1) == [second]
 

@@ -19,7 +19,7 @@ class Disk:
         self.reads: list[AdapterId] = []
         self.broken: set[AdapterId] = set()
         self.gate = threading.Event()
-        self.woken = threading.Semaphore(0)
+        self.loaded = threading.Semaphore(0)
 
     def read(self, adapter: AdapterId) -> PackedAdapter:
         self.reads.append(adapter)
@@ -29,11 +29,11 @@ class Disk:
             raise OSError("gone")
         return PackedAdapter(8, {}, frozenset(), nbytes=10)
 
-    def arrived(self, count: int = 1) -> None:
+    def finish(self, count: int = 1) -> None:
         """Let the reads go and wait for ``count`` of them."""
         self.gate.set()
         for _ in range(count):
-            assert self.woken.acquire(timeout=10)
+            assert self.loaded.acquire(timeout=10)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def make(disk: Disk) -> Iterator[Callable[[int], Loader]]:
     made: list[Loader] = []
 
     def make(capacity: int) -> Loader:
-        made.append(Loader(disk.read, capacity, disk.woken.release))
+        made.append(Loader(disk.read, capacity, disk.loaded.release))
         return made[-1]
 
     yield make
@@ -59,7 +59,7 @@ def test_requests_for_one_adapter_are_one_read(disk: Disk, make: Callable[[int],
     loader = make(100)
     for _ in range(5):
         loader.request(A)
-    disk.arrived()
+    disk.finish()
     assert loader.collect() == {}
     assert loader.get(A)
     assert disk.reads == [A]
@@ -69,30 +69,30 @@ def test_the_least_recently_used_leaves_first(disk: Disk, make: Callable[[int], 
     loader = make(20)
     for adapter in (A, B):
         loader.request(adapter)
-        disk.arrived()
+        disk.finish()
         loader.collect()
     assert loader.get(A)
     loader.request(C)
-    disk.arrived()
+    disk.finish()
     loader.collect()
-    assert loader.host == {A, C}
+    assert loader.adapters == {A, C}
 
 
 def test_one_adapter_is_kept_however_small_the_cache(disk: Disk, make: Callable[[int], Loader]) -> None:
     loader = make(0)
     loader.request(A)
-    disk.arrived()
+    disk.finish()
     loader.collect()
-    assert loader.host == {A}
+    assert loader.adapters == {A}
 
 
 def test_a_read_that_was_dropped_leaves_nothing(disk: Disk, make: Callable[[int], Loader]) -> None:
     loader = make(100)
     loader.request(A)
     loader.drop(A)
-    disk.arrived()
+    disk.finish()
     assert loader.collect() == {}
-    assert loader.host == frozenset()
+    assert loader.adapters == frozenset()
 
 
 def test_a_dropped_reads_failure_is_not_the_next_ones(disk: Disk, make: Callable[[int], Loader]) -> None:
@@ -104,7 +104,7 @@ def test_a_dropped_reads_failure_is_not_the_next_ones(disk: Disk, make: Callable
     loader.drop(A)
     disk.broken.clear()
     loader.request(A)
-    disk.arrived(2)
+    disk.finish(2)
     assert loader.collect() == {}
     assert loader.get(A)
 
@@ -113,7 +113,7 @@ def test_a_failure_is_told_once(disk: Disk, make: Callable[[int], Loader]) -> No
     loader = make(100)
     disk.broken.add(A)
     loader.request(A)
-    disk.arrived()
+    disk.finish()
     failures = loader.collect()
     assert list(failures) == [A]
     assert "gone" in str(failures[A])

@@ -99,13 +99,13 @@ def test_a_sequence_without_its_adapter_is_passed_over() -> None:
 def test_nobody_waits_for_an_adapter_on_its_way_while_others_can_run() -> None:
     scheduler = make()
     scheduler.slots.place(AdapterId("x"), 8)
-    scheduler.slots.arriving = frozenset({AdapterId("x")})
+    scheduler.slots.copying = frozenset({AdapterId("x")})
     scheduler.add(sequence("a", 3))
     scheduler.add(sequence("b", 3, (adapted("x"),)))
     assert step(scheduler)[0] == {"a": 3, "b": 3}, "an idle device waits with them"
     scheduler.add(sequence("c", 3, (adapted("x"),)))
     assert step(scheduler)[0] == {"a": 1, "b": 1}
-    scheduler.slots.arriving = frozenset()
+    scheduler.slots.copying = frozenset()
     assert step(scheduler)[0] == {"a": 1, "b": 1, "c": 3}
 
 
@@ -136,7 +136,7 @@ def test_what_waits_ahead_keeps_its_adapters() -> None:
     scheduler = make()
     scheduler.add(sequence("a", 3, (adapted("x"), adapted("y"))))
     scheduler.add(sequence("b", 3, (adapted("z"),)))
-    wanted = [(a.id, set(keep), sequence.id) for a, keep, sequence in scheduler.missing() if sequence]
+    wanted = [(a.id, set(keep), sequence.id) for a, keep, sequence in scheduler.missing_adapters() if sequence]
     assert wanted == [("x", {"x", "y"}, "a"), ("y", {"x", "y"}, "a"), ("z", {"x", "y", "z"}, "b")]
 
 
@@ -263,11 +263,11 @@ def test_pins_are_brought_before_what_others_wait_for() -> None:
     scheduler = make()
     scheduler.add(sequence("a", 3, (adapted("x"),)))
     scheduler.pin([adapted("p"), adapted("q")], now=0.0)
-    assert [a.id for a, _, _ in scheduler.missing()] == ["p", "q", "x"]
+    assert [a.id for a, _, _ in scheduler.missing_adapters()] == ["p", "q", "x"]
     scheduler.slots.place(AdapterId("p"), 8)
-    assert [a.id for a, _, _ in scheduler.missing()] == ["q", "x"]
+    assert [a.id for a, _, _ in scheduler.missing_adapters()] == ["q", "x"]
     scheduler.pin([], now=0.0)
-    assert [a.id for a, _, _ in scheduler.missing()] == ["x"]
+    assert [a.id for a, _, _ in scheduler.missing_adapters()] == ["x"]
 
 
 def test_a_pin_without_room_for_too_long_closes_the_least_used_adapter() -> None:

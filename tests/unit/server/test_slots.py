@@ -27,7 +27,7 @@ class Slots(RuleBasedStateMachine):
         self.users: Counter[AdapterId] = Counter()
         self.used: list[AdapterId] = []
         """Residents, least recently used first."""
-        self.tried: set[AdapterId] = set()
+        self.probed: set[AdapterId] = set()
         """Residents that had nothing but trials."""
         self.pinned: set[AdapterId] = set()
 
@@ -46,17 +46,17 @@ class Slots(RuleBasedStateMachine):
         assert len(placement.pages) == pages_for(rank)
         assert list(placement.evicted) == movable[: len(placement.evicted)], "not the least recently used"
         self.used = [a for a in self.used if a not in placement.evicted] + [adapter]
-        self.tried = self.tried.difference(placement.evicted) | {adapter}
+        self.probed = self.probed.difference(placement.evicted) | {adapter}
 
     @precondition(lambda self: self.used)
-    @rule(data=st.data(), trial=st.booleans())
-    def lease(self, data: st.DataObject, trial: bool) -> None:
+    @rule(data=st.data(), probe=st.booleans())
+    def lease(self, data: st.DataObject, probe: bool) -> None:
         adapters = data.draw(st.lists(st.sampled_from(self.used), unique=True, min_size=1))
-        self.table.lease(adapters, trial=trial)
+        self.table.lease(adapters, probe=probe)
         self.users.update(adapters)
-        if not trial:
+        if not probe:
             self.used = [a for a in self.used if a not in adapters] + adapters
-            self.tried.difference_update(adapters)
+            self.probed.difference_update(adapters)
 
     @precondition(lambda self: +self.users)
     @rule(data=st.data())
@@ -70,25 +70,25 @@ class Slots(RuleBasedStateMachine):
     def demote(self, data: st.DataObject) -> None:
         adapter = data.draw(st.sampled_from(self.used))
         self.table.demote([adapter])
-        if adapter in self.tried - self.pinned and not self.users[adapter]:
+        if adapter in self.probed - self.pinned and not self.users[adapter]:
             self.used = [adapter] + [a for a in self.used if a != adapter]
 
     @rule(pinned=st.sets(st.sampled_from(sorted(ADAPTERS))))
     def pin(self, pinned: set[AdapterId]) -> None:
-        if not self.table.misfit(adaptation(pinned)):
+        if not self.table.fit_error(adaptation(pinned)):
             self.table.pinned = {adapter: ADAPTERS[adapter] for adapter in pinned}
             self.pinned = pinned
 
     @rule(ranks=st.lists(st.sampled_from([1, 16, 40]), min_size=1, max_size=3))
     def drain(self, ranks: list[int]) -> None:
         before = list(self.table.resident)
-        draining = self.table.draining(ranks, keep=set())
+        leaving = self.table.next_to_evict(ranks, keep=set())
         assert list(self.table.resident) == before, "a question changed something"
-        assert not draining & self.pinned
-        if not self.table.misfit(
+        assert not leaving & self.pinned
+        if not self.table.fit_error(
             tuple(WeightedAdapter(AdapterId(f"new{i}"), 1.0, rank) for i, rank in enumerate(ranks))
         ):
-            left = [a for a in self.used if a not in draining]
+            left = [a for a in self.used if a not in leaving]
             assert len(left) + len(ranks) <= SLOTS
             assert sum(pages_for(ADAPTERS[a]) for a in left) + sum(map(pages_for, ranks)) <= PAGES
 
@@ -122,11 +122,13 @@ def test_pages_are_consecutive_where_they_can_be() -> None:
 def test_what_fits_depends_on_others_that_are_pinned() -> None:
     table = SlotTable(2, 8)
     small, wide = adaptation("bc"), adaptation("e")
-    assert not table.misfit(small)
+    assert not table.fit_error(small)
     table.pinned = {AdapterId("d"): 32}
-    assert not table.misfit(adaptation("cd")), "the pinned one is part of it"
-    assert "2 adapters and 8 pages, of which pinned adapters take 1 and 4" in str(table.misfit(small)), "too few slots"
-    assert table.misfit(wide), "too few pages"
+    assert not table.fit_error(adaptation("cd")), "the pinned one is part of it"
+    assert "2 adapters and 8 pages, of which pinned adapters take 1 and 4" in str(table.fit_error(small)), (
+        "too few slots"
+    )
+    assert table.fit_error(wide), "too few pages"
     table.pinned = {}
-    assert not table.misfit(small)
-    assert "pinned" not in str(table.misfit(adaptation("abc")))
+    assert not table.fit_error(small)
+    assert "pinned" not in str(table.fit_error(adaptation("abc")))
