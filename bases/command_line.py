@@ -1,4 +1,4 @@
-"""The options of a command: one frozen model for its flags, its help, and its sources beside the command line.
+"""Options: a command's flags, their help and their other sources, such as the environment, in one frozen model.
 
 A model derives from :class:`Options`. :func:`command` makes the typer command from its fields, so a new option is a new
 field: the name becomes the flag, the annotation the type in the help, the description the help text. What is given on
@@ -28,12 +28,12 @@ APP: Mapping[str, Any] = {
     "pretty_exceptions_enable": False,
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
-"""What every typer app of a command is made with."""
+"""Arguments of every typer app."""
 Given = dict[str, Any]
-"""Field -> what the command line says: text, a tuple of texts, or a bool. Only fields that were given."""
+"""Field -> value on the command line: a str, a tuple of them, or a bool. Only fields that were given."""
 _WORDS = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT", SecretStr: "TEXT"}
 _ENDINGS = {"_gib": "GIB", "_mib": "MIB", "_seconds": "SECONDS", "url": "URL", "timeout": "SECONDS"}
-"""Ends of names that say more than the type."""
+"""End of a field's name -> its metavar in the help, where that says more than the type."""
 
 
 class Options(BaseSettings):
@@ -44,19 +44,18 @@ class Options(BaseSettings):
     error: ClassVar[type[ManyloraError]] = ConfigError
     """Raised for bad values."""
     positional: ClassVar[str | None] = None
-    """The field that takes the words without a flag."""
+    """The field that takes the arguments without a flag."""
     panels: ClassVar[Mapping[str, Sequence[str]]] = {}
     """Headings of the help, each with its fields in order. Fields that are in none come last, under "Options"."""
     metavars: ClassVar[Mapping[str, str]] = {}
     """What the help calls a field's value, where type and name do not say it."""
-
     old_flags: ClassVar[Mapping[str, str]] = {}
-    """Fields that had another flag in an earlier version, and that flag: it is still accepted."""
+    """Field -> its flag in earlier versions, which is still accepted."""
 
     def __init__(self, _places: Mapping[str, str] | None = None, **values: Any) -> None:
-        """From keyword arguments, then the model's other sources; never ``sys.argv``.
+        """Take values from keyword arguments, then from the model's other sources; never from ``sys.argv``.
 
-        ``_places`` names, for messages, fields that were not given by their flags.
+        ``_places`` has the names for error messages of fields that were not given by their flags.
         """
         try:
             super().__init__(**values)
@@ -71,7 +70,7 @@ class Options(BaseSettings):
 
     @classmethod
     def error_line(cls, detail: ErrorDetails, places: Mapping[str, str]) -> str:
-        """One of pydantic's errors, as ``--max-rank: must be at least 1 (got 0)``."""
+        """Describe one of pydantic's errors, as ``--max-rank: must be at least 1 (got 0)``."""
         if not detail["loc"]:
             return str(detail["ctx"]["error"])
         name, *inside = map(str, detail["loc"])
@@ -88,9 +87,9 @@ class Options(BaseSettings):
 
     @classmethod
     def other_sources(cls) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Where values come from that were not given; first come first. Nowhere, unless a model says so.
+        """Sources of values that were not given, the most important first. None by default.
 
-        A variable called NAME or SEED was not meant for us.
+        So pydantic does not read a variable called NAME or SEED, which was not meant for this program.
         """
         return ()
 
@@ -108,7 +107,7 @@ class Options(BaseSettings):
 
 
 def command(options: type[Options], run: Callable[[Given], int], doc: str) -> Callable[..., int]:
-    """A function for ``typer.Typer.command`` (or ``callback``): it gives ``run`` what the command line says.
+    """Make a function for ``typer.Typer.command`` (or ``callback``) that calls ``run`` with the given values.
 
     ``run`` returns the exit status. ``doc`` is the command's help.
     """
@@ -129,7 +128,7 @@ def command(options: type[Options], run: Callable[[Given], int], doc: str) -> Ca
 
 
 def single_command(options: type[Options], run: Callable[[Given], int], doc: str | None = None) -> "typer.Typer":
-    """A typer app of one command. ``doc`` is its help, the model's own docstring unless given."""
+    """Make a typer app of one command. ``doc`` is its help, by default the model's docstring."""
     import typer
 
     app = typer.Typer(**APP)
@@ -138,7 +137,7 @@ def single_command(options: type[Options], run: Callable[[Given], int], doc: str
 
 
 def parse(options: type[Options], words: Sequence[str], program: str) -> Given:
-    """What ``words`` say. Prints the help and raises SystemExit for ``--help``; raises the options' error."""
+    """Parse arguments. Prints the help and raises SystemExit for ``--help``; raises the options' error."""
     import typer
 
     found: list[Given] = []
@@ -158,7 +157,7 @@ def parse(options: type[Options], words: Sequence[str], program: str) -> Given:
 
 
 def hide_flag_types(command: Any) -> Any:
-    """Return the command of click, whose help and that of its sub-commands now shows ``--help`` without ``<bool>``."""
+    """Return a click command after removing ``<bool>``, typer's type of a flag, from its help and sub-commands'."""
     get_params = command.get_params
 
     def without_types(context: "typer.Context") -> list[Any]:
@@ -175,7 +174,7 @@ def hide_flag_types(command: Any) -> Any:
 
 
 def usage_error(error: "typer.TyperException") -> str:
-    """What is wrong with a command line, as ``--nix: there is no such option``. Shows no value: it may be a key."""
+    """Describe a usage error, as ``--nix: there is no such option``. Omits values: one may be an API key."""
     option = getattr(error, "option_name", None)
     kind = type(error).__name__
     if kind == "NoSuchOption":
@@ -204,7 +203,7 @@ def _by_panel(options: type[Options]) -> list[tuple[str, list[str]]]:
 
 
 def _parameter(options: type[Options], field: str, panel: str) -> inspect.Parameter:
-    """A field as typer has parameters. Values stay text: pydantic checks them, as those from other sources."""
+    """Make a typer parameter of a field. Values stay text: pydantic validates them like those of other sources."""
     import typer
     from rich.markup import escape
 
@@ -258,7 +257,7 @@ def _metavar(options: type[Options], field: str) -> str:
 
 
 def _default(info: FieldInfo) -> str | None:
-    """The default as one would write it; None where there is none to show."""
+    """The default as a user would write it; None if there is none to show."""
     value = info.default
     if value is None or value is PydanticUndefined or isinstance(value, bool) or value == () or value == {}:
         return None
@@ -268,7 +267,7 @@ def _default(info: FieldInfo) -> str | None:
 
 
 def _joined(options: type[Options], field: str, value: Any) -> Any:
-    """Repeated and comma-separated values as one: a tuple; for a mapping a text with commas, which the model parses."""
+    """Join repeated and comma-separated values: to a tuple, or for a mapping to text that the model parses."""
     if not isinstance(value, list):
         return value
     if field == options.positional:

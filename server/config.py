@@ -1,4 +1,4 @@
-"""The options of ``manylora serve`` and ``manylora doctor``, from the command line, then the environment."""
+"""Settings: the options of ``manylora serve`` and ``manylora doctor``, from command line and environment."""
 
 import os
 import re
@@ -15,21 +15,21 @@ from bases.errors import ConfigError
 from bases.options import BaseOptions, default_data
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
-_USUAL_PORT = re.compile(r"(?<=^http)(://.*):80$|(?<=^https)(://.*):443$")
-"""Browsers leave it out."""
+_DEFAULT_PORT = re.compile(r"(?<=^http)(://.*):80$|(?<=^https)(://.*):443$")
+"""Browsers leave out the default port of an origin."""
 RANK_STEP = 8
-"""Rank columns of the device pool come in multiples of this."""
+"""The device pool's rank columns are a multiple of this."""
 _SERVICE_LINK = re.compile(
     r"MANYLORA_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)"
 )
-"""Variables that Kubernetes sets in every pod for a service named manylora, or manylora-something."""
+"""Variables that Kubernetes sets in every pod for a service named manylora or manylora-NAME."""
 _LINK_PORT = re.compile(r"MANYLORA_([A-Z0-9_]+_)?PORT")
 _LINK_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
-"""One more of them has the name of an option, or may have: the value tells."""
+"""MANYLORA_PORT is an option, too: only a value such as tcp://10.0.0.1:80 is from Kubernetes."""
 
 
-def _pairs(value: object) -> object:
-    """``"a=/x,b=/y"`` -> ``{"a": "/x", "b": "/y"}``; mappings pass. Repeated flags come joined by commas."""
+def _split_pairs(value: object) -> object:
+    """``"a=/x,b=/y"`` -> ``{"a": "/x", "b": "/y"}``; mappings pass through. Repeated flags are joined by commas."""
     if not isinstance(value, str):
         return value
     pairs: dict[str, str] = {}
@@ -43,8 +43,8 @@ def _pairs(value: object) -> object:
     return pairs
 
 
-def _words(value: object) -> object:
-    """``"a,b"`` -> ``("a", "b")``; sequences pass. Repeated flags come joined by commas."""
+def _split_words(value: object) -> object:
+    """``"a,b"`` -> ``("a", "b")``; sequences pass through. Repeated flags are joined by commas."""
     return tuple(word for word in value.split(",") if word) if isinstance(value, str) else value
 
 
@@ -54,7 +54,7 @@ def _gib_or_auto(value: object) -> object:
 
 
 def _expanded(path: Path) -> Path:
-    """``path`` with ``~`` resolved."""
+    """Expand ``~`` in ``path``."""
     try:
         return path.expanduser()
     except RuntimeError as error:
@@ -66,10 +66,10 @@ _OLD_DATA_DIR = "MANYLORA_DATA"
 
 
 class _Environment(EnvSettingsSource):
-    """The environment without Kubernetes' service links."""
+    """The environment, without the variables that Kubernetes sets for services."""
 
     def __call__(self) -> dict[str, Any]:
-        """The values found, by field."""
+        """Return the values by field."""
         values = super().__call__()
         if (old := self.env_vars.get(_OLD_DATA_DIR.lower())) is not None:
             values.setdefault("data_dir", old)
@@ -121,12 +121,12 @@ class Settings(Options):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     quantization: Literal["nf4", "none"] = Field("nf4", description="of the base's linear layers")
     dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="of activations, keys and values; auto is bf16")
-    adapter: Annotated[dict[str, Path], NoDecode, BeforeValidator(_pairs)] = Field(
+    adapter: Annotated[dict[str, Path], NoDecode, BeforeValidator(_split_pairs)] = Field(
         default={}, description="adapter to register at start; may be repeated"
     )
     adapter_root: Path | None = Field(None, description="folder under which POST /v1/adapters may name paths")
     adapter_dir: Path | None = Field(None, description="watched folder: each folder in it is an adapter of that name")
-    allow_source: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+    allow_source: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_words)] = Field(
         default=(), description="hf://, s3:// or gs:// prefix from which adapters may be registered; may be repeated"
     )
     store_url: str | None = Field(
@@ -171,7 +171,7 @@ class Settings(Options):
         le=86_400,
         description="how long an idle connection stays open; set it above that of a proxy in front",
     )
-    cors_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+    cors_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_words)] = Field(
         default=(), description="origin whose pages may call this server, or *; may be repeated"
     )
     max_body_mib: float = Field(2, gt=0, description="largest request body")
@@ -187,7 +187,7 @@ class Settings(Options):
 
     @field_validator("device_ranks")
     @classmethod
-    def _room_for_the_largest(cls, ranks: int | None, info: ValidationInfo) -> int | None:
+    def _at_least_max_rank(cls, ranks: int | None, info: ValidationInfo) -> int | None:
         max_rank = info.data.get("max_rank")
         if ranks is not None and max_rank is not None and ranks < max_rank:
             raise ValueError(f"must be at least --max-rank, {max_rank} (got {ranks})")
@@ -195,19 +195,19 @@ class Settings(Options):
 
     @field_validator("database_url")
     @classmethod
-    def _postgres(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        # Told without the address: it may hold a password.
+    def _is_postgres(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        # The message omits the URL, which may contain a password.
         if url is not None and not url.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("must begin with postgresql://")
         if url is not None and info.data.get("store_url") is None:
-            raise ValueError("needs --store-url: servers that share names must share their content")
+            raise ValueError("needs --store-url: servers that share a registry must share the adapters' files, too")
         return url
 
     @field_validator("cors_origin")
     @classmethod
-    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        # Written as browsers write them: in small letters, without the slash. The comparison is to the letter.
-        origins = tuple(_USUAL_PORT.sub(r"\1\2", origin.lower().rstrip("/")) for origin in origins)
+    def _normalised_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        # As browsers write them, in lower case and without a slash: they are compared exactly.
+        origins = tuple(_DEFAULT_PORT.sub(r"\1\2", origin.lower().rstrip("/")) for origin in origins)
         for origin in origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"must be * or an origin such as https://chat.example.com:8443 (got {origin!r})")
@@ -215,8 +215,8 @@ class Settings(Options):
 
     @field_validator("data_dir", "adapter_root", "adapter_dir", mode="before")
     @classmethod
-    def _named(cls, path: object) -> object:
-        # Path("") is the working directory, which an unset variable in a script would then open.
+    def _not_empty(cls, path: object) -> object:
+        # Path("") is the working directory: an unset variable in a script would use that.
         if path == "":
             raise ValueError("must not be empty")
         return path
@@ -233,30 +233,30 @@ class Settings(Options):
 
     @field_validator("adapter_root", "adapter_dir")
     @classmethod
-    def _existing(cls, path: Path | None) -> Path | None:
+    def _must_exist(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_dir():
             raise ValueError(f"must be an existing folder (got {str(path)!r})")
         return path
 
     @property
     def base(self) -> BaseOptions:
-        """Which base to serve."""
+        """The options of the base to serve."""
         return BaseOptions(self.model, self.data_dir, self.device, self.quantization, self.dtype, self.max_model_len)
 
     @property
     def cpu_threads(self) -> int:
-        """Threads for the model: ``threads``, or the physical cores this process may keep busy."""
+        """Threads for the model: ``threads``, or the number of physical cores that this process may use."""
         return self.threads or machine.usable_cores()
 
     @property
     def rank_columns(self) -> int:
-        """Rank columns of the device pool in all, a multiple of :data:`RANK_STEP`."""
+        """Rank columns of the device pool, a multiple of :data:`RANK_STEP`."""
         ranks = self.device_ranks or max(self.max_rank, 16 * self.max_device_adapters)
         return -(-ranks // RANK_STEP) * RANK_STEP
 
 
 def read_settings(words: Sequence[str]) -> Settings:
-    """The settings from the words after ``manylora serve``, then the environment.
+    """Read settings from the arguments of ``manylora serve``, then the environment.
 
     Prints the help and raises SystemExit for ``--help``. Raises ConfigError, one line per error.
     """
@@ -264,10 +264,10 @@ def read_settings(words: Sequence[str]) -> Settings:
 
 
 def make_settings(given: Given) -> Settings:
-    """The settings from what the command line gives, then the environment. Raises ConfigError, one line per error."""
+    """Make settings from command-line values, then the environment. Raises ConfigError, one line per error."""
     settings = Settings(**given)
     prefix = Settings.model_config["env_prefix"]
-    clients = {f"{prefix}URL", f"{prefix}API_KEY"}  # of `manylora adapters` and `manylora train`
+    clients = {f"{prefix}URL", f"{prefix}API_KEY"}  # read by `manylora adapters` and `manylora train`
     known = {f"{prefix}{field}".upper() for field in Settings.model_fields} | clients | {_OLD_DATA_DIR}
     present = {name for name in os.environ if name.upper().startswith(prefix)}
     unknown = sorted(name for name in present.difference(service_links()) if name.upper() not in known)
@@ -277,10 +277,10 @@ def make_settings(given: Given) -> Settings:
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes set this variable to tell where a service is."""
+    """Whether Kubernetes has set this variable, for the address of a service."""
     return bool(_SERVICE_LINK.fullmatch(name) or (_LINK_PORT.fullmatch(name) and _LINK_ADDRESS.match(value)))
 
 
 def service_links() -> list[str]:
-    """Names of such variables in the environment, which are no options."""
+    """Names of such variables in the environment."""
     return sorted(name for name, value in os.environ.items() if is_service_link(name, value))

@@ -1,4 +1,4 @@
-"""The dry load: whether an adapter loads, what it computes is finite, and it changes anything."""
+"""Dry load: check that an adapter loads, that its logits are finite, and that they differ from the base's."""
 
 import time
 from threading import Lock
@@ -19,21 +19,23 @@ from server.text import Codec
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it goes home to sleep until the sun is up again."
 LENGTH = 16
-"""Tokens of it that are used."""
+"""Tokens of the prompt that are used."""
 TIMEOUT = 120.0
-"""Seconds a dry load may take, with the wait for a place on a busy device."""
+"""Seconds that a dry load may take, including the wait for a slot on a busy device."""
 GREEDY = SamplingParams(temperature=0, max_tokens=1)
 
 Logits = NDArray[np.float32]
 
 
 class DryLoad:
-    """One prompt through the engine, with and without an adapter. For any thread but the engine's and the event loop's.
+    """Runs one prompt through the engine, with and without an adapter, and compares the logits.
 
-    Each probe has a step of its own, without the prefix cache, so the shapes of what it computes are always the same.
-    On a device that computes the same shapes alike every time, an adapter whose products all vanish in rounding then
-    leaves every logit as the base's to the bit, whatever traffic there is, and any other changes some. Not caught: an
-    adapter that changes last bits and no more, one that is useless, and, on a device that is not so exact, any.
+    For any thread but the engine's and the event loop's: the calls block. Each probe runs in a step of its own and
+    without the prefix cache, so all compute with the same shapes, whatever else is running. If the device is
+    deterministic, an adapter whose changes are all rounded away gives exactly the base's logits, and is rejected.
+
+    Not detected: an adapter that only changes the last bits, one that changes the answers for the worse, and, on a
+    device that is not deterministic, one that changes nothing.
     """
 
     def __init__(self, base: Base, codec: Codec, engine: Engine, event_router: EventRouter) -> None:
@@ -42,15 +44,15 @@ class DryLoad:
         self._engine = engine
         self._event_router = event_router
         self._lock = Lock()
-        self._base_result: Logits | None = None
+        self._base_cache: Logits | None = None
 
     def measure(self, spec: AdapterSpec, *, keep: bool = False) -> dict[str, Any]:
         """Load a stored adapter as a request would, and compare the logits after the prompt with the base's.
 
-        Returns ``prompt_tokens``, ``max_logit_change``, ``kl`` (of the adapter's distribution from the base's, nats),
-        ``top_token_changed`` and ``seconds``. ``keep`` leaves the adapter on the device as if it had been used;
-        otherwise it is the first to go. Raises AdapterRejected where its content is at fault, InvalidRequest where it
-        can never fit beside the pinned ones, Draining, and EngineError for all else.
+        Returns ``prompt_tokens``, ``max_logit_change``, ``kl`` (KL(adapter || base) of the next token, in nats),
+        ``top_token_changed`` and ``seconds``. With ``keep``, the dry load counts as use of the adapter; otherwise the
+        adapter is evicted before all others. Raises AdapterRejected if its content is at fault, InvalidRequest if it
+        can never fit beside the pinned ones, Draining, and EngineError for any other cause.
         """
         started = time.monotonic()
         base = self._base_logits()
@@ -68,17 +70,17 @@ class DryLoad:
         }
 
     def _base_logits(self) -> Logits:
-        """Measured at the first need, and once."""
+        """[vocabulary]. Computed by the first call only."""
         with self._lock:
-            if self._base_result is None:
+            if self._base_cache is None:
                 logits = self._probe((), keep=False)
                 if not np.isfinite(logits).all():
                     raise EngineError("The base's own logits are not finite.")
-                self._base_result = logits
-            return self._base_result
+                self._base_cache = logits
+            return self._base_cache
 
     def _probe(self, adaptation: Adaptation, keep: bool) -> Logits:
-        """[vocabulary]."""
+        """Run one probe. Returns logits [vocabulary]."""
         event = self._run(Sequence(f"probe-{uuid4().hex}", list(self._prompt), GREEDY, adaptation, True, keep))
         if isinstance(event, Failed):
             if event.cause == "adapter":
@@ -86,7 +88,7 @@ class DryLoad:
             if self._event_router.draining:
                 raise Draining(event.message, code="draining")
             raise EngineError(f"The dry load failed: {event.message}")
-        assert event.logits is not None, "a probe without logits"
+        assert event.logits is not None, "the engine gave no logits for a probe"
         return np.frombuffer(event.logits, np.float32)
 
     def _run(self, sequence: Sequence) -> Event:
@@ -96,7 +98,7 @@ class DryLoad:
             return answer.result(TIMEOUT)
         except TimeoutError as error:
             self._engine.abort(sequence.id)
-            raise EngineError(f"The dry load found no place on the device within {TIMEOUT:.0f} s.") from error
+            raise EngineError(f"The dry load got no slot on the device within {TIMEOUT:.0f} s.") from error
         finally:
             self._event_router.close(sequence.id)
 
@@ -110,7 +112,7 @@ class DryLoad:
 
 
 def _kl(logits: Logits, base: Logits) -> float:
-    """KL(adapter || base) in nats, of the next token's distributions."""
+    """KL(adapter || base) of the next token's distributions, in nats."""
     log_p, log_q = _log_softmax(logits), _log_softmax(base)
     return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum()))
 

@@ -1,18 +1,18 @@
-"""Everything the server raises on purpose while it serves.
+"""The exceptions of a running server.
 
 ::
 
     ServerError
-    ├── RequestError         the caller's doing; carries ``param`` and ``code`` for the wire
+    ├── RequestError         one request cannot be served; has ``param`` and ``code`` for the response
     │   ├── InvalidRequest       400
     │   ├── ContextOverflow      400, code ``context_length_exceeded``
     │   ├── UploadTooLarge       413
     │   ├── UnknownModel         404
     │   ├── QueueFull            429
     │   └── Draining             503
-    └── EngineError          our doing: a step that failed, an adapter that could not be read; 500
+    └── EngineError          the server's fault: a step failed, an adapter could not be read; 500
 
-Errors about adapters are in :mod:`adapters.errors`. The one table from error to HTTP status is in
+Errors about adapters are in :mod:`adapters.errors`. HTTP statuses are assigned in
 :mod:`server.api.http.errors`.
 """
 
@@ -20,11 +20,11 @@ from bases.errors import ManyloraError
 
 
 class ServerError(ManyloraError):
-    """Anything the server raises on purpose."""
+    """Base of all exceptions of the running server."""
 
 
 class RequestError(ServerError):
-    """A request that cannot be served, with the field at fault."""
+    """A request that cannot be served. ``param`` names the field at fault."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         self.param = param
@@ -33,11 +33,11 @@ class RequestError(ServerError):
 
 
 class InvalidRequest(RequestError):
-    """A field has a value that cannot be served."""
+    """A field has a value that is invalid or not supported."""
 
 
 class ContextOverflow(RequestError):
-    """Prompt and answer together do not fit the context."""
+    """Prompt and answer together are longer than the context."""
 
     def __init__(self, limit: int, prompt_tokens: int, max_tokens: int, param: str = "messages") -> None:
         super().__init__(
@@ -49,11 +49,11 @@ class ContextOverflow(RequestError):
 
 
 class UploadTooLarge(RequestError):
-    """More bytes than any adapter and what may come with it."""
+    """An upload has more bytes than any valid adapter folder."""
 
 
 class UnknownModel(RequestError):
-    """No model or adapter goes by this name."""
+    """No model, adapter or alias has this name."""
 
     def __init__(self, name: str, param: str = "model") -> None:
         message = f"The model `{name}` does not exist." if name else "The name of the model is empty."
@@ -61,12 +61,12 @@ class UnknownModel(RequestError):
 
 
 class QueueFull(RequestError):
-    """As many requests wait as may wait."""
+    """The queue is full: ``max_queue`` requests are waiting."""
 
 
 class Draining(RequestError):
-    """The server finishes what it has and takes nothing new."""
+    """The server shuts down: it finishes open requests and refuses new ones."""
 
 
 class EngineError(ServerError):
-    """A step failed, or an adapter's bytes could not be read."""
+    """A step has failed, an adapter could not be read, or the engine has stopped."""

@@ -1,4 +1,4 @@
-"""Take the address before anything slow begins."""
+"""Bind the server's address, before the base is loaded."""
 
 import errno
 import socket
@@ -7,17 +7,17 @@ from bases.errors import ConfigError
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket on the address, not listening yet. Raises ConfigError where that cannot be.
+    """Return a socket that is bound to the address but does not listen yet. Raises ConfigError if that fails.
 
-    With SO_REUSEADDR, two servers may bind one port as long as neither listens, and the second learns of the first
-    after it has loaded its base. So it is bound without; where that fails, with: for a minute after a server has ended,
-    what is left of its connections keeps the port from being bound in any other way.
+    First without SO_REUSEADDR: with it, two servers could bind the same port as long as neither listens, and the second
+    would fail only after it has loaded its base. Then with it: for about a minute after a server has ended, its
+    connections in TIME_WAIT keep the port from being bound without it.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:  # the latter for what cannot be a name: an empty or a very long part
-        reason = error.strerror if isinstance(error, OSError) else "it cannot be the name of a machine"
-        raise ConfigError(f"--host: {host!r} is no address of this machine: {reason}") from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: an empty or very long part of a name
+        reason = error.strerror if isinstance(error, OSError) else "it is not a valid host name"
+        raise ConfigError(f"--host: {host!r} is not an address of this machine: {reason}") from error
     for reuse in (0, 1):
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
@@ -26,7 +26,7 @@ def bind(host: str, port: int) -> socket.socket:
         except OSError as error:
             listener.close()
             if error.errno != errno.EADDRINUSE or reuse:
-                reason = f"{error.strerror}; --port takes another, 0 any free one"
+                reason = f"{error.strerror}; give another port, or 0 for any free one"
                 raise ConfigError(f"--port: cannot listen on {host} port {port}: {reason}") from error
         else:
             break

@@ -1,4 +1,4 @@
-"""What the server tells Prometheus: gauges of the engine at the moment of asking, and what requests were like."""
+"""Metrics for Prometheus: of HTTP requests, generation, registrations, the engine and the registry."""
 
 from collections.abc import Callable, Iterable, Iterator
 from time import time
@@ -13,13 +13,13 @@ from adapters.registry.names import parse_reference
 from adapters.registry.registry import Registry
 from server.engine.stats import EngineStats
 
-Outcome = Literal["ok", "error", "cancelled"]
-"""How a request ended; cancelled: its client left."""
-Intake = Literal["accepted", "same", "refused", "failed"]
-"""How a registration ended; same: the name had this content already; failed: our doing, not the caller's."""
+RequestOutcome = Literal["ok", "error", "cancelled"]
+"""How a request ended. cancelled: the client disconnected."""
+RegistrationOutcome = Literal["accepted", "same", "refused", "failed"]
+"""How a registration ended. same: the name has this content already; failed: through a fault of the server."""
 
-_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
-_SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 _GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "manylora_requests_waiting": ("Requests in the queue", lambda s: s.waiting),
@@ -40,113 +40,128 @@ _COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "manylora_adapter_loads": ("Adapters copied to the device", lambda s: s.adapter_loads),
     "manylora_adapter_evictions": ("Adapters that made room on the device", lambda s: s.adapter_evictions),
 }
-_GATEWAY: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
+_VLLM_GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "vllm:num_requests_waiting": ("Requests in the queue", lambda s: s.waiting),
     "vllm:num_requests_running": ("Requests in the batch", lambda s: s.running),
     "vllm:kv_cache_usage_perc": ("Share of KV blocks in use, 0 to 1", lambda s: s.blocks_used / max(s.blocks_total, 1)),
 }
-"""Under the names that inference gateways for Kubernetes read."""
+"""Gauges under vLLM's names, which inference gateways for Kubernetes read."""
 
 
 class Metrics:
-    """One server's figures, in a registry of their own. Labels are bounded: nothing is counted per adapter."""
+    """The metrics of one server, in a registry of their own. No label is an adapter's name: there may be many."""
 
     def __init__(self, base: str, max_adapters: int, stats: Callable[[], EngineStats], registry: Registry) -> None:
-        self._registry = figures = CollectorRegistry()
-        figures.register(_EngineFigures(base, max_adapters, stats, registry))
-        figures.register(_RegistryFigures(registry))
-        self.aliases = AliasMetrics(registry, figures)
+        self._registry = prometheus = CollectorRegistry()
+        prometheus.register(_EngineCollector(base, max_adapters, stats, registry))
+        prometheus.register(_RegistryCollector(registry))
+        self.aliases = AliasMetrics(registry, prometheus)
         self._requests = Counter(
-            "manylora_http_requests", "HTTP requests by status; 499: the client left", ["status"], registry=figures
+            "manylora_http_requests", "HTTP requests by status; 499: the client left", ["status"], registry=prometheus
         )
-        self._registrations = Counter("manylora_registrations", "Over HTTP, by outcome", ["outcome"], registry=figures)
-        self._prompt_tokens = Counter("manylora_prompt_tokens", "Prompt tokens of ended requests", registry=figures)
-        self._output_tokens = Counter("manylora_output_tokens", "Answer tokens of ended requests", registry=figures)
-        self._first = Histogram("manylora_time_to_first_token_seconds", "From submit", buckets=_SLOW, registry=figures)
-        self._next = Histogram(
-            "manylora_time_between_tokens_seconds", "Of one request", buckets=_FAST, registry=figures
+        self._registrations = Counter(
+            "manylora_registrations", "Over HTTP, by outcome", ["outcome"], registry=prometheus
         )
-        self._whole = Histogram(
-            "manylora_request_seconds", "From submit to the end of the answer", buckets=_SLOW, registry=figures
+        self._prompt_tokens = Counter("manylora_prompt_tokens", "Prompt tokens of ended requests", registry=prometheus)
+        self._output_tokens = Counter("manylora_output_tokens", "Answer tokens of ended requests", registry=prometheus)
+        self._time_to_first_token = Histogram(
+            "manylora_time_to_first_token_seconds", "From submit", buckets=_REQUEST_BUCKETS, registry=prometheus
+        )
+        self._time_between_tokens = Histogram(
+            "manylora_time_between_tokens_seconds", "Of one request", buckets=_TOKEN_BUCKETS, registry=prometheus
+        )
+        self._request_seconds = Histogram(
+            "manylora_request_seconds",
+            "From submit to the end of the answer",
+            buckets=_REQUEST_BUCKETS,
+            registry=prometheus,
         )
 
     def responded(self, status: int) -> None:
-        """One HTTP request is answered."""
+        """Count an HTTP response."""
         self._requests.labels(str(status)).inc()
 
-    def registered(self, outcome: Intake) -> None:
-        """A registration has ended."""
+    def registered(self, outcome: RegistrationOutcome) -> None:
+        """Count a registration over HTTP."""
         self._registrations.labels(outcome).inc()
 
     def first_token(self, seconds: float) -> None:
-        """A request's first token came, so long after it was submitted."""
-        self._first.observe(seconds)
+        """Record the first token of a request, ``seconds`` after it was submitted."""
+        self._time_to_first_token.observe(seconds)
 
     def next_tokens(self, seconds: float, count: int) -> None:
-        """``count`` more tokens came, so long after the last."""
+        """Record ``count`` more tokens of a request, ``seconds`` after the last one."""
         for _ in range(count):
-            self._next.observe(seconds / count)
+            self._time_between_tokens.observe(seconds / count)
 
     def ended(self, prompt_tokens: int, output_tokens: int, seconds: float) -> None:
-        """A request has left the engine, whole or not."""
+        """Record a request that has ended, for whatever reason."""
         self._prompt_tokens.inc(prompt_tokens)
         self._output_tokens.inc(output_tokens)
-        self._whole.observe(seconds)
+        self._request_seconds.observe(seconds)
 
     def render(self) -> bytes:
-        """Everything in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         self.aliases.prune()
         return generate_latest(self._registry)
 
 
 class AliasMetrics:
-    """Requests by alias and by the version that it meant, so that the versions of a canary can be compared.
+    """Metrics by alias and by the version that was chosen for it, to compare the versions of a canary.
 
-    A pair has figures for as long as the alias may mean the version; their number is bounded by the aliases' targets.
-    Used on the event loop only.
+    A pair is kept as long as the version is a target of the alias, so the targets of all aliases bound their number.
+    For the event loop only.
     """
 
-    def __init__(self, registry: Registry, figures: CollectorRegistry) -> None:
+    def __init__(self, registry: Registry, prometheus: CollectorRegistry) -> None:
         self._registry = registry
         labels = ["alias", "version"]
         self._requests = Counter(
-            "manylora_alias_requests", "Requests that have ended", [*labels, "outcome"], registry=figures
+            "manylora_alias_requests", "Requests that have ended", [*labels, "outcome"], registry=prometheus
         )
-        self._tokens = Counter("manylora_alias_output_tokens", "Answer tokens", labels, registry=figures)
-        self._first = Histogram(
-            "manylora_alias_time_to_first_token_seconds", "From submit", labels, buckets=_SLOW, registry=figures
+        self._tokens = Counter("manylora_alias_output_tokens", "Answer tokens", labels, registry=prometheus)
+        self._time_to_first_token = Histogram(
+            "manylora_alias_time_to_first_token_seconds",
+            "From submit",
+            labels,
+            buckets=_REQUEST_BUCKETS,
+            registry=prometheus,
         )
-        self._whole = Histogram(
-            "manylora_alias_request_seconds", "From submit to the end", labels, buckets=_SLOW, registry=figures
+        self._request_seconds = Histogram(
+            "manylora_alias_request_seconds",
+            "From submit to the end",
+            labels,
+            buckets=_REQUEST_BUCKETS,
+            registry=prometheus,
         )
-        self._pairs: set[tuple[str, str]] = set()
+        self._tracked: set[tuple[str, str]] = set()
 
     def first_token(self, alias: str, version: str, seconds: float) -> None:
-        """The first token came, so long after the request was submitted."""
-        self._note(alias, version)
-        self._first.labels(alias, version).observe(seconds)
+        """Record the first token of a request, ``seconds`` after it was submitted."""
+        self._track(alias, version)
+        self._time_to_first_token.labels(alias, version).observe(seconds)
 
-    def ended(self, alias: str, version: str, outcome: Outcome, output_tokens: int, seconds: float) -> None:
-        """A request has left the engine."""
-        self._note(alias, version)
+    def ended(self, alias: str, version: str, outcome: RequestOutcome, output_tokens: int, seconds: float) -> None:
+        """Record a request that has ended."""
+        self._track(alias, version)
         self._requests.labels(alias, version, outcome).inc()
         self._tokens.labels(alias, version).inc(output_tokens)
-        self._whole.labels(alias, version).observe(seconds)
+        self._request_seconds.labels(alias, version).observe(seconds)
 
     def prune(self) -> None:
-        """Drop the figures of aliases and targets that are gone."""
-        for alias, version in [pair for pair in self._pairs if not self._lives(*pair)]:
-            self._pairs.discard((alias, version))
-            for figure in (self._requests, self._tokens, self._first, self._whole):
-                figure.remove_by_labels({"alias": alias, "version": version})
+        """Drop the metrics of aliases and targets that do not exist any more."""
+        for alias, version in [pair for pair in self._tracked if not self._is_current(*pair)]:
+            self._tracked.discard((alias, version))
+            for metric in (self._requests, self._tokens, self._time_to_first_token, self._request_seconds):
+                metric.remove_by_labels({"alias": alias, "version": version})
 
-    def _note(self, alias: str, version: str) -> None:
-        if (alias, version) not in self._pairs:
+    def _track(self, alias: str, version: str) -> None:
+        if (alias, version) not in self._tracked:
             self.prune()
-            self._pairs.add((alias, version))
+            self._tracked.add((alias, version))
 
-    def _lives(self, alias: str, version: str) -> bool:
-        """Whether the alias may mean the version, today or after a roll-back."""
+    def _is_current(self, alias: str, version: str) -> bool:
+        """Whether the version is a target of the alias, or would be after a rollback."""
         try:
             self._registry.version(version)
             targets = self._registry.alias(alias).targets
@@ -156,14 +171,14 @@ class AliasMetrics:
         return any(t.adapter == meant.name and t.version in (None, meant.version) for t in targets)
 
 
-class _RegistryFigures(Collector):
-    """How much is registered when it is asked for."""
+class _RegistryCollector(Collector):
+    """Gauges of the registry, read when Prometheus scrapes."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing, as for :class:`_EngineFigures`."""
+        """Return nothing, as :class:`_EngineCollector` does."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
@@ -178,8 +193,8 @@ class _RegistryFigures(Collector):
         )
 
 
-class _EngineFigures(Collector):
-    """The engine's snapshot when it is asked for."""
+class _EngineCollector(Collector):
+    """Gauges and counters of the engine's last snapshot, read when Prometheus scrapes."""
 
     def __init__(self, base: str, max_adapters: int, stats: Callable[[], EngineStats], registry: Registry) -> None:
         self._base = base
@@ -188,23 +203,23 @@ class _EngineFigures(Collector):
         self._registry = registry
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: the registry need not ask the engine to learn the names."""
+        """Return nothing, so that registering this collector does not read the stats."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
-        for name, (about, value) in _GAUGES.items():
-            yield GaugeMetricFamily(name, about, float(value(stats)))
-        for name, (about, value) in _COUNTERS.items():
-            yield CounterMetricFamily(name, about, float(value(stats)))
-        for name, (about, value) in _GATEWAY.items():
-            family = GaugeMetricFamily(name, about, labels=["model_name"])
+        for name, (description, value) in _GAUGES.items():
+            yield GaugeMetricFamily(name, description, float(value(stats)))
+        for name, (description, value) in _COUNTERS.items():
+            yield CounterMetricFamily(name, description, float(value(stats)))
+        for name, (description, value) in _VLLM_GAUGES.items():
+            family = GaugeMetricFamily(name, description, labels=["model_name"])
             family.add_metric([self._base], float(value(stats)))
             yield family
         yield self._lora_info(stats)
 
     def _lora_info(self, stats: EngineStats) -> Metric:
-        """Residents that are idle count as running: a gateway sends a request where its adapter is."""
+        """Return vLLM's LoRA gauge. Idle adapters on the device count as running: gateways route requests by them."""
         family = GaugeMetricFamily(
             "vllm:lora_requests_info",
             "Adapters on the device and adapters waited for; the value is the time, in Unix seconds",

@@ -46,10 +46,8 @@ def kv_cache_size(
         blocks, why = _auto_size(block, free - adapters, base, settings)
         why = f"auto: {why}; {_gib(free)} free {_on_device(base.device)}"
     else:
-        blocks, why = (
-            _checked_size(settings.kv_memory_gib, block, free, adapters, base, settings),
-            "as --kv-memory-gib says",
-        )
+        blocks = _checked_size(settings.kv_memory_gib, block, free, adapters, base, settings)
+        why = "as --kv-memory-gib says"
     tokens = blocks * settings.block_size
     return KvCacheSize(blocks, f"keys and values: {_gib(blocks * block)}, {tokens} tokens ({why})")
 

@@ -92,9 +92,9 @@ class Runner:
                     del self._copying[adapter.id]
 
     @property
-    def placed(self) -> Placed:
+    def resident(self) -> ResidentAdapters:
         """The pages and target layers of each adapter on the device."""
-        return self.pool.placed
+        return self.pool.resident
 
     @torch.inference_mode()
     def _record_layers(self) -> LayerRecorder:

@@ -1,11 +1,10 @@
-"""Per-row sampling: each request's own parameters, penalties and generator, many rows at once.
+"""Sampling of many rows at once, each with its request's own parameters, penalties and random generator.
 
-The order is the usual one: penalties and bias on the logits, temperature, then top-k, top-p and min-p. A token is drawn
-by inverting the distribution at one uniform number from the request's own generator, so a draw depends on nothing but
-the request: not on the batch, the device's random state or a preemption.
+The order is the usual one: penalties and bias, temperature, then top-k, top-p and min-p. A token is drawn by inverting
+the cumulative distribution at a uniform number from the request's generator. So a draw depends on the request alone,
+and not on the batch, the device's random state or a preemption.
 
-On CUDA nothing here waits for the device but the end: numbers go there in two copies at most, and all that the host
-wants to know comes back in one.
+On CUDA only the end waits for the device: parameters are sent in at most two copies, and results come back in one.
 """
 
 from collections import Counter
@@ -23,44 +22,44 @@ from server.compute.transfer import to_device
 from server.engine.sequence import SamplingParams, Sequence
 
 CANDIDATES = 256
-"""Rows with top-p or min-p look at this many tokens first; sorting the whole vocabulary is 100 times dearer."""
+"""Rows with top-p or min-p first use this many most likely tokens: sorting the vocabulary takes 100 times as long."""
 
 
-GREEDY = 1e-5
-"""Temperatures below this one are taken for 0: divided by them, logits overflow."""
+MIN_TEMPERATURE = 1e-5
+"""Lower temperatures mean greedy: logits divided by them would overflow."""
 
 
 def sample(logits: Tensor, sequences: Seq[Sequence], ops: SamplingOps) -> list[int | None]:
-    """One token id per row of ``logits`` [rows, vocabulary] float32, or None where a row is not finite.
+    """Sample a token id for each row of ``logits`` [rows, vocabulary] float32; None for a row that is not finite.
 
-    Changes ``logits`` in place. The device is read once, and a second time where
-    CANDIDATES tokens are not all that a row's cuts keep. Which rows are finite is only known then: the others are drawn
-    like any, and their generators move on, which nobody sees, since their requests end.
+    Changes ``logits`` in place. Results are read from the device once, and again if a row's filters keep more than
+    CANDIDATES tokens. Which rows are finite is known only after drawing: rows that are not advance their generators,
+    too, which has no effect, for their requests fail.
     """
     if not sequences:
         return []
     peak, greedy = ops.row_peaks(logits)
-    adjusted = adjust(logits, sequences)
+    adjusted = apply_penalties(logits, sequences)
     if adjusted is not None:
         greedy[adjusted] = logits[adjusted].argmax(-1)
-    rows = [row for row, s in enumerate(sequences) if s.sampling.temperature >= GREEDY]
+    rows = [row for row, s in enumerate(sequences) if s.sampling.temperature >= MIN_TEMPERATURE]
     draws = _draws(logits, sequences, rows, ops) if rows else None
     count = len(sequences)
-    found = torch.cat([peak.isfinite(), greedy, *(draws.first() if draws else ())]).tolist()
+    found = torch.cat([peak.isfinite(), greedy, *(draws.draw() if draws else ())]).tolist()
     finite, tokens = found[:count], found[count : 2 * count]
-    for row, token in draws.settled(found[2 * count :], finite).items() if draws else ():
+    for row, token in draws.resolve(found[2 * count :], finite).items() if draws else ():
         tokens[row] = token
     return [token if ok else None for token, ok in zip(tokens, finite, strict=True)]
 
 
-def adjust(logits: Tensor, sequences: Seq[Sequence]) -> Tensor | None:
-    """Apply penalties and bias to ``logits`` in place. Gives the rows [any] that have some; None where none has."""
+def apply_penalties(logits: Tensor, sequences: Seq[Sequence]) -> Tensor | None:
+    """Apply penalties and bias to ``logits`` in place. Returns the rows that have any, [count] int64, or None."""
     vocabulary = logits.shape[-1]
-    rows = [row for row, s in enumerate(sequences) if _is_adjusted(s)]
+    rows = [row for row, s in enumerate(sequences) if _has_penalties(s)]
     if not rows:
         return None
-    changes = [_changes(sequences[row], row * vocabulary) for row in rows]
-    kinds = [np.concatenate(kind, axis=1) for kind in zip(*changes, strict=True)]
+    penalised = [_penalties(sequences[row], row * vocabulary) for row in rows]
+    kinds = [np.concatenate(kind, axis=1) for kind in zip(*penalised, strict=True)]
     everything = np.concatenate([*kinds, np.array([rows, rows])], axis=1)
     places, numbers = to_device(everything, logits.device).unbind()
     lengths = [*(kind.shape[1] for kind in kinds), len(rows)]
@@ -78,22 +77,23 @@ def adjust(logits: Tensor, sequences: Seq[Sequence]) -> Tensor | None:
     return adjusted
 
 
-def _is_adjusted(sequence: Sequence) -> bool:
+def _has_penalties(sequence: Sequence) -> bool:
     p = sequence.sampling
     used = bool(p.presence_penalty or p.frequency_penalty) and sequence.output_length > 0
     return p.repetition_penalty != 1.0 or used or bool(p.logit_bias)
 
 
-def _changes(sequence: Sequence, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens that are penalised as repeated, penalised as used, and biased, each [2, any] float64.
+def _penalties(sequence: Sequence, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens with a repetition penalty, with a presence or frequency penalty, and with a bias: each [2, any] float64.
 
-    Above their places, from ``start`` on; below what to divide by, to subtract and to add.
+    The first row has their positions in the flat logits, where the sequence's begin at ``start``; the second row what
+    to divide by, to subtract and to add.
     """
     p = sequence.sampling
     seen = dict.fromkeys(sequence.tokens if p.repetition_penalty != 1.0 else (), p.repetition_penalty)
     counts = Counter(sequence.output if p.presence_penalty or p.frequency_penalty else ())
     repeated, used, biased = (_columns(numbers, start) for numbers in (seen, counts, dict(p.logit_bias)))
-    # in float32, as logits are: a double would round otherwise
+    # in float32, like the logits: float64 would round differently
     used[1] = np.float32(p.presence_penalty) + np.float32(p.frequency_penalty) * used[1].astype(np.float32)
     return repeated, used, biased
 
@@ -104,46 +104,48 @@ def _columns(numbers: Mapping[int, float], start: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Draws:
-    """Draws for some rows of a batch, on the device."""
+    """Parameters of the rows of a batch that are drawn, on the device. A filter is top-k, top-p or min-p."""
 
     rows: list[int]
-    """Those without cuts first."""
-    plain: int
-    """How many have none."""
+    """Rows of the batch; those without filters come first."""
+    unfiltered: int
+    """Number of rows without filters."""
     logits: Tensor
     """[rows, vocabulary] float32."""
     temperatures: Tensor
     """[rows] float32."""
     u: Tensor
-    """[rows] float64: where each distribution is inverted."""
-    cuts: Tensor
+    """[rows] float64: the uniform numbers."""
+    filters: Tensor
     """[3, rows] float64: top-k, top-p, min-p."""
     ops: SamplingOps
 
-    def first(self) -> list[Tensor]:
-        """A token for each row, and for rows with cuts whether it was drawn among all that they keep."""
-        plain = slice(None, self.plain)
-        drawn = self.ops.draw_rows(self.logits[plain], self.temperatures[plain], self.u[plain]) if self.plain else None
-        cut = self._draw_cut(slice(self.plain, None), self._width) if self.plain < len(self.rows) else ()
-        return [*cut] if drawn is None else [drawn, *cut]
+    def draw(self) -> list[Tensor]:
+        """Draw a token for each row; for filtered rows also whether the candidates held all tokens that they keep."""
+        count = self.unfiltered
+        drawn = [self.ops.draw_rows(self.logits[:count], self.temperatures[:count], self.u[:count])] if count else []
+        filtered = self._draw_filtered(slice(count, None), self._width) if count < len(self.rows) else ()
+        return [*drawn, *filtered]
 
-    def settled(self, found: Seq[int], finite: Seq[int]) -> dict[int, int]:
-        """The token of each row of the batch, given what :meth:`first` gave, on the host."""
+    def resolve(self, found: Seq[int], finite: Seq[int]) -> dict[int, int]:
+        """Return row -> token, given the results of :meth:`draw` on the host. Draws some rows again if needed."""
         tokens = dict(zip(self.rows, found, strict=False))
-        cut, covered = self.rows[self.plain :], found[len(self.rows) :]
-        short = [at for at, (row, enough) in enumerate(zip(cut, covered, strict=True)) if finite[row] and not enough]
+        filtered, covered = self.rows[self.unfiltered :], found[len(self.rows) :]
+        short = [
+            at for at, (row, enough) in enumerate(zip(filtered, covered, strict=True)) if finite[row] and not enough
+        ]
         if short and self._width < self.logits.shape[1]:
-            again, _ = self._draw_cut(to_device(short, self.logits.device) + self.plain, self.logits.shape[1])
-            tokens |= zip((cut[i] for i in short), again.tolist(), strict=True)
+            again, _ = self._draw_filtered(to_device(short, self.logits.device) + self.unfiltered, self.logits.shape[1])
+            tokens |= zip((filtered[i] for i in short), again.tolist(), strict=True)
         return tokens
 
     @property
     def _width(self) -> int:
         return min(CANDIDATES, self.logits.shape[1])
 
-    def _draw_cut(self, at: slice | Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Draw among the ``width`` likeliest of some rows: tokens, and whether those are all that it keeps."""
-        top_k, top_p, min_p = self.cuts[:, at].float().unsqueeze(-1)
+    def _draw_filtered(self, at: slice | Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Draw among the ``width`` most likely tokens. Returns tokens, and whether the filters keep no others."""
+        top_k, top_p, min_p = self.filters[:, at].float().unsqueeze(-1)
         p, ids = self.ops.top_rows(self.logits[at], self.temperatures[at], width)
         p = p.masked_fill(torch.arange(width, device=p.device) >= top_k, 0)
         below = p.cumsum(-1)
@@ -156,9 +158,9 @@ class _Draws:
 
 
 def _draws(logits: Tensor, sequences: Seq[Sequence], rows: list[int], ops: SamplingOps) -> _Draws:
-    """For ``rows``, all with a temperature above 0. Takes a number from the generator of each."""
+    """Prepare the draws of ``rows``, none of them greedy. Takes a number from the generator of each."""
     everything = logits.shape[-1]
-    rows = sorted(rows, key=lambda row: _is_cut(sequences[row].sampling))
+    rows = sorted(rows, key=lambda row: _is_filtered(sequences[row].sampling))
     params = [sequences[row].sampling for row in rows]
     numbers = [
         [*rows],
@@ -170,8 +172,8 @@ def _draws(logits: Tensor, sequences: Seq[Sequence], rows: list[int], ops: Sampl
     ]
     sent = to_device(numbers, logits.device, torch.float64)
     chosen = logits if rows == [*range(len(logits))] else logits[sent[0].long()]
-    return _Draws(rows, sum(not _is_cut(p) for p in params), chosen, sent[1].float(), sent[2], sent[3:], ops)
+    return _Draws(rows, sum(not _is_filtered(p) for p in params), chosen, sent[1].float(), sent[2], sent[3:], ops)
 
 
-def _is_cut(p: SamplingParams) -> bool:
+def _is_filtered(p: SamplingParams) -> bool:
     return p.top_p < 1 or bool(p.top_k) or bool(p.min_p)

@@ -49,7 +49,7 @@ class Drive:
     ) -> None:
         base = make_base(model, tiny_tokenizer(), "tiny", config.device, max_model_len=LONGEST)
         self.config = config
-        self.store = AdapterStore(config.data / "adapters", base.layout, config.max_rank)
+        self.store = AdapterStore(config.data_dir / "adapters", base.layout, config.max_rank)
         self.specs: dict[str, AdapterSpec] = {name: add(self.store, folder) for name, folder in folders.items()}
         self.engine = Engine(Runner(base, config, backend), config, self.store.read, deliver)
         self.tokens: dict[str, list[int]] = {}

@@ -13,7 +13,7 @@ from server.engine.engine import Engine
 from server.engine.event_router import EventRouter
 from server.engine.sequence import Event, Failed, FinishReason, Sequence, Token
 from server.errors import Draining, EngineError
-from server.metrics import Metrics, Outcome
+from server.metrics import Metrics, RequestOutcome
 from server.text import Codec, Detokenizer, StopStrings
 
 
@@ -97,7 +97,7 @@ class Generation:
             self._metrics.aliases.ended(alias, version, self.outcome, self.output_tokens, seconds)
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> RequestOutcome:
         """How the request ended. Valid once it has."""
         return "ok" if self.finish else "error" if self._failed else "cancelled"
 

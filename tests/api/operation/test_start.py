@@ -59,7 +59,7 @@ def test_a_port_that_another_server_holds_while_it_loads() -> None:
 
 @pytest.mark.parametrize("host", ["..", "x" * 64])
 def test_a_host_that_is_none(host: str) -> None:
-    with pytest.raises(ConfigError, match=r"--host: .* is no address of this machine: [A-Za-z]"):
+    with pytest.raises(ConfigError, match=r"--host: .* is not an address of this machine: [A-Za-z]"):
         bind(host, 0)
 
 

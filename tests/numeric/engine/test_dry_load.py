@@ -1,4 +1,4 @@
-"""Dry loads through a running engine: what they accept and refuse, and that nobody else feels them."""
+"""Dry loads through a running engine: what they accept and reject, and that other requests are not affected."""
 
 import asyncio
 import random
@@ -33,7 +33,7 @@ PROMPT = tuple(range(50, 70))
 
 
 class House:
-    """An engine on its own thread, a event_router and a probe."""
+    """An engine on its own thread, an event router and a dry load."""
 
     def __init__(self, drive: Drive, event_router: EventRouter) -> None:
         self.drive = drive
@@ -46,7 +46,7 @@ class House:
         return self.probe.measure(self.drive.specs[name], keep=keep)
 
     async def answer(self, mix: Mix, prompt: Sequence[int], length: int) -> tuple[int, ...]:
-        """What a request gets on the event loop."""
+        """The events of a request on the event loop."""
         id_ = f"r{random.getrandbits(64):x}"
         inbox = self.event_router.open(id_)
         params = SamplingParams(temperature=0, max_tokens=length)
@@ -68,7 +68,7 @@ Open = Callable[..., House]
 
 @pytest.fixture
 def house(llama: Lab, tmp_path: Path) -> Iterator[Open]:
-    """Opens a house over the lab's adapters and more of them; settings are keywords. At the end nothing may be left."""
+    """Opens an engine with the lab's adapters and others; keywords are settings. At the end nothing may have leaked."""
     opened: list[House] = []
 
     def open_house(more: dict[str, Path] | None = None, *, bf16: bool = False, **changes: object) -> House:
@@ -89,7 +89,7 @@ def house(llama: Lab, tmp_path: Path) -> Iterator[Open]:
         made.engine.stop()
         made.engine.check()
         assert not len(made.event_router)
-        assert not made.event_router._expected
+        assert not made.event_router._futures
 
 
 def scaled(folder: Path, part: str, size: float) -> Path:
@@ -105,8 +105,8 @@ def many(root: Path, count: int) -> dict[str, Path]:
     return {f"new{i}": save_adapter(tiny_model("llama"), root / f"new{i}", seed=i, **LORA) for i in range(count)}
 
 
-def test_the_receipt_says_what_the_adapter_changes(llama: Lab, house: Open) -> None:
-    """Against the same figures from PEFT, before there is any event loop."""
+def test_the_result_equals_what_peft_computes(llama: Lab, house: Open) -> None:
+    """Before any event loop exists."""
     made = house()
     prompt = tiny_tokenizer().encode(probe_module.PROMPT)[:16]
     base = llama.oracle.logits((), prompt)[-1]
@@ -121,8 +121,8 @@ def test_the_receipt_says_what_the_adapter_changes(llama: Lab, house: Open) -> N
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_an_adapter_that_vanishes_in_rounding_is_refused(house: Open, tmp_path: Path, bf16: bool) -> None:
-    """Beside traffic too, whose rows would change roundings if a probe shared its step with them."""
+def test_an_adapter_whose_changes_are_rounded_away_is_rejected(house: Open, tmp_path: Path, bf16: bool) -> None:
+    """Also during traffic, whose rows would change roundings if a probe shared a step with them."""
     made = house({"nothing": scaled(tmp_path / "nothing", "lora_B", 1e-30)}, bf16=bf16)
 
     async def traffic() -> None:
@@ -142,15 +142,15 @@ def test_an_adapter_that_vanishes_in_rounding_is_refused(house: Open, tmp_path: 
 
 
 @pytest.mark.parametrize("part", ["lora_A", "lora_B"])
-def test_logits_that_are_not_finite_are_refused(house: Open, tmp_path: Path, part: str) -> None:
+def test_logits_that_are_not_finite_are_rejected(house: Open, tmp_path: Path, part: str) -> None:
     made = house({"huge": scaled(tmp_path / "huge", part, 1e38)})
     with pytest.raises(AdapterRejected, match="not finite"):
         made.measure("huge")
     assert made.measure("all")["max_logit_change"] > 0
 
 
-def test_whose_fault_a_failure_is(house: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The content's: rejected. The device's or the engine's: an error, and the next try is served."""
+def test_only_faulty_content_is_rejected(house: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the device or the engine raises EngineError, and the next dry load succeeds."""
     made = house()
     shutil.rmtree(made.drive.store.path(made.drive.specs["odd"].id))
     with pytest.raises(AdapterRejected, match="could not be loaded"):
@@ -168,7 +168,7 @@ def test_whose_fault_a_failure_is(house: Open, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_probe_while_all_slots_are_leased(llama: Lab, house: Open) -> None:
-    """It gets the first slot whose leases end, and the streams do not notice."""
+    """It gets the first slot whose leases end, and the running requests are not affected."""
     made = house(max_device_adapters=2)
 
     async def main() -> None:
@@ -184,8 +184,8 @@ def test_a_probe_while_all_slots_are_leased(llama: Lab, house: Open) -> None:
     asyncio.run(main())
 
 
-def test_probes_leave_the_hot_adapters_on_the_device(house: Open, tmp_path: Path) -> None:
-    """And a preloaded one, and one that was resident before it was probed again."""
+def test_probes_do_not_evict_used_adapters(house: Open, tmp_path: Path) -> None:
+    """Nor a preloaded one, nor one that was resident before it was probed again."""
     made = house(many(tmp_path, 30), max_device_adapters=5)
 
     async def warm() -> None:
@@ -243,26 +243,26 @@ def test_threads_share_one_measurement_of_the_base(house: Open) -> None:
     assert made.engine.stats().output_tokens == 17
 
 
-def test_a_probe_that_finds_no_place_gives_up(house: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_without_a_slot_times_out(house: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     made = house()
     made.measure("all")
     monkeypatch.setattr(probe_module, "TIMEOUT", 0.05)
     stuck = threading.Event()
     read = made.engine.loader._load
     monkeypatch.setattr(made.engine.loader, "_load", lambda adapter: (stuck.wait(DEADLINE), read(adapter))[1])
-    with pytest.raises(EngineError, match="no place"):
+    with pytest.raises(EngineError, match="no slot"):
         made.measure("odd")
     stuck.set()
 
 
-def test_measured_while_the_server_drains(house: Open) -> None:
-    """It belongs to a registration that was let in before."""
+def test_a_dry_load_runs_while_the_server_drains(house: Open) -> None:
+    """It belongs to a registration that was accepted before."""
     made = house()
     made.event_router.draining = True
     assert made.measure("all")["max_logit_change"] > 0
 
 
-def test_refused_where_the_engine_has_stopped(house: Open) -> None:
+def test_a_dry_load_fails_if_the_engine_has_stopped(house: Open) -> None:
     made = house()
     made.engine.stop()
     with pytest.raises(EngineError, match="stopped"):
@@ -272,8 +272,8 @@ def test_refused_where_the_engine_has_stopped(house: Open) -> None:
         made.measure("all")
 
 
-def test_refused_where_it_can_never_fit(house: Open) -> None:
-    """Beside the pinned adapters, there is room for one page."""
+def test_an_adapter_that_can_never_fit_is_refused(house: Open) -> None:
+    """The pinned adapters leave one page."""
     made = house(max_device_adapters=3, max_rank=24, device_ranks=24)
     made.engine.pin(made.drive.adaptation((("last", 1.0),)))
     while not made.engine.stats().pinned_adapters:
@@ -283,7 +283,7 @@ def test_refused_where_it_can_never_fit(house: Open) -> None:
         made.measure("rslora")
 
 
-def test_a_full_queue_takes_probes(llama: Lab, tmp_path: Path) -> None:
+def test_a_full_queue_accepts_probes(llama: Lab, tmp_path: Path) -> None:
     drive = llama.drive(tmp_path, max_queue=1, max_batch_sequences=1)
     params = SamplingParams(temperature=0, max_tokens=2)
     for _ in range(2):

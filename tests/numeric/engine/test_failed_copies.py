@@ -1,4 +1,4 @@
-"""An adapter that never arrives on the device fails those who want it; nobody runs on what its pages held before."""
+"""If the copy of an adapter to the device fails, its requests fail, and none runs with the old content of its pages."""
 
 import random
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tests.numeric.oracle import draw_requests
 
 
 class Arrived:
-    """A copy that was there at once."""
+    """A copy that was made at once."""
 
     arrived, error = True, None
 
@@ -22,7 +22,7 @@ class Arrived:
 
 
 class HostCopier:
-    """In place of copies on a stream, which only CUDA has: made at once, or failed a moment later."""
+    """Replaces CUDA's copies on a stream: made at once, or failed a moment later."""
 
     def __init__(self) -> None:
         self.failing = False
@@ -36,7 +36,7 @@ class HostCopier:
         return StreamCopy(self.broken[-1])
 
 
-def test_a_copy_that_fails_fails_alone_and_leaves_no_adapter_behind(llama: Lab, tmp_path: Path) -> None:
+def test_a_failed_copy_fails_only_its_requests_and_leaves_no_adapter(llama: Lab, tmp_path: Path) -> None:
     rng = random.Random(3)
     drive = llama.drive(tmp_path, max_device_adapters=1)
     copies = drive.engine.runner._copier = HostCopier()

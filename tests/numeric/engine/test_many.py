@@ -1,4 +1,4 @@
-"""Two thousand registered adapters, eight slots, Zipf traffic: nothing fails or starves, and memory stays flat."""
+"""Two thousand registered adapters, eight slots, Zipf traffic: no request fails or starves, and memory does not grow."""
 
 import gc
 import itertools

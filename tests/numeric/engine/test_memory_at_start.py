@@ -1,4 +1,4 @@
-"""What a start takes of memory: keys and values by need and room, weights once."""
+"""Memory at start: the size of the KV cache, and weights are in memory once."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from server.compute.attention import block_bytes
 from server.compute.pool import AdapterPool
 from server.compute.reference.backend import ReferenceBackend
 from server.config import Settings
-from server.engine.kv_memory import SHARE, USUAL_LENGTH, adapter_bytes, kv_cache_size
+from server.engine.kv_memory import CPU_SHARE, TYPICAL_LENGTH, adapter_bytes, kv_cache_size
 from server.engine.runner import Runner
 from tests.tiny import CONTEXT, tiny_model, tiny_tokenizer
 
@@ -36,7 +36,7 @@ def base() -> Base:
 
 
 def room(base: Base, free: int, monkeypatch: pytest.MonkeyPatch, **changes: object) -> tuple[int, str]:
-    """Tokens, and the line about them, where ``free`` bytes are beside the adapters."""
+    """Tokens of the KV cache, and the line about it, if ``free`` bytes are left beside the adapters."""
     settings = Settings(**{"device": "cpu", "block_size": 16, **changes})
     pool = AdapterPool(1, choose_backend(base.device, base.dtype))
     pool.install(base.model, base.layout)
@@ -46,31 +46,33 @@ def room(base: Base, free: int, monkeypatch: pytest.MonkeyPatch, **changes: obje
     return found.blocks * settings.block_size, found.reason
 
 
-def test_as_many_as_the_sequences_need(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_as_large_as_the_sequences_need(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, reason = room(base, 8 * GIB, monkeypatch)
     assert tokens == 32 * CONTEXT  # shorter than the usual length
     assert reason.startswith(f"keys and values: 4.0 MiB, {tokens} tokens (auto: 32 sequences of {CONTEXT} tokens; ")
     assert "8.0" in reason
 
 
-def test_the_usual_length_of_many_and_a_whole_context_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_holds_typical_lengths_and_at_least_one_context(monkeypatch: pytest.MonkeyPatch) -> None:
     config = LlamaConfig(**SHAPE, intermediate_size=96, max_position_embeddings=4096)
     long = make_base(LlamaForCausalLM(config), tiny_tokenizer(), "tiny")
-    assert room(long, 8 * GIB, monkeypatch)[0] == 32 * USUAL_LENGTH
+    assert room(long, 8 * GIB, monkeypatch)[0] == 32 * TYPICAL_LENGTH
     long = make_base(LlamaForCausalLM(config), tiny_tokenizer(), "tiny")
     tokens, reason = room(long, 8 * GIB, monkeypatch, max_batch_sequences=4)
     assert tokens == 4096
     assert "one context of 4096 tokens" in reason
 
 
-def test_no_more_than_a_share_of_what_is_free(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_takes_at_most_a_share_of_free_memory(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     free = 2000 * TOKEN
     tokens, reason = room(base, free, monkeypatch)
-    assert tokens == int(SHARE * 2000) // 16 * 16
-    assert f"{SHARE:.0%} of what base and adapters leave" in reason
+    assert tokens == int(CPU_SHARE * 2000) // 16 * 16
+    assert f"{CPU_SHARE:.0%} of what base and adapters leave" in reason
 
 
-def test_a_context_that_does_not_fit_is_refused_with_one_that_does(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_context_that_does_not_fit_is_refused_and_one_that_fits_named(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ConfigError, match=r"^--max-model-len: keys and values of one context of 256 tokens.*to 96, or"):
         room(base, 200 * TOKEN, monkeypatch)
     fits = make_base(tiny_model(), tiny_tokenizer(), "tiny", max_model_len=96)
@@ -79,10 +81,10 @@ def test_a_context_that_does_not_fit_is_refused_with_one_that_does(base: Base, m
         room(make_base(tiny_model(), tiny_tokenizer(), "tiny"), -1, monkeypatch)
 
 
-def test_a_number_must_leave_room_for_adapters(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_size_must_leave_memory_for_adapters(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     assert room(base, GIB, monkeypatch, kv_memory_gib=0.5)[0] == GIB // 2 // TOKEN
     again = make_base(tiny_model(), tiny_tokenizer(), "tiny")
-    with pytest.raises(ConfigError, match="leave less than adapters on the device may take"):
+    with pytest.raises(ConfigError, match=r"leave less than the .* that adapters on the device may take"):
         room(again, GIB // 2 - 1, monkeypatch, kv_memory_gib=0.5)
     again = make_base(tiny_model(), tiny_tokenizer(), "tiny")
     with pytest.raises(ConfigError, match=r"is more than the 0\.1. GiB free on this machine"):
@@ -92,7 +94,7 @@ def test_a_number_must_leave_room_for_adapters(base: Base, monkeypatch: pytest.M
         room(again, GIB, monkeypatch, kv_memory_gib=100 * TOKEN / GIB)
 
 
-def test_adapters_take_what_was_counted(base: Base) -> None:
+def test_adapters_take_the_counted_bytes(base: Base) -> None:
     settings = Settings(max_device_adapters=2, max_rank=24)
     pool = AdapterPool(settings.rank_columns // 8, ReferenceBackend(base.device, base.dtype))
     pool.install(base.model, base.layout)
@@ -103,7 +105,7 @@ def test_adapters_take_what_was_counted(base: Base) -> None:
     assert adapter_bytes(pool.groups, settings, base.dtype) == taken
 
 
-def test_the_checkpoint_does_not_stay_in_memory_beside_what_is_made_of_it(tmp_path: Path) -> None:
+def test_the_checkpoint_does_not_stay_in_memory(tmp_path: Path) -> None:
     if not functional.has_avx512bf16():
         pytest.skip("weights are used as they were read")
     config = LlamaConfig(**SHAPE, intermediate_size=192, head_dim=32, max_position_embeddings=256)
@@ -119,5 +121,5 @@ def test_the_checkpoint_does_not_stay_in_memory_beside_what_is_made_of_it(tmp_pa
 
 
 def mapped(under: Path) -> list[str]:
-    """Files of weights in this process's memory."""
+    """Weight files that are mapped into this process."""
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if str(under) in line and "safet" in line]

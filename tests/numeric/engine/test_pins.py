@@ -1,4 +1,4 @@
-"""Pinned adapters come without being asked for, stay through any traffic, and leave room for the rest."""
+"""Pinned adapters are loaded without a request, are never evicted, and leave space for other adapters."""
 
 import logging
 import random
@@ -37,8 +37,8 @@ def step_until_resident(drive: Drive, adapters: Iterable[AdapterId]) -> None:
         assert time.monotonic() < deadline, drive.engine.stats()
 
 
-def test_pins_come_without_traffic(llama: Lab, tmp_path: Path) -> None:
-    """To an idle engine on its own thread, which sleeps until it is told something."""
+def test_pins_are_loaded_without_a_request(llama: Lab, tmp_path: Path) -> None:
+    """By an idle engine on its own thread, which waits for a message."""
     drive = llama.drive(tmp_path, max_device_adapters=4)
     drive.engine.start()
     for names in (("all", "odd", "last"), ("one",), ()):
@@ -51,7 +51,7 @@ def test_pins_come_without_traffic(llama: Lab, tmp_path: Path) -> None:
     drive.engine.check()
 
 
-def test_pins_survive_a_storm(llama: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pins_are_not_evicted_under_load(llama: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One slot is left for five other adapters and their mixes with the pinned ones."""
     rng = random.Random(1)
     drive = llama.drive(tmp_path, max_device_adapters=3)
@@ -70,7 +70,7 @@ def test_pins_survive_a_storm(llama: Lab, tmp_path: Path, monkeypatch: pytest.Mo
     assert drive.resident() >= pinned
 
 
-def test_an_unpinned_adapter_goes_like_any_other(llama: Lab, tmp_path: Path) -> None:
+def test_an_unpinned_adapter_can_be_evicted(llama: Lab, tmp_path: Path) -> None:
     drive = llama.drive(tmp_path, max_device_adapters=2)
     step_until_resident(drive, pin(drive, "all"))
     pin(drive)
@@ -81,8 +81,8 @@ def test_an_unpinned_adapter_goes_like_any_other(llama: Lab, tmp_path: Path) -> 
     assert not drive.engine.stats().pinned_adapters
 
 
-def test_a_pin_finds_room_on_a_saturated_device(llama: Lab, tmp_path: Path) -> None:
-    """Both slots are never without leases: there are always more requests for what is resident."""
+def test_a_pin_is_loaded_on_a_saturated_device(llama: Lab, tmp_path: Path) -> None:
+    """Both slots are always leased: there are always more requests for the resident adapters."""
     drive = llama.drive(tmp_path, max_device_adapters=2)
     hot = ("all", "odd")
     for name in hot * 2:
@@ -100,7 +100,7 @@ def test_a_pin_finds_room_on_a_saturated_device(llama: Lab, tmp_path: Path) -> N
     assert not drive.failed
 
 
-def test_a_pin_that_waits_for_room_holds_nobody_up(llama: Lab, tmp_path: Path) -> None:
+def test_a_pin_that_does_not_fit_yet_delays_no_request(llama: Lab, tmp_path: Path) -> None:
     """Three pages for the pin, four in all, two of them leased for long: one more adapter is served meanwhile."""
     drive = llama.drive(tmp_path, max_device_adapters=4, max_rank=24, device_ranks=32, max_wait_seconds=60)
     running = drive.submit((("last", 1.0),), PROMPT, LONG)
@@ -132,7 +132,7 @@ def test_too_many_pins_are_refused(llama: Lab, tmp_path: Path) -> None:
     assert drive.engine.stats().pinned_adapters == pinned
 
 
-def test_what_can_never_fit_beside_pins_is_refused(llama: Lab, tmp_path: Path) -> None:
+def test_adapters_that_can_never_fit_beside_pins_are_refused(llama: Lab, tmp_path: Path) -> None:
     drive = llama.drive(tmp_path, max_device_adapters=3)
     mix: Mix = (("one", 0.5), ("last", 0.5))
     drive.submit(mix, PROMPT, SHORT)
@@ -147,8 +147,8 @@ def test_what_can_never_fit_beside_pins_is_refused(llama: Lab, tmp_path: Path) -
     assert tuple(drive.tokens[served]) == llama.oracle.solo(with_pinned, PROMPT, 6).tokens
 
 
-def test_what_waits_when_pins_make_it_impossible_fails(llama: Lab, tmp_path: Path) -> None:
-    """At once, though the adapters that hold it up run on; what still fits waits and is served."""
+def test_waiting_requests_that_new_pins_make_impossible_fail(llama: Lab, tmp_path: Path) -> None:
+    """At once, while other adapters still run. A request that still fits is served."""
     drive = llama.drive(tmp_path, max_device_adapters=3)
     running = drive.submit((("one", 1.0),), PROMPT, LONG)
     while not drive.tokens[running]:
@@ -165,8 +165,10 @@ def test_what_waits_when_pins_make_it_impossible_fails(llama: Lab, tmp_path: Pat
     assert tuple(drive.tokens[possible]) == llama.oracle.solo((("rslora", 1.0),), PROMPT, 6).tokens
 
 
-def test_a_pin_that_cannot_be_loaded_is_said_once(llama: Lab, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It is tried again when somebody asks for it and when it is pinned again; other pins come."""
+def test_a_pin_that_cannot_be_loaded_is_logged_once(
+    llama: Lab, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is tried again for a request and when it is pinned again. Other pins are loaded."""
     drive = llama.drive(tmp_path, max_device_adapters=3)
     path, aside = drive.store.path(drive.specs["all"].id), tmp_path / "aside"
     shutil.move(path, aside)
@@ -187,7 +189,7 @@ def test_a_pin_that_cannot_be_loaded_is_said_once(llama: Lab, tmp_path: Path, ca
 def test_no_device_memory_for_one_pin_leaves_the_other(
     llama: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the engine's own thread, idle: nobody else tells it to go on."""
+    """On an idle engine's own thread: no other message wakes it."""
     drive = llama.drive(tmp_path, max_device_adapters=3)
     place = drive.engine.runner.place
     lost, well = drive.specs["all"].id, drive.specs["odd"].id
@@ -208,7 +210,7 @@ def test_no_device_memory_for_one_pin_leaves_the_other(
     drive.engine.check()
 
 
-def test_a_forgotten_pin_stays_until_it_is_unpinned(llama: Lab, tmp_path: Path) -> None:
+def test_a_removed_adapter_stays_until_it_is_unpinned(llama: Lab, tmp_path: Path) -> None:
     drive = llama.drive(tmp_path, max_device_adapters=3)
     pinned = pin(drive, "all")
     step_until_resident(drive, pinned)

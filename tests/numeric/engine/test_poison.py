@@ -1,4 +1,4 @@
-"""What goes wrong fails its own requests, and only those."""
+"""A fault fails the requests that it concerns, and no others."""
 
 import random
 import shutil
@@ -32,7 +32,7 @@ def poisoned(llama: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Driv
     return Drive(tiny_model("llama"), {**llama.folders, "bad": folder}, config)
 
 
-def test_overflow_fails_alone(llama: Lab, poisoned: Drive) -> None:
+def test_an_adapter_that_overflows_fails_only_its_requests(llama: Lab, poisoned: Drive) -> None:
     """Its rows share batches, pages next door and, later, recycled blocks with healthy ones.
 
     Prompts of one token run among the rows that decode, in the same products.
@@ -52,7 +52,7 @@ def test_overflow_fails_alone(llama: Lab, poisoned: Drive) -> None:
     assert not any(poisoned.tokens[id_] for id_ in bad)
 
 
-def test_bytes_that_are_gone_fail_alone(llama: Lab, tmp_path: Path) -> None:
+def test_a_deleted_adapter_fails_only_its_requests(llama: Lab, tmp_path: Path) -> None:
     rng = random.Random(2)
     drive = llama.drive(tmp_path)
     shutil.rmtree(drive.store.path(drive.specs["all"].id))
@@ -62,8 +62,8 @@ def test_bytes_that_are_gone_fail_alone(llama: Lab, tmp_path: Path) -> None:
     assert "could not be loaded" in drive.failed[lost]
 
 
-def test_a_failed_step_fails_what_was_in_it(llama: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that waited are served; three such steps in a row show in the health, and one good step heals it."""
+def test_a_failed_step_fails_only_its_requests(llama: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting ones are served. Three failed steps in a row make the engine unhealthy, and one good step healthy."""
     drive = llama.drive(tmp_path, max_batch_sequences=2)
     prompt = tuple(range(40, 50))
     asked = [drive.submit((), prompt, GREEDY) for _ in range(7)]
@@ -85,7 +85,9 @@ def test_a_failed_step_fails_what_was_in_it(llama: Lab, tmp_path: Path, monkeypa
     assert (stats.failed_steps, stats.running, stats.blocks_used) == (3, 0, 0)
 
 
-def test_no_memory_for_an_adapter_fails_it_alone(llama: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_without_device_memory_fails_only_its_requests(
+    llama: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drive = llama.drive(tmp_path)
     running = drive.submit((), (5, 6, 7), GREEDY)
     drive.step()

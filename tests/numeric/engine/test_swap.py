@@ -1,4 +1,4 @@
-"""Same name, new weights: what runs finishes on the old content, what comes later gets the new one, never a mixture."""
+"""New weights under one name: running requests finish with the old content, later ones use the new, none uses both."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +27,8 @@ def drive(llama: Lab, tmp_path: Path) -> Drive:
 
 @pytest.fixture
 def registry(drive: Drive, llama: Lab, tmp_path: Path) -> Iterator[Registry]:
-    """A registry over the engine's store that tells the engine what is gone; "bot" is the adapter "all"."""
-    hooks = FakeHooks(drive.engine.runner.base.layout.fingerprint, on_unused=drive.engine.forget)
+    """A registry over the engine's store that removes unused adapters from the engine; "bot" is the adapter "all"."""
+    hooks = FakeHooks(drive.engine.runner.base.layout.fingerprint, on_unused=drive.engine.remove_adapter)
     database = open_sqlite(tmp_path / "registry.sqlite3")
     registry = Registry(database, drive.store, hooks)
     registry.register_folder("bot", llama.folders["all"])
@@ -37,12 +37,12 @@ def registry(drive: Drive, llama: Lab, tmp_path: Path) -> Iterator[Registry]:
 
 
 def ask(drive: Drive, lease: Lease, length: int) -> str:
-    """Ask an acquired adapter for greedy tokens; returns the sequence's id."""
+    """Submit a greedy request for an acquired adapter. Returns the sequence's id."""
     adaptation = (WeightedAdapter(lease.version.content, 1.0, lease.version.rank),)
     return drive.submit_adapted(adaptation, PROMPT, SamplingParams(temperature=0, max_tokens=length))
 
 
-def test_replaced_while_running(drive: Drive, registry: Registry, llama: Lab) -> None:
+def test_an_adapter_is_replaced_while_it_runs(drive: Drive, registry: Registry, llama: Lab) -> None:
     before = llama.oracle.solo(OLD, PROMPT, LONG).tokens
     after = llama.oracle.solo(NEW, PROMPT, LONG).tokens
     assert before[:SHORT] != after[:SHORT]
@@ -70,7 +70,7 @@ def test_replaced_while_running(drive: Drive, registry: Registry, llama: Lab) ->
     assert drive.cached[again] > 0
 
 
-def test_old_content_goes_with_its_last_lease(drive: Drive, registry: Registry, llama: Lab) -> None:
+def test_old_content_is_removed_with_its_last_lease(drive: Drive, registry: Registry, llama: Lab) -> None:
     (old,) = registry.acquire(["bot"])
     running = ask(drive, old, LONG)
     while len(drive.tokens[running]) < 5:
@@ -91,8 +91,8 @@ def test_old_content_goes_with_its_last_lease(drive: Drive, registry: Registry, 
     assert tuple(drive.tokens[running]) == llama.oracle.solo(OLD, PROMPT, LONG).tokens
 
 
-def test_back_and_forth(drive: Drive, registry: Registry, llama: Lab) -> None:
-    """Old, new and old again under one name: each answers with its own weights, though all prefixes are warm."""
+def test_old_new_and_old_content_in_turn(drive: Drive, registry: Registry, llama: Lab) -> None:
+    """Each answers with its own weights, though all prefixes are cached."""
     for name in ("all", "rslora", "all", "odd", "rslora"):
         registry.register_folder("bot", llama.folders[name])
         (lease,) = registry.acquire(["bot"])

@@ -1,4 +1,4 @@
-"""The engine on its own thread: submitted to, aborted and stopped from others."""
+"""The engine on its own thread, while other threads submit, abort and stop it."""
 
 import random
 import threading
@@ -108,7 +108,7 @@ def test_abort_while_running_frees_everything(drive: Drive, post: Post) -> None:
     drive.engine.stop()
 
 
-def test_stop_fails_what_is_left_and_refuses_what_comes(drive: Drive, post: Post) -> None:
+def test_stop_fails_unfinished_sequences_and_refuses_new_ones(drive: Drive, post: Post) -> None:
     drive.engine.start()
     for index in range(30):
         drive.engine.submit(sequence(drive, f"s{index}", (("odd", 1.0),), PROMPT, 70))
@@ -122,7 +122,7 @@ def test_stop_fails_what_is_left_and_refuses_what_comes(drive: Drive, post: Post
 
 
 def test_an_idle_engine_wakes_up(drive: Drive, post: Post) -> None:
-    """Again and again from rest, with an adapter to be loaded each time."""
+    """Repeatedly, with an adapter to load each time."""
     drive.engine.start()
     for index, name in enumerate(["all", "one", "odd", "last", "all"]):
         drive.engine.submit(sequence(drive, f"s{index}", ((name, 1.0),), PROMPT, 3))

@@ -1,4 +1,4 @@
-"""Nobody starves: an adapter that is not on the device gets its turn under traffic that never lets go of the slots."""
+"""No request starves: an adapter is loaded even if others have leases on all slots all the time."""
 
 import time
 from pathlib import Path
@@ -19,7 +19,7 @@ PATIENCE = 20.0
 
 
 def under_traffic(drive: Drive, hot: list[Mix], cold: Mix) -> str:
-    """Keep six overlapping requests of ``hot`` going until one of ``cold``, asked in their midst, has its answer."""
+    """Run six overlapping requests of ``hot`` at all times, until one of ``cold``, submitted later, has ended."""
     greedy = SamplingParams(temperature=0, max_tokens=12)
     count = 0
     asked = ""
@@ -45,7 +45,7 @@ def under_traffic(drive: Drive, hot: list[Mix], cold: Mix) -> str:
     ],
     ids=["one", "mix-for-singles", "single-for-mix", "mix-for-mix"],
 )
-def test_a_cold_adapter_gets_its_turn(llama: Lab, tmp_path: Path, slots: int, hot: list[Mix], cold: Mix) -> None:
+def test_a_cold_adapter_does_not_starve(llama: Lab, tmp_path: Path, slots: int, hot: list[Mix], cold: Mix) -> None:
     drive = llama.drive(tmp_path, max_device_adapters=slots)
     asked = under_traffic(drive, hot, cold)
     drive.run()
@@ -54,7 +54,7 @@ def test_a_cold_adapter_gets_its_turn(llama: Lab, tmp_path: Path, slots: int, ho
 
 
 def test_mixes_that_cannot_share_the_device_take_turns(llama: Lab, tmp_path: Path) -> None:
-    """Each mix needs all slots: two that each held one and waited for the other would wait for ever."""
+    """Each mix needs all slots: if each held one and waited for the other, there would be a deadlock."""
     drive = llama.drive(tmp_path, max_device_adapters=2, host_cache_gib=0)
     mixes: list[Mix] = [(("all", 0.5), ("one", 0.5)), (("odd", 0.5), ("last", 0.5)), (("one", 1.0), ("odd", 1.0))]
     ids = {drive.submit(mix, PROMPT, SamplingParams(temperature=0, max_tokens=4)): mix for mix in mixes * 4}

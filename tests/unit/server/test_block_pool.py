@@ -1,4 +1,4 @@
-"""BlockPool against a plain model of it, step by step."""
+"""BlockPool against a simple model of it, in random steps."""
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -11,7 +11,7 @@ TOTAL, SIZE = 6, 2
 
 
 class Blocks(RuleBasedStateMachine):
-    """Tables of blocks that come and go, with what each block holds."""
+    """Block tables that are allocated, shared and released, and the key of each cached block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Blocks(RuleBasedStateMachine):
 TestBlocks = Blocks.TestCase
 
 
-def test_least_recently_used_content_goes_first() -> None:
+def test_least_recently_used_blocks_are_allocated_first() -> None:
     pool = BlockPool(3, SIZE)
     blocks = pool.allocate(3)
     for block, key in zip(blocks, (b"a", b"b", b"c"), strict=True):
@@ -83,7 +83,7 @@ def test_least_recently_used_content_goes_first() -> None:
     assert not pool.match([b"b"])
 
 
-def test_the_end_of_a_prefix_goes_before_its_beginning() -> None:
+def test_the_end_of_a_prefix_is_allocated_before_its_beginning() -> None:
     pool = BlockPool(2, SIZE)
     first, second = pool.allocate(2)
     pool.cache(first, b"beginning")

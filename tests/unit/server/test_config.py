@@ -80,7 +80,7 @@ def test_a_shared_database_needs_a_shared_store() -> None:
         read_settings(["--database-url", "postgresql://user:secret@host/registry"])
 
 
-def test_the_password_of_a_database_is_not_told() -> None:
+def test_a_database_password_is_not_shown() -> None:
     with pytest.raises(ConfigError, match=r"--database-url: must begin with postgresql://$"):
         read_settings(["--store-url", "file:///x", "--database-url", "mysql://user:secret@host/registry"])
     settings = read_settings(["--store-url", "file:///x", "--database-url", "postgresql://user:secret@host/registry"])
@@ -94,8 +94,8 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_earlier_name_of_the_data_folder_is_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """``--data-dir`` and MANYLORA_DATA, before they were called as ``manylora train`` calls them."""
-    assert read_settings(["--data-dir", str(tmp_path / "flag")]).data_dir == tmp_path / "flag"
+    """``--data`` and MANYLORA_DATA, the names in earlier versions."""
+    assert read_settings(["--data", str(tmp_path / "flag")]).data_dir == tmp_path / "flag"
     monkeypatch.setenv("MANYLORA_DATA", str(tmp_path / "old"))
     assert read_settings([]).data_dir == tmp_path / "old"
     monkeypatch.setenv("MANYLORA_DATA_DIR", str(tmp_path / "new"))
@@ -129,7 +129,7 @@ def test_origins(given: str, read: str) -> None:
     "origin",
     ["chat.example.com", "https://chat.example.com/page", "https://", "null", "https://*.example.com", "http://x:*"],
 )
-def test_what_is_no_origin(origin: str) -> None:
+def test_invalid_origins(origin: str) -> None:
     with pytest.raises(ConfigError, match=r"^--cors-origin: must be \* or an origin such as https://"):
         read_settings(["--cors-origin", "*", "--cors-origin", origin])
 
@@ -152,10 +152,10 @@ LINKS = {
     "MANYLORA_GPU_PORT": "tcp://10.0.0.2:8000",
     "MANYLORA_GPU_SERVICE_HOST": "10.0.0.2",
 }
-"""What Kubernetes sets in every pod of a namespace with services named manylora and manylora-gpu."""
+"""Variables that Kubernetes sets in each pod of a namespace with services named manylora and manylora-gpu."""
 
 
-def test_service_links_of_kubernetes_are_no_options(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_kubernetes_sets_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in LINKS.items():
         monkeypatch.setenv(name, value)
     assert read_settings([]).port == 8000
@@ -172,13 +172,13 @@ def test_service_links_of_kubernetes_are_no_options(monkeypatch: pytest.MonkeyPa
         ("MANYLORA_URLS", "tcp://10.0.0.1:8000"),
     ],
 )
-def test_what_only_looks_like_a_service_link_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_other_unknown_variables_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"^{name}: there is no such option$"):
         read_settings([])
 
 
-def test_a_port_that_is_an_address_is_refused_where_a_person_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_a_url_is_refused_unless_kubernetes_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="--port: must be a whole number"):
         read_settings(["--port", "tcp://10.0.0.1:8000"])
     monkeypatch.setenv("MANYLORA_PORT", "http://10.0.0.1:8000")
@@ -186,7 +186,7 @@ def test_a_port_that_is_an_address_is_refused_where_a_person_gave_it(monkeypatch
         read_settings([])
 
 
-def test_memory_for_keys_and_values_may_be_left_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kv_memory_may_be_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_settings([]).kv_memory_gib is None
     assert read_settings(["--kv-memory-gib", "auto"]).kv_memory_gib is None
     monkeypatch.setenv("MANYLORA_KV_MEMORY_GIB", "auto")
@@ -194,12 +194,12 @@ def test_memory_for_keys_and_values_may_be_left_to_the_server(monkeypatch: pytes
     assert read_settings(["--kv-memory-gib", "0.5"]).kv_memory_gib == 0.5
 
 
-def test_threads_are_the_cores_a_process_may_keep_busy() -> None:
+def test_threads_default_to_the_usable_cores() -> None:
     assert Settings().cpu_threads == machine.usable_cores()
     assert Settings(threads=7).cpu_threads == 7
 
 
-def test_an_empty_variable_is_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_is_refused_for_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MANYLORA_ADAPTER_ROOT", "")
     with pytest.raises(ConfigError, match="--adapter-root: must not be empty"):
         read_settings([])
@@ -210,7 +210,7 @@ def test_an_adapter_may_be_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, t
     assert read_settings(["--adapter", "a=~/x"]).adapter == {"a": tmp_path / "x"}
 
 
-def test_without_a_home_folder_data_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_folder_the_error_names_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
     def homeless(path: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -220,7 +220,7 @@ def test_without_a_home_folder_data_is_asked_for(monkeypatch: pytest.MonkeyPatch
         read_settings([])
 
 
-def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_shows_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: object) -> int:
         raise KeyboardInterrupt
 

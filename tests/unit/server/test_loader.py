@@ -1,4 +1,4 @@
-"""The loader: each adapter at most once at a time, and nothing of what was dropped."""
+"""Loader: loads an adapter at most once at a time, and ignores the result if it was dropped."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ A, B, C = (AdapterId(name) for name in "abc")
 
 
 class Disk:
-    """Reads that wait until the test lets them go."""
+    """Loads that wait until the test lets them finish."""
 
     def __init__(self) -> None:
         self.reads: list[AdapterId] = []
@@ -30,7 +30,7 @@ class Disk:
         return PackedAdapter(8, {}, frozenset(), nbytes=10)
 
     def finish(self, count: int = 1) -> None:
-        """Let the reads go and wait for ``count`` of them."""
+        """Let the loads finish, and wait for ``count`` of them."""
         self.gate.set()
         for _ in range(count):
             assert self.loaded.acquire(timeout=10)
@@ -65,7 +65,7 @@ def test_requests_for_one_adapter_are_one_read(disk: Disk, make: Callable[[int],
     assert disk.reads == [A]
 
 
-def test_the_least_recently_used_leaves_first(disk: Disk, make: Callable[[int], Loader]) -> None:
+def test_the_least_recently_used_adapter_is_evicted(disk: Disk, make: Callable[[int], Loader]) -> None:
     loader = make(20)
     for adapter in (A, B):
         loader.request(adapter)
@@ -78,7 +78,7 @@ def test_the_least_recently_used_leaves_first(disk: Disk, make: Callable[[int], 
     assert loader.adapters == {A, C}
 
 
-def test_one_adapter_is_kept_however_small_the_cache(disk: Disk, make: Callable[[int], Loader]) -> None:
+def test_one_adapter_is_kept_even_if_larger_than_the_cache(disk: Disk, make: Callable[[int], Loader]) -> None:
     loader = make(0)
     loader.request(A)
     disk.finish()
@@ -86,7 +86,7 @@ def test_one_adapter_is_kept_however_small_the_cache(disk: Disk, make: Callable[
     assert loader.adapters == {A}
 
 
-def test_a_read_that_was_dropped_leaves_nothing(disk: Disk, make: Callable[[int], Loader]) -> None:
+def test_the_result_of_a_dropped_load_is_ignored(disk: Disk, make: Callable[[int], Loader]) -> None:
     loader = make(100)
     loader.request(A)
     loader.drop(A)
@@ -95,7 +95,7 @@ def test_a_read_that_was_dropped_leaves_nothing(disk: Disk, make: Callable[[int]
     assert loader.adapters == frozenset()
 
 
-def test_a_dropped_reads_failure_is_not_the_next_ones(disk: Disk, make: Callable[[int], Loader]) -> None:
+def test_a_dropped_load_that_fails_does_not_fail_the_next_one(disk: Disk, make: Callable[[int], Loader]) -> None:
     loader = make(100)
     disk.broken.add(A)
     loader.request(A)
@@ -109,7 +109,7 @@ def test_a_dropped_reads_failure_is_not_the_next_ones(disk: Disk, make: Callable
     assert loader.get(A)
 
 
-def test_a_failure_is_told_once(disk: Disk, make: Callable[[int], Loader]) -> None:
+def test_a_failure_is_reported_once(disk: Disk, make: Callable[[int], Loader]) -> None:
     loader = make(100)
     disk.broken.add(A)
     loader.request(A)

@@ -1,4 +1,4 @@
-"""The scheduler alone: what runs when, without a model."""
+"""Scheduler: what runs in which step, without a model."""
 
 import pytest
 
@@ -22,12 +22,12 @@ def sequence(name: str, prompt: int, adaptation: Adaptation = (), *, max_tokens:
     return made
 
 
-def adapted(name: str, rank: int = 8) -> WeightedAdapter:
+def weighted(name: str, rank: int = 8) -> WeightedAdapter:
     return WeightedAdapter(AdapterId(name), 1.0, rank)
 
 
 def step(scheduler: Scheduler, now: float = 0.0) -> tuple[dict[str, int], list[Token | Failed]]:
-    """One step with token 7 for everybody: lengths by sequence, and the events."""
+    """Run a step in which all sample token 7. Returns chunk lengths by sequence id, and the events."""
     batch = scheduler.schedule(now)
     lengths = {chunk.sequence.id: chunk.length for chunk in batch.chunks}
     events = scheduler.commit(batch, [7] * len(batch.sampled))
@@ -43,7 +43,7 @@ def test_a_long_prompt_runs_in_chunks_and_samples_at_its_end() -> None:
     assert [len(events) for _, events in seen] == [0, 0, 1, 1]
 
 
-def test_those_that_decode_go_on_beside_a_prefill_that_takes_the_rest() -> None:
+def test_decoding_sequences_run_beside_a_prefill_that_gets_the_remaining_tokens() -> None:
     scheduler = make()
     scheduler.add(sequence("a", 3))
     step(scheduler)
@@ -58,7 +58,7 @@ def test_single_tokens_come_first_in_a_batch() -> None:
     assert [chunk.length for chunk in scheduler.schedule(0.0).chunks] == [1, 9]
 
 
-def test_the_youngest_gives_its_blocks_back_and_resumes() -> None:
+def test_the_youngest_sequence_is_preempted_and_resumes() -> None:
     scheduler = make(blocks=5)
     old, young = sequence("old", 8, max_tokens=5), sequence("young", 7, max_tokens=5)
     for s in (old, young):
@@ -74,11 +74,11 @@ def test_the_youngest_gives_its_blocks_back_and_resumes() -> None:
     assert young.output == [7] * 5
 
 
-def test_a_second_prompt_shares_the_first_ones_blocks_but_not_across_adapters() -> None:
+def test_prompts_share_prefix_blocks_but_not_across_adapters() -> None:
     scheduler = make(tokens=64)
     scheduler.slots.place(AdapterId("x"), 8)
     cached = []
-    for adaptation in ((), (), (adapted("x"),)):
+    for adaptation in ((), (), (weighted("x"),)):
         s = sequence("a", 10, adaptation)
         scheduler.add(s)
         step(scheduler)
@@ -87,36 +87,36 @@ def test_a_second_prompt_shares_the_first_ones_blocks_but_not_across_adapters() 
     assert cached == [0, 8, 0]
 
 
-def test_a_sequence_without_its_adapter_is_passed_over() -> None:
+def test_a_sequence_without_its_adapter_is_skipped() -> None:
     scheduler = make()
-    scheduler.add(sequence("cold", 3, (adapted("x"),)))
+    scheduler.add(sequence("cold", 3, (weighted("x"),)))
     scheduler.add(sequence("base", 3))
     assert step(scheduler)[0] == {"base": 3}
     scheduler.slots.place(AdapterId("x"), 8)
     assert step(scheduler)[0] == {"base": 1, "cold": 3}
 
 
-def test_nobody_waits_for_an_adapter_on_its_way_while_others_can_run() -> None:
+def test_new_sequences_of_an_adapter_being_copied_wait_while_others_run() -> None:
     scheduler = make()
     scheduler.slots.place(AdapterId("x"), 8)
     scheduler.slots.copying = frozenset({AdapterId("x")})
     scheduler.add(sequence("a", 3))
-    scheduler.add(sequence("b", 3, (adapted("x"),)))
-    assert step(scheduler)[0] == {"a": 3, "b": 3}, "an idle device waits with them"
-    scheduler.add(sequence("c", 3, (adapted("x"),)))
+    scheduler.add(sequence("b", 3, (weighted("x"),)))
+    assert step(scheduler)[0] == {"a": 3, "b": 3}, "no sequence was running yet"
+    scheduler.add(sequence("c", 3, (weighted("x"),)))
     assert step(scheduler)[0] == {"a": 1, "b": 1}
     scheduler.slots.copying = frozenset()
     assert step(scheduler)[0] == {"a": 1, "b": 1, "c": 3}
 
 
-def test_one_passed_over_too_long_closes_an_adapter_to_those_behind_it() -> None:
+def test_a_sequence_skipped_too_long_closes_an_adapter_to_sequences_behind_it() -> None:
     scheduler = make(slots=1, sequences=2)
     scheduler.slots.place(AdapterId("hot"), 8)
-    scheduler.add(sequence("h1", 3, (adapted("hot"),)))
-    scheduler.add(sequence("cold", 3, (adapted("cold"),)))
-    scheduler.add(sequence("h2", 3, (adapted("hot"),)))
-    assert step(scheduler, now=0.5)[0] == {"h1": 3, "h2": 3}, "young enough to be passed over"
-    scheduler.add(sequence("h3", 3, (adapted("hot"),)))
+    scheduler.add(sequence("h1", 3, (weighted("hot"),)))
+    scheduler.add(sequence("cold", 3, (weighted("cold"),)))
+    scheduler.add(sequence("h2", 3, (weighted("hot"),)))
+    assert step(scheduler, now=0.5)[0] == {"h1": 3, "h2": 3}, "max_wait has not passed"
+    scheduler.add(sequence("h3", 3, (weighted("hot"),)))
     for _ in range(4):
         assert "h3" not in step(scheduler, now=2.0)[0]
     assert scheduler.slots.leases(AdapterId("hot")) == 0
@@ -124,27 +124,27 @@ def test_one_passed_over_too_long_closes_an_adapter_to_those_behind_it() -> None
     assert "cold" in step(scheduler, now=2.0)[0]
 
 
-def test_those_ahead_of_a_starving_sequence_still_run() -> None:
+def test_sequences_ahead_of_a_starving_one_still_run() -> None:
     scheduler = make(slots=1)
     scheduler.slots.place(AdapterId("hot"), 8)
-    scheduler.add(sequence("h1", 3, (adapted("hot"),)))
-    scheduler.add(sequence("cold", 3, (adapted("cold"),)))
+    scheduler.add(sequence("h1", 3, (weighted("hot"),)))
+    scheduler.add(sequence("cold", 3, (weighted("cold"),)))
     assert step(scheduler, now=100.0)[0] == {"h1": 3}
 
 
-def test_what_waits_ahead_keeps_its_adapters() -> None:
+def test_adapters_of_sequences_ahead_are_not_evicted() -> None:
     scheduler = make()
-    scheduler.add(sequence("a", 3, (adapted("x"), adapted("y"))))
-    scheduler.add(sequence("b", 3, (adapted("z"),)))
+    scheduler.add(sequence("a", 3, (weighted("x"), weighted("y"))))
+    scheduler.add(sequence("b", 3, (weighted("z"),)))
     wanted = [(a.id, set(keep), sequence.id) for a, keep, sequence in scheduler.missing_adapters() if sequence]
     assert wanted == [("x", {"x", "y"}, "a"), ("y", {"x", "y"}, "a"), ("z", {"x", "y", "z"}, "b")]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
-def test_an_abort_at_any_point_leaves_nothing(steps: int) -> None:
+def test_an_abort_at_any_step_frees_blocks_and_leases(steps: int) -> None:
     scheduler = make()
     scheduler.slots.place(AdapterId("x"), 8)
-    scheduler.add(sequence("a", 12, (adapted("x"),)))
+    scheduler.add(sequence("a", 12, (weighted("x"),)))
     for _ in range(steps):
         step(scheduler)
     assert scheduler.abort("a")
@@ -154,7 +154,7 @@ def test_an_abort_at_any_point_leaves_nothing(steps: int) -> None:
     assert scheduler.slots.leases(AdapterId("x")) == 0
 
 
-def test_a_stop_token_ends_and_a_token_that_is_not_finite_fails_alone() -> None:
+def test_a_stop_token_ends_a_sequence_and_logits_that_are_not_finite_fail_only_theirs() -> None:
     scheduler = make()
     stops = Sequence("stops", [1], SamplingParams(max_tokens=9, stop_token_ids=frozenset({7})))
     breaks = Sequence("breaks", [1], SamplingParams(max_tokens=9))
@@ -173,7 +173,7 @@ def probe(name: str, prompt: int = 3, adaptation: Adaptation = (), *, keep: bool
     return Sequence(name, list(range(prompt)), SamplingParams(max_tokens=1), adaptation, probe=True, keep=keep)
 
 
-def test_probes_come_first_and_alone_but_only_every_other_step() -> None:
+def test_probes_run_first_and_alone_at_most_every_other_step() -> None:
     scheduler = make(sequences=2)
     for name in ("a", "b", "c"):
         scheduler.add(sequence(name, 2))
@@ -183,16 +183,15 @@ def test_probes_come_first_and_alone_but_only_every_other_step() -> None:
     assert [step(scheduler)[0] for _ in range(4)] == [{"p": 3}, {"a": 1, "b": 1}, {"q": 3}, {"a": 1, "b": 1}]
 
 
-def test_probes_run_one_after_the_other_where_nothing_else_can() -> None:
+def test_probes_run_in_consecutive_steps_if_nothing_else_can_run() -> None:
     scheduler = make()
-    scheduler.add(sequence("cold", 3, (adapted("x"),)))
+    scheduler.add(sequence("cold", 3, (weighted("x"),)))
     for name in ("p", "q"):
         scheduler.add(probe(name))
     assert [step(scheduler)[0] for _ in range(3)] == [{"p": 3}, {"q": 3}, {}]
 
 
-def test_a_probe_computes_all_of_its_prompt_and_carries_its_logits() -> None:
-    """However warm the prefix cache is."""
+def test_a_probe_ignores_the_prefix_cache_and_returns_logits() -> None:
     scheduler = make()
     warm = Sequence("warm", list(range(8)), SamplingParams(max_tokens=1))
     scheduler.add(warm)
@@ -203,7 +202,7 @@ def test_a_probe_computes_all_of_its_prompt_and_carries_its_logits() -> None:
     assert scheduler.commit(batch, [7], b"logits") == [Token("p", 7, "length", 0, b"logits")]
 
 
-def test_a_probe_leaves_nothing_in_the_prefix_cache() -> None:
+def test_a_probe_is_not_cached() -> None:
     scheduler = make()
     scheduler.add(probe("p", 8))
     step(scheduler)
@@ -211,7 +210,7 @@ def test_a_probe_leaves_nothing_in_the_prefix_cache() -> None:
     assert step(scheduler)[0] == {"same": 8}
 
 
-def test_a_probe_takes_blocks_from_the_youngest() -> None:
+def test_a_probe_preempts_the_youngest_sequence() -> None:
     scheduler = make(blocks=4, tokens=32)
     old, young = sequence("old", 7), sequence("young", 7)
     for s in (old, young):
@@ -221,20 +220,20 @@ def test_a_probe_takes_blocks_from_the_youngest() -> None:
     scheduler.add(probe("q"))
     assert step(scheduler)[0] == {"p": 3}
     assert (old.preemptions, young.preemptions) == (0, 1)
-    assert [s.id for s in scheduler.waiting] == ["q", "young"], "what gave way does not come before the next probe"
+    assert [s.id for s in scheduler.waiting] == ["q", "young"], "a preempted sequence waits behind probes"
 
 
-def test_a_probe_that_waits_for_its_adapter_holds_nobody_up_until_it_is_old() -> None:
+def test_a_probe_without_its_adapter_delays_others_only_after_max_wait() -> None:
     scheduler = make(slots=1)
     scheduler.slots.place(AdapterId("hot"), 8)
-    scheduler.add(sequence("h1", 3, (adapted("hot"),)))
+    scheduler.add(sequence("h1", 3, (weighted("hot"),)))
     step(scheduler)
-    waits = probe("p", 3, (adapted("cold"),))
+    waits = probe("p", 3, (weighted("cold"),))
     waits.arrived = 0.0
     scheduler.add(waits)
-    scheduler.add(sequence("h2", 3, (adapted("hot"),)))
+    scheduler.add(sequence("h2", 3, (weighted("hot"),)))
     assert step(scheduler, now=0.5)[0] == {"h1": 1, "h2": 3}
-    scheduler.add(sequence("h3", 3, (adapted("hot"),)))
+    scheduler.add(sequence("h3", 3, (weighted("hot"),)))
     for _ in range(4):
         assert "h3" not in step(scheduler, now=2.0)[0]
     assert scheduler.slots.place(AdapterId("cold"), 8, keep={AdapterId("cold")})
@@ -244,8 +243,8 @@ def test_a_probe_that_waits_for_its_adapter_holds_nobody_up_until_it_is_old() ->
 @pytest.mark.parametrize(
     ("used", "keep", "order"), [("a", False, "xab"), ("ax", False, "axb"), ("a", True, "abx"), ("ax", True, "abx")]
 )
-def test_what_only_a_probe_has_used_is_the_first_to_go(used: str, keep: bool, order: str) -> None:
-    """What others have used stays where it is in the order; with ``keep`` the probe itself is a use."""
+def test_adapters_used_only_by_probes_are_evicted_first(used: str, keep: bool, order: str) -> None:
+    """Adapters that others have used keep their place in the order. With ``keep`` a probe counts as use."""
     scheduler = make(slots=3)
     for name in "axb":
         scheduler.slots.place(AdapterId(name), 8)
@@ -254,15 +253,15 @@ def test_what_only_a_probe_has_used_is_the_first_to_go(used: str, keep: bool, or
         scheduler.slots.release([AdapterId(name)])
     scheduler.slots.lease([AdapterId("b")])
     scheduler.slots.release([AdapterId("b")])
-    scheduler.add(probe("p", 3, (adapted("x"),), keep=keep))
+    scheduler.add(probe("p", 3, (weighted("x"),), keep=keep))
     step(scheduler)
     assert "".join(scheduler.slots.resident) == order
 
 
-def test_pins_are_brought_before_what_others_wait_for() -> None:
+def test_pinned_adapters_are_loaded_before_those_of_waiting_sequences() -> None:
     scheduler = make()
-    scheduler.add(sequence("a", 3, (adapted("x"),)))
-    scheduler.pin([adapted("p"), adapted("q")], now=0.0)
+    scheduler.add(sequence("a", 3, (weighted("x"),)))
+    scheduler.pin([weighted("p"), weighted("q")], now=0.0)
     assert [a.id for a, _, _ in scheduler.missing_adapters()] == ["p", "q", "x"]
     scheduler.slots.place(AdapterId("p"), 8)
     assert [a.id for a, _, _ in scheduler.missing_adapters()] == ["q", "x"]
@@ -270,19 +269,19 @@ def test_pins_are_brought_before_what_others_wait_for() -> None:
     assert [a.id for a, _, _ in scheduler.missing_adapters()] == ["x"]
 
 
-def test_a_pin_without_room_for_too_long_closes_the_least_used_adapter() -> None:
+def test_a_pin_that_does_not_fit_for_too_long_closes_the_least_used_adapter() -> None:
     scheduler = make(slots=2, sequences=8)
     for name in ("busy", "calm"):
         scheduler.slots.place(AdapterId(name), 8)
     for name, adapter in (("b1", "busy"), ("b2", "busy"), ("c1", "calm")):
-        scheduler.add(sequence(name, 2, (adapted(adapter),)))
+        scheduler.add(sequence(name, 2, (weighted(adapter),)))
     step(scheduler)
-    scheduler.pin([adapted("pinned")], now=0.0)
+    scheduler.pin([weighted("pinned")], now=0.0)
     for name, adapter in (("b3", "busy"), ("c2", "calm")):
-        scheduler.add(sequence(name, 2, (adapted(adapter),)))
-    assert step(scheduler, now=0.5)[0].keys() == {"b1", "b2", "b3", "c1", "c2"}, "it may wait a little"
+        scheduler.add(sequence(name, 2, (weighted(adapter),)))
+    assert step(scheduler, now=0.5)[0].keys() == {"b1", "b2", "b3", "c1", "c2"}, "max_wait has not passed"
     for name, adapter in (("b4", "busy"), ("c3", "calm")):
-        scheduler.add(sequence(name, 2, (adapted(adapter),)))
+        scheduler.add(sequence(name, 2, (weighted(adapter),)))
     seen = set().union(*(step(scheduler, now=2.0)[0] for _ in range(6)))
     assert "b4" in seen
     assert "c3" not in seen

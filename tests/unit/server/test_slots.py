@@ -1,4 +1,4 @@
-"""SlotTable against a plain model of it, step by step."""
+"""SlotTable against a simple model of it, in random steps."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ class Slots(RuleBasedStateMachine):
         self.used: list[AdapterId] = []
         """Residents, least recently used first."""
         self.probed: set[AdapterId] = set()
-        """Residents that had nothing but trials."""
+        """Residents that nothing but probes has leased."""
         self.pinned: set[AdapterId] = set()
 
     @rule(adapter=st.sampled_from(sorted(ADAPTERS)), keep=st.sets(st.sampled_from(sorted(ADAPTERS))))
@@ -36,15 +36,15 @@ class Slots(RuleBasedStateMachine):
         if adapter in self.table:
             return
         rank = ADAPTERS[adapter]
-        movable = [a for a in self.used if not self.users[a] and a not in keep | self.pinned]
-        stay = [a for a in self.used if a not in movable]
+        evictable = [a for a in self.used if not self.users[a] and a not in keep | self.pinned]
+        stay = [a for a in self.used if a not in evictable]
         possible = len(stay) < SLOTS and sum(pages_for(ADAPTERS[a]) for a in stay) + pages_for(rank) <= PAGES
         placement = self.table.place(adapter, rank, keep)
         assert (placement is not None) == possible
         if placement is None:
             return
         assert len(placement.pages) == pages_for(rank)
-        assert list(placement.evicted) == movable[: len(placement.evicted)], "not the least recently used"
+        assert list(placement.evicted) == evictable[: len(placement.evicted)], "not the least recently used"
         self.used = [a for a in self.used if a not in placement.evicted] + [adapter]
         self.probed = self.probed.difference(placement.evicted) | {adapter}
 
@@ -80,10 +80,10 @@ class Slots(RuleBasedStateMachine):
             self.pinned = pinned
 
     @rule(ranks=st.lists(st.sampled_from([1, 16, 40]), min_size=1, max_size=3))
-    def drain(self, ranks: list[int]) -> None:
+    def next_to_evict(self, ranks: list[int]) -> None:
         before = list(self.table.resident)
         leaving = self.table.next_to_evict(ranks, keep=set())
-        assert list(self.table.resident) == before, "a question changed something"
+        assert list(self.table.resident) == before, "next_to_evict() changed the table"
         assert not leaving & self.pinned
         if not self.table.fit_error(
             tuple(WeightedAdapter(AdapterId(f"new{i}"), 1.0, rank) for i, rank in enumerate(ranks))
@@ -119,12 +119,12 @@ def test_pages_are_consecutive_where_they_can_be() -> None:
     assert scattered.pages == (1, 3)
 
 
-def test_what_fits_depends_on_others_that_are_pinned() -> None:
+def test_pinned_adapters_reduce_what_fits() -> None:
     table = SlotTable(2, 8)
     small, wide = adaptation("bc"), adaptation("e")
     assert not table.fit_error(small)
     table.pinned = {AdapterId("d"): 32}
-    assert not table.fit_error(adaptation("cd")), "the pinned one is part of it"
+    assert not table.fit_error(adaptation("cd")), "the pinned one is among them"
     assert "2 adapters and 8 pages, of which pinned adapters take 1 and 4" in str(table.fit_error(small)), (
         "too few slots"
     )
