@@ -1,4 +1,4 @@
-"""Two thousand registered adapters, eight slots, Zipf traffic: no request fails or starves, and memory does not grow."""
+"""Two thousand registered adapters, eight slots, Zipf traffic: no request fails or starves, memory does not grow."""
 
 import gc
 import itertools
