@@ -24,7 +24,7 @@ _REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 12
 _GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "manylora_requests_waiting": ("Requests in the queue", lambda s: s.waiting),
     "manylora_requests_running": ("Requests in the batch", lambda s: s.running),
-    "manylora_kv_blocks_used": ("KV blocks that live requests hold", lambda s: s.blocks_used),
+    "manylora_kv_blocks_used": ("KV blocks in use", lambda s: s.blocks_used),
     "manylora_kv_blocks": ("KV blocks in all", lambda s: s.blocks_total),
     "manylora_device_adapters": ("Adapters on the device", lambda s: len(s.device_adapters)),
     "manylora_host_adapters": ("Adapters in host memory", lambda s: len(s.host_adapters)),
@@ -33,12 +33,12 @@ _GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
 _COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "manylora_engine_steps": ("Forward passes", lambda s: s.steps),
     "manylora_engine_failed_steps": ("Forward passes that failed", lambda s: s.failed_steps),
-    "manylora_computed_prompt_tokens": ("Prompt tokens computed, after preemption again", lambda s: s.prompt_tokens),
+    "manylora_computed_prompt_tokens": ("Prompt tokens computed, again after a preemption", lambda s: s.prompt_tokens),
     "manylora_cached_prompt_tokens": ("Prompt tokens from the prefix cache", lambda s: s.cached_tokens),
     "manylora_sampled_tokens": ("Tokens sampled", lambda s: s.output_tokens),
-    "manylora_preemptions": ("Requests set back for lack of KV blocks", lambda s: s.preemptions),
+    "manylora_preemptions": ("Requests preempted for lack of KV blocks", lambda s: s.preemptions),
     "manylora_adapter_loads": ("Adapters copied to the device", lambda s: s.adapter_loads),
-    "manylora_adapter_evictions": ("Adapters that made room on the device", lambda s: s.adapter_evictions),
+    "manylora_adapter_evictions": ("Adapters evicted from the device", lambda s: s.adapter_evictions),
 }
 _VLLM_GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "vllm:num_requests_waiting": ("Requests in the queue", lambda s: s.waiting),
@@ -49,7 +49,7 @@ _VLLM_GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
 
 
 class Metrics:
-    """The metrics of one server, in a registry of their own. No label is an adapter's name: there may be many."""
+    """The metrics of one server, in a registry of their own. Labels are bounded: nothing is counted per adapter."""
 
     def __init__(self, base: str, max_adapters: int, stats: Callable[[], EngineStats], registry: Registry) -> None:
         self._registry = prometheus = CollectorRegistry()
@@ -57,22 +57,28 @@ class Metrics:
         prometheus.register(_RegistryCollector(registry))
         self.aliases = AliasMetrics(registry, prometheus)
         self._requests = Counter(
-            "manylora_http_requests", "HTTP requests by status; 499: the client left", ["status"], registry=prometheus
+            "manylora_http_requests",
+            "HTTP requests by status; 499: the client disconnected",
+            ["status"],
+            registry=prometheus,
         )
         self._registrations = Counter(
-            "manylora_registrations", "Over HTTP, by outcome", ["outcome"], registry=prometheus
+            "manylora_registrations", "Registrations over HTTP, by outcome", ["outcome"], registry=prometheus
         )
         self._prompt_tokens = Counter("manylora_prompt_tokens", "Prompt tokens of ended requests", registry=prometheus)
         self._output_tokens = Counter("manylora_output_tokens", "Answer tokens of ended requests", registry=prometheus)
         self._time_to_first_token = Histogram(
-            "manylora_time_to_first_token_seconds", "From submit", buckets=_REQUEST_BUCKETS, registry=prometheus
+            "manylora_time_to_first_token_seconds", "From submission", buckets=_REQUEST_BUCKETS, registry=prometheus
         )
         self._time_between_tokens = Histogram(
-            "manylora_time_between_tokens_seconds", "Of one request", buckets=_TOKEN_BUCKETS, registry=prometheus
+            "manylora_time_between_tokens_seconds",
+            "Between two tokens of a request",
+            buckets=_TOKEN_BUCKETS,
+            registry=prometheus,
         )
         self._request_seconds = Histogram(
             "manylora_request_seconds",
-            "From submit to the end of the answer",
+            "From submission to the end of the answer",
             buckets=_REQUEST_BUCKETS,
             registry=prometheus,
         )
@@ -122,14 +128,14 @@ class AliasMetrics:
         self._tokens = Counter("manylora_alias_output_tokens", "Answer tokens", labels, registry=prometheus)
         self._time_to_first_token = Histogram(
             "manylora_alias_time_to_first_token_seconds",
-            "From submit",
+            "From submission",
             labels,
             buckets=_REQUEST_BUCKETS,
             registry=prometheus,
         )
         self._request_seconds = Histogram(
             "manylora_alias_request_seconds",
-            "From submit to the end",
+            "From submission to the end of the answer",
             labels,
             buckets=_REQUEST_BUCKETS,
             registry=prometheus,
@@ -184,12 +190,14 @@ class _RegistryCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         usage = self._registry.usage()
         yield GaugeMetricFamily("manylora_adapters", "Registered adapters", usage.adapters)
-        yield GaugeMetricFamily("manylora_adapter_versions", "Their versions", usage.versions)
-        yield GaugeMetricFamily("manylora_store_bytes", "Bytes of their content", usage.bytes)
+        yield GaugeMetricFamily("manylora_adapter_versions", "Versions of registered adapters", usage.versions)
+        yield GaugeMetricFamily("manylora_store_bytes", "Bytes of stored adapters", usage.bytes)
         if usage.quota_bytes is not None:
-            yield GaugeMetricFamily("manylora_store_quota_bytes", "Bytes they may have", usage.quota_bytes)
+            yield GaugeMetricFamily("manylora_store_quota_bytes", "Most bytes of stored adapters", usage.quota_bytes)
         yield GaugeMetricFamily(
-            "manylora_registry_available", "1, or 0 while the database is away", float(self._registry.available)
+            "manylora_registry_available",
+            "1, or 0 while the database cannot be reached",
+            float(self._registry.available),
         )
 
 
@@ -222,7 +230,7 @@ class _EngineCollector(Collector):
         """Return vLLM's LoRA gauge. Idle adapters on the device count as running: gateways route requests by them."""
         family = GaugeMetricFamily(
             "vllm:lora_requests_info",
-            "Adapters on the device and adapters waited for; the value is the time, in Unix seconds",
+            "Adapters on the device, and adapters that requests wait for; the value is the Unix time in seconds",
             labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
         )
         resident = ",".join(self._registry.names_of(stats.device_adapters | stats.running_adapters))
