@@ -1,8 +1,8 @@
-"""What is served in practice: bf16, through whatever kernels this machine has, under pressure.
+"""bf16 with this machine's kernels, short of blocks and slots: logits against an oracle in float32.
 
-Rounding moves greedy tokens, so logits are compared, over the tokens the engine chose. The oracle computes in float32
-on the bf16 model's weights. How far bf16 alone strays from it, Hugging Face + PEFT in bf16 show, on each architecture
-for itself: the engine may stray twice as far. Seen: KL 0.0003 to 0.002, and 0.7 to 1.1 times Hugging Face's.
+Rounding changes greedy tokens, so logits are compared, over the tokens that the engine chose. The oracle computes in
+float32 on the bf16 model's weights. Hugging Face + PEFT in bf16 show how far bf16 alone is from it, for each
+architecture: the engine may be twice as far. Seen: KL 0.0003 to 0.002, and 0.7 to 1.1 times Hugging Face's.
 """
 
 import random
@@ -63,7 +63,7 @@ def furthest(logits: Tensor, reference: Tensor) -> float:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_as_near_as_bf16_allows(architecture: str, tmp_path: Path) -> None:
+def test_logits_are_as_near_as_bf16_allows(architecture: str, tmp_path: Path) -> None:
     folders = save_variants(architecture, tmp_path / "adapters")
     drive = pressed(architecture, folders, tmp_path)
     served = serve(drive, random.Random(3))

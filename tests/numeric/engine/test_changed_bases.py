@@ -1,6 +1,6 @@
-"""Adapters that changed their base in training: what their refusal says can be done, done with PEFT, and served.
+"""Adapters whose initialisation changed the base: the fixes that the error message names, made with PEFT, and served.
 
-LoftQ is not among them: PEFT computes it on CUDA alone.
+LoftQ is left out: PEFT computes it on CUDA only.
 """
 
 import random
@@ -39,19 +39,19 @@ INITS: Mapping[str, Mapping[str, Any]] = {
     "corda": {"corda_config": CordaConfig(corda_method="kpm")},
     "lora_ga": {"lora_ga_config": LoraGAConfig()},
 }
-"""Starting values that change the base -> the other arguments of ``LoraConfig`` that they take."""
+"""``init_lora_weights`` that change the base -> the other arguments of ``LoraConfig`` that they need."""
 TOKENS = torch.arange(65, 105)[None]
 STEPS = 8
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained adapter, and what PEFT answers with it."""
+    """A trained adapter, and PEFT's answers with it."""
 
     after: Path
-    """As it was saved."""
+    """The adapter as it was saved."""
     converted: Path
-    """As the refusal says."""
+    """The adapter converted as the error message says."""
     requests: list[Request]
 
 
@@ -62,7 +62,7 @@ def config(init: str) -> LoraConfig:
 
 
 def begin(init: str) -> PeftModel:
-    """A tiny model with a new adapter, its base changed."""
+    """A tiny model with a new adapter, whose initialisation has changed the base."""
     model, lora = tiny_model(), config(init)
     if init == "corda":
         preprocess_corda(model, lora, run_model=lambda: model(TOKENS))
@@ -73,7 +73,7 @@ def begin(init: str) -> PeftModel:
 
 
 def train(model: PeftModel) -> None:
-    """Far enough that the untrained adapter would answer otherwise."""
+    """Train long enough to change the answers."""
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
     for _ in range(STEPS):
         model(TOKENS, labels=TOKENS).loss.backward()
@@ -83,13 +83,13 @@ def train(model: PeftModel) -> None:
 
 @pytest.fixture(params=INITS)
 def init(request: pytest.FixtureRequest) -> str:
-    """Each starting value in turn."""
+    """Each of INITS in turn."""
     return str(request.param)
 
 
 @pytest.fixture
 def trained(init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
-    """With the calls that the refusal names."""
+    """Train and convert with the calls that the error message names."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     model = begin(init)
@@ -102,12 +102,12 @@ def trained(init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train
 
 
 def serve(model: PreTrainedModel, folder: Path, requests: list[Request], root: Path) -> None:
-    """Demand PEFT's answers of the engine."""
+    """Check that the engine gives PEFT's answers."""
     drive = Drive(model, {"served": folder}, settings(root))
     drive.serve([replace(request, mix=(("served", 1.0),)) for request in requests], random.Random(1))
 
 
-def test_as_it_is_it_is_refused_with_what_to_do(trained: Trained) -> None:
+def test_the_adapter_as_saved_is_refused_with_instructions(trained: Trained) -> None:
     with pytest.raises(AdapterRejected) as caught:
         verify(trained.after, layout_of(tiny_model()), 16)
     for part in (
@@ -120,22 +120,20 @@ def test_as_it_is_it_is_refused_with_what_to_do(trained: Trained) -> None:
         assert part in str(caught.value)
 
 
-def test_the_base_as_it_was_would_answer_otherwise(trained: Trained) -> None:
-    """Without this, nothing would have to be done."""
+def test_the_adapter_as_saved_on_the_original_base_answers_differently(trained: Trained) -> None:
+    """Otherwise no conversion would be needed."""
     set_config(trained.after, init_lora_weights=True)
     oracle = Oracle(tiny_model(), {"trained": trained.after})
     for request in trained.requests:
         assert oracle.solo((("trained", 1.0),), request.prompt, len(request.answer)).tokens != request.answer
 
 
-def test_converted_it_answers_as_peft_does(trained: Trained, tmp_path: Path) -> None:
+def test_the_converted_adapter_answers_as_peft_does(trained: Trained, tmp_path: Path) -> None:
     serve(tiny_model(), trained.converted, trained.requests, tmp_path / "served")
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_where_the_beginning_follows_from_the_base_it_can_be_made_again(
-    init: str, trained: Trained, tmp_path: Path
-) -> None:
+def test_a_deterministic_initialisation_can_be_repeated(init: str, trained: Trained, tmp_path: Path) -> None:
     """As docs/registry.md says."""
     begin(init).save_pretrained("again")
     model = PeftModel.from_pretrained(tiny_model(), trained.after)
@@ -145,7 +143,7 @@ def test_where_the_beginning_follows_from_the_base_it_can_be_made_again(
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_the_changed_base_can_be_served_instead(trained: Trained, tmp_path: Path) -> None:
-    """As docs/registry.md says; it is all there is for LoftQ."""
+    """As docs/registry.md says. For LoftQ this is the only way."""
     PeftModel.from_pretrained(tiny_model(), trained.after).unload().save_pretrained("base")
     set_config(trained.after, init_lora_weights=True)
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)

@@ -1,7 +1,7 @@
-"""Greedy answers of the engine equal Hugging Face + PEFT run alone, whatever shares the batch and however it is cut.
+"""The engine's greedy answers equal Hugging Face + PEFT run alone, whatever the batch and the chunks.
 
-Everything is fp32 on tiny random models. Tokens are compared exactly; prompts whose answer hangs on a near tie are not
-drawn (see :mod:`tests.numeric.oracle`).
+Everything is fp32 on tiny random models. Tokens are compared exactly. No prompts are drawn whose answers
+depend on a near tie (see :mod:`tests.numeric.oracle`).
 """
 
 import itertools
