@@ -1,4 +1,4 @@
-"""Text: whatever the pieces, together they are the whole."""
+"""Incremental decoding, stop strings and prompts: pieces of text always join to the whole text."""
 
 import itertools
 
@@ -17,7 +17,7 @@ IM_START, IM_END = 257, 258
 
 
 def byte_fallback() -> Codec:
-    """A tokenizer in the manner of Llama 2: words with a leading mark, single bytes for the rest."""
+    """A tokenizer like Llama 2's: words with a leading mark, and byte fallback."""
     words = {"<unk>": 0, "▁Hello": 1, "▁world": 2, "▁": 3, "!": 4}
     vocabulary = {**words, **{f"<0x{byte:02X}>": byte + len(words) for byte in range(256)}}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
@@ -37,13 +37,13 @@ def whole(codec: Codec, ids: list[int]) -> str:
 
 
 @given(st.lists(st.integers(0, VOCABULARY - 1), max_size=200))
-def test_pieces_are_the_text_of_any_tokens(ids: list[int]) -> None:
+def test_pieces_join_to_the_text_of_all_tokens(ids: list[int]) -> None:
     assert "".join(pieces(CODEC, ids)) == whole(CODEC, ids)
 
 
 @given(st.text(max_size=80))
-def test_pieces_are_whole_characters(text: str) -> None:
-    """Each character comes with its last byte, and never in part."""
+def test_pieces_end_with_complete_characters(text: str) -> None:
+    """Each character is returned with its last byte, and never in part."""
     got = pieces(CODEC, CODEC.encode_prompt(text) if text else [])
     assert "".join(got) == text
     assert all("\ufffd" not in piece for piece in got) or "\ufffd" in text
@@ -51,7 +51,7 @@ def test_pieces_are_whole_characters(text: str) -> None:
 
 
 @given(st.lists(st.sampled_from([0x80, 0x9F, 0x98, 0xF0, 0xC3, 0xA9, 0x41]), min_size=100, max_size=400))
-def test_broken_bytes_are_not_held_back_for_ever(data: list[int]) -> None:
+def test_invalid_bytes_are_not_held_back_for_ever(data: list[int]) -> None:
     symbols = [CODEC.backend.token_to_id(symbol) for symbol in map(_symbol, data)]
     got = pieces(CODEC, symbols)
     assert "".join(got) == whole(CODEC, symbols)
@@ -59,7 +59,7 @@ def test_broken_bytes_are_not_held_back_for_ever(data: list[int]) -> None:
 
 
 def _symbol(byte: int) -> str:
-    """The byte's character in byte-level BPE: printable Latin-1 is itself, the rest is moved past 255."""
+    """The byte's character in byte-level BPE: printable Latin-1 maps to itself, all else to code points above 255."""
     moved = [b for b in range(256) if not (33 <= b <= 126 or 161 <= b <= 172 or 174 <= b <= 255)]
     return chr(256 + moved.index(byte)) if byte in moved else chr(byte)
 
@@ -86,7 +86,9 @@ STOPS = st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3)
 
 
 @given(st.text("abc", max_size=30), STOPS, st.data())
-def test_the_cut_does_not_depend_on_the_pieces(text: str, stops: list[str], data: st.DataObject) -> None:
+def test_a_stop_string_ends_the_text_at_the_same_place_for_all_pieces(
+    text: str, stops: list[str], data: st.DataObject
+) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     borders = [0, *cuts, len(text)]
     assert run_stops(stops, [text[a:b] for a, b in itertools.pairwise(borders)]) == reference(stops, text)
@@ -99,7 +101,7 @@ def run_stops(stops: list[str], parts: list[str]) -> tuple[str, bool]:
 
 
 def reference(stops: list[str], text: str) -> tuple[str, bool]:
-    """Letter by letter: the text before the longest stop string that ends at the first letter where any ends."""
+    """The expected text: up to the longest stop string that ends at the first position where any ends."""
     for end in range(1, len(text) + 1):
         ending = [len(stop) for stop in stops if text[:end].endswith(stop)]
         if ending:
@@ -107,7 +109,7 @@ def reference(stops: list[str], text: str) -> tuple[str, bool]:
     return text, False
 
 
-def test_only_a_possible_beginning_is_held_back() -> None:
+def test_only_a_possible_beginning_of_a_stop_string_is_held_back() -> None:
     strings = StopStrings(["END", "stop"])
     assert [strings.push(piece) for piece in ["a s", "to", "E", "N", "d"]] == ["a ", "", "sto", "", "ENd"]
 
@@ -119,7 +121,7 @@ def test_chat_goes_through_the_template() -> None:
     )
 
 
-def test_a_template_that_refuses_is_the_callers_error() -> None:
+def test_a_template_that_rejects_messages_gives_invalid_request() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InvalidRequest, match="roles must alternate"):
@@ -134,13 +136,13 @@ def test_without_a_template_there_is_no_chat() -> None:
 
 
 @pytest.mark.parametrize("prompt", [[VOCABULARY], [-1], [10**30], [], ""])
-def test_prompts_the_model_cannot_read(prompt: str | list[int]) -> None:
+def test_invalid_prompts(prompt: str | list[int]) -> None:
     with pytest.raises(InvalidRequest) as refused:
         CODEC.encode_prompt(prompt)
     assert refused.value.param == "prompt"
 
 
-def test_a_tokenizer_that_would_truncate_does_not() -> None:
+def test_truncation_of_a_tokenizer_is_turned_off() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.enable_truncation(4)
     assert len(Codec(tokenizer, VOCABULARY).encode_prompt("longer than four")) == 16

@@ -30,12 +30,12 @@ def test_alive_and_ready(live: Live) -> None:
         assert live.http.get(path).status_code == 200
 
 
-def test_the_version_is_the_packages(live: Live) -> None:
+def test_version_is_that_of_the_package(live: Live) -> None:
     base = live.service.base.layout.fingerprint
     assert live.http.get("/version").json() == {"version": metadata.version("manylora"), "base_fingerprint": base}
 
 
-def test_an_idle_server_says_so(live: Live) -> None:
+def test_gauges_of_an_idle_server(live: Live) -> None:
     for name in (
         "manylora_requests_waiting",
         "manylora_requests_running",
@@ -57,7 +57,7 @@ def test_requests_are_counted(live: Live) -> None:
     assert [value(live, name) - old for name, old in zip(names, before, strict=True)] == [16, 12, 1, 1, 11]
 
 
-def test_answers_are_counted_by_status(live: Live) -> None:
+def test_responses_are_counted_by_status(live: Live) -> None:
     before = [value(live, "manylora_http_requests_total", status=status) for status in ("400", "404")]
     live.http.post("/v1/completions", json=request(temperature=9))
     live.http.post("/v1/completions", json=request(model="nobody"))
@@ -65,7 +65,7 @@ def test_answers_are_counted_by_status(live: Live) -> None:
     assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1]
 
 
-def test_one_live_label_set_names_the_residents(live: Live) -> None:
+def test_lora_info_has_one_label_set_with_the_adapters_on_the_device(live: Live) -> None:
     for adapter in ("green", "red", None):
         live.complete(adapter=adapter)
     wait_for(live.idle)
@@ -77,7 +77,7 @@ def test_one_live_label_set_names_the_residents(live: Live) -> None:
     assert info.value > 1_700_000_000
 
 
-def test_what_is_registered(live: Live) -> None:
+def test_gauges_of_the_registry(live: Live) -> None:
     usage = live.service.registry.usage()
     assert value(live, "manylora_adapters") == usage.adapters == 3
     assert value(live, "manylora_adapter_versions") == usage.versions == 3
@@ -86,7 +86,7 @@ def test_what_is_registered(live: Live) -> None:
     assert "manylora_store_quota_bytes" not in samples(live)
 
 
-def test_a_quota_is_told_and_what_it_refuses_is_counted(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_a_quota_is_shown_and_refused_registrations_are_counted(folders: Mapping[str, Path], tmp_path: Path) -> None:
     service = tiny_service(tmp_path, adapter_root=folders["red"].parent, store_quota_gib=1e-6, max_rank=16)
     with running(service) as live:
         assert value(live, "manylora_store_quota_bytes") == 1073
@@ -108,7 +108,7 @@ def test_registrations_are_counted(live: Live, folders: Mapping[str, Path]) -> N
 
 
 def aliased(live: Live) -> set[tuple[str, str]]:
-    """The pairs of alias and version that have figures."""
+    """The pairs of alias and version that have metrics."""
     found = samples(live)
     names = ["manylora_alias_requests_total", "manylora_alias_output_tokens_total"]
     names += ["manylora_alias_time_to_first_token_seconds_count", "manylora_alias_request_seconds_count"]
@@ -117,7 +117,7 @@ def aliased(live: Live) -> set[tuple[str, str]]:
     return pairs[0]
 
 
-def test_the_versions_of_an_alias_can_be_compared(live: Live, folders: Mapping[str, Path]) -> None:
+def test_an_alias_has_metrics_for_each_version(live: Live, folders: Mapping[str, Path]) -> None:
     assert aliased(live) == set()
     put = {"url": "/v1/aliases/prod", "json": {"targets": [{"adapter": "red", "weight": 1}, {"adapter": "green@1"}]}}
     live.http.put(**put)
@@ -137,7 +137,7 @@ def test_the_versions_of_an_alias_can_be_compared(live: Live, folders: Mapping[s
     assert aliased(live) == set()
 
 
-def test_a_version_that_goes_takes_its_figures_along(live: Live, folders: Mapping[str, Path]) -> None:
+def test_metrics_of_a_deleted_version_are_removed(live: Live, folders: Mapping[str, Path]) -> None:
     first, second = (
         live.service.registry.register_folder("moving", folders[name]).version for name in ("red", "spare")
     )
@@ -154,7 +154,7 @@ def test_a_version_that_goes_takes_its_figures_along(live: Live, folders: Mappin
     live.http.delete("/v1/adapters/moving")
 
 
-def test_how_requests_of_an_alias_end(live: Live) -> None:
+def test_requests_of_an_alias_are_counted_by_outcome(live: Live) -> None:
     live.http.put("/v1/aliases/prod", json={"targets": [{"adapter": "red"}]})
     with live.http.stream("POST", "/v1/completions", json=request(model="prod", max_tokens=200, stream=True)) as stream:
         next(stream.iter_lines())

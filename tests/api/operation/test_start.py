@@ -1,4 +1,4 @@
-"""What stops a start does so before the base is read; and what a start says."""
+"""Errors at start are reported before the base is loaded; and what a start logs."""
 
 import logging
 import socket
@@ -18,12 +18,12 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def refused(message: str, **settings: object) -> None:
-    """A start with a model that is not there, which is found out when the base is read, ends with ``message``."""
+    """Check that a start ends with ``message``. The model does not exist, which is noticed when the base is loaded."""
     with pytest.raises(ConfigError, match=message):
         serve(Settings(**{"model": "/no/such/model", "port": 0, **settings}))
 
 
-def test_the_model_is_looked_at_last(tmp_path: Path) -> None:
+def test_the_model_is_loaded_last(tmp_path: Path) -> None:
     refused("--model: ", data_dir=tmp_path)
     refused("--model: ", data_dir=tmp_path)  # the first attempt has let go of the folder
 
@@ -32,12 +32,12 @@ def test_a_data_folder_in_use(live: Live) -> None:
     refused("--data-dir: another server keeps its adapters in", data_dir=live.service.settings.data_dir)
 
 
-def test_a_data_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_data_folder_that_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     refused("--data-dir: .* cannot be written", data_dir=tmp_path / "file")
 
 
-def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:
+def test_an_adapter_that_does_not_exist(tmp_path: Path) -> None:
     refused("--adapter: red=/no/such: there is no such folder", data_dir=tmp_path, adapter={"red": Path("/no/such")})
     refused("--adapter: .* cannot name an adapter", data_dir=tmp_path, adapter={"red@1": tmp_path})
 
@@ -58,13 +58,13 @@ def test_a_port_that_another_server_holds_while_it_loads() -> None:
 
 
 @pytest.mark.parametrize("host", ["..", "x" * 64])
-def test_a_host_that_is_none(host: str) -> None:
+def test_an_invalid_host(host: str) -> None:
     with pytest.raises(ConfigError, match=r"--host: .* is not an address of this machine: [A-Za-z]"):
         bind(host, 0)
 
 
-def test_a_port_can_be_had_again_at_once(tmp_path: Path) -> None:
-    """A server that ends closes its connections first, and the system keeps them in mind for a minute."""
+def test_a_port_can_be_bound_again_at_once(tmp_path: Path) -> None:
+    """A server that ends closes its connections, which then stay in TIME_WAIT for about a minute."""
     with running(tiny_service(tmp_path)) as live:
         port = live.http.base_url.port
         assert port is not None
@@ -79,7 +79,9 @@ def test_a_port_can_be_had_again_at_once(tmp_path: Path) -> None:
         assert again.getsockname()[1] == port
 
 
-def test_a_key_that_protects_nothing_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_api_key_in_the_environment_is_logged_as_unused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.delenv("MANYLORA_API_KEY", raising=False)
     with caplog.at_level(logging.INFO):
         log_environment()
@@ -91,7 +93,7 @@ def test_a_key_that_protects_nothing_is_told(monkeypatch: pytest.MonkeyPatch, ca
     assert "sesame" not in caplog.text
 
 
-def test_service_links_that_were_left_out_are_told(
+def test_ignored_variables_of_kubernetes_are_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("MANYLORA_API_KEY", raising=False)
@@ -102,7 +104,7 @@ def test_service_links_that_were_left_out_are_told(
     assert caplog.messages[0].endswith("Kubernetes service links and not options: MANYLORA_SERVICE_HOST")
 
 
-def test_the_memory_for_keys_and_values_is_told(tmp_path: Path) -> None:
+def test_the_size_of_the_kv_cache_is_printed(tmp_path: Path) -> None:
     said: list[str] = []
     settings = Settings(data_dir=tmp_path, quantization="none", dtype="fp32", device="cpu", threads=1)
     open_service(make_base(tiny_model(), tiny_tokenizer(), "tiny"), settings, said.append).close()

@@ -1,4 +1,4 @@
-"""Sampling through the whole engine: drawn from the right distribution, reproducible, penalised as defined.
+"""Sampling through the whole engine: distribution, reproducibility and penalties.
 
 The references are transformers' own logits processors over the oracle's logits, and for OpenAI's penalties the formula
 itself.
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ALL: Mix = (("all", 1.0),)
 PROMPT = tuple(range(60, 77))
 DRAWS = 2500
-"""Draws per case. Seeds are fixed, so the outcome is too: no run fails by bad luck."""
+"""Draws per case. Seeds are fixed, so no run fails by chance."""
 SHAPES = [
     SamplingParams(temperature=0.5),
     SamplingParams(temperature=1.5),
@@ -107,7 +107,7 @@ def test_a_temperature_near_zero_is_greedy(llama: Lab, tmp_path: Path) -> None:
     assert [tuple(drive.tokens[id_]) for id_ in ids] == [expected] * len(ids)
 
 
-def test_a_seed_gives_one_answer_whatever_shares_the_batch(llama: Lab, tmp_path: Path) -> None:
+def test_a_seed_gives_one_answer_whatever_the_batch(llama: Lab, tmp_path: Path) -> None:
     seeded = SamplingParams(temperature=1.0, top_p=0.95, seed=7, max_tokens=20)
     alone = llama.drive(tmp_path / "alone")
     id_ = alone.submit(ALL, PROMPT, seeded)
@@ -169,7 +169,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=40)
     ids=lambda params: f"r{params.repetition_penalty}-p{params.presence_penalty}-f{params.frequency_penalty}",
 )
 def test_penalties(llama: Lab, params: SamplingParams, tmp_path: Path) -> None:
-    """Beside rows without penalties, so that one row's must not reach another."""
+    """In a batch with rows without penalties, which must not be affected."""
     drive = llama.drive(tmp_path)
     mates = [drive.submit(ALL, PROMPT, GREEDY) for _ in range(2)]
     id_ = drive.submit(ALL, PROMPT, params)
@@ -181,7 +181,7 @@ def test_penalties(llama: Lab, params: SamplingParams, tmp_path: Path) -> None:
     assert all(tuple(drive.tokens[mate]) == plain for mate in mates)
 
 
-def test_a_banned_token_never_comes(llama: Lab, tmp_path: Path) -> None:
+def test_a_banned_token_is_never_sampled(llama: Lab, tmp_path: Path) -> None:
     answer = llama.oracle.solo(ALL, PROMPT, 1).tokens[0]
     drive = llama.drive(tmp_path)
     params = SamplingParams(temperature=1.0, logit_bias=((answer, -100.0),), max_tokens=16)
@@ -194,7 +194,7 @@ READING = {"tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "
 
 
 class Crossings(TorchFunctionMode):
-    """Counts where the host would wait for a device: what it reads, and what numbers of its own it sends."""
+    """Counts where the host would wait for a device: reads from it, and copies to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ def a_row_of_each_kind() -> list[Sequence]:
     return sequences
 
 
-def test_a_device_is_read_once_and_sent_numbers_twice() -> None:
+def test_sampling_reads_from_the_device_once_and_copies_to_it_twice() -> None:
     torch.manual_seed(0)
     logits = torch.randn(6, 4 * CANDIDATES) * 4
     logits[5, 3] = torch.nan  # nor are its cuts looked at again
@@ -236,7 +236,7 @@ def test_a_device_is_read_once_and_sent_numbers_twice() -> None:
     assert (crossings.read, crossings.sent) == (1, 2)
 
 
-def test_cuts_that_keep_more_than_the_candidates_are_read_once_more() -> None:
+def test_filters_that_keep_more_than_the_candidates_need_a_second_read() -> None:
     with Crossings() as crossings:
         tokens = sample(torch.zeros(6, 4 * CANDIDATES), a_row_of_each_kind(), TorchSampling())
     assert None not in tokens
