@@ -15,7 +15,7 @@ from training.settings import TrainSettings
 @contextmanager
 def serving(settings: TrainSettings, root: Path, **changes: Any) -> Iterator[Live]:
     """What ``settings`` train on, served from the data folder ``root``; ``changes`` are fields of the server's."""
-    given = {"model": settings.model, "data": root, "device": "cpu", "dtype": settings.dtype}
+    given = {"model": settings.model, "data_dir": root, "device": "cpu", "dtype": settings.dtype}
     small = {"kv_memory_gib": 0.01, "threads": 1}
     options = Settings(**{**given, **small, **changes})
     with running(open_service(load_base(options.base), options)) as live:
