@@ -21,7 +21,7 @@ import httpx2
 from adapters.cli.connection_errors import no_answer
 from adapters.errors import AdapterRejected
 from adapters.format.files import open_file, present, size_of
-from adapters.format.selection import Selection, survey
+from adapters.format.selection import Selection, select_in_folder
 from adapters.registry.names import check_name, parse_reference
 from adapters.registry.snapshot import Target
 from bases.errors import ManyloraError, one_line
@@ -151,7 +151,7 @@ class AdapterClient:
         sent, if the folder holds no adapter. Other files in it are not sent; the receipt names them.
         """
         check_name(name)
-        selection = survey(folder)
+        selection = select_in_folder(folder)
         flags = {
             "activate": activate,
             "pinned": pinned,

@@ -23,7 +23,7 @@ from bases import interrupts
 from bases.command_line import APP
 from bases.errors import one_line
 
-HERE = "http://127.0.0.1:8000"
+DEFAULT_URL = "http://127.0.0.1:8000"
 """Where ``manylora serve`` listens unless told otherwise."""
 
 NO_ADAPTERS = "no adapters are registered; upload one with: manylora adapters push DIR --name NAME"
@@ -35,7 +35,7 @@ adapters.add_typer(alias, name="alias")
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
+class _Connection:
     """What the group was given."""
 
     url: str
@@ -44,7 +44,7 @@ class _Given:
 
 def _connect(context: typer.Context, url: str | None) -> AdapterClient:
     """The server that the command or the group was given."""
-    given: _Given = context.obj
+    given: _Connection = context.obj
     try:
         client = AdapterClient(given.url if url is None else url, api_key=given.api_key)
     except ValueError as error:
@@ -87,7 +87,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask f
 @adapters.callback()
 def connection(
     context: typer.Context,
-    url: Annotated[str, typer.Option(envvar="MANYLORA_URL", metavar="URL", help="The server's address.")] = HERE,
+    url: Annotated[str, typer.Option(envvar="MANYLORA_URL", metavar="URL", help="The server's address.")] = DEFAULT_URL,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="MANYLORA_API_KEY", metavar="KEY", help="API key of the server, or of its proxy."),
@@ -98,7 +98,7 @@ def connection(
     Example: manylora adapters push ./legal --name legal --alias prod
     """
     context.with_resource(interrupts.sigint_raises())
-    context.obj = _Given(url, api_key or None)
+    context.obj = _Connection(url, api_key or None)
 
 
 @adapters.command("list")

@@ -17,7 +17,7 @@ from adapters.format.spec import AdapterId
 from adapters.registry import schema
 from adapters.registry.contents import Admission, check_stored, put_admission, touch
 from adapters.registry.database import Database
-from adapters.registry.names import Reference, could_be_name, fold
+from adapters.registry.names import Reference, case_folded, is_possible_name
 from adapters.registry.snapshot import Alias, Entry, Target, Version
 
 UNCHECKED = "it has not been checked on this base yet"
@@ -285,7 +285,7 @@ def _pinned_ranks(connection: Connection) -> list[int]:
 
 
 def _row(connection: Connection, name: str) -> Row[Any] | None:
-    if not could_be_name(name):
+    if not is_possible_name(name):
         return None
     return connection.execute(select(schema.names).where(schema.names.c.name == name)).first()
 
@@ -313,7 +313,7 @@ def _free_or(connection: Connection, change: Change, kind: str) -> Row[Any] | No
     _check_seen(change, row)
     table = schema.names
     query = select(table.c.name).where(
-        table.c.folded == fold(change.name), table.c.name != change.name, table.c.kind != "gone"
+        table.c.folded == case_folded(change.name), table.c.name != change.name, table.c.kind != "gone"
     )
     other = connection.execute(query).scalar()
     if other is not None:
@@ -323,7 +323,7 @@ def _free_or(connection: Connection, change: Change, kind: str) -> Row[Any] | No
 
 def _put_name(connection: Connection, name: str, row: Row[Any] | None, **values: Any) -> None:
     if row is None:
-        connection.execute(insert(schema.names).values(name=name, folded=fold(name), **values))
+        connection.execute(insert(schema.names).values(name=name, folded=case_folded(name), **values))
     else:
         _set_name(connection, name, **values)
 

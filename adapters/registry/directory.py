@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from adapters.errors import AdapterUnavailable, UnknownAdapter
 from adapters.format.spec import AdapterId
-from adapters.registry.canary import choose
+from adapters.registry.canary import choose_target
 from adapters.registry.names import parse_reference
 from adapters.registry.snapshot import Alias, Entry, Snapshot, Version
 
@@ -113,7 +113,7 @@ class Directory:
 
     def _resolve(self, text: str, user: str | None) -> Lease:
         alias = self._snapshot.aliases.get(text)
-        reference = choose(alias, user).reference if alias else text
+        reference = choose_target(alias, user).reference if alias else text
         version = self._snapshot.version(parse_reference(reference))
         if version.refused is not None:
             raise AdapterUnavailable(text, version.refused)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import AdapterError, RegistryUnavailable, UnknownAdapter
-from adapters.format.selection import ALONE, Selection
+from adapters.format.selection import NO_OTHER_FILES, Selection
 from adapters.format.spec import AdapterId
 from adapters.registry.admission import AdmissionControl
 from adapters.registry.catalog import Catalog, Change, Changes
@@ -125,7 +125,7 @@ class Registry(Directory):
         staging: Path,
         source: str,
         options: RegistrationOptions = DEFAULT_OPTIONS,
-        selection: Selection = ALONE,
+        selection: Selection = NO_OTHER_FILES,
     ) -> Registered:
         """Verify the files in ``staging`` (a folder from the store's ``stage``), store them, and add them to ``name``.
 

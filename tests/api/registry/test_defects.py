@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from adapters.format.files import WEIGHTS
-from adapters.sources.watched_folder import RETRY
+from adapters.sources.watched_folder import RETRY_SECONDS
 from bases.base import Base, make_base
 from bases.errors import ConfigError
 from tests.adapter_folders import DEFECTS, Defect, write_adapter
@@ -195,5 +195,5 @@ def test_no_room_beside_what_is_pinned(tmp_path: Path, base: Base) -> None:
         assert "do not fit the device" in refusals(live)["large"]
         live.http.post("/v1/adapters/kept/pin", json={"pinned": False}).raise_for_status()
         assert live.service.watched_folder
-        live.service.watched_folder.scan(time.time() + RETRY)
+        live.service.watched_folder.scan(time.time() + RETRY_SECONDS)
         assert live.service.registry.knows("large")

@@ -158,7 +158,7 @@ REFUSED: dict[str, tuple[list[Part], str | None, str]] = {
     "several": (
         [("f", (f"{folder}/{name}", b"x")) for folder in ("a", "b") for name in CONTENT],
         None,
-        "there are 2 adapters in it: a, b; bring one at a time",
+        "there are 2 adapters in it: a, b; send one at a time",
     ),
     "two archives": ([("f", ("a.zip", zipped(CONTENT))), ("f", ("b.zip", b""))], "b.zip", "comes with other files"),
     "archive after files": ([*FILES, ("f", ("a.zip", b""))], "a.zip", "comes with other files"),

@@ -84,7 +84,7 @@ def stored(root: Path) -> set[str]:
 def ids_in(remote: RemoteStore) -> Iterator[AdapterId]:
     """Every content of which the remote has anything, half uploads included. Raises RegistryUnavailable."""
     try:
-        with remote._reached():
+        with remote._translate_errors():
             paths = remote._files.ls(remote._root, detail=False, refresh=True)
     except FileNotFoundError:
         # A store nothing has been put into yet has no folder.

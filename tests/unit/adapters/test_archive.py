@@ -86,7 +86,7 @@ def test_an_adapter_anywhere_is_found_if_it_is_the_only_one(
 def test_of_several_none_is_taken(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
     files = {f"run/checkpoint-{step}/{name}": b"" for step in range(12) for name in GOOD}
     refusal = bench.refused(pack(files), "there are 12 adapters in it: run/checkpoint-0, run/checkpoint-1, ")
-    assert refusal.reason.endswith("run/checkpoint-9 and 2 more; bring one at a time")
+    assert refusal.reason.endswith("run/checkpoint-9 and 2 more; send one at a time")
     assert bench.files() == {}
 
 

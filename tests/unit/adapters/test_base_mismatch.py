@@ -54,7 +54,7 @@ def refusal(tmp_path: Path, layout: BaseLayout, **origin: Any) -> str:
             "they differ in how the weights are quantised (none, float32 there, nf4 with double quantisation, bfloat16 "
             "here) and the tokenizer. ",
         ),
-        ({}, "by what manylora.json says of its parts they do not differ, so it is something that it does not tell. "),
+        ({}, "all parts that manylora.json records are the same, so they differ in something else. "),
     ],
 )
 def test_the_parts_that_differ_are_named(

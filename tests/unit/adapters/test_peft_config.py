@@ -11,7 +11,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 
 from adapters.errors import AdapterRejected
-from adapters.format.peft_config import _HARMLESS, _NOT_SERVED, LoraConfig
+from adapters.format.peft_config import _NO_EFFECT_FIELDS, _UNSUPPORTED_FIELDS, LoraConfig
 from adapters.format.spec import BaseLayout
 from adapters.format.verify import read_spec, verify
 from adapters.format.weights import read_weights
@@ -35,7 +35,7 @@ def folder(tmp_path: Path, layout: BaseLayout) -> Path:
 
 def test_every_field_of_peft_is_decided_once() -> None:
     """Fails where a release of PEFT brings a field, or drops one that ``PAST`` does not name yet."""
-    decided = [*_HARMLESS, *_NOT_SERVED, *LoraConfig.model_fields, *TWO_KINDS]
+    decided = [*_NO_EFFECT_FIELDS, *_UNSUPPORTED_FIELDS, *LoraConfig.model_fields, *TWO_KINDS]
     assert len(set(decided)) == len(decided)
     theirs = {field.name for field in dataclasses.fields(PeftLoraConfig)}
     assert theirs - set(decided) == set(), "decide whether these change the output, in adapters/format/peft_config.py"

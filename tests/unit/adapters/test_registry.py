@@ -28,7 +28,7 @@ from adapters.errors import (
 from adapters.format.spec import AdapterId, AdapterSpec
 from adapters.registry import registry as module
 from adapters.registry import schema
-from adapters.registry.canary import choose
+from adapters.registry.canary import choose_target
 from adapters.registry.catalog import UNCHECKED
 from adapters.registry.database import open_sqlite
 from adapters.registry.registration import RegistrationOptions
@@ -185,7 +185,7 @@ def test_a_user_stays_where_it_is(registry: Registry, canary: Alias) -> None:
 
 def test_the_last_target_takes_what_rounding_leaves() -> None:
     alias = Alias("prod", (Target("a", 1, 5e-324), Target("b", 1, 5e-324)), 0, 0)
-    assert {choose(alias, str(user)).adapter for user in range(100)} <= {"a", "b"}
+    assert {choose_target(alias, str(user)).adapter for user in range(100)} <= {"a", "b"}
 
 
 def test_a_floating_target_follows_the_active_version(registry: Registry, folders: list[Path]) -> None:

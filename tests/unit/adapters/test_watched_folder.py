@@ -14,7 +14,7 @@ from adapters.errors import AdapterUnavailable, RegistryUnavailable, StoreFull
 from adapters.registry.registration import Registered
 from adapters.registry.registry import Registry
 from adapters.sources.folder_states import FolderState
-from adapters.sources.watched_folder import RETRY, SETTLE, WatchedFolder
+from adapters.sources.watched_folder import RETRY_SECONDS, SETTLE_SECONDS, WatchedFolder
 from tests.adapter_folders import CONFIG, DEFECTS, WEIGHTS
 from tests.unit.adapters.registries import open_registry, write
 
@@ -94,8 +94,8 @@ def test_what_is_still_being_written_waits(watch: WatchedFolder, root: Path) -> 
 def test_files_that_are_old_are_taken_at_once(registry: Registry, root: Path, memory: Memory) -> None:
     folder = write(root / "legal", 0)
     now = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-    assert WatchedFolder(root, registry, memory, memory.put).scan(now + SETTLE - 0.1) == []
-    assert WatchedFolder(root, registry, memory, memory.put).scan(now + SETTLE + 0.1) == ["legal"]
+    assert WatchedFolder(root, registry, memory, memory.put).scan(now + SETTLE_SECONDS - 0.1) == []
+    assert WatchedFolder(root, registry, memory, memory.put).scan(now + SETTLE_SECONDS + 0.1) == ["legal"]
 
 
 def test_a_bad_folder_is_listed_until_it_is_good(watch: WatchedFolder, registry: Registry, root: Path) -> None:
@@ -230,12 +230,12 @@ def test_what_is_not_its_fault_is_tried_again(
     watch = WatchedFolder(root, failing, memory, memory.put)
     write(root / "legal", 0)
     for late in range(2):
-        assert watch.scan(LATER + late * RETRY) == []
-        assert watch.scan(LATER + late * RETRY + 1) == []  # not at once
+        assert watch.scan(LATER + late * RETRY_SECONDS) == []
+        assert watch.scan(LATER + late * RETRY_SECONDS + 1) == []  # not at once
         assert [(refusal.reason, refusal.since) for refusal in watch.refusals()] == [(reason, int(LATER))]
         assert memory == {}
     assert failing.calls == 2
-    assert watch.scan(LATER + 2 * RETRY) == ["legal"]
+    assert watch.scan(LATER + 2 * RETRY_SECONDS) == ["legal"]
     assert watch.refusals() == []
     assert len(memory) == 1
 
@@ -255,7 +255,7 @@ def test_what_cannot_be_remembered_is_tried_again(registry: Registry, root: Path
     assert watch.scan(LATER) == []
     assert reasons(watch) == {"legal": "no database", "bad": "no database"}
     down = False
-    assert watch.scan(LATER + RETRY) == ["legal"]
+    assert watch.scan(LATER + RETRY_SECONDS) == ["legal"]
     down = True
     shutil.rmtree(root / "bad")
     watch.scan(LATER)
