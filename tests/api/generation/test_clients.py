@@ -70,17 +70,17 @@ def answered(live: Live, messages: list[dict[str, Any]], **fields: Any) -> str:
 
 
 @pytest.mark.parametrize("fields", [*NOTHING, *WHOLE, *OF_CHAT], ids=str)
-def test_a_chat_that_asks_for_nothing_more(live: Live, fields: dict[str, Any]) -> None:
+def test_minimal_chat_request(live: Live, fields: dict[str, Any]) -> None:
     assert answered(live, [QUESTION], **fields) == answered(live, [QUESTION])
 
 
 @pytest.mark.parametrize("fields", [*NOTHING, *WHOLE, *OF_COMPLETIONS], ids=str)
-def test_a_completion_that_asks_for_nothing_more(live: Live, fields: dict[str, Any]) -> None:
+def test_minimal_completion_request(live: Live, fields: dict[str, Any]) -> None:
     assert live.text(**fields) == live.text()
 
 
 @pytest.mark.parametrize("fields", TURNS, ids=str)
-def test_a_turn_that_comes_back_with_all_its_fields(live: Live, fields: dict[str, Any]) -> None:
+def test_assistant_message_with_all_fields_can_be_sent_back(live: Live, fields: dict[str, Any]) -> None:
     plain = answered(live, [QUESTION, ANSWER, QUESTION])
     assert answered(live, [QUESTION, {**ANSWER, **fields}, QUESTION]) == plain
     if "name" not in fields:
@@ -94,7 +94,7 @@ def test_a_text_part_with_all_its_fields(live: Live, fields: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("content", [{"content": None}, {}, {"content": []}], ids=str)
-def test_an_assistant_that_said_nothing(live: Live, content: dict[str, Any]) -> None:
+def test_assistant_message_without_content(live: Live, content: dict[str, Any]) -> None:
     empty = answered(live, [QUESTION, {"role": "assistant", "content": ""}, QUESTION])
     assert answered(live, [QUESTION, {"role": "assistant", **content}, QUESTION]) == empty
     body = {"messages": [QUESTION, {"role": "assistant", **content}, QUESTION]}
@@ -106,7 +106,9 @@ def tokens(turns: list[dict[str, Any]]) -> list[int]:
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-def test_a_template_that_knows_of_reasoning_gets_it(live: Live, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasoning_is_passed_to_a_template_that_uses_it(
+    live: Live, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     knowing = "{% for m in messages %}{{ m.reasoning_content or '' }}|{{ m.content }};{% endfor %}"
     turns = [QUESTION, {**ANSWER, field: "Because."}]
     plain = live.http.post("/tokenize", json={"messages": turns}).json()["tokens"]
@@ -117,7 +119,7 @@ def test_a_template_that_knows_of_reasoning_gets_it(live: Live, field: str, monk
 
 
 @pytest.mark.parametrize("top_p", [0, 0.0, 1e-300])
-def test_a_top_p_of_nothing_is_the_likeliest_token(live: Live, top_p: float) -> None:
+def test_top_p_of_0_is_greedy(live: Live, top_p: float) -> None:
     hot = {"temperature": 2, "seed": 1}
     assert live.text(top_p=top_p, **hot) == live.text()
     assert live.text(**hot) != live.text()
@@ -165,7 +167,7 @@ def test_the_sdk_sends_a_conversation_back(sdk: OpenAI) -> None:
         assert second.usage.completion_tokens > 0
 
 
-def test_the_sdk_with_everything_set_to_nothing(sdk: OpenAI) -> None:
+def test_sdk_with_all_fields_set_to_null(sdk: OpenAI) -> None:
     completion = sdk.chat.completions.create(
         model="tiny", messages=[QUESTION], max_tokens=None, max_completion_tokens=4, n=None, stop=None, seed=None,
         logit_bias=None, logprobs=None, top_logprobs=None, top_p=0, temperature=None, frequency_penalty=None,

@@ -62,7 +62,7 @@ def begin(live: Live, stack: ExitStack, **fields: Any) -> Iterator[str]:
     return lines
 
 
-def test_a_stream_whose_client_leaves_frees_everything(slow: Live) -> None:
+def test_disconnect_during_a_stream_frees_everything(slow: Live) -> None:
     with ExitStack() as stack:
         begin(slow, stack, adapter="red")
         assert slow.service.engine.stats().running == 1
@@ -71,7 +71,7 @@ def test_a_stream_whose_client_leaves_frees_everything(slow: Live) -> None:
     assert_leases_are_back(slow)
 
 
-def test_a_whole_answer_whose_client_leaves_frees_everything(slow: Live) -> None:
+def test_disconnect_before_a_whole_response_frees_everything(slow: Live) -> None:
     with unanswered(slow, request(**LONG, adapter="red")):
         wait_for(lambda: slow.sampled() > 10)
     wait_for(slow.idle)
@@ -79,7 +79,7 @@ def test_a_whole_answer_whose_client_leaves_frees_everything(slow: Live) -> None
     assert_leases_are_back(slow)
 
 
-def test_a_client_that_leaves_the_queue_takes_its_place_along(slow: Live) -> None:
+def test_disconnect_removes_a_queued_request(slow: Live) -> None:
     with ExitStack() as stack:
         begin(slow, stack)
         with unanswered(slow, request()):
@@ -107,7 +107,7 @@ def assert_leases_are_back(live: Live) -> None:
     assert not content.exists()
 
 
-def test_leases_are_back_after_every_kind_of_end(slow: Live) -> None:
+def test_leases_are_released_after_every_kind_of_end(slow: Live) -> None:
     ends: list[tuple[int, dict[str, Any]]] = [
         (200, {}),
         (200, {"stream": True}),
@@ -124,7 +124,7 @@ def test_leases_are_back_after_every_kind_of_end(slow: Live) -> None:
     assert_leases_are_back(slow)
 
 
-def test_a_full_queue_is_429_and_gives_its_leases_back(slow: Live) -> None:
+def test_full_queue_is_429_and_releases_leases(slow: Live) -> None:
     with ExitStack() as stack:
         begin(slow, stack)
         stack.enter_context(unanswered(slow, request()))
@@ -147,7 +147,7 @@ def test_a_mix_that_can_never_fit_the_device(slow: Live, slow_adapter: Path, tmp
     assert_leases_are_back(slow)
 
 
-def test_draining_finishes_what_runs_and_takes_nothing_new(slow: Live) -> None:
+def test_draining_finishes_open_requests_and_refuses_new_ones(slow: Live) -> None:
     with ExitStack() as stack:
         lines = begin(slow, stack, max_tokens=2000)
         assert slow.http.get("/readyz").status_code == 200
@@ -164,7 +164,7 @@ def test_draining_finishes_what_runs_and_takes_nothing_new(slow: Live) -> None:
     wait_for(lambda: not slow.thread.is_alive())
 
 
-def test_what_has_not_ended_in_time_is_told_so(tmp_path: Path) -> None:
+def test_stream_cut_off_by_the_drain_timeout_ends_with_an_error(tmp_path: Path) -> None:
     service = tiny_service(tmp_path, enduring_model(), drain_seconds=0)
     with running(service) as live:
         with ExitStack() as stack:
@@ -185,7 +185,7 @@ def test_a_whole_answer_that_has_not_ended_in_time_is_503(tmp_path: Path) -> Non
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
 
 
-def test_a_data_folder_that_cannot_be_made_stops_the_start(tmp_path: Path) -> None:
+def test_data_folder_that_cannot_be_created_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"--data: .* cannot be written"):
         tiny_service(tmp_path, data=tmp_path / "file")
@@ -209,20 +209,20 @@ def test_a_port_in_use_stops_the_start(live: Live) -> None:
         bind("no such host", 0)
 
 
-def test_the_welcome_names_an_address_that_can_be_reached(live: Live) -> None:
+def test_welcome_shows_a_reachable_address(live: Live) -> None:
     with bind("0.0.0.0", 0) as anywhere:
         port = anywhere.getsockname()[1]
         assert f" http://127.0.0.1:{port}/v1/chat/completions " in startup_message(live.service, anywhere)
 
 
-def test_the_welcome_quotes_for_the_shell(live: Live) -> None:
+def test_welcome_quotes_for_the_shell(live: Live) -> None:
     base = dataclasses.replace(live.service.base, name="it's $HOME")
     with bind("127.0.0.1", 0) as anywhere:
         curl = startup_message(dataclasses.replace(live.service, base=base), anywhere).splitlines()[-1]
     assert json.loads(shlex.split(curl)[-1])["model"] == "it's $HOME"
 
 
-def test_something_unforeseen_is_a_500_in_shape(live: Live, caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_error_is_a_500_with_an_error_object(live: Live, caplog: pytest.LogCaptureFixture) -> None:
     app = FastAPI()
 
     @app.get("/")

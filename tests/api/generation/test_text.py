@@ -37,7 +37,7 @@ def whole(codec: Codec, ids: list[int]) -> str:
 
 
 @given(st.lists(st.integers(0, VOCABULARY - 1), max_size=200))
-def test_pieces_are_the_text_of_any_tokens(ids: list[int]) -> None:
+def test_streamed_pieces_add_up_to_the_text(ids: list[int]) -> None:
     assert "".join(pieces(CODEC, ids)) == whole(CODEC, ids)
 
 
@@ -51,7 +51,7 @@ def test_pieces_are_whole_characters(text: str) -> None:
 
 
 @given(st.lists(st.sampled_from([0x80, 0x9F, 0x98, 0xF0, 0xC3, 0xA9, 0x41]), min_size=100, max_size=400))
-def test_broken_bytes_are_not_held_back_for_ever(data: list[int]) -> None:
+def test_invalid_utf8_is_not_held_back_forever(data: list[int]) -> None:
     symbols = [CODEC.backend.token_to_id(symbol) for symbol in map(_symbol, data)]
     got = pieces(CODEC, symbols)
     assert "".join(got) == whole(CODEC, symbols)
@@ -86,7 +86,7 @@ STOPS = st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3)
 
 
 @given(st.text("abc", max_size=30), STOPS, st.data())
-def test_the_cut_does_not_depend_on_the_pieces(text: str, stops: list[str], data: st.DataObject) -> None:
+def test_stop_position_does_not_depend_on_the_pieces(text: str, stops: list[str], data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     borders = [0, *cuts, len(text)]
     assert run_stops(stops, [text[a:b] for a, b in itertools.pairwise(borders)]) == reference(stops, text)
@@ -107,7 +107,7 @@ def reference(stops: list[str], text: str) -> tuple[str, bool]:
     return text, False
 
 
-def test_only_a_possible_beginning_is_held_back() -> None:
+def test_only_a_possible_stop_prefix_is_held_back() -> None:
     strings = StopStrings(["END", "stop"])
     assert [strings.push(piece) for piece in ["a s", "to", "E", "N", "d"]] == ["a ", "", "sto", "", "ENd"]
 
@@ -119,7 +119,7 @@ def test_chat_goes_through_the_template() -> None:
     )
 
 
-def test_a_template_that_refuses_is_the_callers_error() -> None:
+def test_template_error_is_a_client_error() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InvalidRequest, match="roles must alternate"):
@@ -134,7 +134,7 @@ def test_without_a_template_there_is_no_chat() -> None:
 
 
 @pytest.mark.parametrize("prompt", [[VOCABULARY], [-1], [10**30], [], ""])
-def test_prompts_the_model_cannot_read(prompt: str | list[int]) -> None:
+def test_prompts_that_the_model_cannot_encode(prompt: str | list[int]) -> None:
     with pytest.raises(InvalidRequest) as refused:
         CODEC.encode_prompt(prompt)
     assert refused.value.param == "prompt"

@@ -88,7 +88,7 @@ def _welcomed(process: subprocess.Popen[str]) -> Served:
     raise AssertionError("it ended before it served")
 
 
-def test_a_person_and_the_sdk_can_talk_to_it(root: Path) -> None:
+def test_curl_and_the_sdk_get_answers(root: Path) -> None:
     with serving(root) as served, served.sdk as sdk, httpx.Client(base_url=served.url, timeout=120) as http:
         check_conversation(served, sdk)
         check_adapters(sdk, http)
@@ -152,7 +152,7 @@ def own_memory(pid: int) -> int:
     return memory.rss - memory.shared
 
 
-def test_sigterm_drains_and_ends_well(root: Path) -> None:
+def test_sigterm_drains_and_exits_0(root: Path) -> None:
     with serving(root) as served, httpx.Client(base_url=served.url, timeout=120) as http:
         body = {"prompt": "Once", "max_tokens": 60, "stream": True, "ignore_eos": True}
         with http.stream("POST", "/v1/completions", json=body) as response:

@@ -108,11 +108,11 @@ def test_the_document_is_valid(documented: Documented) -> None:
                     assert content["schema"], (method, path, status, kind)
 
 
-def test_every_error_has_a_reason() -> None:
+def test_every_error_response_is_documented() -> None:
     assert set(STATUS.values()) - {499} <= set(ERROR_DESCRIPTIONS)
 
 
-def test_a_request_says_all_that_it_takes(documented: Documented) -> None:
+def test_request_schemas_document_every_field(documented: Documented) -> None:
     schemas = documented.document["components"]["schemas"]
     for name, field in (("ChatRequest", "adapter"), ("ChatRequest", "stop"), ("Message", "content")):
         kinds = schemas[name]["properties"][field]["anyOf"]
@@ -123,7 +123,7 @@ def test_a_request_says_all_that_it_takes(documented: Documented) -> None:
     assert {"name", "file", "activate"} <= set(schemas["AdapterUpload"]["properties"])
 
 
-def test_every_answer_is_as_the_document_says(fresh: Live, documented: Documented, folders: Mapping[str, Path]) -> None:
+def test_responses_match_their_schema(fresh: Live, documented: Documented, folders: Mapping[str, Path]) -> None:
     """All operations, in order, with every answer that a request alone can bring about."""
 
     def call(method: str, path: str, *, at: str | None = None, **request: Any) -> httpx.Response:
@@ -263,9 +263,7 @@ def test_every_example_works(fresh: Live, documented: Documented) -> None:
 
 
 @pytest.mark.parametrize("mode", GenerationMode)
-def test_whatever_is_sent_is_answered_as_the_document_says(
-    live: Live, documented: Documented, mode: GenerationMode
-) -> None:
+def test_generated_requests_get_documented_responses(live: Live, documented: Documented, mode: GenerationMode) -> None:
     """Requests as the document allows them, and such as it forbids, which are refused."""
     negative = mode is GenerationMode.NEGATIVE
     expected = [
@@ -290,7 +288,7 @@ def test_whatever_is_sent_is_answered_as_the_document_says(
         ask()
 
 
-def test_the_documentation_needs_nothing_from_elsewhere(live: Live) -> None:
+def test_documentation_pages_load_nothing_external(live: Live) -> None:
     page = live.http.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "/openapi.json" in page.text
@@ -304,7 +302,7 @@ def test_the_documentation_needs_nothing_from_elsewhere(live: Live) -> None:
     assert live.http.get("/redoc").status_code == 404
 
 
-def test_the_index_leads_on(live: Live) -> None:
+def test_index_links_to_the_documentation(live: Live) -> None:
     index = live.http.get("/").json()
     assert (index["name"], index["model"]) == ("manylora", "tiny")
     assert index["version"] == live.http.get("/version").json()["version"]

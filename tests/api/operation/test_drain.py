@@ -56,7 +56,7 @@ def alive(pid: int) -> bool:
     return True
 
 
-def test_an_upload_half_sent_is_finished_and_kept(zygote: Zygote, folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_drain_finishes_a_partly_sent_upload(zygote: Zygote, folders: Mapping[str, Path], tmp_path: Path) -> None:
     first, rest = form(folders["spare"], "late")
     with zygote.server(tmp_path) as client, connect(client) as upload:
         pid = zygote.pid
@@ -82,7 +82,7 @@ def test_an_upload_half_sent_is_finished_and_kept(zygote: Zygote, folders: Mappi
 
 
 @pytest.mark.parametrize("way", ["path", "upload"])
-def test_a_registration_is_finished_although_its_client_has_left(
+def test_drain_finishes_a_registration_after_disconnect(
     folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """The disk takes its time to say that the bytes are stored."""
@@ -113,7 +113,7 @@ def test_a_registration_is_finished_although_its_client_has_left(
         live.complete(adapter="left")
 
 
-def test_an_upload_that_takes_too_long_is_not_waited_for(
+def test_drain_timeout_ends_slow_uploads(
     folders: Mapping[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, _ = form(folders["spare"], "late")

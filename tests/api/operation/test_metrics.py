@@ -25,17 +25,17 @@ def value(live: Live, name: str, **labels: str) -> float:
     return sum(s.value for s in samples(live).get(name, []) if labels.items() <= s.labels.items())
 
 
-def test_alive_and_ready(live: Live) -> None:
+def test_health_and_readiness(live: Live) -> None:
     for path in ("/livez", "/readyz", "/health"):
         assert live.http.get(path).status_code == 200
 
 
-def test_the_version_is_the_packages(live: Live) -> None:
+def test_version_equals_the_packages(live: Live) -> None:
     base = live.service.base.layout.fingerprint
     assert live.http.get("/version").json() == {"version": metadata.version("manylora"), "base_fingerprint": base}
 
 
-def test_an_idle_server_says_so(live: Live) -> None:
+def test_metrics_of_an_idle_server(live: Live) -> None:
     for name in (
         "manylora_requests_waiting",
         "manylora_requests_running",
@@ -65,7 +65,7 @@ def test_answers_are_counted_by_status(live: Live) -> None:
     assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1]
 
 
-def test_one_live_label_set_names_the_residents(live: Live) -> None:
+def test_lora_requests_info_has_one_label_set(live: Live) -> None:
     for adapter in ("green", "red", None):
         live.complete(adapter=adapter)
     wait_for(live.idle)
@@ -77,7 +77,7 @@ def test_one_live_label_set_names_the_residents(live: Live) -> None:
     assert info.value > 1_700_000_000
 
 
-def test_what_is_registered(live: Live) -> None:
+def test_metrics_of_the_registry(live: Live) -> None:
     usage = live.service.registry.usage()
     assert value(live, "manylora_adapters") == usage.adapters == 3
     assert value(live, "manylora_adapter_versions") == usage.versions == 3
@@ -86,7 +86,7 @@ def test_what_is_registered(live: Live) -> None:
     assert "manylora_store_quota_bytes" not in samples(live)
 
 
-def test_a_quota_is_told_and_what_it_refuses_is_counted(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_quota_and_its_refusals_are_in_the_metrics(folders: Mapping[str, Path], tmp_path: Path) -> None:
     service = tiny_service(tmp_path, adapter_root=folders["red"].parent, store_quota_gib=1e-6, max_rank=16)
     with running(service) as live:
         assert value(live, "manylora_store_quota_bytes") == 1073
@@ -117,7 +117,7 @@ def aliased(live: Live) -> set[tuple[str, str]]:
     return pairs[0]
 
 
-def test_the_versions_of_an_alias_can_be_compared(live: Live, folders: Mapping[str, Path]) -> None:
+def test_metrics_compare_versions_of_an_alias(live: Live, folders: Mapping[str, Path]) -> None:
     assert aliased(live) == set()
     put = {"url": "/v1/aliases/prod", "json": {"targets": [{"adapter": "red", "weight": 1}, {"adapter": "green@1"}]}}
     live.http.put(**put)
@@ -137,7 +137,7 @@ def test_the_versions_of_an_alias_can_be_compared(live: Live, folders: Mapping[s
     assert aliased(live) == set()
 
 
-def test_a_version_that_goes_takes_its_figures_along(live: Live, folders: Mapping[str, Path]) -> None:
+def test_metrics_of_a_removed_version_are_removed(live: Live, folders: Mapping[str, Path]) -> None:
     first, second = (
         live.service.registry.register_folder("moving", folders[name]).version for name in ("red", "spare")
     )
@@ -154,7 +154,7 @@ def test_a_version_that_goes_takes_its_figures_along(live: Live, folders: Mappin
     live.http.delete("/v1/adapters/moving")
 
 
-def test_how_requests_of_an_alias_end(live: Live) -> None:
+def test_finish_reasons_are_counted_by_alias(live: Live) -> None:
     live.http.put("/v1/aliases/prod", json={"targets": [{"adapter": "red"}]})
     with live.http.stream("POST", "/v1/completions", json=request(model="prod", max_tokens=200, stream=True)) as stream:
         next(stream.iter_lines())

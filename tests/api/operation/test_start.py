@@ -23,7 +23,7 @@ def refused(message: str, **settings: object) -> None:
         serve(Settings(**{"model": "/no/such/model", "port": 0, **settings}))
 
 
-def test_the_model_is_looked_at_last(tmp_path: Path) -> None:
+def test_model_is_checked_last(tmp_path: Path) -> None:
     refused("--model: ", data=tmp_path)
     refused("--model: ", data=tmp_path)  # the first attempt has let go of the folder
 
@@ -32,38 +32,38 @@ def test_a_data_folder_in_use(live: Live) -> None:
     refused("--data: another server keeps its adapters in", data=live.service.settings.data)
 
 
-def test_a_data_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_data_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     refused("--data: .* cannot be written", data=tmp_path / "file")
 
 
-def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_adapter_folder(tmp_path: Path) -> None:
     refused("--adapter: red=/no/such: there is no such folder", data=tmp_path, adapter={"red": Path("/no/such")})
     refused("--adapter: .* cannot name an adapter", data=tmp_path, adapter={"red@1": tmp_path})
 
 
-def test_a_source_or_a_store_that_cannot_be_used(tmp_path: Path) -> None:
+def test_unusable_source_or_store(tmp_path: Path) -> None:
     refused("--allow-source: ", data=tmp_path, allow_source="ftp://host/folder")
     refused("--store-url: ", data=tmp_path, store_url="no-such-protocol://bucket")
 
 
-def test_a_database_that_does_not_answer(tmp_path: Path) -> None:
+def test_unreachable_database(tmp_path: Path) -> None:
     database = "postgresql://user@127.0.0.1:9/registry"
     refused("--database-url: ", data=tmp_path, store_url=f"file://{tmp_path}", database_url=database)
 
 
-def test_a_port_that_another_server_holds_while_it_loads() -> None:
+def test_port_taken_while_the_model_loads() -> None:
     with bind("127.0.0.1", 0) as loading, pytest.raises(ConfigError, match="--port: cannot listen"):
         bind("127.0.0.1", loading.getsockname()[1])
 
 
 @pytest.mark.parametrize("host", ["..", "x" * 64])
-def test_a_host_that_is_none(host: str) -> None:
+def test_invalid_host(host: str) -> None:
     with pytest.raises(ConfigError, match=r"--host: .* is no address of this machine: [A-Za-z]"):
         bind(host, 0)
 
 
-def test_a_port_can_be_had_again_at_once(tmp_path: Path) -> None:
+def test_port_can_be_bound_again_at_once(tmp_path: Path) -> None:
     """A server that ends closes its connections first, and the system keeps them in mind for a minute."""
     with running(tiny_service(tmp_path)) as live:
         port = live.http.base_url.port
@@ -79,7 +79,9 @@ def test_a_port_can_be_had_again_at_once(tmp_path: Path) -> None:
         assert again.getsockname()[1] == port
 
 
-def test_a_key_that_protects_nothing_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_api_key_variable_without_effect_is_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.delenv("MANYLORA_API_KEY", raising=False)
     with caplog.at_level(logging.INFO):
         log_environment()
@@ -91,9 +93,7 @@ def test_a_key_that_protects_nothing_is_told(monkeypatch: pytest.MonkeyPatch, ca
     assert "sesame" not in caplog.text
 
 
-def test_service_links_that_were_left_out_are_told(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_ignored_service_links_are_reported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv("MANYLORA_API_KEY", raising=False)
     monkeypatch.setenv("MANYLORA_SERVICE_HOST", "10.0.0.1")
     with caplog.at_level(logging.INFO):
@@ -102,7 +102,7 @@ def test_service_links_that_were_left_out_are_told(
     assert caplog.messages[0].endswith("Kubernetes service links and not options: MANYLORA_SERVICE_HOST")
 
 
-def test_the_memory_for_keys_and_values_is_told(tmp_path: Path) -> None:
+def test_kv_cache_size_is_reported(tmp_path: Path) -> None:
     said: list[str] = []
     settings = Settings(data=tmp_path, quantization="none", dtype="fp32", device="cpu", threads=1)
     open_service(make_base(tiny_model(), tiny_tokenizer(), "tiny"), settings, said.append).close()

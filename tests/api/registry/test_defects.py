@@ -68,7 +68,7 @@ def told(name: str, message: str, live: Live) -> bool:
 
 
 @pytest.mark.parametrize("name", DEFECTS)
-def test_uploaded(live: Live, name: str, tmp_path: Path) -> None:
+def test_defect_in_an_upload(live: Live, name: str, tmp_path: Path) -> None:
     folder = spoiled(tmp_path / "spoiled", live, DEFECTS[name])
     send = upload_archive if packed(folder) else lambda live, folder, name: upload(live, folder, name=name)
     with unchanged(live):
@@ -89,7 +89,7 @@ def base() -> Base:
     return make_base(tiny_model(), tiny_tokenizer(), "tiny")
 
 
-def test_in_the_watched_folder(tmp_path: Path, base: Base) -> None:
+def test_defect_in_the_watched_folder(tmp_path: Path, base: Base) -> None:
     """All defects there at the start: each is listed, those between them are served, and each is corrected."""
     root = tmp_path / "watched"
     for name, defect in DEFECTS.items():
@@ -110,7 +110,7 @@ def test_in_the_watched_folder(tmp_path: Path, base: Base) -> None:
         assert refusals(live) == told_of, "what lies in the folder is as bad as before"
 
 
-def test_in_a_watched_folder_that_was_served_before(tmp_path: Path, base: Base) -> None:
+def test_defect_in_a_folder_served_before(tmp_path: Path, base: Base) -> None:
     """A replacement that is refused, while running and again after a restart, leaves the version before it."""
     names = ("nan", "no_weights", "config_text")
     root = tmp_path / "watched"
@@ -151,7 +151,7 @@ def settle(root: Path) -> None:
 @pytest.mark.parametrize(
     "names", [list(DEFECTS)[::10], pytest.param(list(DEFECTS), marks=pytest.mark.slow)], ids=["some", "all"]
 )
-def test_named_at_the_start(tmp_path: Path, base: Base, names: list[str]) -> None:
+def test_defect_in_a_folder_named_at_startup(tmp_path: Path, base: Base, names: list[str]) -> None:
     """``--adapter``: no server starts, and the data folder stays as it was."""
     good = write_adapter(tmp_path / "good", base.layout)
 
@@ -174,7 +174,7 @@ def test_named_at_the_start(tmp_path: Path, base: Base, names: list[str]) -> Non
         assert {entry.name for entry in live.service.registry.entries()} == {"good", names[0]}
 
 
-def test_no_room_beside_what_is_pinned(tmp_path: Path, base: Base) -> None:
+def test_no_room_beside_pinned_adapters(tmp_path: Path, base: Base) -> None:
     """Nothing is wrong with it; the device is taken. Told as such by every way in, and tried again from the folder."""
     small = {"max_device_adapters": 4, "device_ranks": 16, "max_rank": 16}
     large = write_adapter(tmp_path / "watched" / "large", base.layout, rank=16)

@@ -30,7 +30,7 @@ def begin_upload(live: Live) -> socket.socket:
     return client
 
 
-def test_only_so_many_uploads_take_disk_space_at_once(live: Live) -> None:
+def test_concurrent_uploads_are_limited(live: Live) -> None:
     form = {"data": {"name": "x"}, "files": {"file": ("a.zip", b"")}}
     with ExitStack() as open_uploads:
         for _ in range(MAX_UPLOADS):
@@ -43,14 +43,14 @@ def test_only_so_many_uploads_take_disk_space_at_once(live: Live) -> None:
     wait_for(lambda: live.http.post("/v1/adapters", **form).status_code == 422)
 
 
-def test_an_upload_that_does_not_go_on_ends(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_upload_times_out(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.api.registry.upload.STALL_SECONDS", 0.1)
     with begin_upload(live) as client:
         assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
     wait_for(lambda: staged(live) == 0)
 
 
-def test_an_upload_that_trickles_ends(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_upload_times_out(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.api.registry.upload.UPLOAD_SECONDS", 0.3)
     with begin_upload(live) as client:
         client.settimeout(0.02)

@@ -58,7 +58,7 @@ def served(live: Live, name: str) -> str | None:
     return response.json()["adapter"][0]["name"] if response.is_success else None
 
 
-def test_what_one_changes_the_other_serves(pair: tuple[Live, Live], written: list[Path]) -> None:
+def test_changes_of_one_server_are_served_by_the_other(pair: tuple[Live, Live], written: list[Path]) -> None:
     one, two = pair
     assert upload(one, written[0], name="legal").status_code == 201
     soon(lambda: served(two, "legal") == "legal@1")
@@ -81,7 +81,7 @@ def test_what_one_changes_the_other_serves(pair: tuple[Live, Live], written: lis
     soon(lambda: served(one, "legal") is served(one, "prod") is None)
 
 
-def test_a_stream_outlives_what_the_other_deletes(pair: tuple[Live, Live], written: list[Path]) -> None:
+def test_stream_survives_a_deletion_on_another_server(pair: tuple[Live, Live], written: list[Path]) -> None:
     one, two = pair
     upload(one, written[0], name="legal").raise_for_status()
     soon(lambda: served(two, "legal"))
@@ -96,7 +96,7 @@ def test_a_stream_outlives_what_the_other_deletes(pair: tuple[Live, Live], writt
     wait_for(lambda: not content.exists())
 
 
-def test_of_racing_changes_one_wins(pair: tuple[Live, Live], written: list[Path]) -> None:
+def test_one_of_concurrent_changes_wins(pair: tuple[Live, Live], written: list[Path]) -> None:
     one, two = pair
     for folder in written:
         upload(one, folder, name="legal").raise_for_status()

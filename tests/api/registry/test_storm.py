@@ -90,7 +90,7 @@ def assert_nothing_left(live: Live) -> None:
     assert (live.service.engine.stats().healthy, live.service.engine.stats().failed_steps) == (True, 0)
 
 
-def test_the_engine_forgets_a_content_before_its_bytes_go(tmp_path: Path) -> None:
+def test_engine_drops_content_before_its_bytes_are_deleted(tmp_path: Path) -> None:
     """Else a load that fails for want of them may fail the same content's next registration."""
     told: list[bool] = []
     root = tmp_path / "registry"
@@ -149,7 +149,7 @@ CHANGES: Mapping[str, tuple[str, Sequence[tuple[str, str, dict[str, Any] | None]
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_stream_ends_on_what_it_began_with(crowded: Live, world: World, change: str) -> None:
+def test_stream_keeps_its_version_during_replacement(crowded: Live, world: World, change: str) -> None:
     """Replacing and deleting a plain name are in ``test_adapters.py``."""
     name, steps, then = CHANGES[change]
     for folder in world.folders[:2]:

@@ -71,7 +71,7 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     zygote.close()
 
 
-def test_what_thousands_cost(tmp_path: Path, layout: BaseLayout, zygote: Zygote) -> None:
+def test_cost_of_thousands_of_adapters(tmp_path: Path, layout: BaseLayout, zygote: Zygote) -> None:
     root, figures, have = tmp_path / "server", [], 0
     extra = [write_adapter(tmp_path / f"extra{seed}", layout, seed=10**6 + seed) for seed in range(5)]
     for size in SIZES:

@@ -108,7 +108,7 @@ def check_receipt(found: Mapping[str, Any], output: Output) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("tool", TRAINERS)
-def test_brought_as_it_is(live: Live, outputs: Mapping[str, Path], gone: str, tool: str, way: str) -> None:
+def test_trainer_folder_as_archive(live: Live, outputs: Mapping[str, Path], gone: str, tool: str, way: str) -> None:
     response = live.http.post("/v1/adapters", data={"name": gone}, files=WAYS[way](outputs[tool]))
     assert response.status_code == 201, response.text
     assert response.json()["content"] == content_id(outputs[tool] / TRAINERS[tool].adapter)
@@ -121,7 +121,7 @@ def by_path(live: Live, name: str, folder: Path) -> httpx.Response:
 
 
 @pytest.mark.parametrize("tool", TRAINERS)
-def test_by_path_and_pushed(live: Live, outputs: Mapping[str, Path], gone: str, tool: str) -> None:
+def test_trainer_folder_by_path_and_by_push(live: Live, outputs: Mapping[str, Path], gone: str, tool: str) -> None:
     """The folder itself is what is meant; where it is one further down, the refusal says which."""
     output, folder = TRAINERS[tool], outputs[tool]
     with AdapterClient(str(live.http.base_url)) as client:
@@ -140,7 +140,7 @@ def test_by_path_and_pushed(live: Live, outputs: Mapping[str, Path], gone: str, 
     assert pushed.card["content"] == content_id(folder)
 
 
-def test_in_a_watched_folder(outputs: Mapping[str, Path], tmp_path: Path) -> None:
+def test_trainer_folder_in_the_watched_folder(outputs: Mapping[str, Path], tmp_path: Path) -> None:
     root = shutil.copytree(outputs["trl"].parent, tmp_path / "watched")
     settle(root)
     with running(tiny_service(tmp_path, adapter_dir=root, max_rank=16)) as live:
@@ -153,7 +153,7 @@ def test_in_a_watched_folder(outputs: Mapping[str, Path], tmp_path: Path) -> Non
         assert "but checkpoint-93 in it does" in reasons["ms-swift"]
 
 
-def test_every_file_by_curl(live: Live, outputs: Mapping[str, Path], gone: str) -> None:
+def test_trainer_folder_file_by_file(live: Live, outputs: Mapping[str, Path], gone: str) -> None:
     """curl sends names without their folders."""
     folder = outputs["llama-factory"]
     files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -166,7 +166,7 @@ def test_every_file_by_curl(live: Live, outputs: Mapping[str, Path], gone: str) 
 
 
 @pytest.mark.parametrize("way", ["tar.gz", "multipart"])
-def test_what_lies_beside_may_be_larger_than_any_adapter(
+def test_ignored_files_may_be_larger_than_any_adapter(
     live: Live, folders: Mapping[str, Path], tmp_path: Path, gone: str, way: str
 ) -> None:
     folder = shutil.copytree(folders["spare"], tmp_path / "large")
@@ -176,7 +176,7 @@ def test_what_lies_beside_may_be_larger_than_any_adapter(
     assert "tokenizer.json" in receipt(live, gone)["ignored_files"]
 
 
-def test_an_upload_past_all_bounds_is_told_what_to_leave_out(live: Live) -> None:
+def test_too_large_upload_is_told_what_to_leave_out(live: Live) -> None:
     """From its declared length, before any of it is read."""
     size = max_bytes(live.service.store.limit) + 1
     head = (
@@ -192,7 +192,7 @@ def test_an_upload_past_all_bounds_is_told_what_to_leave_out(live: Live) -> None
     assert b"pack only the adapter's own files: adapter_config.json, adapter_model.safetensors" in answer
 
 
-def test_the_receipt_is_the_versions_own(live: Live, outputs: Mapping[str, Path], gone: str) -> None:
+def test_receipt_belongs_to_the_version(live: Live, outputs: Mapping[str, Path], gone: str) -> None:
     """The same content under two names came with other files beside it."""
     for name, tool in ((gone, "trl"), ("trained/too", "unsloth")):
         live.http.post("/v1/adapters", data={"name": name}, files=as_zip(outputs[tool])).raise_for_status()
@@ -246,7 +246,7 @@ TOOLS: Mapping[str, tuple[Callable[[Path], Path], list[str], int]] = {
 
 @pytest.mark.parametrize("way", [*WAYS, "path", "push"])
 @pytest.mark.parametrize("tool", TOOLS)
-def test_made_by_the_tools(live: Live, gone: str, tool: str, way: str, folders: Mapping[str, Path]) -> None:
+def test_output_of_the_real_trainers(live: Live, gone: str, tool: str, way: str, folders: Mapping[str, Path]) -> None:
     make, others, beside = TOOLS[tool]
     folder = folders["spare"].parent / "made" / tool.replace(" ", "-")
     if not folder.exists():
@@ -269,7 +269,7 @@ def test_made_by_the_tools(live: Live, gone: str, tool: str, way: str, folders: 
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_another_format_is_told_alike_by_every_way(
+def test_foreign_format_is_reported_the_same_by_every_route(
     live: Live, folders: Mapping[str, Path], tmp_path: Path, format: str
 ) -> None:
     files, file, reason = FORMATS[format]
@@ -304,15 +304,13 @@ def test_another_format_is_told_alike_by_every_way(
         (json.dumps({"adapters": ["x" * 1025]}), "left_out.adapters.0"),
     ],
 )
-def test_what_was_left_out_before_is_checked(
-    live: Live, folders: Mapping[str, Path], left_out: str, field: str
-) -> None:
+def test_left_out_field_is_validated(live: Live, folders: Mapping[str, Path], left_out: str, field: str) -> None:
     data = {"name": "x", "left_out": left_out}
     with unchanged(live):
         refused(live, live.http.post("/v1/adapters", data=data, files=as_zip(folders["spare"])), 400, field)
 
 
-def test_an_address_given_as_a_path(live: Live) -> None:
+def test_source_address_given_as_a_path(live: Live) -> None:
     response = live.http.post("/v1/adapters", json={"name": "x", "path": "hf://org/name"})
     assert (
         "Send it in the field `source`; the server's --allow-source must permit it."

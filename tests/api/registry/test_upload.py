@@ -128,7 +128,7 @@ def test_one_archive(staging: Path, pack: Callable[[dict[str, bytes]], bytes], n
     assert content(staging) == CONTENT
 
 
-def test_files_with_folders_before_them(staging: Path) -> None:
+def test_files_with_folder_paths(staging: Path) -> None:
     """As browsers send a folder. A copy that comes first is not what is taken."""
     names = ["run/checkpoint-1/" + name for name in CONTENT] + ["run/README.md", *["run/" + name for name in CONTENT]]
     parts = [("files", (name, CONTENT.get(name.removeprefix("run/"), b"other"))) for name in names]
@@ -137,7 +137,7 @@ def test_files_with_folders_before_them(staging: Path) -> None:
     assert content(staging) == CONTENT
 
 
-def test_files_that_are_left_out_may_be_large_and_of_one_name(staging: Path) -> None:
+def test_ignored_files_may_be_large_and_repeat(staging: Path) -> None:
     large = ("f", ("tokenizer.json", bytes(LIMIT + MAX_JSON_BYTES)))
     upload = receives(staging, *form([large, *FILES, large]))
     assert upload.selection == Selection(ignored=("tokenizer.json",) * 2, ignored_count=2)
@@ -191,7 +191,7 @@ def test_too_many_files(staging: Path) -> None:
         receives(staging, raw(*[(f'{NAMED}; filename="{index}"', b"") for index in range(MAX_FILES + 1)]), FORM)
 
 
-def test_a_form_in_which_no_file_was_chosen(staging: Path) -> None:
+def test_form_with_an_empty_file_field(staging: Path) -> None:
     with pytest.raises(AdapterRejected, match="a file without a name"):
         receives(staging, raw((f'{NAMED}; filename=""', b"")), FORM)
 
@@ -233,20 +233,20 @@ def test_fields_that_are_refused(staging: Path, parts: list[Part], field: str, r
         (raw(("no header", b"{}")), FORM, "cannot be read as a form"),
     ],
 )
-def test_what_is_no_form(staging: Path, body: bytes, headers: dict[str, str], reason: str) -> None:
+def test_malformed_forms(staging: Path, body: bytes, headers: dict[str, str], reason: str) -> None:
     with pytest.raises(HTTPException, match=reason) as refusal:
         receives(staging, body, headers)
     assert refusal.value.status_code == 400
 
 
 @pytest.mark.parametrize("length", [0, 10, 300, 50_000])
-def test_a_client_that_leaves(staging: Path, length: int) -> None:
+def test_disconnect_during_an_upload(staging: Path, length: int) -> None:
     body, headers = form(FILES)
     with pytest.raises(ClientDisconnect):
         receives(staging, body[:length], headers, end={"type": "http.disconnect"})
 
 
-def test_a_client_that_leaves_after_a_refusal(staging: Path) -> None:
+def test_disconnect_after_a_refusal(staging: Path) -> None:
     body, headers = form([("f", ("optimizer.pt", bytes(3 << 20)))])
     with pytest.raises(ClientDisconnect):
         receives(staging, body, headers, end={"type": "http.disconnect"})
@@ -293,7 +293,7 @@ def test_it_takes_little_memory(staging: Path) -> None:
     assert peak < 8 << 20
 
 
-def test_a_cancelled_upload_ends_before_its_folder_goes(staging: Path) -> None:
+def test_cancelled_upload_ends_before_its_folder_is_deleted(staging: Path) -> None:
     async def cancel_in_the_middle() -> list[str]:
         waiting = asyncio.Event()
         messages: list[Message] = [
@@ -360,7 +360,7 @@ def test_an_upload_may_be_larger_than_other_bodies() -> None:
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_more_than_any_adapter(staging: Path, monkeypatch: pytest.MonkeyPatch, declared: bool) -> None:
+def test_upload_larger_than_any_adapter(staging: Path, monkeypatch: pytest.MonkeyPatch, declared: bool) -> None:
     monkeypatch.setattr("adapters.format.archive.AROUND_BYTES", 1 << 20)
     limit = max_bytes(LIMIT)
     body, headers = raw((CONFIG_HEAD, b"{}")), {**FORM, "content-length": str(limit + 1)}

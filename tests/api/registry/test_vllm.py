@@ -74,7 +74,7 @@ def test_the_name_is_needed_to_unload(live: Live) -> None:
         assert "needs to be provided" in error(unload(live, **body), 400, "InvalidUserInput")
 
 
-def test_the_base_s_name(live: Live) -> None:
+def test_base_name_is_refused(live: Live) -> None:
     message = error(load(live, lora_name="tiny", lora_path="spare"), 400, "InvalidUserInput")
     assert message == "The lora adapter 'tiny' conflicts with a served base model."
     error(unload(live, lora_name="tiny"), 404, "NotFoundError")
@@ -94,7 +94,7 @@ def test_a_rejected_adapter(live: Live, folders: Mapping[str, Path]) -> None:
     assert DEFECTS["nan"].reason in message
 
 
-def test_a_version_or_an_alias_is_no_adapter_to_unload(live: Live) -> None:
+def test_versions_and_aliases_cannot_be_unloaded(live: Live) -> None:
     live.http.put("/v1/aliases/prod", json={"targets": [{"adapter": "red"}]})
     with unchanged(live):
         error(unload(live, lora_name="red@1"), 404, "NotFoundError")
@@ -104,7 +104,7 @@ def test_a_version_or_an_alias_is_no_adapter_to_unload(live: Live) -> None:
     live.http.delete("/v1/aliases/prod")
 
 
-def test_what_it_does_not_know_is_told_as_elsewhere(live: Live) -> None:
+def test_unknown_fields_of_vllm_routes(live: Live) -> None:
     with unchanged(live):
         for body, param in (
             ({"lora_name": 5}, "lora_name"),

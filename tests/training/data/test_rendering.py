@@ -68,7 +68,7 @@ def test_a_turn_of_weight_0_is_not_trained() -> None:
 
 
 @given(st.lists(st.text(min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=3))
-def test_any_conversation_is_trained_as_it_is_served(said: list[str]) -> None:
+def test_any_conversation_is_tokenized_as_in_serving(said: list[str]) -> None:
     conversation = chat(*(text for word in said for text in ("Question?", word)))
     example = RENDERER.render(conversation)
     assert example.prompt == served(TOKENIZER, conversation)
@@ -84,12 +84,12 @@ def test_a_tool_call_is_an_answer_as_the_template_writes_it() -> None:
     assert trained_texts(example) == [f"{example.answer}<|im_end|>"]
 
 
-def test_the_answer_is_the_last_one_where_that_is_trained() -> None:
+def test_answer_is_the_last_turn_if_trained() -> None:
     example = RENDERER.render(chat("Hi", "Hello", "How?", "So.", untrained=(3,)))
     assert (example.prompt, example.answer) == ([], "")
 
 
-def test_rows_together_are_as_alone() -> None:
+def test_rendering_a_batch_equals_rendering_each_row() -> None:
     rows = [
         chat("Hi", "Hello"),
         Conversation("a:1", prompt="2+2=", text="4"),
@@ -112,21 +112,21 @@ def test_plain_text_is_trained_but_for_its_first_token() -> None:
     assert (example.prompt, example.answer) == ([], "")
 
 
-def test_a_completion_that_would_melt_with_its_prompt_does_not() -> None:
+def test_completion_is_not_merged_with_its_prompt() -> None:
     renderer = Renderer(merging_tokenizer())
     example = renderer.render(Conversation("a:1", prompt="ca", text="bc"))
     assert renderer.render(Conversation("a:1", text="cabc")).input_ids[:3] == [3, 0, 3], "they would melt"
     assert (example.prompt, example.input_ids[:4]) == ([3, 1], [3, 1, 2, 3])
 
 
-def test_an_answer_that_would_melt_with_its_prompt_is_encoded_apart() -> None:
+def test_answer_that_merges_with_its_prompt_is_encoded_separately() -> None:
     renderer = Renderer(merging_tokenizer())
     example = renderer.render(chat("ca", "bc"))
     assert (example.prompt, example.answer) == ([3, 1], "bc")
     assert trained_texts(example, merging_tokenizer()) == ["bc<e>"]
 
 
-def test_an_earlier_answer_that_melts_is_an_example_of_its_own() -> None:
+def test_earlier_answer_that_merges_is_a_separate_example() -> None:
     """In the prompt of the last turn the server encodes it with what stands before it, as one token."""
     tokenizer = merging_tokenizer()
     renderer = Renderer(tokenizer)
@@ -155,7 +155,7 @@ def spaced(**special: bool) -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize(
     ("answer", "special", "tokens"), [("c", {}, ["c"]), (" a", {"rstrip": True}, ["▁", "a"])], ids=["first", "stripped"]
 )
-def test_what_is_encoded_apart_reads_as_it_did(answer: str, special: dict[str, bool], tokens: list[str]) -> None:
+def test_separately_encoded_text_decodes_the_same(answer: str, special: dict[str, bool], tokens: list[str]) -> None:
     """No space comes before it, and none that it begins with is swallowed."""
     tokenizer = spaced(**special)
     example = Renderer(tokenizer).render(chat("ab", answer))
@@ -163,7 +163,7 @@ def test_what_is_encoded_apart_reads_as_it_did(answer: str, special: dict[str, b
     assert tokenizer.convert_ids_to_tokens(example.input_ids) == ["▁", "a", "b", "▁", *tokens, "<e>"]
 
 
-def test_a_template_whose_prompt_is_no_prefix() -> None:
+def test_template_whose_prompt_is_not_a_prefix() -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl:1: the prompt of turn 2 is not a prefix of the conversation"):
         Renderer(TOKENIZER, COUNTING).render(chat("Hi", "Hello"))
 
@@ -178,7 +178,7 @@ def test_a_template_that_ends_no_answer() -> None:
         Renderer(TOKENIZER, "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}")
 
 
-def test_a_template_that_refuses() -> None:
+def test_template_that_raises() -> None:
     strict = "{% if messages[0].content == 'Hi' %}{{ raise_exception('say more') }}{% endif %}" + CHAT_TEMPLATE
     with pytest.raises(DataError, match=r"rows\.jsonl:1: the chat template raised an error: say more"):
         Renderer(TOKENIZER, strict).render(chat("Hi", "Hello"))
@@ -215,7 +215,7 @@ def test_tools_need_a_template_that_knows_them() -> None:
             Renderer(TOKENIZER, template).render(Conversation("a:1", conversation.turns))
 
 
-def test_without_a_template_there_are_only_texts() -> None:
+def test_without_a_template_only_text_is_accepted() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
     renderer = Renderer(tokenizer)

@@ -110,7 +110,7 @@ def test_the_metadata_is_what_llama_cpp_needs(tmp_path: Path) -> None:
     assert [types[index] for index in (0, ids["<|im_end|>"], len(tokenizer))] == [1, 3, 5]
 
 
-def test_llama3s_rotary_factors_travel_along(tmp_path: Path) -> None:
+def test_llama3_rotary_factors_are_exported(tmp_path: Path) -> None:
     """Transformers leaves them out when it reads a GGUF file, so the check after the export must not go far out."""
     config = tiny_model().config.to_dict() | {"rope_parameters": LLAMA3_ROPE}
     torch.manual_seed(0)

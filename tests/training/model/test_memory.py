@@ -62,7 +62,7 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.demo
-def test_the_estimate_grows_and_shrinks_as_a_run_does(demo_data: Path) -> None:
+def test_estimate_tracks_the_memory_of_runs(demo_data: Path) -> None:
     """Differences, not totals: what the libraries keep for themselves was 0.1 GiB on one processor, 0.4 on another."""
     few, many, recomputed = (
         run_on_demo(demo_data, batch, activations)
@@ -82,7 +82,7 @@ def run_on_demo(data: Path, batch: int, activations: str) -> tuple[int, int]:
     return expected, measured
 
 
-def test_what_costs_memory_is_counted(tmp_path: Path) -> None:
+def test_estimate_counts_every_use(tmp_path: Path) -> None:
     def need(**settings: object) -> int:
         chosen = tiny_settings(tmp_path, **settings)
         return make_plan(chosen, *prepared(chosen)).memory.more
@@ -96,7 +96,7 @@ def test_what_costs_memory_is_counted(tmp_path: Path) -> None:
     assert need(optimizer="paged_adamw_8bit") < usual
 
 
-def test_what_cannot_fit_is_an_error(tmp_path: Path) -> None:
+def test_run_that_cannot_fit_is_an_error(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path)
     need = make_plan(settings, *prepared(settings)).memory
     check_memory(need, torch.device("cpu"))
@@ -107,7 +107,7 @@ def test_what_cannot_fit_is_an_error(tmp_path: Path) -> None:
     assert str(replace(need, free=need.more)).endswith("(this is tight)")
 
 
-def test_activations_are_recomputed_where_memory_calls_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activations_are_recomputed_if_memory_is_tight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny_settings(tmp_path)
     base, dataset = prepared(settings)
     kept = make_plan(settings, base, dataset).memory
@@ -119,5 +119,5 @@ def test_activations_are_recomputed_where_memory_calls_for_it(tmp_path: Path, mo
     assert not make_plan(tiny_settings(tmp_path, gradient_checkpointing=False), base, dataset).memory.checkpointing
 
 
-def test_free_memory_is_some(tmp_path: Path) -> None:
+def test_free_memory_is_positive(tmp_path: Path) -> None:
     assert 2**20 < machine.free_memory(torch.device("cpu")) < 2**50

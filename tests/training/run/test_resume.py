@@ -51,7 +51,7 @@ trained(long(Path(sys.argv[1]), out=Path(sys.argv[1], "killed")))
 """
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     whole = trained(long(tmp_path, out=tmp_path / "whole"))
     run_folder = RunFolder(tmp_path / "killed")
     process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path), str(torch.get_num_threads())])
@@ -90,7 +90,7 @@ def test_ctrl_c_keeps_the_checkpoint(tmp_path: Path) -> None:
     assert trained(long(tmp_path, resume=True)).steps == 12
 
 
-def test_another_runs_checkpoints_are_not_gone_on_with(tmp_path: Path) -> None:
+def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
     run_folder = cut_off(tmp_path)
     with pytest.raises(ConfigError, match=rf"^--resume: -r was 4 when the run began and is now 8{KEEP}"):
         trained(long(tmp_path, resume=True, r=8))
@@ -103,7 +103,7 @@ def test_another_runs_checkpoints_are_not_gone_on_with(tmp_path: Path) -> None:
     assert run_folder.last_checkpoint().name == "checkpoint-3"
 
 
-def test_the_option_that_differs_is_named_and_not_what_follows_from_it(tmp_path: Path) -> None:
+def test_only_the_option_that_differs_is_named(tmp_path: Path) -> None:
     """The seed and the share choose other rows, the quantisation makes another base of the same model."""
     run_folder = cut_off(tmp_path)
     for option, before, now in (
@@ -122,13 +122,13 @@ def test_the_option_that_differs_is_named_and_not_what_follows_from_it(tmp_path:
     assert run_folder.last_checkpoint().name == "checkpoint-3"
 
 
-def test_files_may_move_while_a_run_is_cut_off(tmp_path: Path) -> None:
+def test_data_files_may_move_before_resuming(tmp_path: Path) -> None:
     cut_off(tmp_path)
     moved = (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
     assert trained(long(tmp_path, resume=True, data=(str(moved),))).steps == 12
 
 
-def test_the_curves_of_an_abandoned_run_are_not_the_next_ones(tmp_path: Path) -> None:
+def test_abandoned_run_leaves_no_curves(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, report_to="tensorboard")
     run_folder = RunFolder(settings.folder)
     run_folder.runs.mkdir(parents=True)
@@ -137,7 +137,7 @@ def test_the_curves_of_an_abandoned_run_are_not_the_next_ones(tmp_path: Path) ->
     assert not (settings.folder / "runs" / "abandoned").exists()
 
 
-def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
+def test_partial_checkpoint_is_ignored(tmp_path: Path) -> None:
     run_folder = cut_off(tmp_path)
     half = run_folder.checkpoints / "checkpoint-6"
     half.mkdir()
@@ -178,7 +178,7 @@ def unpublished(
 
 
 @STOPPING
-def test_what_is_trained_is_not_trained_again(tmp_path: Path, stopping: dict[str, Any]) -> None:
+def test_finished_run_is_not_trained_again(tmp_path: Path, stopping: dict[str, Any]) -> None:
     """A run cut off after its last step goes on with what it has, whatever ended it."""
     settings = short(tmp_path, stopping)
     run, before, run_folder = unpublished(settings)
@@ -193,9 +193,7 @@ def test_what_is_trained_is_not_trained_again(tmp_path: Path, stopping: dict[str
 
 
 @STOPPING
-def test_a_run_cut_off_before_its_adapter_is_written_makes_no_step_more(
-    tmp_path: Path, stopping: dict[str, Any]
-) -> None:
+def test_run_killed_before_saving_only_saves(tmp_path: Path, stopping: dict[str, Any]) -> None:
     settings = short(tmp_path, stopping)
     run, before, run_folder = unpublished(settings)
     shutil.rmtree(run_folder.adapter)
@@ -204,7 +202,7 @@ def test_a_run_cut_off_before_its_adapter_is_written_makes_no_step_more(
     assert (again.history, again.steps) == (run.history, run.steps)
 
 
-def test_early_stopping_goes_on_counting(tmp_path: Path) -> None:
+def test_early_stopping_count_is_resumed(tmp_path: Path) -> None:
     """Of two evaluations without improvement one came before the run was cut off."""
     stopping = {"eval_steps": 1, "save_steps": 1, "eval_share": 0.3, "early_stopping": 2, "learning_rate": 1e-1}
     whole = trained(long(tmp_path, out=tmp_path / "whole", **stopping))
@@ -221,7 +219,7 @@ def test_early_stopping_goes_on_counting(tmp_path: Path) -> None:
     assert same(weights(resumed.folder), weights(whole.folder))
 
 
-def test_an_adapter_that_another_run_left_is_not_taken(tmp_path: Path) -> None:
+def test_adapter_of_another_run_is_not_used(tmp_path: Path) -> None:
     run_folder = RunFolder(tmp_path / "adapter")
     run_folder.adapter.mkdir(parents=True)
     (run_folder.adapter / "adapter_model.safetensors").write_bytes(b"left")
@@ -229,7 +227,7 @@ def test_an_adapter_that_another_run_left_is_not_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", [None, "", '{"epoch": 1.'])
-def test_a_checkpoint_whose_state_was_cut_off_is_none(state: str | None, tmp_path: Path) -> None:
+def test_checkpoint_with_truncated_state_is_ignored(state: str | None, tmp_path: Path) -> None:
     """It is written last: killed at that moment, a run goes on from the checkpoint before."""
     run_folder = RunFolder(tmp_path / "adapter")
     whole, cut_off = (run_folder.checkpoints / f"checkpoint-{step}" for step in (2, 4))
@@ -242,7 +240,7 @@ def test_a_checkpoint_whose_state_was_cut_off_is_none(state: str | None, tmp_pat
     assert list(run_folder.checkpoints.iterdir()) == [whole]
 
 
-def test_to_resume_what_has_not_begun_is_to_begin(tmp_path: Path) -> None:
+def test_resume_without_a_checkpoint_starts_the_run(tmp_path: Path) -> None:
     said: list[str] = []
     settings = tiny_settings(tmp_path, resume=True)
     trained(settings, said.append)
@@ -261,7 +259,7 @@ trained(tiny_settings(root, out=root / "shared", batch_size=2, dropout=0.0, lear
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_larger_batch(tmp_path: Path) -> None:
+def test_two_processes_equal_one_larger_batch(tmp_path: Path) -> None:
     data = (str(write_rows(tmp_path / "rows.jsonl", map(question, range(4)))),)
     alone = tiny_settings(tmp_path, data=data, batch_size=4, dropout=0.0, learning_rate=1e-2, out=tmp_path / "alone")
     expected = weights(trained(alone).folder)

@@ -71,7 +71,7 @@ def test_an_older_manifest_names_no_parts(tmp_path: Path, layout: BaseLayout) ->
 
 
 @pytest.mark.parametrize("parts", [[], "weights", {"weights": 1}])
-def test_parts_that_are_none(tmp_path: Path, layout: BaseLayout, parts: object) -> None:
+def test_malformed_base_parts(tmp_path: Path, layout: BaseLayout, parts: object) -> None:
     assert "base_parts is not an object of strings" in refusal(tmp_path, layout, base_parts=parts)
 
 
@@ -81,5 +81,5 @@ def test_an_equivalent_base_is_this_base(tmp_path: Path, layout: BaseLayout) -> 
     assert verify(folder, layout, 64).base_fingerprint == "3" * 64
 
 
-def test_the_parts_are_those_of_bases() -> None:
+def test_parts_are_those_of_base_parts() -> None:
     assert identify(tiny_model(), tiny_tokenizer()).parts.keys() == HERE.keys()

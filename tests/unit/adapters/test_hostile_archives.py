@@ -81,7 +81,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_take_little_memory(bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bombs_take_little_memory(bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "AROUND_BYTES", SMALL)
     make, reason = BOMBS[name]
     data = make()

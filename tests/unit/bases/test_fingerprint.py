@@ -67,7 +67,7 @@ def with_table(base: Base, *, fused: bool) -> Identity:
             layer.weight.quant_state.state2.code = table
 
 
-def test_every_width_of_vectors_and_number_of_threads_gives_the_same(folder: Path, tmp_path: Path) -> None:
+def test_fingerprint_does_not_depend_on_vector_width_or_threads(folder: Path, tmp_path: Path) -> None:
     narrow = elsewhere(str(folder), tmp_path / "narrow", "bf16", "fp32", capability="default", threads=1)
     wide = elsewhere(str(folder), tmp_path / "wide", "bf16", "fp32", capability="avx2", threads=2)
     assert len(set(narrow)) == 2
@@ -77,11 +77,11 @@ def test_every_width_of_vectors_and_number_of_threads_gives_the_same(folder: Pat
 @pytest.mark.slow
 @pytest.mark.demo
 @pytest.mark.parametrize(("capability", "threads"), [("default", 1), ("avx2", 2)])
-def test_the_demo_is_the_same_everywhere_and_what_it_always_was(tmp_path: Path, capability: str, threads: int) -> None:
+def test_fingerprint_of_the_demo_has_not_changed(tmp_path: Path, capability: str, threads: int) -> None:
     assert elsewhere("demo", tmp_path, "bf16", capability=capability, threads=threads) == [DEMO]
 
 
-def test_a_base_that_was_rounded_otherwise_is_the_same_base(base: Base, tmp_path: Path) -> None:
+def test_differently_rounded_base_is_equivalent(base: Base, tmp_path: Path) -> None:
     """Adapters go both ways between what is quantised now and an old data folder of a processor without FMA."""
     old = with_table(base, fused=False)
     assert old.fingerprint != base.layout.fingerprint
@@ -106,7 +106,7 @@ def test_another_table_has_no_equivalents(base: Base) -> None:
     assert changed.fingerprint not in {base.layout.fingerprint, *base.layout.equivalents}
 
 
-def test_it_depends_on_weights_tokenizer_and_template_and_says_on_which() -> None:
+def test_fingerprint_parts_are_weights_tokenizer_and_template() -> None:
     plain = identify(tiny_model(), tiny_tokenizer())
     assert identify(tiny_model(), tiny_tokenizer()) == plain
     assert plain.equivalents == frozenset()

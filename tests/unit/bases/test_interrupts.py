@@ -82,18 +82,18 @@ def run(code: str, *words: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("at", [1, 10, 80])
 @pytest.mark.parametrize("command", ["train", "export", "adapters", "bench", "doctor", "serve"])
-def test_while_a_command_is_imported(command: str, at: int) -> None:
+def test_interrupt_while_a_command_is_imported(command: str, at: int) -> None:
     assert run(IMPORTING, str(at), command, "--help") == (130, "", "")
 
 
 @pytest.mark.parametrize("at", [400, 2500])
-def test_while_the_libraries_are_imported(at: int, tmp_path: Path) -> None:
+def test_interrupt_while_libraries_are_imported(at: int, tmp_path: Path) -> None:
     words = ("serve", "--port", "0", "--data", str(tmp_path), "--model", str(tmp_path))
     assert run(IMPORTING, str(at), *words) == (130, "", "")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_is_ignored_where_it_was() -> None:
+def test_sigint_stays_ignored_if_it_was() -> None:
     """As in a shell's background jobs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     status, out, err = run(IMPORTING, "10", "train", "--help")
@@ -103,7 +103,7 @@ def test_it_is_ignored_where_it_was() -> None:
 
 # Python by itself would end by the signal; print the error and go on; raise it in the middle of the import.
 @pytest.mark.parametrize(("name", "said"), [("compiled", ""), ("swallowed", ""), ("imported", "found out\n")])
-def test_where_something_is_put_away(name: str, said: str) -> None:
+def test_interrupt_runs_cleanup_and_exits_130(name: str, said: str) -> None:
     assert run(RAISED.format(name=name)) == (130, f"{said}put away\n", "")
 
 
@@ -124,12 +124,12 @@ def serve_until(line: str, folder: Path) -> tuple[int, str]:
     return process.returncode, err
 
 
-def test_a_base_in_the_making_leaves_nothing(tmp_path: Path) -> None:
+def test_interrupted_base_leaves_no_files(tmp_path: Path) -> None:
     assert serve_until("quantising", tmp_path) == (130, "")
     assert [path.name for path in (tmp_path / "bases").iterdir()] == ["lock"]
 
 
-def test_no_progress_bars_where_no_terminal_is(tmp_path: Path) -> None:
+def test_no_progress_bars_without_a_terminal(tmp_path: Path) -> None:
     status, err = serve_until("curl", tmp_path)
     assert status == 0
     assert all(re.match(r"\d{4}-\d\d-\d\d .* INFO ", line) for line in err.splitlines()), err
@@ -150,7 +150,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_command_that_is_ended_takes_away_what_is_half_made(tmp_path: Path, number: signal.Signals) -> None:
+def test_terminated_command_deletes_partial_files(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen([sys.executable, "-c", ENDED, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "working\n"

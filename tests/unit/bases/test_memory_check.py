@@ -32,7 +32,7 @@ def hollow_tensor(file: Path, size: int) -> None:
     hollow(file, 8 + len(header) + size)
 
 
-def test_what_is_larger_than_memory(tmp_path: Path) -> None:
+def test_model_larger_than_memory(tmp_path: Path) -> None:
     total = psutil.virtual_memory().total
     file = hollow(tmp_path / "model-00001-of-00002.safetensors", 2 * total)
     with pytest.raises(ConfigError, match=r"^--model: the weights in .* need \S+ GiB of memory, and \S+ GiB are free"):
@@ -45,13 +45,13 @@ def test_what_is_larger_than_memory(tmp_path: Path) -> None:
         check_memory(hollow(tmp_path / "x.gguf", 3 * total), UNPACKED, CPU)
 
 
-def test_weights_of_another_kind_beside_them_do_not_count(tmp_path: Path) -> None:
+def test_weights_in_other_formats_do_not_count(tmp_path: Path) -> None:
     hollow(tmp_path / "consolidated.safetensors", 2 * psutil.virtual_memory().total)
     check_memory(tmp_path, LOADED, CPU)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_such_a_model_is_refused_before_it_is_read(tmp_path: Path, quantization: Literal["nf4", "none"]) -> None:
+def test_too_large_model_is_refused_before_it_is_read(tmp_path: Path, quantization: Literal["nf4", "none"]) -> None:
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     hollow_tensor(tmp_path / "model/model.safetensors", 9 * psutil.virtual_memory().total)

@@ -173,7 +173,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_serving_and_the_doctor_say_the_same(name: str, folder: Path, tmp_path: Path) -> None:
+def test_serve_and_doctor_report_the_same_problem(name: str, folder: Path, tmp_path: Path) -> None:
     damage, message = BROKEN[name]
     damage(folder)
     settings = Settings(model=str(folder), data=tmp_path / "data", device="cpu")
@@ -183,7 +183,7 @@ def test_serving_and_the_doctor_say_the_same(name: str, folder: Path, tmp_path: 
     assert "\n" not in str(refused.value)
 
 
-def test_a_whole_folder_has_no_problem(folder: Path, tmp_path: Path) -> None:
+def test_complete_folder_has_no_problem(folder: Path, tmp_path: Path) -> None:
     settings = Settings(model=str(folder), data=tmp_path / "data", device="cpu")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     check_source(ModelSource("tiny", folder))
@@ -191,14 +191,14 @@ def test_a_whole_folder_has_no_problem(folder: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_a_context_that_the_model_lacks_is_told_by_both(folder: Path, tmp_path: Path) -> None:
+def test_serve_and_doctor_report_a_context_above_the_models(folder: Path, tmp_path: Path) -> None:
     settings = Settings(model=str(folder), data=tmp_path / "data", device="cpu", max_model_len=CONTEXT + 1)
     with pytest.raises(ConfigError, match="--max-model-len: must be at most") as refused:
         load_base(settings.base)
     assert str(refused.value) in problems(settings)
 
 
-def test_the_doctor_prints_a_path_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_prints_long_paths_unwrapped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is there to be copied, on a terminal of any width."""
     data = tmp_path / ("long " * 30) / "data"
     examine(Settings(model="/no/such", data=data, device="cpu"))
