@@ -14,7 +14,7 @@ from training.settings import TrainSettings
 
 @contextmanager
 def serving(settings: TrainSettings, root: Path, **changes: Any) -> Iterator[Live]:
-    """What ``settings`` train on, served from the data folder ``root``; ``changes`` are fields of the server's."""
+    """Serve the base of ``settings`` from the data folder ``root``; ``changes`` are fields of the server's settings."""
     given = {"model": settings.model, "data": root, "device": "cpu", "dtype": settings.dtype}
     small = {"kv_memory_gib": 0.01, "threads": 1}
     options = Settings(**{**given, **small, **changes})

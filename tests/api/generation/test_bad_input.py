@@ -124,7 +124,7 @@ OF_CHAT: list[tuple[dict[str, Any], str]] = [
 
 
 def refused(live: Live, response: httpx.Response, status: int, param: str | None) -> dict[str, Any]:
-    """The error, whose shape is checked; the server is shown to work as before."""
+    """Return the error; assert its format, and that the server still works."""
     assert response.status_code == status, response.text
     body = response.json()
     assert set(body) == {"error"}

@@ -1,4 +1,4 @@
-"""What clients fill in without meaning anything by it, and what they send back of earlier answers."""
+"""Fields that clients send with default values, and responses that they send back as messages."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -158,7 +158,7 @@ def test_the_same_text_with_usage_in_every_chunk(live: Live) -> None:
 
 
 def test_the_sdk_sends_a_conversation_back(sdk: OpenAI) -> None:
-    """Whatever the client's own types have, an answer can be a turn of the next request."""
+    """A response message of the client library can be a message of the next request."""
     ask: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_tokens": 8}
     first = sdk.chat.completions.create(messages=[QUESTION], **ask).choices[0].message
     for turn in (first, first.model_dump(), first.to_dict(), {**first.model_dump(), "content": None}):

@@ -1,4 +1,4 @@
-"""Both endpoints: what goes in, what comes out, whole and streamed."""
+"""Completions and chat completions: requests and responses, whole and streamed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ def chat(live: Live, **fields: Any) -> dict[str, Any]:
 
 
 def alone(prompt: list[int], count: int) -> str:
-    """What Hugging Face's own greedy search says."""
+    """Return the answer of transformers' greedy search."""
     model = tiny_model()
     ids = model.generate(
         torch.tensor([prompt]), max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0

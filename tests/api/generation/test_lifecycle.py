@@ -1,4 +1,4 @@
-"""How requests end before their time, and how the server does."""
+"""Requests and servers that end early."""
 
 import asyncio
 import dataclasses
@@ -28,7 +28,7 @@ from tests.api.live import Live, enduring_model, events, request, running, tiny_
 from tests.tiny import save_adapter, tiny_tokenizer
 
 LONG = {"max_tokens": 15_000}
-"""Seconds of work for the enduring model."""
+"""A request that takes the enduring model seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def slow_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def slow(slow_adapter: Path, tmp_path: Path) -> Iterator[Live]:
-    """A server of its own, with one place in the batch and one in the queue."""
+    """A server with one place in the batch and one in the queue."""
     service = tiny_service(
         tmp_path,
         enduring_model(),
@@ -54,7 +54,7 @@ def slow(slow_adapter: Path, tmp_path: Path) -> Iterator[Live]:
 
 
 def begin(live: Live, stack: ExitStack, **fields: Any) -> Iterator[str]:
-    """Start a long stream; returns its lines once the first has come. It lasts as long as ``stack``."""
+    """Start a long stream; return its lines after the first one arrived. ``stack`` closes it."""
     body = request(**{**LONG, **fields}, stream=True)
     lines = stack.enter_context(live.http.stream("POST", "/v1/completions", json=body)).iter_lines()
     stack.callback(lambda: lines)  # httpx closes the connection with the last reference
@@ -101,7 +101,7 @@ def unanswered(live: Live, body: Mapping[str, Any]) -> Iterator[None]:
 
 
 def assert_leases_are_back(live: Live) -> None:
-    """An adapter's bytes go with its name only if nobody leases it."""
+    """An adapter's bytes are deleted with its name only if no request leases it."""
     content = live.content("red")
     live.http.delete("/v1/adapters/red").raise_for_status()
     assert not content.exists()
@@ -245,7 +245,7 @@ def test_unexpected_error_is_a_500_with_an_error_object(live: Live, caplog: pyte
 
 
 def test_a_client_that_reads_slowly_gets_everything(slow: Live) -> None:
-    """More than the socket's buffers hold waits for the client, not in the engine's way."""
+    """What the socket's buffers cannot hold waits for the client without blocking the engine."""
     with ExitStack() as stack:
         body = request(max_tokens=3000, stream=True)
         response = stack.enter_context(slow.http.stream("POST", "/v1/completions", json=body))

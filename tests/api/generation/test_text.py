@@ -1,4 +1,4 @@
-"""Text: whatever the pieces, together they are the whole."""
+"""Streamed text: the pieces add up to the whole text."""
 
 import itertools
 
@@ -17,7 +17,7 @@ IM_START, IM_END = 257, 258
 
 
 def byte_fallback() -> Codec:
-    """A tokenizer in the manner of Llama 2: words with a leading mark, single bytes for the rest."""
+    """A tokenizer like Llama 2's: words with a leading mark, byte fallback for the rest."""
     words = {"<unk>": 0, "▁Hello": 1, "▁world": 2, "▁": 3, "!": 4}
     vocabulary = {**words, **{f"<0x{byte:02X}>": byte + len(words) for byte in range(256)}}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
@@ -43,7 +43,7 @@ def test_streamed_pieces_add_up_to_the_text(ids: list[int]) -> None:
 
 @given(st.text(max_size=80))
 def test_pieces_are_whole_characters(text: str) -> None:
-    """Each character comes with its last byte, and never in part."""
+    """Each character is emitted with its last byte, never in part."""
     got = pieces(CODEC, CODEC.encode_prompt(text) if text else [])
     assert "".join(got) == text
     assert all("\ufffd" not in piece for piece in got) or "\ufffd" in text
@@ -59,7 +59,7 @@ def test_invalid_utf8_is_not_held_back_forever(data: list[int]) -> None:
 
 
 def _symbol(byte: int) -> str:
-    """The byte's character in byte-level BPE: printable Latin-1 is itself, the rest is moved past 255."""
+    """Return the byte's character in byte-level BPE: printable Latin-1 unchanged, others above 255."""
     moved = [b for b in range(256) if not (33 <= b <= 126 or 161 <= b <= 172 or 174 <= b <= 255)]
     return chr(256 + moved.index(byte)) if byte in moved else chr(byte)
 
@@ -99,7 +99,7 @@ def run_stops(stops: list[str], parts: list[str]) -> tuple[str, bool]:
 
 
 def reference(stops: list[str], text: str) -> tuple[str, bool]:
-    """Letter by letter: the text before the longest stop string that ends at the first letter where any ends."""
+    """Return the text before the stop string, character by character: the longest that ends first."""
     for end in range(1, len(text) + 1):
         ending = [len(stop) for stop in stops if text[:end].endswith(stop)]
         if ending:

@@ -53,7 +53,7 @@ def test_tokenize_accepts_an_adapter(live: Live) -> None:
 
 @pytest.mark.parametrize("flags", [{}, {"return_token_strs": False}, {"return_token_strs": None}])
 def test_token_strings_are_returned_on_request(live: Live, flags: dict[str, Any]) -> None:
-    """As the vocabulary writes them: what vLLM tells, too."""
+    """As the vocabulary spells them, like vLLM."""
     asked = {"messages": CHAT, "add_special_tokens": False}
     plain = live.http.post("/tokenize", json={**asked, **flags}).json()
     found = live.http.post("/tokenize", json={**asked, "return_token_strs": True}).json()

@@ -150,7 +150,7 @@ def test_bench_registers_by_path_and_by_vllm_routes(bench: Run, live: Live, fold
 
 @pytest.fixture
 def stocked(tmp_path: Path) -> Iterator[Live]:
-    """A server that already has what a benchmark would make."""
+    """A server that already has adapters with the benchmark's names."""
     (tmp_path / "root").mkdir()
     with running(tiny_service(tmp_path, adapter_root=tmp_path / "root")) as live:
         yield live

@@ -1,4 +1,4 @@
-"""``/openapi.json`` is valid, and true of what the server takes and answers; ``/docs`` shows it."""
+"""``/openapi.json`` is valid and matches the server's requests and responses; ``/docs`` shows it."""
 
 import json
 import re
@@ -30,7 +30,7 @@ LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 
 
 def closed(schema: Any) -> Any:
-    """The same schema, but an object may have no fields of which it says nothing."""
+    """Return the schema with undocumented fields forbidden."""
     if isinstance(schema, list):
         return [closed(each) for each in schema]
     if not isinstance(schema, dict):
@@ -40,7 +40,7 @@ def closed(schema: Any) -> Any:
 
 
 class Documented:
-    """The document, and which of its answers were seen."""
+    """The OpenAPI document, and which of its responses occurred."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
@@ -48,7 +48,7 @@ class Documented:
         self._components = closed(document["components"])
 
     def check(self, response: httpx.Response, path: str) -> httpx.Response:
-        """Whether ``response`` is one of those that the document says come from ``path``."""
+        """Assert that the document describes ``response`` for ``path``; return it."""
         method, status = response.request.method.lower(), str(response.status_code)
         answers = self.document["paths"][path][method]["responses"]
         assert status in answers, f"{method} {path} answers {status}, undocumented: {response.text}"
@@ -65,7 +65,7 @@ class Documented:
         return response
 
     def all(self) -> set[tuple[str, str, str]]:
-        """Every answer that is documented."""
+        """Return all documented responses."""
         return {
             (method, path, status)
             for path, operations in self.document["paths"].items()
@@ -84,7 +84,7 @@ def documented(live: Live) -> Documented:
 
 @pytest.fixture
 def fresh(tmp_path: Path, folders: Mapping[str, Path]) -> Iterator[Live]:
-    """A server of its own, for numbers of versions count on: under its ``adapter_root``, ``legal`` and ``german``."""
+    """A separate server, since version numbers are not reused; its ``adapter_root`` has ``legal`` and ``german``."""
     root = tmp_path / "root"
     for name, source in (("legal", "spare"), ("german", "green")):
         shutil.copytree(folders[source], root / name)
@@ -124,7 +124,7 @@ def test_request_schemas_document_every_field(documented: Documented) -> None:
 
 
 def test_responses_match_their_schema(fresh: Live, documented: Documented, folders: Mapping[str, Path]) -> None:
-    """All operations, in order, with every answer that a request alone can bring about."""
+    """Call all operations, and cause every response that a request alone can cause."""
 
     def call(method: str, path: str, *, at: str | None = None, **request: Any) -> httpx.Response:
         return documented.check(fresh.http.request(method, at or path, **request), path)
@@ -264,7 +264,7 @@ def test_every_example_works(fresh: Live, documented: Documented) -> None:
 
 @pytest.mark.parametrize("mode", GenerationMode)
 def test_generated_requests_get_documented_responses(live: Live, documented: Documented, mode: GenerationMode) -> None:
-    """Requests as the document allows them, and such as it forbids, which are refused."""
+    """Valid requests, and invalid ones, which are refused."""
     negative = mode is GenerationMode.NEGATIVE
     expected = [
         not_a_server_error,

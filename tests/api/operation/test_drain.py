@@ -1,4 +1,4 @@
-"""A server that drains waits for the adapters that are on their way in, and takes no more."""
+"""A draining server finishes uploads and registrations in progress, and accepts no new ones."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def zygote() -> Iterator[Zygote]:
 
 
 def form(folder: Path, name: str) -> tuple[bytes, bytes]:
-    """An upload of ``folder``, as the bytes of an HTTP request, in two halves."""
+    """Return the HTTP request that uploads ``folder``, as two halves."""
     part = f"--{BOUNDARY}\r\nContent-Disposition: form-data; name="
     body = f"{part}name\r\n\r\n{name}\r\n".encode()
     for file in (CONFIG, WEIGHTS):
@@ -85,7 +85,7 @@ def test_drain_finishes_a_partly_sent_upload(zygote: Zygote, folders: Mapping[st
 def test_drain_finishes_a_registration_after_disconnect(
     folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """The disk takes its time to say that the bytes are stored."""
+    """fsync is slow."""
     reached, gate, fsync = threading.Event(), threading.Event(), os.fsync
 
     def slow(descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""HTTP itself: methods, spellings of paths, connections, and pages of other origins."""
+"""HTTP: methods, paths, connections and CORS."""
 
 import json
 import socket
@@ -15,12 +15,12 @@ from server.api.http.half_close import FIRST_BYTES, FIRST_POLL, HalfCloseProtoco
 from tests.api.live import Live, enduring_model, request, running, tiny_service, unchanged, wait_for
 
 LONG = {"max_tokens": 15_000}
-"""Seconds of work for the enduring model."""
+"""A request that takes the enduring model seconds."""
 
 
 @pytest.fixture(scope="module")
 def enduring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A server with long answers, which pages of one origin may ask."""
+    """A server with long answers that allows one origin (CORS)."""
     root = tmp_path_factory.mktemp("enduring")
     with running(tiny_service(root, enduring_model(), cors_origin=("https://chat.example.com",))) as live:
         yield live
@@ -33,14 +33,14 @@ def connected(live: Live) -> Iterator[socket.socket]:
 
 
 def asking(version: str = "1.1", **fields: Any) -> bytes:
-    """A completion's request."""
+    """Return the bytes of a completion request."""
     body = json.dumps(request(**fields)).encode()
     head = f"POST /v1/completions HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def read_all(client: socket.socket) -> bytes:
-    """Until the server closes."""
+    """Read until the server closes the connection."""
     return b"".join(iter(lambda: client.recv(65536), b""))
 
 
@@ -120,7 +120,7 @@ def test_redundant_slashes(live: Live, path: str, plain: str) -> None:
     ],
 )
 def test_absolute_form_request_target(live: Live, target: str, status: int) -> None:
-    """As one to a proxy; every server must take it."""
+    """The form sent to proxies, which every server must accept."""
     with connected(live) as client:
         client.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         assert read_all(client).startswith(f"HTTP/1.1 {status} ".encode())
@@ -149,14 +149,14 @@ def test_an_upload_with_a_slash_at_the_end_has_its_own_limit(live: Live) -> None
     ],
 )
 def test_percent_encoded_slash_is_part_of_a_name(live: Live, path: str) -> None:
-    """None of these is ``red``, and none may be deleted for it."""
+    """None of these names ``red``, so none may delete it."""
     with connected(live) as client, unchanged(live):
         client.sendall(f"DELETE {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         assert read_all(client).startswith(b"HTTP/1.1 404 ")
 
 
 def test_empty_name_is_not_the_list(live: Live) -> None:
-    """``/v1/adapters/$NAME/`` where nobody has set NAME."""
+    """``/v1/adapters/$NAME/`` with NAME unset."""
     with unchanged(live):
         assert httpx.delete(str(live.http.base_url).rstrip("/") + "/v1/adapters//").status_code == 405
 
@@ -164,7 +164,7 @@ def test_empty_name_is_not_the_list(live: Live) -> None:
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_half_closed_connection_gets_its_response(enduring: Live, stream: bool, version: str) -> None:
-    """Also where its answer takes long enough for many a look whether it is still there."""
+    """Also if its response takes so long that the connection is polled many times."""
     fields: Mapping[str, Any] = {"max_tokens": 2000, "stream": stream}
     with connected(enduring) as client:
         client.sendall(asking(version, **fields))
@@ -194,7 +194,7 @@ def test_half_close_after_pipelined_requests(enduring: Live) -> None:
 
 
 def test_repeated_eof_is_handled_once(enduring: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many requests came before it: the bytes that are sent ahead must last."""
+    """Polling starts once, after any number of requests: each poll sends a byte of the response, and there are few."""
     pauses: list[float] = []
     look = HalfCloseProtocol._poll
 

@@ -108,7 +108,7 @@ def test_registrations_are_counted(live: Live, folders: Mapping[str, Path]) -> N
 
 
 def aliased(live: Live) -> set[tuple[str, str]]:
-    """The pairs of alias and version that have figures."""
+    """Return the (alias, version) pairs in the metrics."""
     found = samples(live)
     names = ["manylora_alias_requests_total", "manylora_alias_output_tokens_total"]
     names += ["manylora_alias_time_to_first_token_seconds_count", "manylora_alias_request_seconds_count"]

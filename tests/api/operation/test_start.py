@@ -1,4 +1,4 @@
-"""What stops a start does so before the base is read; and what a start says."""
+"""Errors that stop a start are found before the base is loaded; and what a start prints."""
 
 import logging
 import socket
@@ -18,7 +18,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def refused(message: str, **settings: object) -> None:
-    """A start with a model that is not there, which is found out when the base is read, ends with ``message``."""
+    """Assert that a start fails with ``message``. The model does not exist, which is only found when it is read."""
     with pytest.raises(ConfigError, match=message):
         serve(Settings(**{"model": "/no/such/model", "port": 0, **settings}))
 
@@ -64,7 +64,7 @@ def test_invalid_host(host: str) -> None:
 
 
 def test_port_can_be_bound_again_at_once(tmp_path: Path) -> None:
-    """A server that ends closes its connections first, and the system keeps them in mind for a minute."""
+    """A server that exits closes its connections, which stay in TIME_WAIT for a minute."""
     with running(tiny_service(tmp_path)) as live:
         port = live.http.base_url.port
         assert port is not None

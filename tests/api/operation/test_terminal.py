@@ -1,4 +1,4 @@
-"""What whoever runs a server sees: a line for each request, and what Ctrl-C waits for."""
+"""The server's output: a log line for each request, and what Ctrl-C waits for."""
 
 import logging
 import re
@@ -40,7 +40,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixtur
 
 
 def lines(logged: pytest.LogCaptureFixture, level: int = logging.INFO, count: int = 1) -> list[str]:
-    """What was said of requests, once there are so many lines of this level: an answer may come before its line."""
+    """Return the log lines of requests once there are ``count``: a response may precede its line."""
     name = "server.api.http.middleware"
     wait_for(lambda: sum(record.name == name and record.levelno == level for record in logged.records) >= count)
     return [record.getMessage() for record in logged.records if record.name == name and record.levelno >= logging.INFO]
@@ -83,7 +83,7 @@ def test_health_checks_are_logged_at_debug_level(live: Live, logged: pytest.LogC
 
 
 def test_nothing_secret_is_logged(live: Live, logged: pytest.LogCaptureFixture) -> None:
-    """At no level, by no part of the server."""
+    """At any log level, by any part of the server."""
     headers = {"authorization": f"Bearer {SECRET}"}
     live.http.post("/v1/completions", params={"key": SECRET}, json=request(prompt=SECRET), headers=headers)
     live.http.post("/v1/completions", json={"prompt": SECRET, SECRET: 1}, headers=headers)
@@ -102,7 +102,7 @@ def test_path_cannot_forge_a_log_line(live: Live, logged: pytest.LogCaptureFixtu
 
 @contextmanager
 def serving(folder: Path, requests: int) -> Iterator[subprocess.Popen[str]]:
-    """A server in a process of its own with so many long answers under way."""
+    """Run a server in a separate process with this many long requests in progress."""
     command = [sys.executable, "-c", ENDURING, str(folder)]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -142,7 +142,7 @@ def test_ctrl_c_counts_uploads(tmp_path: Path) -> None:
 
 
 def port(process: subprocess.Popen[str]) -> int:
-    """Where it listens."""
+    """Return the server's address."""
     (found,) = [each.laddr.port for each in psutil.Process(process.pid).net_connections() if each.status == "LISTEN"]
     return int(found)
 

@@ -1,4 +1,4 @@
-"""``/v1/adapters``: registering, looking, choosing versions, removing; and what runs while that happens."""
+"""``/v1/adapters``: register, show, activate and remove, also during requests."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from tests.tiny import save_adapter, tiny_model
 
 
 def register(live: Live, name: str, path: Path | str, **fields: Any) -> dict[str, Any]:
-    """The card of a registration by path, which must succeed."""
+    """Register by path; return the adapter's JSON."""
     response = live.http.post("/v1/adapters", json={"name": name, "path": str(path), **fields})
     assert response.status_code in (200, 201), response.text
     card: dict[str, Any] = response.json()
@@ -26,7 +26,7 @@ def register(live: Live, name: str, path: Path | str, **fields: Any) -> dict[str
 
 
 def upload(live: Live, folder: Path, **fields: str) -> httpx.Response:
-    """A registration by form."""
+    """Register by upload; return the response."""
     files = [("files", (path.name, path.read_bytes())) for path in sorted(folder.iterdir())]
     return live.http.post("/v1/adapters", data=fields, files=files)
 
@@ -40,7 +40,7 @@ def card_of(live: Live, reference: str) -> dict[str, Any]:
 
 @pytest.fixture
 def temporary(live: Live, folders: Mapping[str, Path]) -> Iterator[str]:
-    """The name of an adapter over HTTP, gone again after the test."""
+    """The name of an adapter that is removed after the test."""
     assert register(live, "temporary", folders["spare"])["active"]
     yield "temporary"
     live.http.delete("/v1/adapters/temporary")
@@ -89,7 +89,7 @@ def test_pages(live: Live) -> None:
 
 
 def test_new_content_is_a_new_version(live: Live, temporary: str, folders: Mapping[str, Path]) -> None:
-    """With the same prompt each time: the prefix cache is warm and must not serve the old weights' keys and values."""
+    """With the same prompt each time, so that the prefix cache could return the old weights' keys and values."""
     before, old = live.text(adapter=temporary), card_of(live, temporary)
     new = register(live, temporary, folders["red"])
     assert new["version"] == new["active"] == old["active"] + 1
@@ -449,7 +449,7 @@ def test_refused_flag_values(live: Live, route: str, body: dict[str, object], pa
 
 
 CODES = {"other_base": "base_mismatch", "unknown_field": "unknown_fields", "unknown_zero": "unknown_fields"}
-"""Of the defects that a caller may ask to pass over."""
+"""Defects that a caller may allow."""
 
 
 @pytest.mark.parametrize("name", DEFECTS)
@@ -494,7 +494,7 @@ def test_links_out_of_the_root_are_not_followed(live: Live, folders: Mapping[str
 
 
 def test_damaged_adapter_fails_alone(folders: Mapping[str, Path], tmp_path: Path) -> None:
-    """Damaged after it was accepted: its requests fail with a status, whole or streamed; the others do not notice."""
+    """Damaged after registration: its requests fail with an error status; other adapters are unaffected."""
     adapters = {"rotten": folders["spare"], "red": folders["red"]}
     # Room for one: to serve red, the other leaves memory altogether.
     service = tiny_service(tmp_path, adapter=adapters, max_device_adapters=1, host_cache_gib=0, max_rank=16)

@@ -27,7 +27,7 @@ def prod(live: Live) -> Iterator[str]:
 
 
 def served(live: Live, **fields: Any) -> str:
-    """The version that answered."""
+    """Return the version that served the response."""
     (applied,) = live.complete(max_tokens=1, **fields)["adapter"]
     name: str = applied["name"]
     return name

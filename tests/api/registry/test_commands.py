@@ -40,13 +40,13 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """A name that no other test uses: its version numbers are never given again, and begin at 1."""
+    """A name that no other test uses, so that its versions start at 1."""
     return str(request.function.__name__)
 
 
 @pytest.fixture
 def ask(live: Live, name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Run a command on the shared server; ``name`` and its alias ``prod`` are gone after the test."""
+    """Run a command on the shared server; ``name`` and its alias ``prod`` are removed after the test."""
     monkeypatch.setenv("MANYLORA_URL", str(live.http.base_url))
     yield run
     live.http.delete("/v1/aliases/prod")
@@ -54,7 +54,7 @@ def ask(live: Live, name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def table(text: str) -> list[dict[str, str]]:
-    """The first table of a plain output."""
+    """Return the first table of tab-separated output."""
     header, *rows = (line.split("\t") for line in text.partition("\n\n")[0].splitlines())
     return [dict(zip(header, row, strict=True)) for row in rows]
 
@@ -255,7 +255,7 @@ def test_url_before_or_after_the_command(live: Live, run: Run, monkeypatch: pyte
 
 
 def test_api_key_from_the_environment(live: Live, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This server asks for none; that a key is sent shows by one that no header can carry."""
+    """This server needs no key; an invalid one shows that the key is used."""
     assert run("--api-key", "sesame", "list", "--url", live.http.base_url)[0] == 0
     monkeypatch.setenv("MANYLORA_API_KEY", "s\u00e9same")
     status, _, told = run("list", "--url", live.http.base_url)
@@ -293,7 +293,7 @@ def test_usage_errors_exit_with_2(run: Run, words: list[str]) -> None:
 def test_reasons_are_not_printed_as_markup(
     run: Run, tmp_path: Path, folders: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A shape in brackets would vanish."""
+    """rich would remove a shape in brackets."""
     watched = tmp_path / "watched"
     watched.mkdir()
     service = tiny_service(tmp_path, adapter_dir=watched)
@@ -310,7 +310,7 @@ def test_reasons_are_not_printed_as_markup(
 
 
 def test_help_is_quick() -> None:
-    """It imports none of the libraries that take seconds."""
+    """It imports no library that takes seconds to load."""
     command = [sys.executable, "-X", "importtime", "manylora.py", "adapters", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "push" in done.stdout

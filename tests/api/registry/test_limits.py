@@ -1,4 +1,4 @@
-"""Many who bring adapters at once, and some who never finish: others must not wait for them."""
+"""Many uploads at once, and some that never finish: other requests must not wait for them."""
 
 import socket
 import time

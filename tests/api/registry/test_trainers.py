@@ -1,4 +1,4 @@
-"""What training tools leave in a folder, brought as it is: the adapter is served, and its receipt names the rest."""
+"""Folders of training tools, unchanged: the adapter is served, and its receipt names the ignored files."""
 
 import copy
 import io
@@ -33,7 +33,7 @@ LARGE = 1 << 20
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Path below the folder -> content, in the order of paths."""
+    """Return path below the folder -> content, in path order."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
@@ -65,7 +65,7 @@ WAYS: Mapping[str, Callable[[Path], list[tuple[str, tuple[str, bytes]]]]] = {
 
 
 def laid_out(folder: Path, output: Output, adapter: Path) -> Path:
-    """The output of a tool, around ``adapter``. Copies of an adapter in it are other bytes."""
+    """Write a tool's output around ``adapter``; other adapters in it have other content."""
     for name in output.files:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def laid_out(folder: Path, output: Output, adapter: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def outputs(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Path]]:
-    """A folder for each tool, under the server's root for adapters."""
+    """A folder for each tool, under the server's ``adapter_root``."""
     root = folders["spare"].parent / "trainers"
     yield {tool: laid_out(root / tool, output, folders["spare"]) for tool, output in TRAINERS.items()}
     shutil.rmtree(root)
@@ -89,7 +89,7 @@ def outputs(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def gone(live: Live) -> Iterator[str]:
-    """A name for an adapter that is gone after the test."""
+    """The name of an adapter that is removed after the test."""
     yield "trained"
     live.http.delete("/v1/adapters/trained")
 
@@ -122,7 +122,7 @@ def by_path(live: Live, name: str, folder: Path) -> httpx.Response:
 
 @pytest.mark.parametrize("tool", TRAINERS)
 def test_trainer_folder_by_path_and_by_push(live: Live, outputs: Mapping[str, Path], gone: str, tool: str) -> None:
-    """The folder itself is what is meant; where it is one further down, the refusal says which."""
+    """The path must be the adapter's folder; if it is a sub-folder, the error names that."""
     output, folder = TRAINERS[tool], outputs[tool]
     with AdapterClient(str(live.http.base_url)) as client:
         if output.adapter:
@@ -177,7 +177,7 @@ def test_ignored_files_may_be_larger_than_any_adapter(
 
 
 def test_too_large_upload_is_told_what_to_leave_out(live: Live) -> None:
-    """From its declared length, before any of it is read."""
+    """From its Content-Length, before the body is read."""
     size = max_bytes(live.service.store.limit) + 1
     head = (
         f"POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n"
@@ -193,7 +193,7 @@ def test_too_large_upload_is_told_what_to_leave_out(live: Live) -> None:
 
 
 def test_receipt_belongs_to_the_version(live: Live, outputs: Mapping[str, Path], gone: str) -> None:
-    """The same content under two names came with other files beside it."""
+    """The same content was uploaded under two names with different ignored files."""
     for name, tool in ((gone, "trl"), ("trained/too", "unsloth")):
         live.http.post("/v1/adapters", data={"name": name}, files=as_zip(outputs[tool])).raise_for_status()
     check_receipt(receipt(live, gone), TRAINERS["trl"])
@@ -241,7 +241,7 @@ TOOLS: Mapping[str, tuple[Callable[[Path], Path], list[str], int]] = {
     "add_adapter": (added, [], 0),
     "two in one": (two_in_one, ["german"], 2),
 }
-"""Tool -> what it does, other adapters in its folder, and how many files it writes at least besides the adapter's."""
+"""Tool -> function, other adapters in its folder, and minimum number of files besides the adapter's."""
 
 
 @pytest.mark.parametrize("way", [*WAYS, "path", "push"])

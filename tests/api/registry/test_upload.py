@@ -1,4 +1,4 @@
-"""Uploads: files go to disk as they come in; every bad form is refused, and nothing of it is kept."""
+"""Uploads: files are streamed to disk; every malformed form is refused, and nothing of it is kept."""
 
 import asyncio
 import io
@@ -41,13 +41,13 @@ FILES: list[Part] = [("files", (name, content)) for name, content in CONTENT.ite
 
 
 def form(parts: list[Part]) -> tuple[bytes, dict[str, str]]:
-    """A body and its headers, as httpx makes them."""
+    """Return a body and its headers, as httpx builds them."""
     request = httpx.Request("POST", "http://x/v1/adapters", files=parts)
     return request.read(), dict(request.headers)
 
 
 def raw(*parts: tuple[str, bytes]) -> bytes:
-    """A body of parts with these headers."""
+    """Return a body of parts with these headers, and its own headers."""
     return (
         b"".join(b"--cut\r\n" + head.encode() + b"\r\n\r\n" + data + b"\r\n" for head, data in parts) + b"--cut--\r\n"
     )
@@ -74,7 +74,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 def receives(
     staging: Path, body: bytes, headers: dict[str, str], piece: int = 65536, end: Message | None = None
 ) -> Upload:
-    """What ``receive`` makes of a body that comes in pieces; ``end`` instead of its end."""
+    """Call ``receive`` with a body in pieces; ``end`` replaces its last message."""
     pieces = [body[start : start + piece] for start in range(0, len(body), piece)] or [b""]
     messages: list[Message] = [{"type": "http.request", "body": each, "more_body": True} for each in pieces]
     messages.append(end or {"type": "http.request", "body": b"", "more_body": False})
@@ -122,14 +122,14 @@ def test_files_and_fields_in_any_order(staging: Path, piece: int) -> None:
 @pytest.mark.parametrize("pack", [tgz, zipped])
 @pytest.mark.parametrize("name", ["legal.tar.gz", "legal.tgz", "LEGAL.ZIP", "a/b.tar"])
 def test_one_archive(staging: Path, pack: Callable[[dict[str, bytes]], bytes], name: str) -> None:
-    """What it is says its content, not its name."""
+    """The content determines the format, not the file name."""
     body = form([("file", (name, pack({**CONTENT, "README.md": b""}))), ("name", (None, b"legal"))])
     assert receives(staging, *body) == Upload({"name": "legal"}, Selection("", ("README.md",), 1))
     assert content(staging) == CONTENT
 
 
 def test_files_with_folder_paths(staging: Path) -> None:
-    """As browsers send a folder. A copy that comes first is not what is taken."""
+    """As browsers send a folder. A checkpoint that comes first is not selected."""
     names = ["run/checkpoint-1/" + name for name in CONTENT] + ["run/README.md", *["run/" + name for name in CONTENT]]
     parts = [("files", (name, CONTENT.get(name.removeprefix("run/"), b"other"))) for name in names]
     upload = receives(staging, *form(parts))
@@ -268,7 +268,7 @@ def test_a_full_disk(staging: Path, parts: list[Part]) -> None:
 
 
 def test_it_takes_little_memory(staging: Path) -> None:
-    """About three batches of a megabyte, however long the body is."""
+    """About three chunks of a megabyte, for any length of the body."""
     head = f'--cut\r\n{NAMED}; filename="{WEIGHTS}"\r\n\r\n'.encode()
     sent = 0
 

@@ -20,7 +20,7 @@ def unload(live: Live, **body: Any) -> httpx.Response:
 
 
 def error(response: httpx.Response, status: int, kind: str) -> str:
-    """The message of an error in vLLM's shape."""
+    """Return the message of an error in vLLM's format."""
     assert response.status_code == status, response.text
     (name, body), *more = response.json().items()
     assert (name, more) == ("error", [])
@@ -31,7 +31,7 @@ def error(response: httpx.Response, status: int, kind: str) -> str:
 
 @pytest.fixture
 def loaded(live: Live) -> Iterator[str]:
-    """An adapter that was loaded as vLLM's users do, gone again after the test."""
+    """An adapter loaded by vLLM's route, removed after the test."""
     response = load(live, lora_name="loaded", lora_path="spare")
     assert (response.status_code, response.text) == (200, "Success: LoRA adapter 'loaded' added successfully.")
     assert response.headers["content-type"].startswith("text/plain")

@@ -1,4 +1,4 @@
-"""What the doctor says, and when."""
+"""The data report and its warnings."""
 
 import io
 from collections.abc import Iterable, Mapping

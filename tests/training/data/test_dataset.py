@@ -1,4 +1,4 @@
-"""What becomes of every row: trained, held out, or left out and counted."""
+"""The dataset: every row is trained, held out, or left out and counted."""
 
 import json
 from collections import Counter
@@ -239,7 +239,7 @@ def test_progress_line_every_ten_thousand_rows(tmp_path: Path) -> None:
 
 
 def test_the_shipped_tickets() -> None:
-    """They are what their script writes, and no problem is told of twice."""
+    """The shipped rows equal what their script writes, and no problem occurs twice."""
     rows = list(tickets())
     assert OUT.read_text(encoding="utf-8") == "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     dataset = built(OUT, context=1024)
@@ -260,7 +260,7 @@ def test_bad_row_is_an_error_with_file_and_line(tmp_path: Path) -> None:
 
 
 def spoilt(path: Path) -> Path:
-    """12 good rows, and one that is wrong as a line, as a row, by its format, and as the template has it."""
+    """12 good rows, and one each that fails as a line, as a row, by its format, and in the template."""
     rows = [*map(question, range(6)), EMPTY, FORGED, {"text": "Once."}, *map(question, range(6, 12))]
     path = write_rows(path, rows)
     path.write_text(path.read_text() + '{"instruction": \n')
@@ -327,7 +327,7 @@ def test_bad_row_options_that_conflict(tmp_path: Path) -> None:
 
 
 def test_examples_of_one_row_are_not_split(tmp_path: Path) -> None:
-    """A row makes two where an answer before the last melts with its prompt."""
+    """A row gives two examples if an earlier answer merges with its prompt."""
     said = ("user", "assistant", "user", "assistant")
 
     def melting(index: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rows of files: each kind is read, and a broken file is told of with the place."""
+"""Reading rows of each file type; errors name the place."""
 
 import json
 from pathlib import Path
@@ -104,7 +104,7 @@ ODD: dict[str, pyarrow.Array] = {
 
 @pytest.mark.parametrize("kind", ODD)
 def test_parquet_value_that_python_cannot_represent(tmp_path: Path, kind: str) -> None:
-    """It is one row's fault: the others are read."""
+    """Only that row fails; the others are read."""
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"text": ["a", "b", "c"], "odd": ODD[kind]}), path)
     refused: list[DataError] = []

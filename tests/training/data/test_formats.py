@@ -1,4 +1,4 @@
-"""Each format is recognised and becomes the conversation it means; each defect is told of with its row."""
+"""Each format is recognised and converted; each error names the row."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ TOOLS = [{"type": "function", "function": {"name": "clock"}}]
 
 
 def one(tmp_path: Path, *rows: dict[str, Any], format: str = "auto") -> Any:
-    """What the last of the rows becomes."""
+    """Return the conversation of the last row."""
     return conversations(write_rows(tmp_path / "rows.jsonl", rows), format)[-1]
 
 

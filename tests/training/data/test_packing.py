@@ -93,7 +93,7 @@ def test_packed_loss_equals_the_unpacked_one(architecture: str, attention: str |
 
 
 def test_packed_mean_loss_equals_the_models_own() -> None:
-    """As the Trainer takes it: over all trained tokens of the batch."""
+    """As the Trainer computes it: over all trained tokens of the batch."""
     model, renderer = tiny_model(), Renderer(tiny_tokenizer())
     given_ = examples(renderer)
     count = sum(example.trained for example in given_)

@@ -1,4 +1,4 @@
-"""Token ids and labels: what is trained is what will be served, to the token."""
+"""Token ids and labels of training equal those of serving."""
 
 import json
 
@@ -26,18 +26,18 @@ FORGETFUL = (
     "{{ '' if message.role == 'assistant' and not loop.last else message.content }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Shows only the last answer, as templates do that drop earlier thoughts."""
+"""A template that renders only the last answer, as some that drop earlier reasoning do."""
 COUNTING = "{{ messages|length }}" + CHAT_TEMPLATE
-"""The prompt of no conversation is the beginning of that conversation."""
+"""A template whose prompt is never a prefix of the conversation."""
 WITH_TOOLS = "{{ tools|tojson if tools else '' }}" + CHAT_TEMPLATE.replace(
     "message['content']", "(message.content or '') + (message.tool_calls|tojson if message.tool_calls else '')"
 )
 EOS_AFTER_ALL = CHAT_TEMPLATE.replace("{% endif %}", "{% else %}{{ '<|endoftext|>' }}{% endif %}")
-"""As Phi-3's: one more end after the last turn, which is not what ends a turn."""
+"""Like Phi-3's: an EOS token after the last turn, which differs from the end of a turn."""
 
 
 def trained_texts(example: Example, tokenizer: PreTrainedTokenizerBase = TOKENIZER) -> list[str]:
-    """The runs of trained tokens, as text with special tokens."""
+    """Return each run of trained tokens as text with special tokens."""
     runs: list[list[int]] = [[]]
     for token, label in zip(example.input_ids, example.labels, strict=True):
         assert label in (UNTRAINED, token)
@@ -49,7 +49,7 @@ def trained_texts(example: Example, tokenizer: PreTrainedTokenizerBase = TOKENIZ
 
 
 def served(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
-    """What the server makes of the turns before the last."""
+    """Return the server's prompt for the turns before the last."""
     vocabulary = len(tokenizer)
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation.turns[:-1]]
     return Codec(tokenizer, vocabulary).encode_chat(messages)
@@ -76,7 +76,7 @@ def test_any_conversation_is_tokenized_as_in_serving(said: list[str]) -> None:
 
 
 def test_a_tool_call_is_an_answer_as_the_template_writes_it() -> None:
-    """With nothing said beside it, the right answer would else be empty."""
+    """Otherwise the right answer of a call without content would be empty."""
     calls = [{"type": "function", "function": {"name": "clock", "arguments": {"zone": "utc"}}}]
     turns = (Turn("user", "What time is it?"), Turn("assistant", "", trained=True, more={"tool_calls": calls}))
     example = Renderer(TOKENIZER, WITH_TOOLS).render(Conversation("a:1", turns, tools=[CALL]))
@@ -127,7 +127,7 @@ def test_answer_that_merges_with_its_prompt_is_encoded_separately() -> None:
 
 
 def test_earlier_answer_that_merges_is_a_separate_example() -> None:
-    """In the prompt of the last turn the server encodes it with what stands before it, as one token."""
+    """As history the server encodes it together with the text before it, into one token."""
     tokenizer = merging_tokenizer()
     renderer = Renderer(tokenizer)
     first, last = renderer.render_all([chat("ca", "bc", "a", "c")])
@@ -156,7 +156,7 @@ def spaced(**special: bool) -> PreTrainedTokenizerFast:
     ("answer", "special", "tokens"), [("c", {}, ["c"]), (" a", {"rstrip": True}, ["▁", "a"])], ids=["first", "stripped"]
 )
 def test_separately_encoded_text_decodes_the_same(answer: str, special: dict[str, bool], tokens: list[str]) -> None:
-    """No space comes before it, and none that it begins with is swallowed."""
+    """No space is added before it, and its own leading spaces are kept."""
     tokenizer = spaced(**special)
     example = Renderer(tokenizer).render(chat("ab", answer))
     assert example.prompt == served(tokenizer, chat("ab", answer))
@@ -241,7 +241,7 @@ def test_a_cut_example_has_no_answer_to_judge() -> None:
 
 @pytest.mark.demo
 def test_the_demos_masks_to_the_token() -> None:
-    """Its pad is its end of turn, which is trained all the same; the line break after it is not."""
+    """The pad token is the end of turn, which is still trained; the line break after it is not."""
     tokenizer = demo_tokenizer()
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 2
     conversation = chat("What is the capital of France?", "Paris.", "And of Italy?", '{"city": "Rome"}')
@@ -269,7 +269,7 @@ def test_the_demos_masks_to_the_token() -> None:
 @pytest.mark.demo
 @pytest.mark.parametrize("system", [None, "Answer in JSON."])
 def test_the_demos_training_ids_are_its_serving_ids(system: str | None) -> None:
-    """With the system turn that its template puts in front, too."""
+    """Also with the system turn that the template puts in front."""
     tokenizer = demo_tokenizer()
     given_ = () if system is None else (Turn("system", system),)
     turns = (

@@ -1,4 +1,4 @@
-"""What is trained is what is served, over HTTP: a server's ids of the same messages, on the demo's tokenizer."""
+"""Training token ids equal a server's for the same messages, with the demo's tokenizer."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -36,7 +36,7 @@ SHAPES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     ),
     "Alpaca": ({"instruction": "How many?", "input": "", "output": "Two."}, [PLAIN[0]]),
 }
-"""What -> a row, and the messages with which a client asks the same."""
+"""Format -> a row, and the equivalent messages of a client."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Tools and calls reach a template in the shape it writes rightly, whatever file they came from."""
+"""Tools and calls reach the template in a form that it renders correctly, from any file format."""
 
 import datetime
 import json
@@ -26,7 +26,7 @@ _TURNS = (
 
 
 def template(calls: str) -> str:
-    """ChatML; a turn that calls is written by ``calls``."""
+    """Return a ChatML template that renders tool calls with ``calls``."""
     return _TURNS.replace("{{ CALLS }}", calls)
 
 
@@ -55,7 +55,7 @@ FAMILIES = {
     "content joined": template("{{ m.content + m.tool_calls[0].function.arguments|tojson }}"),
 }
 XML = each("<{{ f.name }}>{% for key, value in f.arguments|items %}<{{ key }}>{{ value }}{% endfor %}")
-"""As Qwen's for code: no JSON at all."""
+"""Like Qwen's for code: not JSON."""
 
 ARGUMENTS = {"city": 'Zürich "Nord"\n', "days": 2, "hourly": True, "from": None}
 TEXT = json.dumps(ARGUMENTS, ensure_ascii=False)
@@ -81,7 +81,7 @@ def called(arguments: Any) -> list[dict[str, Any]]:
 
 
 def answers(path: Path, chat_template: str) -> list[str]:
-    """What is trained of the first turn that calls, for each row of a file."""
+    """Return the trained text of the first tool call, for each row of a file."""
     renderer = Renderer(TOKENIZER, chat_template)
     texts = []
     for row in conversations(path):
@@ -164,7 +164,7 @@ TOOL = {
 
 
 def nulled(value: Any) -> Any:
-    """A tool as Arrow gives it back: with the keys of others."""
+    """Return a tool as Arrow returns it: with null for keys of other tools."""
     if isinstance(value, list):
         return [nulled(item) for item in value]
     if not isinstance(value, dict):
@@ -206,7 +206,7 @@ def test_nulls_in_arguments_stay_where_the_schema_allows_them() -> None:
 
 
 def rows_of_two_tools() -> list[dict[str, Any]]:
-    """The second has no key of the first's but those that every tool has."""
+    """The two tools share only the keys that every tool has."""
     tools = [
         {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
         {"name": "clock", "strict": True, "parameters": {"type": "object", "properties": {"zone": {"enum": ["utc"]}}}},
@@ -298,7 +298,7 @@ def test_arguments_of_every_other_type(arguments: object, said: str) -> None:
     ],
 )
 def test_tool_values_that_no_template_can_write(value: object, said: str) -> None:
-    """One such row must not end the run in a traceback: --skip-bad leaves it out."""
+    """Such a row must not end the run with a traceback: --skip-bad skips it."""
     for read in (read_tools, lambda value: read_calls(value, "tools", [])):
         with pytest.raises(DataError, match=f"`tools` {said}"):
             read(value)

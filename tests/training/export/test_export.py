@@ -32,7 +32,7 @@ IDS = torch.arange(40)[None] * 5
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds the cached bases, so that each is quantised once."""
+    """The data folder of all tests, so that each base is quantised once."""
     return tmp_path_factory.mktemp("export")
 
 
@@ -46,7 +46,7 @@ def tiny_base(root: Path, architecture: str) -> Path:
 
 
 def tiny_adapter(root: Path, architecture: str) -> Path:
-    """A strong one with a rank, a scaling and targets that differ by layer."""
+    """A strong adapter whose rank, scaling and targets differ by layer."""
     folder = root / f"{architecture}-adapter"
     if not folder.exists():
         lora: dict[str, Any] = {"r": 6, "lora_alpha": 9, "target_modules": "all-linear"}
@@ -69,7 +69,7 @@ def export_tiny(root: Path, out: Path, architecture: str = "llama", **options: A
 
 
 def oracle(root: Path, architecture: str, quantised: bool) -> PreTrainedModel:
-    """PEFT's merge in float32, onto a model whose 4-bit layers were made plain ones before it ran."""
+    """Return PEFT's merge in float32 onto a dequantised copy of the model."""
     model = load_base(tiny_options(root, architecture, "nf4" if quantised else "none")).model
     for name, layer in list(model.named_modules()):
         if isinstance(layer, Linear4bit):
@@ -89,7 +89,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 @pytest.mark.parametrize("onto", ["dequantized", "original"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
 def test_export_equals_pefts_merge_in_transformers(root: Path, tmp_path: Path, architecture: str, onto: str) -> None:
-    """Qwen2 brings biases and tied embeddings, Phi-3 fused projections."""
+    """Qwen2 has biases and tied embeddings, Phi-3 fused projections."""
     export_tiny(root, tmp_path / "out", architecture, onto=onto)
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     expected = oracle(root, architecture, onto == "dequantized")
@@ -102,7 +102,7 @@ def test_export_equals_pefts_merge_in_transformers(root: Path, tmp_path: Path, a
 
 
 def test_libraries_print_nothing(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Neither bars nor warnings of the libraries'."""
+    """Neither progress bars nor warnings."""
     export_tiny(root, tmp_path / "before")
     capfd.readouterr()
     with warnings.catch_warnings():
@@ -128,7 +128,7 @@ def test_each_slow_step_is_reported(root: Path, tmp_path: Path) -> None:
 
 
 def test_file_modes_follow_the_umask(root: Path, tmp_path: Path) -> None:
-    """safetensors' files are made for their owner alone."""
+    """safetensors creates files that only their owner can read."""
     before = os.umask(0o027)
     try:
         export_tiny(root, tmp_path / "out", max_shard_bytes=100_000)
@@ -203,7 +203,7 @@ def test_the_adapters_own_chat_template_is_the_exports(root: Path, tmp_path: Pat
 
 
 def spoiler(out: Path, change: Callable[[dict[str, Tensor]], None]) -> Callable[[str], None]:
-    """Spoils the weights between writing and reading back, as a bad disk or a wrong merge would."""
+    """Change the weights after they were written, as a bad disk or a wrong merge would."""
 
     def say(line: str) -> None:
         if line.startswith("reading the export back"):

@@ -1,4 +1,4 @@
-"""Merges against their definitions, written down on dense updates, and against PEFT where PEFT is right."""
+"""Merges, compared with their definitions on dense updates, and with PEFT where PEFT is exact."""
 
 import copy
 import dataclasses
@@ -35,7 +35,7 @@ def layout() -> BaseLayout:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two adapters of different rank, scaling and targets; both have the attention."""
+    """Two adapters of different rank, scaling and targets; both target attention."""
     root = tmp_path_factory.mktemp("adapters")
     attention = ["q_proj", "v_proj"]
     one: dict[str, Any] = {"r": 6, "lora_alpha": 9, "target_modules": [*attention, "down_proj"]}
@@ -109,7 +109,7 @@ def test_peft_loads_it_and_gives_the_same_logits(
 
 
 def test_cat_equals_pefts_and_linear_differs(folders: tuple[Path, Path], layout: BaseLayout, tmp_path: Path) -> None:
-    """PEFT's ``linear`` sums A's and B's apart: the cross terms are as large as the sum itself."""
+    """PEFT's ``linear`` sums the A and the B matrices separately: the cross terms are as large as the sum."""
     equal = save_adapter(tiny_model(), tmp_path / "equal", 3, r=6, lora_alpha=6, target_modules=["q_proj"])
     peft = PeftModel.from_pretrained(tiny_model(), folders[0], "one")
     peft.load_adapter(equal, "equal")
@@ -234,7 +234,7 @@ def test_adapters_of_different_bases_cannot_be_merged(layout: BaseLayout, tmp_pa
 
 
 def test_equivalent_fingerprints_can_be_merged(layout: BaseLayout, tmp_path: Path) -> None:
-    """A processor may have rounded the base otherwise; before the base is open, what else is said of it tells."""
+    """Another processor may have rounded the base differently; before the base is loaded, base_parts decides."""
     layout = dataclasses.replace(layout, equivalents=frozenset({"e" * 64}))
     said = {"tokenizer_sha256": "t", "base_parts": {"weights": "w"}}
     one = described(tmp_path / "one", base_fingerprint=layout.fingerprint, **said)

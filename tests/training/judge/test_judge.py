@@ -1,4 +1,4 @@
-"""Judging: batched answers against one at a time, figures against their definitions, and the thresholds."""
+"""Judging: batched answers equal single ones, scores equal their definitions, and the thresholds."""
 
 import math
 import re
@@ -24,12 +24,12 @@ from training.judge.judge import Judgement, answerable, check_thresholds, genera
 from training.judge.scores import Scores, mean_kl, mean_loss, parse_json, score_answers
 
 ENDS = frozenset(range(0, 264, 12))
-"""So many that random answers end at all lengths."""
+"""Enough EOS tokens that random answers end at all lengths."""
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base with two adapters: one that changes everything, and one that changes next to nothing."""
+    """A tiny base with a strong and a weak adapter."""
     root = tmp_path_factory.mktemp("judge")
     save_adapter(tiny_model(), root / "strong", 1, r=4, target_modules="all-linear")
     save_adapter(tiny_model(), root / "weak", 2, strength=1e-4, r=4, target_modules="all-linear")
@@ -57,7 +57,7 @@ def judged(root: Path, ready: tuple[Base, Dataset], folder: str = "weak", **more
 
 @torch.no_grad()
 def one_by_one(model: Any, prompt: list[int], limit: int) -> Answer:
-    """Greedy, everything computed anew for every token."""
+    """Return the greedy answer, without a KV cache."""
     answer = Answer()
     while len(answer.tokens) < limit:
         token = int(model(torch.tensor([prompt + answer.tokens])).logits[0, -1].argmax())
@@ -85,7 +85,7 @@ def test_answers_end_at_the_context_limit() -> None:
 
 
 def examples(count: int) -> list[Example]:
-    """Rows of different lengths; of each, all but the first third is trained."""
+    """Rows of different lengths, trained but for the first third."""
     rows = []
     for row in range(count):
         ids = [(11 * place + row) % 250 for place in range(6 + 5 * row)]
@@ -120,7 +120,7 @@ def test_the_divergence_is_kl_of_the_adapter_from_the_base(adapted: PeftModel) -
 
 
 def score(*pairs: tuple[str, str]) -> Scores:
-    """Of (right answer, what was said)."""
+    """Return the scores of (right answer, given answer) pairs."""
     rows = [Example([1, 2], [UNTRAINED, 2], "x", 1, right) for right, _ in pairs]
     return score_answers(rows, [Answer([1], ended=True)] * len(pairs), [said for _, said in pairs])
 
@@ -152,7 +152,7 @@ def test_parse_json_rejects_everything_but_objects_and_arrays(text: str) -> None
     ],
 )
 def test_json_equality(right: str, said: str, equal: bool) -> None:
-    """To Python 1 is True; to a float two large numbers are one."""
+    """In Python 1 == True, and two large integers are equal as floats."""
     assert score((right, said)).json_equality == float(equal)
 
 
@@ -288,7 +288,7 @@ def test_no_held_out_rows_is_reported_before_training(root: Path, ready: tuple[B
 
 
 def test_rows_without_a_trained_answer_are_not_answered(root: Path, ready: tuple[Base, Dataset]) -> None:
-    """A last turn of weight 0 is no right answer."""
+    """A last turn of weight 0 has no right answer."""
     renderer = Renderer(ready[0].tokenizer)
     rows = [renderer.render(chat("Hi", "Hello", "How?", "So.", untrained=untrained)) for untrained in ((), (3,))]
     assert answerable(tiny_settings(root), replace(ready[1], evaluation=rows)) == rows[:1]

@@ -1,4 +1,4 @@
-"""Layers computed by hand against PEFT's own, and against numeric derivatives."""
+"""LinearGroup, compared with PEFT's layers and with numeric derivatives."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -98,7 +98,7 @@ def test_loss_and_gradients_over_4_bit_layers(targets: str, unpack: bool, tmp_pa
 
 
 def test_bf16_gradients_are_as_accurate_as_pefts(tmp_path: Path) -> None:
-    """Near the ones in float32, over the same 4-bit weights."""
+    """Compared with float32 on the same 4-bit weights."""
     found = {}
     for dtype in ("fp32", "bf16"):
         with new_peft_model(asked(), nf4_base(tmp_path, dtype)) as model:
@@ -124,7 +124,7 @@ def test_evaluation_does_not_change_gradients(tmp_path: Path) -> None:
 
 
 def test_evaluation_equals_pefts(tmp_path: Path) -> None:
-    """Without dropout; and where the adapter is switched off, the base's own."""
+    """Without dropout; the base's own output if the adapter is disabled."""
     base = make_base(tiny_model(), tiny_tokenizer(), "tiny")
     with new_peft_model(asked(dropout=0.5), base) as model:
         computed(model, nullcontext())
@@ -163,7 +163,7 @@ def doubles(dropout: float) -> tuple[LinearGroup, list[Tensor]]:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_backward_passes_gradcheck(dropout: float) -> None:
-    """With dropout too: a mask of its own in the backward would be another function's derivative."""
+    """With dropout, too: the backward pass must use the mask of the forward pass."""
     siblings, inputs = doubles(dropout)
 
     def drawn_alike(x: Tensor, *_: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""What is trained, and what servers will say of it: the lint agrees with the server's own rules."""
+"""Trained layers, and the lint, which must agree with the server's own rules."""
 
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,7 @@ def test_dropout_share_and_mean() -> None:
 
 
 def test_dropout_of_neighbours_is_independent() -> None:
-    """Four elements share one random number's bits."""
+    """Four elements share the bits of one random number."""
     torch.manual_seed(0)
     fours = (Dropout(0.5)(torch.ones(40_000)) == 0).float().view(-1, 4)
     correlations = torch.corrcoef(fours.T) - torch.eye(4)

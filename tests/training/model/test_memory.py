@@ -1,4 +1,4 @@
-"""The estimate of memory against what a run of the demo model takes, and what follows from it."""
+"""The memory estimate, compared with runs of the demo model, and its consequences."""
 
 import os
 import subprocess
@@ -55,7 +55,7 @@ print(expected, peak - before)
 
 @pytest.fixture(scope="module")
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds the quantised base: quantising it leaves memory in a process that a run would then take unseen."""
+    """A data folder with the quantised base: quantising it in the run would hide memory that the run reuses."""
     folder = tmp_path_factory.mktemp("demo")
     load_base(BaseOptions("demo", folder, "cpu"))
     return folder
@@ -74,7 +74,7 @@ def test_estimate_tracks_the_memory_of_runs(demo_data: Path) -> None:
 
 
 def run_on_demo(data: Path, batch: int, activations: str) -> tuple[int, int]:
-    """Bytes that were estimated, and that a run took at its peak."""
+    """Return the estimated bytes, and the peak bytes of a run."""
     command = [sys.executable, "-W", "ignore", "-c", RUN, str(data), str(batch), activations]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

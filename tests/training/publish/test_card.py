@@ -1,4 +1,4 @@
-"""What lies beside an adapter's weights: the card, the plot, and a manifest that is the same wherever it was made."""
+"""The card, the plot, and a manifest that does not depend on where it was made."""
 
 import hashlib
 import json
@@ -67,7 +67,7 @@ def use(ready: tuple[TrainSettings, Base, Dataset]) -> UsageExample:
 def described(
     folder: Path, ready: tuple[TrainSettings, Base, Dataset], judgement: Judgement = JUDGEMENT
 ) -> dict[str, Any]:
-    """A random adapter in ``folder`` with all that goes with it; its manifest as read again."""
+    """Write a random adapter with card and manifest into ``folder``; return the manifest."""
     settings, base, dataset = ready
     save_adapter(tiny_model(), folder, 1, r=4, target_modules=["q_proj"])
     contents = manifest(settings, base, dataset, judgement, folder)
@@ -103,7 +103,7 @@ def test_file_hashes_are_of_the_bytes(
 def test_a_config_that_was_changed_after_training_is_refused(
     tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]
 ) -> None:
-    """Twice the scale is another adapter, which nobody judged."""
+    """Twice the scaling is another adapter, which was not judged."""
     folder, layout = tmp_path / "a", ready[1].layout
     found = described(folder, ready)
     set_config(folder, lora_alpha=64)
@@ -117,7 +117,7 @@ def test_a_config_that_was_changed_after_training_is_refused(
 def test_the_same_training_elsewhere_is_the_same_content(
     tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]
 ) -> None:
-    """Folders, servers and names have no part in it, and neither has time."""
+    """It does not depend on folders, servers, names or time."""
     settings, base, dataset = ready
     described(tmp_path / "a", ready)
     moved = tiny_settings(
@@ -269,7 +269,7 @@ def test_backticks_of_a_row_do_not_end_the_code_block(
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The code blocks of a Markdown text, as a reader has them."""
+    """Return the code blocks of a Markdown text."""
     tokens = MarkdownIt().parse(text)
     return [token.content.removesuffix("\n") for token in tokens if token.type == "fence" and token.info == language]
 
@@ -289,7 +289,7 @@ def test_sample_request_of_each_format() -> None:
 
 
 def test_unrenderable_prompts_are_sent_as_token_ids() -> None:
-    """Tools, which it refuses, and a template that is not the base's."""
+    """Tools, which the server refuses, and a template other than the base's."""
     own = asked(TICKET, "Chat:" + CHAT_TEMPLATE)
     assert own.path == "/v1/completions"
     text = tiny_tokenizer().decode(own.body["prompt"])

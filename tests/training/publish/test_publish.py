@@ -1,4 +1,4 @@
-"""Publishing to a running server: versions, an alias, and what is told before and after a failure."""
+"""Publishing to a running server: versions, an alias, and error messages before and after training."""
 
 import json
 import socket
@@ -139,7 +139,7 @@ def test_other_http_servers(live: Live) -> None:
 
 
 class Scripted(BaseHTTPRequestHandler):
-    """Answers each path with what is left for it, the last of it for ever."""
+    """Sends the next response of each path; repeats the last one."""
 
     answers: ClassVar[dict[str, list[tuple[int, str]]]] = {}
 
@@ -152,7 +152,7 @@ class Scripted(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
     def log_message(self, *_: object) -> None:
-        """Not to stderr."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -212,7 +212,7 @@ def test_server_without_a_model_list_is_refused() -> None:
 
 
 class Keeper(BaseHTTPRequestHandler):
-    """A proxy that lets nobody through, and keeps the keys it was shown."""
+    """A proxy that refuses everything, and records the keys it gets."""
 
     keys: ClassVar[list[str | None]] = []
 
@@ -226,7 +226,7 @@ class Keeper(BaseHTTPRequestHandler):
         self.do_GET()
 
     def log_message(self, *_: object) -> None:
-        """Not to stderr."""
+        """Log nothing."""
 
 
 def test_key_is_sent_with_checks_and_uploads(tmp_path: Path, fingerprint: str) -> None:

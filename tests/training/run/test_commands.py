@@ -111,13 +111,13 @@ def shell(command: str, folder: Path, **environment: str) -> dict[str, Any]:
 
 
 def fences(folder: Path) -> dict[str, str]:
-    """The code of an adapter's card, by its language."""
+    """Return the code of an adapter's card, by language."""
     tokens = MarkdownIt().parse((folder / "README.md").read_text())
     return {token.info: token.content for token in tokens if token.type == "fence"}
 
 
 def test_code_of_the_card_runs(root: Path, train: Run, tmp_path: Path) -> None:
-    """The shell's against a server, Python's alone: both ask with the system prompt, and say what was judged.
+    """Runs the shell code against a server and the Python code alone; both give the judged answer.
 
     Not in NF4: bitsandbytes' own CPU kernel takes no layers as narrow as the tiny model's. The demo's is tried below.
     """
@@ -178,7 +178,7 @@ def test_a_dry_run_trains_and_writes_nothing(live: Live, train: Run, tmp_path: P
 
 
 def test_dry_run_says_that_the_base_is_cached(train: Run, tmp_path: Path) -> None:
-    """Quantised once, for the runs to come; the next one has it."""
+    """The base is quantised once and cached for later runs."""
     status, said, _ = train("--dry-run", "--data-dir", tmp_path / "data")
     assert status == 0
     (kept,) = (tmp_path / "data" / "bases").glob("base-*")
@@ -197,7 +197,7 @@ def test_missing_held_out_rows_are_reported_before_training(live: Live, train: R
 
 
 class Interrupting(io.StringIO):
-    """Ctrl-C when a line with ``word`` is told."""
+    """Send Ctrl-C when a line with ``word`` is printed."""
 
     def __init__(self, word: str) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class Interrupting(io.StringIO):
 
 
 def test_judging_interrupted_by_ctrl_c_can_be_resumed(root: Path, train: Run, tmp_path: Path) -> None:
-    """With the same command and --resume: nothing is trained twice, and the result is the uninterrupted one's."""
+    """Resuming trains nothing twice and gives the same result as an uninterrupted run."""
     console = Interrupting("judging: ")
     short = {"name": "tiny", "out": tmp_path / "adapter", "max_steps": 8, "judge_tokens": 32, "r": 16}
     with pytest.raises(KeyboardInterrupt):
@@ -324,7 +324,7 @@ def test_option_errors_are_reported_before_training(
 def test_errors_are_reported_before_the_base_is_loaded(
     train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[object], message: str
 ) -> None:
-    """Quantising a large one takes minutes, which a misspelt name should not cost. Here it is not even there."""
+    """Loading a large base takes minutes, which a misspelt name should not cost. Here the base does not exist."""
     monkeypatch.chdir(ROOT)
     status, said, errors = train(*words, "--model", tmp_path / "no-base")
     assert (status, said) == (2, "")
@@ -364,7 +364,7 @@ def test_options_from_a_file(root: Path, tmp_path: Path, train: Run) -> None:
 
 
 def test_export_of_an_adapter_by_name(train: Run, export: Run, root: Path, tmp_path: Path) -> None:
-    """Base, quantisation and dtype come from the manifest; the base's own place must be said."""
+    """Base, quantisation and dtype come from the manifest; the path of the base must be given."""
     assert train("--name", "by-name", "--out", root / "data" / "trained" / "by-name")[0] == 0
     refused = export("by-name", "--out", tmp_path / "out", "--dtype", "fp32")
     assert refused[0] == 2
@@ -413,7 +413,7 @@ def test_merge_of_two_adapters(
 def test_merge_errors_are_reported_before_the_base_is_loaded(
     whole: bool, export: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merge: str, message: str
 ) -> None:
-    """There is none here."""
+    """There is no such folder."""
     monkeypatch.chdir(tmp_path)
     for name, base in (("a", "one"), ("b", "one"), ("c", "two"), ("d", "one")):
         (tmp_path / name).mkdir()
@@ -460,7 +460,7 @@ def test_damaged_adapter_is_not_exported(train: Run, export: Run, root: Path, tm
 
 @pytest.mark.parametrize("command", ["train", "export"])
 def test_help_is_quick(command: str) -> None:
-    """It loads none of the libraries that take seconds."""
+    """It imports no library that takes seconds to load."""
     code = f"""
 import sys
 from manylora import main

@@ -1,4 +1,4 @@
-"""Jobs: what a dry run checks, and that a row is read, rendered and packed once, however many stages use it."""
+"""Jobs: what a dry run checks; each row is read, rendered and packed once."""
 
 import io
 from collections import Counter

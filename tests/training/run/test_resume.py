@@ -1,4 +1,4 @@
-"""Runs that are cut off and gone on with, and runs of several processes."""
+"""Resuming interrupted runs, and runs of several processes."""
 
 import math
 import os
@@ -31,7 +31,7 @@ KEEP = "; a resumed run must keep it$"
 
 @pytest.fixture(autouse=True)
 def a_line_for_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs are cut off at the line of a step; ten seconds between lines are longer than these runs."""
+    """Print every step, because runs are killed at a step's line; by default there are ten seconds between lines."""
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
 
 
@@ -104,7 +104,7 @@ def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
 
 
 def test_only_the_option_that_differs_is_named(tmp_path: Path) -> None:
-    """The seed and the share choose other rows, the quantisation makes another base of the same model."""
+    """Seed and share select other rows; the quantisation gives another base of the same model."""
     run_folder = cut_off(tmp_path)
     for option, before, now in (
         ("seed", "0", 1),
@@ -170,7 +170,7 @@ def short(root: Path, stopping: dict[str, Any]) -> TrainSettings:
 def unpublished(
     settings: TrainSettings, say: Say = lambda _: None, *, resume: bool = False
 ) -> tuple[TrainResult, dict[str, Tensor], RunFolder]:
-    """A run to its last step, its weights and where it was: cut off before it is published."""
+    """Run to the last step, without publishing; return the result, weights and run folder."""
     base, dataset = prepared(settings)
     with open_run_folder(settings.folder, run_request(settings, base, dataset), resume=resume) as run_folder:
         run = train(settings, base, make_plan(settings, base, dataset), run_folder, say)
@@ -179,7 +179,7 @@ def unpublished(
 
 @STOPPING
 def test_finished_run_is_not_trained_again(tmp_path: Path, stopping: dict[str, Any]) -> None:
-    """A run cut off after its last step goes on with what it has, whatever ended it."""
+    """A run killed after its last step keeps its weights, whatever ended it."""
     settings = short(tmp_path, stopping)
     run, before, run_folder = unpublished(settings)
     assert not settings.folder.exists()
@@ -203,7 +203,7 @@ def test_run_killed_before_saving_only_saves(tmp_path: Path, stopping: dict[str,
 
 
 def test_early_stopping_count_is_resumed(tmp_path: Path) -> None:
-    """Of two evaluations without improvement one came before the run was cut off."""
+    """One of two evaluations without improvement came before the run was killed."""
     stopping = {"eval_steps": 1, "save_steps": 1, "eval_share": 0.3, "early_stopping": 2, "learning_rate": 1e-1}
     whole = trained(long(tmp_path, out=tmp_path / "whole", **stopping))
     assert whole.steps < 12
@@ -228,7 +228,7 @@ def test_adapter_of_another_run_is_not_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("state", [None, "", '{"epoch": 1.'])
 def test_checkpoint_with_truncated_state_is_ignored(state: str | None, tmp_path: Path) -> None:
-    """It is written last: killed at that moment, a run goes on from the checkpoint before."""
+    """The state is written last: a run killed at that moment resumes from the previous checkpoint."""
     run_folder = RunFolder(tmp_path / "adapter")
     whole, cut_off = (run_folder.checkpoints / f"checkpoint-{step}" for step in (2, 4))
     for folder, text in ((whole, "{}"), (cut_off, state)):

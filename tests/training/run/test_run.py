@@ -1,4 +1,4 @@
-"""Training runs of a tiny base: what they compute, what they leave behind, and how they end."""
+"""Training runs of a tiny base: losses, files, and errors."""
 
 from itertools import chain
 from pathlib import Path
@@ -134,7 +134,7 @@ def test_batches_hold_rows_of_similar_lengths_in_random_order() -> None:
 
 
 def gradients(model: PeftModel, evaluate: bool) -> list[torch.Tensor]:
-    """Of one batch, on a model that may have been evaluated before."""
+    """Return the gradients of one batch, on a model that may have been evaluated before."""
     batch = collate(rows_of("How are you today?", "And why?"), pad=258)
     output = model.get_base_model().get_output_embeddings()
     if evaluate:
@@ -144,7 +144,7 @@ def gradients(model: PeftModel, evaluate: bool) -> list[torch.Tensor]:
 
 
 def nf4(root: Path) -> TrainSettings:
-    """Of a base whose layers have the widths that bitsandbytes' fused kernel takes: multiples of 64."""
+    """Settings of a base with layer widths that bitsandbytes' fused kernel supports: multiples of 64."""
     config = tiny_model().config
     config.intermediate_size = 128
     torch.manual_seed(0)
@@ -170,7 +170,7 @@ def test_evaluation_leaves_gradients_unchanged(tmp_path: Path) -> None:
 @needs_avx512_bf16
 @pytest.mark.filterwarnings("ignore:bitsandbytes..gemv_4bit:UserWarning")
 def test_without_keep_trainable_evaluation_spoils_gradients(tmp_path: Path) -> None:
-    """Shows that the test above tests something: if this fails, the guard may no longer be needed."""
+    """Shows that the test above can fail: if this fails, keep_trainable may no longer be needed."""
     settings = nf4(tmp_path)
     found = []
     for evaluate in (False, True):
@@ -270,7 +270,7 @@ def test_early_stopping_needs_rows_that_are_held_out(tmp_path: Path) -> None:
 
 
 def test_packing_needs_a_base_that_keeps_examples_apart(tmp_path: Path) -> None:
-    """OPT does not hand its position ids on to what makes the mask."""
+    """OPT does not pass its position ids to the function that builds the mask."""
     size = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
     config = OPTConfig(vocab_size=320, num_attention_heads=4, max_position_embeddings=256, **size)
     OPTForCausalLM(config).save_pretrained(tmp_path / "base")
@@ -300,7 +300,7 @@ def test_overfitting_means_eval_loss_rises_twice(points: list[tuple[float, float
 
 
 def test_overfitting_is_warned_of_once(tmp_path: Path) -> None:
-    """The learning rate is one at which losses do not leap: at 1e-2 the last bit of a weight decided."""
+    """A learning rate at which losses are smooth: at 1e-2 the result depended on the last bit of a weight."""
     rows = [{"prompt": f"Draw {place}", "completion": str((place * 7919) % 997)} for place in range(16)]
     data = (str(write_rows(tmp_path / "random.jsonl", rows)),)
     settings = tiny_settings(

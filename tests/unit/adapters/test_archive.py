@@ -40,7 +40,7 @@ def test_unpacked_files_equal_packed_files(
 
 @pytest.mark.parametrize("pack", FORMATS.values(), ids=FORMATS)
 def test_other_files_are_ignored_and_named(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
-    """However large, wherever they are; in the order they came."""
+    """Of any size, anywhere in the archive, and in its order."""
     others = {
         "legal/README.md": b"# legal",
         "legal/checkpoint-500/optimizer.pt": bytes(LIMIT * 3),
@@ -62,7 +62,7 @@ def test_other_files_are_ignored_and_named(bench: Bench, pack: Callable[[dict[st
 
 @pytest.mark.parametrize("pack", FORMATS.values(), ids=FORMATS)
 def test_the_adapter_nearest_the_top_is_taken(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
-    """Wherever its copies stand in the archive; they are named."""
+    """Wherever the other copies are in the archive; these are named."""
     copies = {f"run/{folder}/{name}": b"other" for folder in ("german", "checkpoint-1/x") for name in GOOD}
     mine = {f"run/{name}": content for name, content in GOOD.items()}
     for files in (copies | mine, mine | copies):

@@ -1,4 +1,4 @@
-"""What is told of an adapter that was trained on another base: in what it differs, and what can be done."""
+"""The error for an adapter of another base: which parts differ, and what to do."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The fields of ``adapter_config.json``: each is decided; what is not known is passed over only where that is asked."""
+"""Fields of ``adapter_config.json``: all of PEFT's are classified; unknown ones are accepted only on request."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, layout: BaseLayout) -> Path:
 
 
 def test_every_field_of_peft_is_classified_once() -> None:
-    """Fails where a release of PEFT brings a field, or drops one that ``PAST`` does not name yet."""
+    """Fails if a release of PEFT adds a field, or drops one that is not in ``PAST``."""
     decided = [*_NO_EFFECT_FIELDS, *_UNSUPPORTED_FIELDS, *LoraConfig.model_fields, *TWO_KINDS]
     assert len(set(decided)) == len(decided)
     theirs = {field.name for field in dataclasses.fields(PeftLoraConfig)}
@@ -51,7 +51,7 @@ PAST = {
     # Axolotl
     "nvfp4_merge_aware",
 }
-"""Fields that the PEFT at hand does not have."""
+"""Fields that the installed PEFT does not have."""
 
 
 def test_default_peft_config_has_no_unknown_field(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ TOOLS: dict[str, dict[str, Any]] = {
     },
     "Unsloth": {"auto_mapping": {"base_model_class": "LlamaForCausalLM", "parent_library": "x", "unsloth_fixed": True}},
 }
-"""Fields as these tools write them, besides those of the PEFT at hand."""
+"""Fields that these tools write besides those of the installed PEFT."""
 
 
 @pytest.mark.parametrize("tool", TOOLS)

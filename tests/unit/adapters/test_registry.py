@@ -1,4 +1,4 @@
-"""The registry: versions, aliases, pins, leases; durable, and bytes that stay while somebody refers to them."""
+"""The registry: versions, aliases, pins and leases; it is durable, and keeps bytes while anything refers to them."""
 
 import json
 import random
@@ -74,7 +74,7 @@ def soon(condition: Callable[[], bool]) -> None:
 
 
 def state(registry: Registry) -> object:
-    """Everything a caller can see, without what differs between two equal registries."""
+    """Return everything a caller can see, without what differs between equal registries."""
     return (
         [(e.name, e.active, e.pinned, {n: v.content for n, v in e.versions.items()}) for e in registry.entries()],
         [(a.name, a.targets) for a in registry.aliases()],
@@ -482,7 +482,7 @@ def test_another_base_runs_its_own_checks(tmp_path: Path, folders: list[Path]) -
 
 
 def test_allowed_mismatch_holds_for_equivalent_fingerprints(tmp_path: Path, folders: list[Path]) -> None:
-    """As where it was quantised anew after an update: an operator's word is not asked for again."""
+    """As after an update that quantised it again: the operator need not allow it once more."""
     (folders[0] / "manylora.json").write_text(json.dumps({"base_fingerprint": "f" * 64}))
     with open_registry(tmp_path, base="before") as registry:
         registry.register_folder("foreign", folders[0], RegistrationOptions(allow_base_mismatch=True))
@@ -512,7 +512,7 @@ def test_unknown_fields_are_in_every_receipt_and_allowed_once(tmp_path: Path, fo
 
 
 def noted(registry: Registry, version: Version) -> object:
-    """The fields that its receipt names."""
+    """Return the unknown fields that its receipt names."""
     receipt = registry.receipt(version)
     assert receipt is not None
     return receipt["unknown_fields_allowed"]
@@ -554,7 +554,7 @@ def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_first_schema_is_migrated(tmp_path: Path) -> None:
-    """As release 0.2 has written it: a registry with an adapter, two versions and an alias."""
+    """A registry as release 0.2 wrote it, with an adapter, two versions and an alias."""
     file = tmp_path / "registry.sqlite3"
     connection = sqlite3.connect(file)
     connection.executescript((Path(__file__).parent / "registry_0001.sql").read_text())
@@ -704,7 +704,7 @@ def test_damaged_database_is_reported(tmp_path: Path) -> None:
 
 
 def test_concurrent_acquire_register_and_remove(registry: Registry, folders: list[Path], tmp_path: Path) -> None:
-    """Eight threads, two names, three contents: a leased content can always be read, nothing is left over."""
+    """Eight threads, two names, three contents: leased content can always be read, and nothing is left over."""
 
     def work(seed: int) -> int:
         random_ = random.Random(seed)

@@ -1,4 +1,4 @@
-"""The remote store: whole or not there at all, whatever it is kept in, and clear when it does not answer."""
+"""The remote store: content is complete or absent on every file system, and errors are clear."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteStore:
 
 
 def content(folder: Path, *, size: int = 1000, origin: bool = False, seed: int = 0) -> tuple[Path, AdapterId]:
-    """A folder of an adapter's files, and its id. What is in them is nothing to the remote store."""
+    """Write a folder of an adapter's files, return it and its id. The remote store does not read the content."""
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps({"r": seed}))
     (folder / WEIGHTS).write_bytes(bytes([seed]) * size)
@@ -63,7 +63,7 @@ def fetched(remote: RemoteStore, adapter_id: AdapterId, staging: Path, limit: in
 
 
 def put_file(remote: RemoteStore, adapter_id: AdapterId, name: str, data: bytes) -> None:
-    """Put one file there, as another program would."""
+    """Write one file into the store, as another program would."""
     options = {"auto_mkdir": True} if remote.url.startswith("file:") else {}
     with fsspec.open(f"{remote.url}/{adapter_id}/{name}", "wb", **options) as file:
         file.write(data)

@@ -1,4 +1,4 @@
-"""Which of many files are an adapter's, and what those of other formats are told as."""
+"""Selecting an adapter among many files, and recognising foreign formats."""
 
 import os
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_peft_weights_win_over_foreign_formats(format: str) -> None:
 
 
 def test_adapters_only_in_subfolders_are_refused(tmp_path: Path) -> None:
-    """On this machine whoever gives a path can give the right one."""
+    """The caller gives a path on this machine, so it can give the right one."""
     make(tmp_path / "run", (f"checkpoint-1/{CONFIG}", f"checkpoint-1/{WEIGHTS}", CONFIG))
     with pytest.raises(AdapterRejected, match=r"^run: holds no adapter itself, but checkpoint-1 in it does: "):
         select_in_folder(tmp_path / "run")
@@ -76,7 +76,7 @@ def test_file_names_that_are_not_utf8_are_printable(tmp_path: Path) -> None:
 
 
 HOSTILE = "a\n\x1b[31m\udcff"
-"""A folder's name with a line break, a terminal's colour, and a byte that is no text."""
+"""A folder's name with a line break, a terminal escape sequence, and a byte that is not UTF-8."""
 
 
 def test_folder_names_are_printed_without_control_characters() -> None:

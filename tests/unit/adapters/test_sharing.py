@@ -104,7 +104,7 @@ def test_shared_bytes_are_deleted_after_grace_and_copies_at_once(
 def test_grace_period_begins_with_the_removal(
     pair: tuple[Registry, Registry], folders: list[Path], remote: RemoteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another server may be using what was registered long ago and loses its name now."""
+    """Another server may be using content that was registered long ago and has just lost its name."""
     one, _ = pair
     content = one.register_folder("legal", folders[0]).version.content
     monkeypatch.setattr(module, "GRACE_SECONDS", 1)
@@ -118,7 +118,7 @@ def test_grace_period_begins_with_the_removal(
 
 
 def test_only_one_of_two_servers_deletes(pair: tuple[Registry, Registry], folders: list[Path]) -> None:
-    """A second deletion, still under way when the first is over, would take the bytes of a new registration along."""
+    """A second deletion that ends after the first would also delete the bytes of a new registration."""
     one, two = pair
     one.register_folder("legal", folders[0])
     one.remove("legal")
@@ -175,7 +175,7 @@ def test_restored_database_is_loaded_again(pair: tuple[Registry, Registry], fold
 
 
 def test_read_only_database_is_unavailable(pair: tuple[Registry, Registry], folders: list[Path], url: str) -> None:
-    """As a replica is that has not been promoted yet."""
+    """Like a replica that was not promoted yet."""
     one, _ = pair
     one.register_folder("legal", folders[0])
     with psycopg.connect(url, autocommit=True) as connection:

@@ -1,4 +1,4 @@
-"""Sources: only what is allowed, pinned to what it was, and no way from a public address to a private one."""
+"""Sources: only allowed addresses, recorded exactly, and no redirect to a private network."""
 
 import json
 import threading
@@ -113,7 +113,7 @@ def test_disallowed_source_is_refused_without_a_request(tmp_path: Path) -> None:
 
 @dataclass
 class Site:
-    """A web server of fixed answers."""
+    """A web server with fixed responses."""
 
     url: str = ""
     answers: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
@@ -465,7 +465,7 @@ def bucket(endpoint: str) -> Iterator[str]:
 
 
 def upload(bucket: str, files: dict[str, bytes] = FILES, endpoint: str | None = None) -> dict[str, dict[str, str]]:
-    """Upload files under ``team/legal``; what S3 says of each."""
+    """Upload files under ``team/legal``; return S3's metadata of each."""
     client = boto3.client("s3", endpoint_url=endpoint)
     answers = {
         name: client.put_object(Bucket=bucket, Key=f"team/legal/{name}", Body=data) for name, data in files.items()

@@ -1,4 +1,4 @@
-"""The store: content under its digest, complete or not there at all, and never served damaged."""
+"""The store: content by its digest, complete or absent, and never served damaged."""
 
 import errno
 import os
@@ -157,7 +157,7 @@ def test_spec_cache_is_bounded(
 
 
 def test_an_adapter_of_another_base(store: AdapterStore, folder: Path) -> None:
-    """What was taken all the same can be read all the same."""
+    """An adapter accepted despite another base can be read."""
     (folder / ORIGIN).write_text('{"base_fingerprint": "another"}')
     with pytest.raises(AdapterRejected, match="trained on the base another") as refusal:
         add(store, folder)
@@ -170,7 +170,7 @@ def test_an_adapter_of_another_base(store: AdapterStore, folder: Path) -> None:
 
 
 def test_without_a_remote_nothing_is_evicted(tmp_path: Path, layout: BaseLayout) -> None:
-    """What is under the root is all there is then."""
+    """Then the root holds the only copies."""
     store = AdapterStore(tmp_path / "store", layout, MAX_RANK, cache=1)
     specs = [add(store, write_adapter(tmp_path / f"{seed}", layout, seed=seed)) for seed in range(3)]
     assert store.ids() == {spec.id for spec in specs}
@@ -179,7 +179,7 @@ def test_without_a_remote_nothing_is_evicted(tmp_path: Path, layout: BaseLayout)
 
 
 def test_copies_of_the_remote_are_evicted_and_restored(tmp_path: Path, layout: BaseLayout) -> None:
-    """The remote keeps all of them, the disk the last that were read."""
+    """The remote keeps all contents, the disk the most recently read."""
     remote = RemoteStore(f"file://{tmp_path}/remote")
     size = folder_bytes(write_adapter(tmp_path / "0", layout))
     store = AdapterStore(tmp_path / "store", layout, MAX_RANK, remote=remote, cache=2 * size + 100)
@@ -215,7 +215,7 @@ def test_local_damage_is_repaired_from_the_remote_and_remote_damage_detected(
 
 
 def test_copy_is_not_evicted_during_upload(tmp_path: Path, layout: BaseLayout) -> None:
-    """Although the copies take too much, and another adapter comes meanwhile."""
+    """Although the copies exceed the limit, and another adapter is added meanwhile."""
     folders = [write_adapter(tmp_path / str(seed), layout, seed=seed) for seed in range(2)]
 
     class Crowded(RemoteStore):
@@ -233,7 +233,7 @@ def test_copy_is_not_evicted_during_upload(tmp_path: Path, layout: BaseLayout) -
 def test_loads_are_not_blocked_by_a_slow_eviction(
     call: str, tmp_path: Path, layout: BaseLayout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever of its calls the file system does not answer."""
+    """Whichever file system call hangs."""
     size = folder_bytes(write_adapter(tmp_path / "0", layout))
     remote = RemoteStore(f"file://{tmp_path}/remote")
     store = AdapterStore(tmp_path / "store", layout, MAX_RANK, remote=remote, cache=3 * size + 100)

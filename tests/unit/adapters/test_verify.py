@@ -1,4 +1,4 @@
-"""verify: what PEFT writes is accepted and means what PEFT means by it; every defect is refused by name."""
+"""verify: adapters of PEFT are accepted with PEFT's meaning; every defect is refused by name."""
 
 import hashlib
 import json
@@ -138,7 +138,7 @@ def test_targets_ranks_and_scaling_equal_pefts(layout: BaseLayout, **fields: obj
 
 
 def test_a_good_folder_is_accepted(folder: Path, layout: BaseLayout) -> None:
-    """Without this, every defect below might be refused for what the builder does."""
+    """Otherwise every defect below might be refused because of the helper that writes the folder."""
     spec = verify(folder, layout, MAX_RANK)
     assert set(spec.targets) == set(LAYERS)
     assert spec.base_fingerprint is None
@@ -228,7 +228,7 @@ def test_the_id_is_the_content(folder: Path, layout: BaseLayout) -> None:
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_files_raise_only_adapter_rejected(data: st.DataObject, folder: Path, layout: BaseLayout) -> None:
-    """Whatever a few changed bytes do to the header or the config: an answer, or AdapterRejected."""
+    """Random byte changes in header or config give a spec or AdapterRejected, no other error."""
     name = data.draw(st.sampled_from([CONFIG, WEIGHTS]))
     good = (folder / name).read_bytes()
     damaged = bytearray(good)

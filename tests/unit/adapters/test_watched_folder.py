@@ -1,4 +1,4 @@
-"""The watched folder: what appears or changes is registered, what is bad is listed, and nothing is read in vain."""
+"""The watched folder: new and changed folders are registered, bad ones listed, unchanged ones not read."""
 
 import logging
 import os
@@ -19,11 +19,11 @@ from tests.adapter_folders import CONFIG, DEFECTS, WEIGHTS
 from tests.unit.adapters.registries import open_registry, write
 
 LATER = time.time() + 86_400  # of the collection: the tests before may take long
-"""When all files have settled."""
+"""A time (Unix, seconds) when all files have settled."""
 
 
 class Memory(dict[str, FolderState]):
-    """What outlives a watch."""
+    """The saved states, which survive a restart."""
 
     def put(self, folder: str, seen: FolderState | None) -> None:
         self.pop(folder, None)
@@ -58,7 +58,7 @@ def reasons(watch: WatchedFolder) -> dict[str, str]:
 
 
 def replace(folder: Path, seed: int) -> None:
-    """Other content, written as a careful operator would: beside the old, then renamed."""
+    """Replace the content as a careful operator would: write beside the old files, then rename."""
     other = write(folder.parent / ".other", seed)
     for name in (CONFIG, WEIGHTS):
         (other / name).replace(folder / name)
@@ -200,7 +200,7 @@ def test_removed_folder_keeps_its_adapter(watch: WatchedFolder, registry: Regist
 
 
 class Failing:
-    """A registry that fails as told, then works."""
+    """A registry that raises ``failures``, then works."""
 
     def __init__(self, registry: Registry, *failures: Exception) -> None:
         self._registry = registry
@@ -302,7 +302,7 @@ def test_unreadable_watched_folder_is_logged_once(
 
 @pytest.fixture
 def run() -> Iterator[Callable[[WatchedFolder], threading.Event]]:
-    """Run a watch on a thread of its own for the length of the test."""
+    """Run a watched folder on a thread until the test ends."""
     stop = threading.Event()
     threads: list[threading.Thread] = []
 

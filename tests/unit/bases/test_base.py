@@ -54,7 +54,7 @@ def test_check_architecture_does_not_change_the_model() -> None:
 
 
 def shrunk(kind: str, **more: object) -> PreTrainedConfig:
-    """A default config of this kind with little in it."""
+    """Return a small default config of this architecture."""
     small = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 99}
     return CONFIG_MAPPING[kind](**{**small, **more})
 
@@ -223,7 +223,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """Bytes of all tensors, quantisation state included, shared ones once."""
+    """Return the bytes of all tensors with quantisation state; shared ones count once."""
     tensors = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()}
     return sum(tensors.values())
 

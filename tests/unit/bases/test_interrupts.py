@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of any command is silent, and the status is 130."""
+"""Ctrl-C at any moment of any command prints no traceback and exits with 130."""
 
 import re
 import signal
@@ -28,7 +28,7 @@ at = int(sys.argv.pop(1))
 sys.meta_path.insert(0, Interrupt())
 sys.exit(manylora.main())
 """
-"""The command line, with a Ctrl-C when the n-th module is looked for."""
+"""A program that runs the command line, with a Ctrl-C when the n-th module is imported."""
 RAISED = """
 import signal, sys, time
 from bases import interrupts
@@ -75,7 +75,7 @@ def heard() -> Iterator[None]:
 
 
 def run(code: str, *words: str) -> tuple[int, str, str]:
-    """Status, output and errors of a process."""
+    """Run a process; return exit status, stdout and stderr."""
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout, done.stderr
 
@@ -108,7 +108,7 @@ def test_interrupt_runs_cleanup_and_exits_130(name: str, said: str) -> None:
 
 
 def serve_until(line: str, folder: Path) -> tuple[int, str]:
-    """Status and errors of a server of a tiny model that gets a Ctrl-C when it has said a line that begins so."""
+    """Return status and stderr of a server that gets a Ctrl-C when it prints a line that starts with ``line``."""
     model = folder / "model"
     tiny_model().save_pretrained(model)
     tiny_tokenizer().save_pretrained(model)

@@ -1,4 +1,4 @@
-"""What a process may use, read from trees of control groups as Linux writes them, and from real ones."""
+"""Limits of a process, read from cgroup trees as Linux writes them, and from real cgroups."""
 
 import os
 import platform
@@ -135,7 +135,7 @@ def test_instruction_sets_and_caches(tmp_path: Path) -> None:
 
 @pytest.fixture
 def real_group() -> Iterator[Path]:
-    """A control group of version 1 inside this process's own, for memory, where this machine lets us make one."""
+    """A memory cgroup (v1) inside this process's own, if this machine allows creating one."""
     own = next(machine._groups("memory", machine.ROOT), None)
     if own is None or not (own / "memory.limit_in_bytes").exists():
         pytest.skip("no memory control group of version 1")

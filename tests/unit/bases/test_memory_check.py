@@ -1,4 +1,4 @@
-"""Weights that cannot be in memory are refused before they are read."""
+"""Models larger than memory are refused before they are read."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def hollow(file: Path, size: int) -> Path:
-    """A file that is this long and takes no room on the disk."""
+    """Make a sparse file of this size."""
     file.touch()
     with file.open("r+b") as opened:
         opened.truncate(size)
@@ -26,7 +26,7 @@ def hollow(file: Path, size: int) -> Path:
 
 
 def hollow_tensor(file: Path, size: int) -> None:
-    """The same as a whole safetensors file, of one tensor of this many bytes."""
+    """Make a sparse safetensors file with one tensor of this many bytes."""
     header = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
     file.write_bytes(len(header).to_bytes(8, "little") + header)
     hollow(file, 8 + len(header) + size)

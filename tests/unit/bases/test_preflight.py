@@ -21,7 +21,7 @@ from tests.tiny import CONTEXT, tiny_model, tiny_tokenizer
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen 2 in several files. transformers makes its tokenizer of nothing where there is none."""
+    """A tiny Qwen 2 in several files. Without tokenizer files, transformers invents a tokenizer."""
     folder = tmp_path_factory.mktemp("whole") / "tiny"
     tiny_model("qwen2").save_pretrained(folder, max_shard_size="50KB")
     tiny_tokenizer().save_pretrained(folder)
@@ -199,7 +199,7 @@ def test_serve_and_doctor_report_a_context_above_the_models(folder: Path, tmp_pa
 
 
 def test_doctor_prints_long_paths_unwrapped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is there to be copied, on a terminal of any width."""
+    """So that it can be copied from a terminal of any width."""
     data = tmp_path / ("long " * 30) / "data"
     examine(Settings(model="/no/such", data=data, device="cpu"))
     printed = capsys.readouterr().out

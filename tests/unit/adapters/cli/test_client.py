@@ -25,11 +25,11 @@ EMPTY_LIST = b'{"object": "list", "data": [], "has_more": false, "refused": [], 
 
 @dataclass
 class Peer:
-    """Something that listens and answers each request with the next of ``answers``; None hangs up instead."""
+    """A server that sends the next of ``answers`` to each request; for None it closes the connection."""
 
     answers: list[tuple[int, dict[str, str], bytes] | None]
     reads: bool = True
-    """Whether it reads a request's body before it answers."""
+    """Whether it reads a request's body before it responds."""
     asked: list[str] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     received: int = 0
@@ -57,7 +57,7 @@ class Peer:
 
 @pytest.fixture
 def listen() -> Iterator[Callable[[Peer], Peer]]:
-    """Let a peer listen on a free port until the test is over."""
+    """Start a peer on a free port; stop it after the test."""
     servers = []
 
     def start(peer: Peer) -> Peer:
@@ -82,7 +82,7 @@ def listen() -> Iterator[Callable[[Peer], Peer]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The files of an adapter, with nothing sensible in them: 32 MiB of zeros are its weights."""
+    """Files named as an adapter's; the weights are 32 MiB of zeros."""
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").touch()
     os.truncate(tmp_path / "adapter_model.safetensors", 32 << 20)
@@ -130,7 +130,7 @@ def test_each_connection_error_has_its_own_message(
 
 
 def _speak(listener: socket.socket) -> None:
-    """What an HTTP server says to a greeting of TLS."""
+    """As an HTTP server answers a TLS handshake."""
     client, _ = listener.accept()
     with client:
         client.recv(1024)
@@ -176,7 +176,7 @@ def test_dropped_get_is_retried_once(listen: Callable[[Peer], Peer]) -> None:
 def test_change_is_never_retried(
     listen: Callable[[Peer], Peer], folder: Path, change: Callable[[AdapterClient, Path], object]
 ) -> None:
-    """It may have happened before the connection dropped."""
+    """It may have taken effect before the connection dropped."""
     peer = listen(Peer([None, None]))
     with AdapterClient(peer.url) as client, pytest.raises(ServerUnreachable):
         change(client, folder)
@@ -208,7 +208,7 @@ def test_an_upload_is_streamed_and_counted(listen: Callable[[Peer], Peer], folde
 
 
 def test_older_server_gets_no_left_out_field(listen: Callable[[Peer], Peer], folder: Path) -> None:
-    """It refuses a field that it does not know, and has then registered nothing."""
+    """It refuses an unknown field without registering anything."""
     os.truncate(folder / "adapter_model.safetensors", 10)
     body = b'{"error": {"message": "Unknown field.", "param": "left_out", "code": "unknown_parameter"}}'
     peer = listen(Peer([refusal(400, body), (201, {}, b'{"id": "legal", "object": "adapter", "version": 7}')]))
@@ -227,7 +227,7 @@ def test_the_same_content_is_not_new(listen: Callable[[Peer], Peer], folder: Pat
 
 
 def test_refusal_during_an_upload_is_reported(listen: Callable[[Peer], Peer], folder: Path) -> None:
-    """A server may answer before it has read what it will not keep."""
+    """A server may respond before it has read the whole upload."""
     os.truncate(folder / "adapter_model.safetensors", 1 << 20)
 
     class Early(Peer):
@@ -314,7 +314,7 @@ def test_key_is_sent_with_every_request_and_never_printed(listen: Callable[[Peer
 def test_responses_of_other_servers(
     listen: Callable[[Peer], Peer], answer: tuple[int, dict[str, str], bytes], said: str
 ) -> None:
-    """Told with the address, without the password in it."""
+    """Messages contain the address without its password."""
     peer = listen(Peer([answer]))
     with AdapterClient(peer.url.replace("//", "//user:secret@")) as client, pytest.raises(ServerRefused) as refused:
         client.show("legal")

@@ -1,4 +1,4 @@
-"""How far an upload is: lines in a log file, a bar on a terminal that can draw one."""
+"""Progress of an upload: lines in a log file, a bar on a terminal that can draw one."""
 
 import os
 import pty
