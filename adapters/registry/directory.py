@@ -43,12 +43,12 @@ class Directory:
     def entry(self, name: str) -> Entry:
         """Return the adapter. Raises :class:`UnknownAdapter`."""
         with self._lock:
-            return _known(self._snapshot.entries, name)
+            return _lookup(self._snapshot.entries, name)
 
     def alias(self, name: str) -> Alias:
         """Return the alias. Raises :class:`UnknownAdapter`."""
         with self._lock:
-            return _known(self._snapshot.aliases, name)
+            return _lookup(self._snapshot.aliases, name)
 
     def version(self, reference: str) -> Version:
         """Return the version that ``legal`` or ``legal@2`` means. Raises :class:`UnknownAdapter`."""
@@ -142,7 +142,7 @@ class Directory:
         return bool(self._snapshot.refers_to(content) or self._leases[content] or self._held[content])
 
 
-def _known(known: Mapping[str, T], name: str) -> T:
+def _lookup(known: Mapping[str, T], name: str) -> T:
     try:
         return known[name]
     except KeyError:

@@ -119,7 +119,7 @@ def test_one_of_concurrent_changes_wins(pair: tuple[Live, Live], written: list[P
 
 @contextmanager
 def traffic(live: Live, name: str, text: str) -> Iterator[list[float]]:
-    """Send requests on a thread; assert that all answers are right. Yields a growing list of their times (monotonic)."""
+    """Send requests on a thread; assert that all answers are right. Yields the list of their times (monotonic)."""
     stop, answered, wrong = threading.Event(), [], []
 
     def run() -> None:

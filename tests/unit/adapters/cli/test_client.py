@@ -117,10 +117,10 @@ def test_each_connection_error_has_its_own_message(
 
     plain = listen(Peer([None] * 9))
     looking = told(plain.url, list_all)
-    assert looking.startswith("it closed the connection before its answer was whole")
+    assert looking.startswith("it closed the connection before its answer was complete")
     assert looking.endswith("; try again later")
     changing = told(plain.url, lambda client: client.pin("legal", True))
-    assert changing.endswith("what was asked for may have happened: look before you ask again")
+    assert changing.endswith("the change may have been made: check before you try again")
     with socket.create_server(("127.0.0.1", 0)) as garbled:
         threading.Thread(target=_speak, args=(garbled,), daemon=True).start()
         https = f"https://127.0.0.1:{garbled.getsockname()[1]}"
@@ -149,7 +149,7 @@ def test_silent_server_times_out(listen: Callable[[Peer], Peer]) -> None:
             gate.wait(10)
 
     with AdapterClient(listen(Silent([])).url, timeout=0.05) as client:
-        with pytest.raises(ServerUnreachable, match=r": it said nothing for 0\.05 s, so it is busy or hangs; try"):
+        with pytest.raises(ServerUnreachable, match=r": it sent nothing for 0\.05 s, so it is busy or hangs; try"):
             client.list()
         gate.set()
 
