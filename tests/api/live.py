@@ -88,7 +88,7 @@ def unchanged(live: Live) -> Iterator[None]:
     before = live.registered()
     yield
     assert live.registered()[:2] == before[:2]
-    wait_for(lambda: live.registered() == before)  # bytes go a moment later, on a thread of their own
+    wait_for(lambda: live.registered() == before)  # a thread deletes the bytes a moment later
 
 
 def events(response: httpx.Response) -> list[dict[str, Any]]:

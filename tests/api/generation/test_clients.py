@@ -37,7 +37,7 @@ OF_COMPLETIONS: list[dict[str, Any]] = [
 ]
 
 TURNS: list[dict[str, Any]] = [
-    # openai-python, LiteLLM, vLLM and SGLang, as an answer is dumped by each
+    # response messages as openai-python, LiteLLM, vLLM and SGLang dump them
     {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None},
     {"provider_specific_fields": {"refusal": None}, "thinking_blocks": [], "images": [], "reasoning_content": ""},
     {"reasoning": None, "reasoning_content": None, "tool_calls": [], "stop_reason": None, "token_ids": None},

@@ -136,7 +136,7 @@ def test_bench_does_not_touch_foreign_adapters(
 
 
 def test_refused_registration_leaves_no_bench_adapters(bench: Run, live: Live) -> None:
-    status, _, err = bench("--adapters", "distinct@3", "--ranks", "64")  # after the other two
+    status, _, err = bench("--adapters", "distinct@3", "--ranks", "64")  # the third, after two were registered
     assert (status, "the server refused adapter bench-002: status 422" in err) == (1, True), err
 
 

@@ -137,7 +137,7 @@ def test_responses_match_their_schema(fresh: Live, documented: Documented, folde
     operators(call)
     of_the_server = {"408", "429", "500", "503", "507"}
     missed = {each for each in documented.all() - documented.seen if each[2] not in of_the_server}
-    # What another base has admitted, and a pinned adapter's next version that is too large.
+    # Content admitted on another base, and a next version of a pinned adapter that is too large.
     elsewhere = {("post", path, "422") for path in (CHAT, COMPLETIONS, ACTIVATE, PIN)} | {("post", ACTIVATE, "409")}
     assert missed == elsewhere
 
@@ -251,7 +251,7 @@ def test_every_example_works(fresh: Live, documented: Documented) -> None:
             reference = content.get("application/json", {}).get("schema", {}).get("$ref", "").rpartition("/")[2]
             if not reference:
                 continue
-            if path == LOAD:  # it must be new
+            if path == LOAD:  # this route needs a new name
                 fresh.http.delete("/v1/aliases/prod")
                 fresh.http.delete("/v1/adapters/legal")
             for example in documented.document["components"]["schemas"][reference]["examples"]:
@@ -277,7 +277,7 @@ def test_generated_requests_get_documented_responses(live: Live, documented: Doc
     for found in schemathesis.openapi.from_dict(documented.document).get_all_operations():
         operation = found.ok()
         if negative and not operation.body and not operation.query:
-            continue  # nothing that could be wrong
+            continue  # nothing in it can be invalid
 
         @given(case=operation.as_strategy(generation_mode=mode))
         @settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate], database=None,

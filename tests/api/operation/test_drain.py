@@ -93,7 +93,7 @@ def test_drain_finishes_a_registration_after_disconnect(
         assert gate.wait(PATIENCE)
         fsync(descriptor)
 
-    monkeypatch.setattr(serve, "CLOSE_SECONDS", 0.1)  # what connections get besides must not be what it lives on
+    monkeypatch.setattr(serve, "CLOSE_SECONDS", 0.1)  # the time for closing connections must not be what saves it
     with running(tiny_service(tmp_path, adapter_root=folders["spare"].parent)) as live:
         monkeypatch.setattr(os, "fsync", slow)
         body = json.dumps({"name": "left", "path": "spare"}).encode()

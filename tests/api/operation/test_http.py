@@ -55,7 +55,7 @@ def read_all(client: socket.socket) -> bytes:
 def test_head_is_get_without_a_body(live: Live, path: str) -> None:
     whole, head = live.http.get(path), live.http.head(path)
     assert (head.status_code, head.content) == (whole.status_code, b"")
-    own = {"date", "x-request-id"} | ({"content-length"} if path == "/metrics" else set())  # its figures change
+    own = {"date", "x-request-id"} | ({"content-length"} if path == "/metrics" else set())  # its values change
     fields = [{name: value for name, value in each.headers.items() if name not in own} for each in (whole, head)]
     assert fields[0] == fields[1]
     assert "transfer-encoding" in head.headers or int(head.headers["content-length"]) > 0
@@ -69,7 +69,7 @@ def test_head_is_get_without_a_body(live: Live, path: str) -> None:
         ("/v1/models", "GET, HEAD, OPTIONS"),
         ("/v1/adapters", "GET, POST, HEAD, OPTIONS"),
         ("/v1/adapters/red", "GET, DELETE, HEAD, OPTIONS"),
-        ("/v1/adapters/red/pin", "GET, POST, DELETE, HEAD, OPTIONS"),  # adapters may be called like that
+        ("/v1/adapters/red/pin", "GET, POST, DELETE, HEAD, OPTIONS"),  # it may be an adapter's name
         ("/v1/aliases/red", "GET, PUT, DELETE, HEAD, OPTIONS"),
         ("/health", "GET, HEAD, OPTIONS"),
     ],
@@ -137,7 +137,7 @@ def test_an_upload_with_a_slash_at_the_end_has_its_own_limit(live: Live) -> None
     big = {"file": ("adapter_model.safetensors", bytes(2**20))}
     with unchanged(live):
         answer = live.http.post("/v1/adapters/", data={"name": "x"}, files=big)
-    assert answer.status_code == 422, answer.text  # looked at, not 413
+    assert answer.status_code == 422, answer.text  # validated, not refused as too large
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_idle_connection_is_closed_after_keep_alive(tmp_path: Path) -> None:
 
 
 def test_shutdown_does_not_wait_for_idle_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "CLOSE_SECONDS", 600)  # what it would wait if it did
+    monkeypatch.setattr(serve, "CLOSE_SECONDS", 600)  # how long it would wait
     with running(tiny_service(tmp_path)) as live, connected(live) as idle, connected(live) as fresh:
         idle.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_for(lambda: b"}" in idle.recv(65536))

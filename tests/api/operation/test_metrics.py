@@ -160,7 +160,7 @@ def test_finish_reasons_are_counted_by_alias(live: Live) -> None:
         next(stream.iter_lines())
     wait_for(live.idle)
     live.complete(model="prod")
-    live.complete(adapter=[{"name": "prod", "weight": 0}, {"name": "green", "weight": 1}])  # not by the alias
+    live.complete(adapter=[{"name": "prod", "weight": 0}, {"name": "green", "weight": 1}])  # not counted for the alias
     wait_for(live.idle)
     ends = {s.labels["outcome"]: s.value for s in samples(live)["manylora_alias_requests_total"]}
     live.http.delete("/v1/aliases/prod")

@@ -25,7 +25,7 @@ def refused(message: str, **settings: object) -> None:
 
 def test_model_is_checked_last(tmp_path: Path) -> None:
     refused("--model: ", data=tmp_path)
-    refused("--model: ", data=tmp_path)  # the first attempt has let go of the folder
+    refused("--model: ", data=tmp_path)  # the first attempt has released the folder's lock
 
 
 def test_a_data_folder_in_use(live: Live) -> None:

@@ -135,7 +135,7 @@ def test_ctrl_c_counts_uploads(tmp_path: Path) -> None:
         client = stack.enter_context(socket.create_connection(("127.0.0.1", port(process)), timeout=60))
         head = "POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         client.sendall(f"{head}Content-Length: 9\r\nExpect: 100-continue\r\n\r\n".encode())
-        assert client.recv(1024).startswith(b"HTTP/1.1 100 ")  # it waits for the body
+        assert client.recv(1024).startswith(b"HTTP/1.1 100 ")  # the server waits for the body
         process.send_signal(signal.SIGINT)
         told = "finishing 1 request and 1 registration; press Ctrl-C again to stop now\n"
         assert process.stdout.readline() == told

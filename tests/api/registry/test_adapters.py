@@ -460,7 +460,7 @@ def test_defect_is_reported_with_file_and_tensor(live: Live, folders: Mapping[st
     with unchanged(live):
         response = live.http.post("/v1/adapters", json={"name": "defect", "path": "defect"})
     shutil.rmtree(folder)
-    if name == "config_device":  # a link that leads out of the root, whatever it leads to
+    if name == "config_device":  # a link out of the root
         refused(live, response, 400, "path")
         return
     error = refused(live, response, 422, "path")
@@ -496,7 +496,7 @@ def test_links_out_of_the_root_are_not_followed(live: Live, folders: Mapping[str
 def test_damaged_adapter_fails_alone(folders: Mapping[str, Path], tmp_path: Path) -> None:
     """Damaged after registration: its requests fail with an error status; other adapters are unaffected."""
     adapters = {"rotten": folders["spare"], "red": folders["red"]}
-    # Room for one: to serve red, the other leaves memory altogether.
+    # Memory for one adapter: serving red evicts the other.
     service = tiny_service(tmp_path, adapter=adapters, max_device_adapters=1, host_cache_gib=0, max_rank=16)
     with running(service) as live:
         live.http.put("/v1/aliases/prod", json={"targets": [{"adapter": "rotten"}]})

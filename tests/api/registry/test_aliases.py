@@ -99,11 +99,11 @@ def test_a_user_gets_the_same_version_each_time(live: Live, prod: str) -> None:
     first = {user: served(live, adapter=prod, user=user) for user in map(str, range(24))}
     assert set(first.values()) == {"red@1", "green@1"}
     assert {user: served(live, adapter=prod, user=user) for user in first} == first
-    assert Counter(first.values())["red@1"] > 12  # where a user falls is fixed
+    assert Counter(first.values())["red@1"] > 12  # a user's target is deterministic
 
 
 def test_without_a_user_targets_are_random(live: Live, prod: str) -> None:
-    # One in 10**13 that 100 draws all go to one target.
+    # The probability that 100 draws all choose one target is 1e-13.
     for nobody in ({}, {"user": None}, {"user": ""}):
         assert {served(live, adapter=prod, **nobody) for _ in range(100)} == {"red@1", "green@1"}
 
@@ -111,7 +111,7 @@ def test_without_a_user_targets_are_random(live: Live, prod: str) -> None:
 def test_an_alias_means_one_version_throughout_a_request(live: Live, prod: str) -> None:
     put(live, prod, ("red@1", 1), ("green@1", 1))
     halves = [{"name": prod, "weight": 0.5}] * 2
-    for _ in range(20):  # two draws would agree each time once in a million
+    for _ in range(20):  # if two draws were made, all would agree once in a million
         first, second = live.complete(max_tokens=1, adapter=halves)["adapter"]
         assert (first["name"], second["weight"]) == (second["name"], 0.5)
 

@@ -180,7 +180,7 @@ def killed(zygote: Zygote, root: Path, at: int, change: Change) -> tuple[bool, b
     with zygote.server(root, at) as client:
         try:
             acknowledged = change(client).is_success
-            time.sleep(0.1)  # clearing up goes on behind the answer
+            time.sleep(0.1)  # cleanup continues after the response
         except httpx.TransportError:
             return False, False
         try:

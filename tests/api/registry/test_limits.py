@@ -69,7 +69,7 @@ def test_rolling_back_does_not_wait_for_downloads(
 ) -> None:
     adapters = {"red": folders["red"]}
     with (
-        socket.create_server(("127.0.0.1", 0), backlog=256) as hub,  # takes questions and answers none
+        socket.create_server(("127.0.0.1", 0), backlog=256) as hub,  # accepts connections and never responds
         running(tiny_service(tmp_path, adapter=adapters, allow_source=("hf://org",), max_rank=16)) as live,
         httpx.Client(base_url=live.http.base_url, limits=httpx.Limits(max_connections=None), timeout=60) as others,
         ThreadPoolExecutor(60) as pool,
@@ -82,5 +82,5 @@ def test_rolling_back_does_not_wait_for_downloads(
         assert live.http.post("/v1/adapters/red/activate", json={"version": 1}, timeout=10).status_code == 200
         assert live.http.get("/v1/adapters/red", timeout=10).json()["receipt"]
         assert time.monotonic() - before < 10
-        hub.close()  # whoever waits is hung up on
+        hub.close()  # closes the waiting connections
         assert {download.result().status_code for download in downloads} == {400}

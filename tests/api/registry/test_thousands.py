@@ -66,7 +66,7 @@ def layout() -> BaseLayout:
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     zygote = Zygote()
     with zygote.server(tmp_path_factory.mktemp("first")):
-        pass  # what it imports is no part of a start's time
+        pass  # imports do not count as start time
     yield zygote
     zygote.close()
 

@@ -201,7 +201,7 @@ def test_receipt_belongs_to_the_version(live: Live, outputs: Mapping[str, Path],
     live.http.delete("/v1/adapters/trained/too").raise_for_status()
 
 
-# Made by the tools themselves
+# Folders made by the tools themselves
 
 
 def trained(folder: Path) -> Path:
@@ -265,7 +265,7 @@ def test_output_of_the_real_trainers(live: Live, gone: str, tool: str, way: str,
     assert found["ignored_count"] >= beside
 
 
-# What no adapter of PEFT's is in
+# Folders without an adapter of PEFT's format
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -282,7 +282,7 @@ def test_foreign_format_is_reported_the_same_by_every_route(
         told = {
             way: refused(live, live.http.post("/v1/adapters", data={"name": "x"}, files=pack(folder)), 422, "file")
             for way, pack in WAYS.items()
-            if way != "multipart" or format != "an archive in an archive"  # alone in a form it is the archive
+            if way != "multipart" or format != "an archive in an archive"  # as the only file of a form it is unpacked
         }
         told["path"] = refused(live, by_path(live, "x", folder), 422, "path")
     assert {(error["file"], reason in error["message"]) for error in told.values()} == {(file, True)}

@@ -319,7 +319,7 @@ def test_cancelled_upload_ends_before_its_folder_is_deleted(staging: Path) -> No
     assert asyncio.run(cancel_in_the_middle()) == [".received"]
 
 
-# How much of a body is taken at all
+# Maximum size of a body
 
 
 async def _measure(request: Request) -> JSONResponse:

@@ -106,7 +106,7 @@ def test_libraries_print_nothing(root: Path, tmp_path: Path, capfd: pytest.Captu
     export_tiny(root, tmp_path / "before")
     capfd.readouterr()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the one of PEFT's is only left out in other tests
+        warnings.simplefilter("error")  # PEFT's warning is ignored only in other tests
         export_tiny(root, tmp_path / "out")
     assert capfd.readouterr() == ("", "")
 

@@ -158,7 +158,7 @@ def test_dare_ties_drops_at_random_and_scales_up(
 ) -> None:
     for name, seed in (("a", 1), ("again", 1), ("b", 2)):
         merge(weighted(folders), layout, tmp_path / name, method="dare_ties", rank=64, density=0.5, seed=seed)
-    # Only one adapter has this layer: each entry is gone, or twice its weighted self.
+    # Only one adapter has this layer: each entry is 0, or twice its weighted value.
     found, whole = updates(tmp_path / "a", layout)[DOWN], WEIGHTS[0] * updates(folders[0], layout)[DOWN]
     kept = found.abs() > 1e-4 * whole.abs()
     clear = whole.abs() > 0.01

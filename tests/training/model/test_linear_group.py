@@ -204,7 +204,7 @@ def test_another_input_is_computed_anew() -> None:
         torch.testing.assert_close(forward(x), expected[number])
 
 
-# What is taken, and what is left to PEFT
+# Supported layers, and those that keep PEFT's forward
 
 
 def forwards(model: nn.Module) -> Iterator[str]:

@@ -109,7 +109,7 @@ def test_a_config_that_was_changed_after_training_is_refused(
     set_config(folder, lora_alpha=64)
     with pytest.raises(AdapterRejected, match=r"adapter_config\.json: was changed.*adapter_config_sha256"):
         verify(folder, layout, 64)
-    del found["adapter_config_sha256"]  # as older trainings have it, and whoever changes the config on purpose
+    del found["adapter_config_sha256"]  # as in manifests of older releases, or after a deliberate change
     write_manifest(found, folder)
     assert verify(folder, layout, 64).base_fingerprint == layout.fingerprint
 

@@ -218,7 +218,7 @@ def test_judging_interrupted_by_ctrl_c_can_be_resumed(root: Path, train: Run, tm
         Job(tiny_settings(root, **short), Console(file=console)).run()
     assert console.getvalue().endswith("stopped; continue with judging by running the same command with --resume\n")
     assert not (tmp_path / "adapter").exists()
-    status, _, errors = train("--model", tmp_path / "no-base")  # told before one is opened
+    status, _, errors = train("--model", tmp_path / "no-base")  # reported before the base is loaded
     assert (status, "continue with --resume" in errors) == (2, True)
     status, said, errors = train("--resume")
     assert status == 0, errors

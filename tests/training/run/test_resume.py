@@ -44,7 +44,7 @@ RUN = """
 import sys
 from pathlib import Path
 import torch
-torch.set_num_threads(int(sys.argv[2]))  # sums depend on it, and other tests may have changed this process's
+torch.set_num_threads(int(sys.argv[2]))  # sums depend on it, and other tests may have changed it in this process
 from tests.training.run.test_resume import long
 from tests.training.tiny_run import trained
 trained(long(Path(sys.argv[1]), out=Path(sys.argv[1], "killed")))
@@ -277,5 +277,5 @@ def test_two_processes_equal_one_larger_batch(tmp_path: Path) -> None:
     assert [process.wait(120) for process in processes] == [0, 0]
     found = weights(tmp_path / "shared")
     for name in expected:
-        # A hundredth of the learning rate: AdamW makes a step of a gradient near 0 that is rounded otherwise, too.
+        # A hundredth of the learning rate: AdamW also makes steps for gradients near 0 that are rounded differently.
         torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)

@@ -130,7 +130,7 @@ def test_batches_hold_rows_of_similar_lengths_in_random_order() -> None:
     assert [lengths[row] for row in sampler] != list(chain(*first))
 
 
-# bitsandbytes' trap
+# keep_trainable: bitsandbytes repacks weights at the first forward without gradients
 
 
 def gradients(model: PeftModel, evaluate: bool) -> list[torch.Tensor]:

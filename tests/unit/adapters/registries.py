@@ -87,7 +87,7 @@ def ids_in(remote: RemoteStore) -> Iterator[AdapterId]:
         with remote._translate_errors():
             paths = remote._files.ls(remote._root, detail=False, refresh=True)
     except FileNotFoundError:
-        # A store nothing has been put into yet has no folder.
+        # An empty store has no folder.
         remote._check_bucket()
         return
     for path in paths:

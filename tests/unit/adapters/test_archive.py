@@ -144,7 +144,7 @@ def test_zip_with_folder_entries(bench: Bench) -> None:
 )
 def test_refused_members(bench: Bench, pack: Callable[[dict[str, bytes]], bytes], name: str, reason: str) -> None:
     if pack is FORMATS["ustar"] and len(name) > 1000:
-        return  # it has no room for it
+        return  # the format cannot hold such a long name
     refusal = bench.refused(pack({WEIGHTS: b"x", name: b"{}"}), reason)
     assert refusal.file is not None
     assert refusal.file.isprintable()

@@ -344,7 +344,7 @@ def test_failed_dry_load_refuses(tmp_path: Path, folders: list[Path]) -> None:
             registry.register_folder("legal", folders[1])
         assert registry.version("legal") == version
         settled(tmp_path, {version.content})
-        # What has passed on this base is not asked again.
+        # Content that has passed on this base is not checked again.
         assert registry.register_folder("other", folders[0]).new
 
 
@@ -356,7 +356,7 @@ def test_quota_is_enforced(tmp_path: Path, folders: list[Path]) -> None:
         before = state(registry)
         with pytest.raises(QuotaExceeded, match=r"takes \d+ bytes, and \d+ of the quota"):
             registry.register_folder("c", folders[2])
-        registry.register_folder("c", folders[0])  # no further bytes
+        registry.register_folder("c", folders[0])  # stores no additional bytes
         registry.remove("c")
         assert state(registry) == before
         registry.remove("b")
@@ -471,7 +471,7 @@ def test_another_base_runs_its_own_checks(tmp_path: Path, folders: list[Path]) -
     with open_registry(tmp_path) as registry:
         good = registry.register_folder("good", folders[0]).version.content
         bad = registry.register_folder("bad", folders[1]).version.content
-    for _ in range(2):  # the second start knows
+    for _ in range(2):  # the second start has the result
         with open_registry(tmp_path, base="another", probe=probe) as registry:
             assert sorted(probed) == sorted([good, bad])
             assert registry.version("good").refused is None

@@ -132,7 +132,7 @@ def test_partial_upload_does_not_exist(remote: RemoteStore, tmp_path: Path) -> N
 def test_interrupted_upload_leaves_no_config(tmp_path: Path) -> None:
     remote = RemoteStore(f"file://{tmp_path}/remote")
     folder, adapter_id = content(tmp_path / "source")
-    # In the way of the weights, as nothing that can be written over.
+    # A folder in the place of the weights file cannot be overwritten.
     (tmp_path / "remote" / adapter_id / WEIGHTS / "x").mkdir(parents=True)
     with pytest.raises(RegistryUnavailable, match="IsADirectoryError"):
         remote.put(adapter_id, folder)
@@ -208,7 +208,7 @@ def test_changes_of_another_server_are_visible_at_once(remote: RemoteStore, tmp_
 
 @pytest.mark.parametrize("kind", ["file", "s3"])
 def test_concurrent_put_and_get(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    # fsspec's memory:// is left out: its readers of one file share one position.
+    # Without fsspec's memory://: its readers of one file share one position.
     place = f"file://{tmp_path}/remote" if kind == "file" else f"s3://{request.getfixturevalue('bucket')}"
     remote = RemoteStore(place)
     folders = [content(tmp_path / f"source-{i}", size=300_000, seed=i) for i in range(6)]
@@ -269,7 +269,7 @@ def test_full_store_is_reported(tmp_path: Path) -> None:
     entry = tmp_path / "remote" / adapter_id
     entry.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        # Its parts get the one name at which a full device stands.
+        # Name the temporary file so that it is a link to /dev/full.
         patch.setattr("secrets.token_hex", lambda _: "part")
         (entry / f"{WEIGHTS}.part").symlink_to("/dev/full")
         with pytest.raises(StoreFull, match="No space left on device"):
@@ -298,7 +298,7 @@ def test_invalid_address_is_refused(url: str) -> None:
 
 
 def test_missing_extra_is_named_at_startup() -> None:
-    # In a process of its own, where s3fs cannot be imported.
+    # In a separate process, where s3fs cannot be imported.
     script = "import sys; sys.modules['s3fs'] = None\nfrom adapters.store.remote_store import RemoteStore\nRemoteStore('s3://bucket')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1

@@ -76,7 +76,7 @@ def test_change_is_seen_by_other_servers(pair: tuple[Registry, Registry], folder
     one.remove_alias("prod")
     one.remove("legal")
     soon(lambda: not two.knows("legal"))
-    # What is in use there stays readable there.
+    # Content that a server is using stays readable there.
     assert two._store.read(version.content).spec.id == version.content
     two.release(lease)
 
@@ -126,7 +126,7 @@ def test_only_one_of_two_servers_deletes(pair: tuple[Registry, Registry], folder
     claim = one._contents.begin_delete(content, touched)
     assert claim is not None
     assert two._contents.begin_delete(content, touched) is None
-    # Unless the first has died; should it live after all, its end is not the second's.
+    # If the first has died, another takes over; should it still live, its end_delete does nothing.
     later = two._contents.begin_delete(content, claim)
     assert later is not None
     one._contents.end_delete(content, claim)
@@ -277,7 +277,7 @@ def test_lookups_work_while_the_database_is_down(
 def test_state_survives_a_restart(tmp_path: Path, url: str, remote: RemoteStore, folders: list[Path]) -> None:
     with open_registry(tmp_path / "one", url=url, remote=remote) as registry:
         version = registry.register_folder("legal", folders[0]).version
-    # On another machine: nothing but the database and the shared store is left.
+    # As on another machine, with only the database and the shared store.
     with open_registry(tmp_path / "another", url=url, remote=remote) as registry:
         assert registry.version("legal") == version
         assert registry._store.read(version.content).spec.id == version.content

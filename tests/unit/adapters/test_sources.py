@@ -281,7 +281,7 @@ def test_truncated_file_is_refused(hub: Site, sources: Sources, tmp_path: Path) 
 
 
 def test_a_compressed_file_is_refused(hub: Site, sources: Sources, tmp_path: Path) -> None:
-    # A bomb would be counted only once it has gone off.
+    # A decompression bomb could only be counted after decompressing it.
     hub.answers[f"/org/name/resolve/{COMMIT}/{WEIGHTS}"] = (200, {"content-encoding": "gzip"}, b"w")
     with pytest.raises(SourceRefused, match="compresses"):
         sources.fetch("hf://org/name", tmp_path)
@@ -392,7 +392,7 @@ def test_number_of_redirects_is_limited(hub: Site, sources: Sources, tmp_path: P
 def test_a_redirect_to_a_public_address_is_followed_without_the_token(
     hub: Site, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # No public address is near; a proxy answers for it.
+    # Tests reach no public address, so a proxy answers for it.
     with site() as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         hub.redirect(f"/org/name/resolve/{COMMIT}/{WEIGHTS}", "http://u:p@93.184.216.34:8080/blob?Signature=1")

@@ -18,7 +18,7 @@ from adapters.sources.watched_folder import RETRY_SECONDS, SETTLE_SECONDS, Watch
 from tests.adapter_folders import CONFIG, DEFECTS, WEIGHTS
 from tests.unit.adapters.registries import open_registry, write
 
-LATER = time.time() + 86_400  # of the collection: the tests before may take long
+LATER = time.time() + 86_400  # computed at collection; other tests may run first
 """A time (Unix, seconds) when all files have settled."""
 
 
@@ -231,7 +231,7 @@ def test_errors_of_the_server_are_retried(
     write(root / "legal", 0)
     for late in range(2):
         assert watch.scan(LATER + late * RETRY_SECONDS) == []
-        assert watch.scan(LATER + late * RETRY_SECONDS + 1) == []  # not at once
+        assert watch.scan(LATER + late * RETRY_SECONDS + 1) == []  # too early
         assert [(refusal.reason, refusal.since) for refusal in watch.refusals()] == [(reason, int(LATER))]
         assert memory == {}
     assert failing.calls == 2
@@ -336,5 +336,5 @@ def test_scan_of_unchanged_folders_is_cheap(watch: WatchedFolder, root: Path, me
     assert len(watch.refusals()) == 2000
     begun = time.thread_time()
     watch.scan(LATER)
-    # 10 microseconds a folder here; a folder that is opened and listed costs some 40, one that is read far more.
+    # Measured: 10 us per folder. Opening and listing a folder costs about 40, reading its files far more.
     assert time.thread_time() - begun < 2000 * 100e-6

@@ -239,7 +239,7 @@ def test_the_demo_base(demo: Demo) -> None:
     assert base.max_model_len == 8192
     assert base.dtype == torch.bfloat16
     assert base.tokenizer.chat_template
-    # As it always was on x86 with AVX2, and as it was elsewhere: there are adapters that name these.
+    # On x86 with AVX2, and elsewhere. They must never change: adapters name them.
     assert base.layout.fingerprint == "110caadad6ed77a4839c7841a43330856d371310d20c01d0742c35c57e183b79"
     assert base.layout.equivalents == {"201f04e3ee0a76942126972054645dbabbdac12492085e77058b936d4f66c5cd"}
 

@@ -101,7 +101,7 @@ def test_sigint_stays_ignored_if_it_was() -> None:
     assert "--data-dir" in out
 
 
-# Python by itself would end by the signal; print the error and go on; raise it in the middle of the import.
+# By default Python would: exit by the signal; print the error and continue; raise it within the import.
 @pytest.mark.parametrize(("name", "said"), [("compiled", ""), ("swallowed", ""), ("imported", "found out\n")])
 def test_interrupt_runs_cleanup_and_exits_130(name: str, said: str) -> None:
     assert run(RAISED.format(name=name)) == (130, f"{said}put away\n", "")

@@ -24,7 +24,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert settings.adapter == {}
 
 
-def test_the_constructor_does_not_read_argv(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_constructor_does_not_read_argv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["manylora", "--port", "1"])
     assert Settings().port == 8000
 
@@ -79,7 +79,7 @@ def test_a_shared_database_needs_a_shared_store() -> None:
         read_settings(["--database-url", "postgresql://user:secret@host/registry"])
 
 
-def test_the_password_of_a_database_is_not_told() -> None:
+def test_database_password_is_never_printed() -> None:
     with pytest.raises(ConfigError, match=r"--database-url: must begin with postgresql://$"):
         read_settings(["--store-url", "file:///x", "--database-url", "mysql://user:secret@host/registry"])
     settings = read_settings(["--store-url", "file:///x", "--database-url", "postgresql://user:secret@host/registry"])
@@ -92,7 +92,7 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert read_settings(["--port", "2"]).port == 2
 
 
-def test_adapters_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapter_option_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {"a/b": Path("/x y"), "c": Path("/z=1")}
     assert read_settings(["--adapter", "a/b=/x y", "--adapter", "c=/z=1"]).adapter == expected
     monkeypatch.setenv("MANYLORA_ADAPTER", "a/b=/x y,c=/z=1")
@@ -119,7 +119,7 @@ def test_origins(given: str, read: str) -> None:
     "origin",
     ["chat.example.com", "https://chat.example.com/page", "https://", "null", "https://*.example.com", "http://x:*"],
 )
-def test_what_is_no_origin(origin: str) -> None:
+def test_invalid_origins(origin: str) -> None:
     with pytest.raises(ConfigError, match=r"^--cors-origin: must be \* or an origin such as https://"):
         read_settings(["--cors-origin", "*", "--cors-origin", origin])
 
@@ -145,7 +145,7 @@ LINKS = {
 """What Kubernetes sets in every pod of a namespace with services named manylora and manylora-gpu."""
 
 
-def test_service_links_of_kubernetes_are_no_options(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kubernetes_service_links_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in LINKS.items():
         monkeypatch.setenv(name, value)
     assert read_settings([]).port == 8000
@@ -162,13 +162,13 @@ def test_service_links_of_kubernetes_are_no_options(monkeypatch: pytest.MonkeyPa
         ("MANYLORA_URLS", "tcp://10.0.0.1:8000"),
     ],
 )
-def test_what_only_looks_like_a_service_link_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_lookalikes_of_service_links_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"^{name}: there is no such option$"):
         read_settings([])
 
 
-def test_a_port_that_is_an_address_is_refused_where_a_person_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_port_given_as_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="--port: must be a whole number"):
         read_settings(["--port", "tcp://10.0.0.1:8000"])
     monkeypatch.setenv("MANYLORA_PORT", "http://10.0.0.1:8000")
@@ -176,7 +176,7 @@ def test_a_port_that_is_an_address_is_refused_where_a_person_gave_it(monkeypatch
         read_settings([])
 
 
-def test_memory_for_keys_and_values_may_be_left_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kv_memory_may_be_chosen_by_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_settings([]).kv_memory_gib is None
     assert read_settings(["--kv-memory-gib", "auto"]).kv_memory_gib is None
     monkeypatch.setenv("MANYLORA_KV_MEMORY_GIB", "auto")
@@ -184,12 +184,12 @@ def test_memory_for_keys_and_values_may_be_left_to_the_server(monkeypatch: pytes
     assert read_settings(["--kv-memory-gib", "0.5"]).kv_memory_gib == 0.5
 
 
-def test_threads_are_the_cores_a_process_may_keep_busy() -> None:
+def test_default_threads_are_the_available_cores() -> None:
     assert Settings().cpu_threads == machine.usable_cores()
     assert Settings(threads=7).cpu_threads == 7
 
 
-def test_an_empty_variable_is_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_variable_is_not_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MANYLORA_ADAPTER_ROOT", "")
     with pytest.raises(ConfigError, match="--adapter-root: must not be empty"):
         read_settings([])
@@ -200,7 +200,7 @@ def test_an_adapter_may_be_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, t
     assert read_settings(["--adapter", "a=~/x"]).adapter == {"a": tmp_path / "x"}
 
 
-def test_without_a_home_folder_data_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_folder_data_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     def homeless(path: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -210,7 +210,7 @@ def test_without_a_home_folder_data_is_asked_for(monkeypatch: pytest.MonkeyPatch
         read_settings([])
 
 
-def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_prints_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: object) -> int:
         raise KeyboardInterrupt
 
@@ -251,13 +251,13 @@ def test_settings_are_frozen() -> None:
         (["a (b", "c"], "there is no option or command 'a (b c'; options begin with --"),
     ],
 )
-def test_a_bad_value_gets_one_line(words: list[str], message: str) -> None:
+def test_invalid_value_is_one_line(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         read_settings(words)
     assert str(raised.value) == message
 
 
-def test_each_bad_value_gets_its_own_line() -> None:
+def test_each_invalid_value_is_its_own_line() -> None:
     with pytest.raises(ConfigError) as raised:
         Settings(max_rank=0, port=-1, nix=3)
     assert str(raised.value).splitlines() == [

@@ -68,7 +68,7 @@ def listen() -> Iterator[Callable[[Peer], Peer]]:
         for method in ("GET", "POST", "PUT", "DELETE"):
             setattr(Handler, f"do_{method}", lambda request: peer.serve(request))
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.handle_error = lambda *_: None  # a client that leaves is part of these tests
+        server.handle_error = lambda *_: None  # clients disconnect in these tests
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         servers.append(server)
         peer.url = f"http://127.0.0.1:{server.server_port}"
@@ -234,7 +234,7 @@ def test_refusal_during_an_upload_is_reported(listen: Callable[[Peer], Peer], fo
         def serve(self, request: BaseHTTPRequestHandler) -> None:
             super().serve(request)
             request.wfile.flush()
-            while request.rfile.read1(1 << 16):  # as uvicorn does: it does not slam the door
+            while request.rfile.read1(1 << 16):  # like uvicorn, which reads on before it closes
                 pass
 
     body = b'{"error": {"message": "too large", "type": "x", "param": null, "code": "store_full"}}'
