@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from adapters.format.spec import BaseLayout
-from bases.architecture import SIBLINGS
-from bases.shared_input import SharedInputCache
+from bases.architecture import SIBLINGS, SharedInputCache
 from server.compute.backend import GroupShape
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bases.shared_input import SharedInputCache
+from bases.architecture import SharedInputCache
 from training.model.dropout import apply_mask, apply_mask_, dropout_mask, dropout_scale
 
 Weight = Callable[[], Tensor]
