@@ -40,7 +40,7 @@ class DryLoad:
         length = min(LENGTH, base.max_model_len, engine.longest_probe)
         self._prompt: list[int] = codec.backend.encode(PROMPT).ids[:length]
         self._engine = engine
-        self._switchboard = event_router
+        self._event_router = event_router
         self._lock = Lock()
         self._base: Logits | None = None
 
@@ -83,14 +83,14 @@ class DryLoad:
         if isinstance(event, Failed):
             if event.cause == "adapter":
                 raise AdapterRejected(f"the dry load failed: {event.message}")
-            if self._switchboard.draining:
+            if self._event_router.draining:
                 raise Draining(event.message, code="draining")
             raise EngineError(f"The dry load failed: {event.message}")
         assert event.logits is not None, "a probe without logits"
         return np.frombuffer(event.logits, np.float32)
 
     def _run(self, sequence: Sequence) -> Event:
-        answer = self._switchboard.expect(sequence.id)
+        answer = self._event_router.expect(sequence.id)
         try:
             self._submit(sequence)
             return answer.result(TIMEOUT)
@@ -98,13 +98,13 @@ class DryLoad:
             self._engine.abort(sequence.id)
             raise EngineError(f"The dry load found no place on the device within {TIMEOUT:.0f} s.") from error
         finally:
-            self._switchboard.close(sequence.id)
+            self._event_router.close(sequence.id)
 
     def _submit(self, sequence: Sequence) -> None:
         try:
             self._engine.submit(sequence)
         except EngineError as error:
-            if self._switchboard.draining:
+            if self._event_router.draining:
                 raise Draining("The server has shut down.", code="draining") from error
             raise
 
