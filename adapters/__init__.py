@@ -1,4 +1,4 @@
-"""What an adapter is, whether it can be trusted, and where it lives.
+"""The adapter's file format and its checks, the registry, and where adapters come from and are stored.
 
 Imports neither the server nor the trainer; both import this package.
 """

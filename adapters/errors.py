@@ -3,44 +3,44 @@
 ::
 
     AdapterError
-    ├── AdapterRejected      the content cannot be trusted; says which file, which tensor and why
-    ├── AdapterNameError     the name cannot be used
-    ├── SourceRefused        the place it should come from is not allowed, or cannot be read
-    ├── UnknownAdapter       no adapter, version or alias goes by this name
-    ├── AdapterUnavailable   there is one, but this server cannot serve it, and says why
-    ├── AdapterConflict      something else stands in the way: an alias, an active version, pins
-    ├── RevisionMismatch     somebody else has changed it since the caller looked
-    ├── StoreFull            the disk has no room for the bytes
-    │   └── QuotaExceeded        or the quota has not
+    ├── AdapterRejected      the content cannot be served; names the file, the tensor and the reason
+    ├── AdapterNameError     the name is invalid or reserved
+    ├── SourceRefused        the source address is not allowed, or cannot be read
+    ├── UnknownAdapter       no adapter, version or alias has this name
+    ├── AdapterUnavailable   it exists, but this server cannot serve it; gives the reason
+    ├── AdapterConflict      it conflicts with an alias, an active version or the pins
+    ├── RevisionMismatch     the name has changed since the caller last read it
+    ├── StoreFull            the disk has no room for the adapter
+    │   └── QuotaExceeded    the quota has no room for it
     └── RegistryUnavailable  the database cannot be reached
 
-After any of them nothing has changed; but where the database was lost just as it was to acknowledge a change,
-RegistryUnavailable is raised although it may have been made.
+When one of them is raised, nothing has changed. One exception: if the connection to the database is lost while it
+acknowledges a change, RegistryUnavailable is raised although the change may have been made.
 """
 
 from bases.errors import ManyloraError, one_line
 
-LONGEST_SHOWN = 160
-"""Characters of a file's name that are told back."""
+MAX_PRINTED = 160
+"""Maximum number of characters of a file's name in a message."""
 
 
-def shown(name: str) -> str:
-    """A name out of an archive or a form, fit to be told back: no control characters, and not without end."""
-    return "".join(character if character.isprintable() else "?" for character in name[:LONGEST_SHOWN])
+def printable(name: str) -> str:
+    """Return an untrusted name for a message: cut to :data:`MAX_PRINTED`, ``?`` for each unprintable character."""
+    return "".join(character if character.isprintable() else "?" for character in name[:MAX_PRINTED])
 
 
 class AdapterError(ManyloraError):
-    """Anything that is wrong with an adapter."""
+    """Base class of all errors about adapters."""
 
     def terminal_lines(self) -> list[str]:
-        """Return the message as one line: names in it come from archives and from other people."""
+        """Return the message as one line: it may contain names out of archives and from other users."""
         return [one_line(str(self))]
 
 
 class AdapterRejected(AdapterError):
-    """An adapter that cannot be served correctly, with the place and the reason.
+    """The adapter's content cannot be served correctly.
 
-    ``file`` and ``tensor`` name the place where they are known; ``code`` tells programs of a reason they may act on.
+    ``file`` and ``tensor`` say where the problem is, if that is known; ``code`` lets programs tell reasons apart.
     """
 
     def __init__(
@@ -55,17 +55,17 @@ class AdapterRejected(AdapterError):
 
 
 class AdapterNameError(AdapterError):
-    """A name that no adapter can carry."""
+    """The name is invalid or reserved."""
 
     exit_status = 2
 
 
 class SourceRefused(AdapterError):
-    """An address that is not allowed, or that gave no adapter."""
+    """The source address is not allowed, cannot be read, or holds no adapter."""
 
 
 class UnknownAdapter(AdapterError):
-    """No adapter, version or alias goes by this name."""
+    """No adapter, version or alias has this name."""
 
     exit_status = 2
 
@@ -75,7 +75,7 @@ class UnknownAdapter(AdapterError):
 
 
 class AdapterUnavailable(AdapterError):
-    """A known adapter that this server cannot serve."""
+    """The adapter exists, but this server cannot serve it."""
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name
@@ -84,7 +84,7 @@ class AdapterUnavailable(AdapterError):
 
 
 class AdapterConflict(AdapterError):
-    """Something else stands in the way. ``code`` says what, for programs."""
+    """The change conflicts with an alias, an active version or the pins; ``code`` says with which."""
 
     def __init__(self, message: str, *, code: str) -> None:
         self.code = code
@@ -92,16 +92,16 @@ class AdapterConflict(AdapterError):
 
 
 class RevisionMismatch(AdapterError):
-    """The name is not what it was when the caller looked."""
+    """The name has changed since the caller last read it."""
 
 
 class StoreFull(AdapterError):
-    """There is no room for the adapter's bytes."""
+    """The disk has no room for the adapter."""
 
 
 class QuotaExceeded(StoreFull):
-    """The adapter's bytes do not fit what the store may hold."""
+    """The adapter would exceed the store's quota."""
 
 
 class RegistryUnavailable(AdapterError):
-    """The registry's database cannot be reached: what is registered is served, nothing can be changed."""
+    """The registry's database cannot be reached. Registered adapters are still served, but nothing can be changed."""

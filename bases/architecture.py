@@ -7,7 +7,7 @@ function that records its arguments. No weights are read and nothing is computed
 import copy
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from bases.errors import BaseRejected
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one module that transformers' models call with the same input, so that they can be computed together.
-Callers must check that the input is the same: other models are then still computed right, but slower."""
+Callers take the outputs from a :class:`SharedInputCache`: other models are then still computed right, but slower."""
 _RECORDING = "manylora_recording"
 """Name under which the recording attention function is registered with transformers."""
 _ROWS = 5
@@ -41,6 +41,26 @@ _CUSTOM_ATTENTION = (
     "requests of a batch apart"
 )
 _STATE_SPACE = re.compile(r"mamba|ssm|rwkv|lstm|recurrent|linear_attn", re.IGNORECASE)
+
+
+class SharedInputCache:
+    """Keeps the outputs of several layers for one input, until each has been taken once. Not thread-safe.
+
+    It is correct for any order of calls: a layer that is called with another input, or twice, is computed anew.
+    """
+
+    def __init__(self) -> None:
+        self._input: Tensor | None = None
+        self._outputs: dict[int, Tensor] = {}
+
+    def take(self, member: int, x: Tensor, compute: Callable[[Tensor], Sequence[Tensor]]) -> Tensor:
+        """Return the output of one layer for ``x``; ``compute(x)`` returns those of all, in the order of the layers."""
+        if self._input is not x or member not in self._outputs:
+            self._input, self._outputs = x, dict(enumerate(compute(x)))
+        output = self._outputs.pop(member)
+        if not self._outputs:
+            self._input = None
+        return output
 
 
 class _CustomAttention(Exception):

@@ -112,7 +112,8 @@ class DryLoad:
 
 
 def _kl(logits: Logits, base: Logits) -> float:
-    """KL(adapter || base) of the next token's distributions, in nats."""
+    """Return KL(adapter || base) in nats, of the next token's distributions."""
+    # By numpy: torch would open an OpenMP team on this thread, and that slows down the engine's.
     log_p, log_q = _log_softmax(logits), _log_softmax(base)
     return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum()))
 

@@ -1,4 +1,4 @@
-"""Adapter folders for tests, written without PEFT: good ones in a millisecond, and one per defect."""
+"""Adapter folders written without PEFT, in a millisecond each: valid ones, and one for each defect."""
 
 import json
 import os
@@ -22,14 +22,14 @@ ORIGIN = "manylora.json"
 FINGERPRINT = "0" * 64
 
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
-"""What :func:`write_adapter` adapts if not told otherwise; layers of the tiny Llama."""
+"""Default layers of :func:`write_adapter`, all of the tiny Llama."""
 KEY_A = f"base_model.model.{LAYERS[0]}.lora_A.weight"
 KEY_B = f"base_model.model.{LAYERS[0]}.lora_B.weight"
 LAST_KEY = f"base_model.model.{LAYERS[1]}.lora_B.weight"
 
 
 def layout_of(model: PreTrainedModel, fingerprint: str = FINGERPRINT) -> BaseLayout:
-    """The layout of a model in memory: every linear layer but the output layer can carry LoRA."""
+    """Return a model's layout: every linear layer but the output layer can carry LoRA."""
     linears: dict[str, tuple[int, int]] = {}
     unserved: dict[str, str] = {}
     for name, module in model.named_modules():
@@ -43,7 +43,7 @@ def layout_of(model: PreTrainedModel, fingerprint: str = FINGERPRINT) -> BaseLay
 
 
 def add(store: AdapterStore, folder: Path) -> AdapterSpec:
-    """Store a folder as a registration does."""
+    """Store an adapter folder as a registration does; return its spec."""
     with store.stage() as staging:
         store.copy(folder, staging)
         spec = store.seal(staging)
@@ -54,7 +54,7 @@ def add(store: AdapterStore, folder: Path) -> AdapterSpec:
 def write_adapter(
     folder: Path, layout: BaseLayout, *, seed: int = 0, rank: int = 4, layers: tuple[str, ...] = LAYERS, **config: Any
 ) -> Path:
-    """A good adapter with random weights; the same arguments give the same content. Returns ``folder``."""
+    """Write a valid adapter with random weights, the same for the same arguments. Returns ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -91,19 +91,19 @@ def set_header(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def split(content: bytes) -> tuple[bytes, bytes]:
-    """A safetensors file's header and data."""
+    """Split a safetensors file into header and data."""
     (length,) = struct.unpack("<Q", content[:8])
     return content[8 : 8 + length], content[8 + length :]
 
 
 def joined(header: bytes, data: bytes) -> bytes:
-    """A safetensors file of a header and data."""
+    """Return a safetensors file of this header and data."""
     return struct.pack("<Q", len(header)) + header + data
 
 
 @dataclass(frozen=True)
 class Defect:
-    """One way to spoil a folder from :func:`write_adapter`, and what the refusal must say."""
+    """One way to break a folder from :func:`write_adapter`, and what the error must say."""
 
     spoil: Callable[[Path], object]
     reason: str
@@ -116,7 +116,7 @@ def _config(reason: str, **fields: Any) -> Defect:
 
 
 def _mismatch(reason: str, at: str, **fields: Any) -> Defect:
-    """A config that does not go with the tensors."""
+    """Return a defect in which the config does not match the tensors."""
     return Defect(lambda folder: set_config(folder, **fields), reason, WEIGHTS, at)
 
 
@@ -205,7 +205,7 @@ DEFECTS: dict[str, Defect] = {
     "unknown_field": _config("use_next_year: is not known", use_next_year=True),
     "many_unknown": _config("has 21 fields that no PEFT config has", **{f"field_{i}": i + 1 for i in range(21)}),
     "unknown_zero": _config("shift: is not known", shift=0.5),
-    # a config that cannot be meant
+    # invalid configs
     "r_zero": _config("r: Input should be greater than 0", r=0),
     "r_text": _config("r: Input should be a valid integer", r="4"),
     "r_missing": _replaced(CONFIG, lambda path: path.write_text('{"peft_type": "LORA"}'), "r: Field required"),
@@ -332,4 +332,4 @@ DEFECTS: dict[str, Defect] = {
         ORIGIN,
     ),
 }
-"""Name -> how to spoil a folder that :func:`write_adapter` has written for the tiny Llama, verified up to rank 16."""
+"""Name -> how to break a folder that :func:`write_adapter` wrote for the tiny Llama; the maximum rank is 16."""

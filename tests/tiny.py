@@ -31,10 +31,10 @@ from transformers import (
 )
 
 VOCABULARY = 264
-"""256 bytes, the special tokens and a few ids no text makes."""
+"""256 bytes, the special tokens, and a few ids that no text encodes to."""
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CONTEXT = 256
-"""Positions the tiny models know, in tokens."""
+"""Maximum context of the tiny models, in tokens."""
 WINDOW = 12
 """Sliding window of the models that have one, in tokens: shorter than any test's sequences."""
 
@@ -140,7 +140,7 @@ def save_adapter(model: PreTrainedModel, folder: Path, seed: int, strength: floa
 
 
 def fused(architecture: str) -> bool:
-    """Whether q, k and v are one layer there."""
+    """Return whether q, k and v are one layer in this architecture."""
     return architecture == "phi3"
 
 

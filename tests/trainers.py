@@ -1,4 +1,4 @@
-"""What training tools leave in a folder, and the files of formats that are not PEFT's. Names only.
+"""Names of the files that training tools save, and of foreign formats.
 
 TRL's are those of a run of TRL 1.16 (SFTTrainer, LoRA, ``save_model``); transformers' and PEFT's own are made in
 ``test_trainers.py``; the others are written down from what the tools save.
@@ -15,22 +15,22 @@ ADAPTER = ("README.md", CONFIG, WEIGHTS)
 
 
 def under(folder: str, *names: str) -> tuple[str, ...]:
-    """The names with a folder before them."""
+    """Return the names with ``folder`` in front."""
     return tuple(f"{folder}/{name}" for name in names)
 
 
 @dataclass(frozen=True)
 class Output:
-    """A folder as a tool leaves it."""
+    """The files that a tool saves in a folder."""
 
     files: tuple[str, ...]
     adapter: str = ""
-    """The folder in it that is to be taken."""
+    """The sub-folder of the adapter that must be selected."""
     others: tuple[str, ...] = ()
-    """Folders in it with other adapters."""
+    """Sub-folders with other adapters."""
 
     def beside(self) -> tuple[str, ...]:
-        """Everything but the adapter's files."""
+        """Return all files but the adapter's."""
         own = {f"{self.adapter}/{name}".removeprefix("/") for name in (CONFIG, WEIGHTS, ORIGIN)}
         return tuple(name for name in self.files if name not in own)
 
@@ -127,4 +127,4 @@ FORMATS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
     "only a config": ((CONFIG, "README.md"), WEIGHTS, "is missing"),
     "unknown weights": ((CONFIG, "lora.safetensors"), WEIGHTS, "is missing"),
 }
-"""Format -> files, the one that a refusal names, and what it says."""
+"""Format -> files, the file that the error names, and a part of its reason."""

@@ -1,1 +1,1 @@
-"""``manylora adapters``, and the client it uses."""
+"""``manylora adapters``, and the HTTP client it uses."""

@@ -21,7 +21,7 @@ import httpx2
 from adapters.cli.connection_errors import no_answer
 from adapters.errors import AdapterRejected
 from adapters.format.files import open_file, present, size_of
-from adapters.format.selection import Selection, survey
+from adapters.format.selection import Selection, select_in_folder
 from adapters.registry.names import check_name, parse_reference
 from adapters.registry.snapshot import Target
 from bases.errors import ManyloraError, one_line
@@ -39,7 +39,7 @@ ADMISSION_SECONDS = 600.0
 LEFT_OUT = "left_out"
 """The form field that names files in the folder that are not sent."""
 
-_DROPPED = (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError)
+_CONNECTION_LOST = (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError)
 
 
 class RemoteError(ManyloraError):
@@ -131,7 +131,7 @@ class AdapterClient:
 
     def show(self, reference: str) -> Card:
         """Return an adapter (``legal``) or one version (``legal@2``), with the receipt of its checks."""
-        return self._ask("GET", _adapter(reference))
+        return self._request_object("GET", _adapter(reference))
 
     def push(
         self,
@@ -151,7 +151,7 @@ class AdapterClient:
         sent, if the folder holds no adapter. Other files in it are not sent; the receipt names them.
         """
         check_name(name)
-        selection = survey(folder)
+        selection = select_in_folder(folder)
         flags = {
             "activate": activate,
             "pinned": pinned,
@@ -170,15 +170,15 @@ class AdapterClient:
 
     def pin(self, name: str, pinned: bool) -> Card:
         """Pin the adapter to the device, or unpin it."""
-        return self._ask("POST", f"{_adapter(name)}/pin", json={"pinned": pinned})
+        return self._request_object("POST", f"{_adapter(name)}/pin", json={"pinned": pinned})
 
     def activate(self, name: str, version: int) -> Card:
         """Make ``version`` the active version of ``name``."""
-        return self._ask("POST", f"{_adapter(name)}/activate", json={"version": version})
+        return self._request_object("POST", f"{_adapter(name)}/activate", json={"version": version})
 
     def remove(self, reference: str) -> None:
         """Remove an adapter, or one of its versions."""
-        self._ask("DELETE", _adapter(reference))
+        self._request_object("DELETE", _adapter(reference))
 
     def aliases(self) -> Sequence[Card]:
         """Return all aliases, in the order of their names."""
@@ -187,11 +187,11 @@ class AdapterClient:
     def put_alias(self, name: str, targets: Sequence[Target]) -> Card:
         """Create or replace the alias ``name``."""
         wanted = [{"adapter": target.reference, "weight": target.weight} for target in targets]
-        return self._ask("PUT", _alias(name), json={"targets": wanted})
+        return self._request_object("PUT", _alias(name), json={"targets": wanted})
 
     def remove_alias(self, name: str) -> None:
         """Remove an alias; its targets stay."""
-        self._ask("DELETE", _alias(name))
+        self._request_object("DELETE", _alias(name))
 
     def _upload(self, folder: Path, fields: Mapping[str, str], progress: Progress | None) -> httpx2.Response:
         timeout = httpx2.Timeout(self._timeout, read=max(self._timeout, ADMISSION_SECONDS))
@@ -203,21 +203,21 @@ class AdapterClient:
 
     def _pages(self, path: str) -> Sequence[Card]:
         """Return all pages of a list."""
-        pages = [self._ask("GET", path, params={"limit": PAGE})]
+        pages = [self._request_object("GET", path, params={"limit": PAGE})]
         # Stop at an empty page, although the server says there are more.
         while pages[-1].get("has_more") and pages[-1]["data"]:
             last = pages[-1]["data"][-1]["id"]
-            pages.append(self._ask("GET", path, params={"limit": PAGE, "after": last}))
+            pages.append(self._request_object("GET", path, params={"limit": PAGE, "after": last}))
         return pages
 
-    def _ask(self, method: str, path: str, **content: Any) -> Card:
+    def _request_object(self, method: str, path: str, **content: Any) -> Card:
         return _object(self._send(method, path, **content))
 
     def _send(self, method: str, path: str, **content: Any) -> httpx2.Response:
         try:
             try:
                 return self._http.request(method, path, **content)
-            except _DROPPED:
+            except _CONNECTION_LOST:
                 if method != "GET":
                     raise
                 return self._http.request(method, path, **content)

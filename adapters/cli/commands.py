@@ -1,6 +1,6 @@
 """``manylora adapters``: the adapters of a running server, from the command line.
 
-Exit status 0; 1 where the server refuses, cannot be reached, or the folder holds no adapter; 2 for a bad option.
+Exit status: 0; 1 if the server refuses or cannot be reached, or the folder holds no adapter; 2 for a bad option.
 """
 
 import json
@@ -23,8 +23,8 @@ from bases import interrupts
 from bases.command_line import APP
 from bases.errors import one_line
 
-HERE = "http://127.0.0.1:8000"
-"""Where ``manylora serve`` listens unless told otherwise."""
+DEFAULT_URL = "http://127.0.0.1:8000"
+"""The default address of ``manylora serve``."""
 
 NO_ADAPTERS = "no adapters are registered; upload one with: manylora adapters push DIR --name NAME"
 NO_ALIASES = "there are no aliases; make one with: manylora adapters alias set ALIAS NAME"
@@ -35,16 +35,16 @@ adapters.add_typer(alias, name="alias")
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
-    """What the group was given."""
+class _Connection:
+    """Options of ``manylora adapters`` itself, before the sub-command."""
 
     url: str
     api_key: str | None
 
 
 def _connect(context: typer.Context, url: str | None) -> AdapterClient:
-    """The server that the command or the group was given."""
-    given: _Given = context.obj
+    """Return a client of the server that the sub-command's or the group's ``--url`` names."""
+    given: _Connection = context.obj
     try:
         client = AdapterClient(given.url if url is None else url, api_key=given.api_key)
     except ValueError as error:
@@ -54,7 +54,7 @@ def _connect(context: typer.Context, url: str | None) -> AdapterClient:
 
 
 def _targets(words: Sequence[str]) -> list[Target]:
-    """``["legal@1=90", "legal@2=10"]`` as targets; the weight is 1 unless said."""
+    """Parse ``["legal@1=90", "legal@2=10"]``; the default weight is 1."""
     targets = []
     for word in words:
         reference, equals, weight = word.partition("=")
@@ -87,7 +87,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask f
 @adapters.callback()
 def connection(
     context: typer.Context,
-    url: Annotated[str, typer.Option(envvar="MANYLORA_URL", metavar="URL", help="The server's address.")] = HERE,
+    url: Annotated[str, typer.Option(envvar="MANYLORA_URL", metavar="URL", help="The server's address.")] = DEFAULT_URL,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="MANYLORA_API_KEY", metavar="KEY", help="API key of the server, or of its proxy."),
@@ -98,7 +98,7 @@ def connection(
     Example: manylora adapters push ./legal --name legal --alias prod
     """
     context.with_resource(interrupts.sigint_raises())
-    context.obj = _Given(url, api_key or None)
+    context.obj = _Connection(url, api_key or None)
 
 
 @adapters.command("list")
@@ -133,8 +133,8 @@ def show(server: Server, name: ReferenceWord, as_json: Json = False) -> None:
         _json(card)
         return
     versions = card.get("version_details")
-    elsewhere = {"object", "version_details", *(["versions"] if versions is not None else [])}
-    show_fields({key: value for key, value in card.items() if key not in elsewhere})
+    listed_below = {"object", "version_details", *(["versions"] if versions is not None else [])}
+    show_fields({key: value for key, value in card.items() if key not in listed_below})
     if versions is not None:
         typer.echo()
         columns = ("version", "created (UTC)", "rank", "size", "residency", "status", "content")
@@ -218,7 +218,7 @@ def activate(
             card = server.activate(reference.name, number)
             typer.echo(f"{reference.name} means {reference.name}@{card['active']}")
         case _:
-            raise typer.BadParameter("say which version, once", param_hint="VERSION")
+            raise typer.BadParameter("give the version once, as NAME@VERSION or as NAME VERSION", param_hint="VERSION")
 
 
 @adapters.command()
@@ -264,8 +264,8 @@ def set_alias(
     Example: alias set prod legal@1=90 legal@2=10. A weight is 1 unless given.
     """
     card = server.put_alias(name, _targets(targets))
-    meant = (f"{target['adapter']}={target['weight']:g}" for target in card["targets"])
-    typer.echo(f"{name} means {', '.join(meant)}")
+    shown_targets = (f"{target['adapter']}={target['weight']:g}" for target in card["targets"])
+    typer.echo(f"{name} means {', '.join(shown_targets)}")
 
 
 @alias.command("rm")
@@ -279,14 +279,14 @@ def remove_alias(server: Server, name: Name) -> None:
 
 
 def _row(card: Card) -> list[object]:
-    """An adapter in the list."""
+    """Return an adapter's row of the list."""
     versions = len(card["versions"])
     pinned = "pinned" if card["pinned"] else None
     return [card["id"], card["active"], versions, card["rank"], _size(card), card["residency"], pinned, _status(card)]
 
 
 def _version(card: Card) -> list[object]:
-    """A version in the list of an adapter's."""
+    """Return a version's row of an adapter's list."""
     of_content = (card["rank"], _size(card), card["residency"], _status(card), card["content"])
     return [card["version"], minute(card["created"]), *of_content]
 
@@ -301,7 +301,7 @@ def _status(card: Card) -> str:
 
 
 def _registered(name: str, pushed: Pushed) -> str:
-    """What an upload came to, in a sentence."""
+    """Return the result of an upload as a sentence."""
     version, active = f"{name}@{pushed.version}", pushed.card["active"]
     done = f"registered {version}" if pushed.new else f"{version} has this content already"
     means = f"{name} means {name}@{active}" if active else f"{name} means none of its versions yet"

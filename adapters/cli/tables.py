@@ -1,4 +1,4 @@
-"""Tables for people: what a server's cards say, at the width of a terminal."""
+"""Print tables of a server's JSON objects: as wide as the terminal, or tab-separated without one."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,13 +17,13 @@ _MOMENTS = ("created", "checked")
 """Fields that hold Unix time."""
 _DIGEST = re.compile(r"[0-9a-f]{40,}")
 _SHOWN = 12
-"""Digits of a digest on a terminal: enough to tell two apart."""
+"""Number of digits of a digest that a terminal shows."""
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Iterable[object]], none: str = "") -> None:
-    """Print a table; where the output is no terminal, lines of cells between tabs, digests whole.
+    """Print a table; if the output is no terminal, print tab-separated lines with whole digests.
 
-    ``none`` is what to say, on stderr, of a table without rows.
+    ``none``: a message for stderr if there are no rows.
     """
     console = Console()
     lines = [[one_line(cell_text(cell)) for cell in row] for row in rows]
@@ -42,12 +42,12 @@ def show_table(columns: Sequence[str], rows: Iterable[Iterable[object]], none: s
 
 
 def show_fields(card: Mapping[str, object]) -> None:
-    """Print what a card says, each value with the path to it: ``receipt.probe.kl``."""
+    """Print the fields of a JSON object, nested ones by their path: ``receipt.probe.kl``."""
     show_table(("field", "value"), _flat(card))
 
 
 def cell_text(value: object) -> str:
-    """A value as people read it: four significant digits, yes and no, a dash for nothing."""
+    """Format a value: four significant digits, yes and no, a dash for nothing."""
     match value:
         case None | "" | []:
             return "-"
@@ -62,12 +62,12 @@ def cell_text(value: object) -> str:
 
 
 def _moment(seconds: float) -> str:
-    """Unix time as a date and a time of day."""
+    """Format Unix time as date and time."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def minute(seconds: float) -> str:
-    """Unix time as a date and a time of day, UTC, for columns that say so and have little room."""
+    """Format Unix time as date and time to the minute, UTC, for a column whose title says so."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
 
 

@@ -41,13 +41,13 @@ def draws_bars(console: Console) -> bool:
 
 def _lines(name: str, console: Console) -> Progress:
     """Return a callback that prints lines; none for an upload that ends within :data:`LINE_SECONDS`."""
-    began = told = time.monotonic()
+    began = printed = time.monotonic()
 
     def advance(sent: int, total: int) -> None:
-        nonlocal told
+        nonlocal printed
         now, whole = time.monotonic(), sent == total
-        if now - told >= LINE_SECONDS or (whole and told > began):
-            told = now
+        if now - printed >= LINE_SECONDS or (whole and printed > began):
+            printed = now
             how = "all of it; the server checks it" if whole else f"{decimal(sent)} of {decimal(total)}"
             console.print(f"uploading {name}: {how}", markup=False, highlight=False, soft_wrap=True)
 

@@ -1,1 +1,1 @@
-"""The format: what an adapter's files say, and whether they can be trusted."""
+"""Read and check the files of an adapter as PEFT saves it."""

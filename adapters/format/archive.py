@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from adapters.errors import AdapterRejected
 from adapters.format.files import FILES, MAX_FILES, MAX_JSON_BYTES, WEIGHTS
-from adapters.format.selection import Selection, choose, plain, refuse
+from adapters.format.selection import Selection, normalise_path, reject_path, select
 
 AROUND_BYTES = 256 << 20
 """Bytes allowed for files whose size does not depend on the adapter, such as a tokenizer in each checkpoint."""
@@ -67,9 +67,9 @@ def unpack(archive: Path, staging: Path, limit: int) -> Selection:
     with anything in it but plain files and folders, and for one that is damaged: ``staging`` may then hold some of the
     files, and nothing outside it has been touched.
     """
-    with _damage_named():
+    with _translate_damage():
         # Reads the archive twice: only at its end is it known which folder holds the adapter.
-        selection = choose(_listed(archive, limit))
+        selection = select(_listed(archive, limit))
         _extract(archive, staging, selection.folder, limit)
     return selection
 
@@ -81,10 +81,10 @@ def _listed(archive: Path, limit: int) -> list[str]:
         for number, member in enumerate(members):
             if number == MAX_FILES:
                 raise AdapterRejected(f"the archive holds more than {MAX_FILES} files and folders: {PACK_LESS}")
-            path = plain(member.path)
+            path = normalise_path(member.path)
             if not member.is_folder:
                 if not path:
-                    refuse(member.path, "is a file without a name")
+                    reject_path(member.path, "is a file without a name")
                 paths.append(path)
     return paths
 
@@ -93,7 +93,7 @@ def _extract(archive: Path, staging: Path, folder: str, limit: int) -> None:
     wanted = {f"{folder}/{name}" if folder else name: name for name in FILES}
     with closing(_members(archive, max_bytes(limit))) as members:
         for member in members:
-            name = None if member.is_folder else wanted.get(plain(member.path))
+            name = None if member.is_folder else wanted.get(normalise_path(member.path))
             if name is not None:
                 with (staging / name).open("xb") as writer:
                     writer.writelines(_bounded(member, limit if name == WEIGHTS else MAX_JSON_BYTES))
@@ -102,12 +102,12 @@ def _extract(archive: Path, staging: Path, folder: str, limit: int) -> None:
 def _bounded(member: _Member, limit: int) -> Iterator[bytes]:
     """Yield the member's bytes; refuse more than ``limit``, whatever size the archive declares."""
     if member.size > limit:
-        refuse(member.path, f"is larger than {limit} bytes")
+        reject_path(member.path, f"is larger than {limit} bytes")
     left = limit
     for chunk in member.content:
         left -= len(chunk)
         if left < 0:
-            refuse(member.path, f"is larger than {limit} bytes")
+            reject_path(member.path, f"is larger than {limit} bytes")
         yield chunk
 
 
@@ -145,9 +145,9 @@ def _tar_members(reader: "_ForwardReader") -> Iterator[_Member]:
     with tarfile.TarFile(fileobj=reader) as tar:
         while (entry := tar.next()) is not None:
             if not entry.isdir() and (entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or entry.issparse()):
-                refuse(entry.name, f"is {_tar_kind(entry)}; only plain files are taken")
+                reject_path(entry.name, f"is {_tar_kind(entry)}; only plain files are taken")
             if entry.size < 0:
-                refuse(entry.name, "has a size below zero")
+                reject_path(entry.name, "has a size below zero")
             content = reader.content(0 if entry.isdir() else entry.size)
             yield _Member(entry.name, entry.isdir(), entry.size, content)
             deque(content, maxlen=0)  # skip what was not read
@@ -235,9 +235,9 @@ def _zip_members(path: Path) -> Iterator[_Member]:
         for entry in entries:
             kind = stat.S_IFMT(entry.external_attr >> 16)
             if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
-                refuse(entry.filename, "is a link or a device; only plain files are taken")
+                reject_path(entry.filename, "is a link or a device; only plain files are taken")
             if entry.flag_bits & _ENCRYPTED:
-                refuse(entry.filename, "is encrypted")
+                reject_path(entry.filename, "is encrypted")
             # entry.filename ends at the first NUL of what the archive says.
             yield _Member(entry.orig_filename, entry.is_dir(), entry.file_size, _zip_content(archive, entry))
 
@@ -245,14 +245,14 @@ def _zip_members(path: Path) -> Iterator[_Member]:
 def _zip_content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
     # The other methods unpack to any size in memory.
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        refuse(entry.filename, "is compressed by another method than deflate")
+        reject_path(entry.filename, "is compressed by another method than deflate")
     left = entry.file_size
     with archive.open(entry) as reader:
         while chunk := reader.read(CHUNK_BYTES):
             left -= len(chunk)
             yield chunk
     if left:
-        refuse(entry.filename, "is cut short")
+        reject_path(entry.filename, "is cut short")
 
 
 def _check_extent(file: "_BoundedReader", entries: list[zipfile.ZipInfo], comment: bytes) -> None:
@@ -282,7 +282,7 @@ class _BoundedReader(io.FileIO):
 
 
 @contextmanager
-def _damage_named() -> Iterator[None]:
+def _translate_damage() -> Iterator[None]:
     try:
         yield
     except _UNREADABLE as error:

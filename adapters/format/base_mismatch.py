@@ -1,4 +1,4 @@
-"""What is told of an adapter that was trained on another base."""
+"""Explain in which parts the base that an adapter was trained on differs from this base."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,12 +15,15 @@ _PARTS = {
 }
 
 
-def other_base(origin: Mapping[str, Any], layout: BaseLayout) -> AdapterRejected:
-    """The refusal: in what the two differ, by what its trainer left (``manylora.json``), and how to take it anyway."""
+def base_mismatch_error(origin: Mapping[str, Any], layout: BaseLayout) -> AdapterRejected:
+    """Return the error for an adapter of another base: which parts differ, and how to accept it anyway.
+
+    ``origin``: the adapter's ``manylora.json``, which its trainer wrote.
+    """
     trained_on = str(origin["base_fingerprint"])[:80]
     return AdapterRejected(
         f"the adapter was trained on the base {trained_on}{_name(origin)}, this base is {layout.fingerprint}: "
-        f"{_differences(origin, layout)}. Serve the base it was trained on, or take it all the same with "
+        f"{_differences(origin, layout)}. Serve the base it was trained on, or accept the adapter anyway with "
         '`"allow_base_mismatch": true` in the request or `--allow-base-mismatch` on the command line',
         file=ORIGIN,
         code="base_mismatch",
@@ -34,7 +37,7 @@ def _name(origin: Mapping[str, Any]) -> str:
 
 
 def _differences(origin: Mapping[str, Any], layout: BaseLayout) -> str:
-    """In words, as the end of a sentence."""
+    """Return the differences as the end of a sentence."""
     theirs = origin.get("base_parts")
     if theirs is None:
         return f"{ORIGIN} does not say in which part they differ"
@@ -42,16 +45,16 @@ def _differences(origin: Mapping[str, Any], layout: BaseLayout) -> str:
         raise AdapterRejected("base_parts is not an object of strings", file=ORIGIN)
     different = [part for part in _PARTS if part in theirs and theirs[part] != layout.parts.get(part)]
     if not different:
-        return f"by what {ORIGIN} says of its parts they do not differ, so it is something that it does not tell"
+        return f"all parts that {ORIGIN} records are the same, so they differ in something else"
     if "quantization" in different:
-        # Weights that are stored otherwise differ in every byte, whether or not the model is the same.
+        # Weights of another format differ in every byte, even for the same model: that tells nothing more.
         different = [part for part in different if part != "weights"]
-    words = _PARTS | {"quantization": _quantised(theirs, layout)}
+    words = _PARTS | {"quantization": _quantization(theirs, layout)}
     *others, last = [words[part] for part in different]
-    told = f"{', '.join(others)} and {last}" if others else last
-    return f"they differ in {told}"
+    listed = f"{', '.join(others)} and {last}" if others else last
+    return f"they differ in {listed}"
 
 
-def _quantised(theirs: Mapping[str, str], layout: BaseLayout) -> str:
+def _quantization(theirs: Mapping[str, str], layout: BaseLayout) -> str:
     there, here = theirs.get("quantization", "")[:80], layout.parts.get("quantization")
     return f"how the weights are quantised ({there} there, {here} here)"

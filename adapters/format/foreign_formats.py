@@ -1,41 +1,43 @@
-"""Formats that are not PEFT's, told by the names of their files: what each is, and how to get an adapter out of it.
+"""Recognise formats other than PEFT's by file names, and explain how to convert each to PEFT's.
 
-Nothing is read but names, so that it costs nothing to say, wherever an adapter comes from.
+Only names are compared, no file is opened: so it works for a folder, an archive, a hub and a bucket alike.
 """
 
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from adapters.errors import AdapterRejected, shown
+from adapters.errors import AdapterRejected, printable
 
 PICKLE = "adapter_model.bin"
-"""What PEFT wrote before it wrote safetensors."""
+"""The weights file of old PEFT releases, before safetensors."""
 
-_WANTED = "adapter_config.json and adapter_model.safetensors"
+_PEFT_FILES = "adapter_config.json and adapter_model.safetensors"
 _SAVE_AGAIN = (
     'load it with PEFT where you trust it and save it again with save_pretrained("FOLDER"), which writes '
     "adapter_model.safetensors"
 )
-_STATE = re.compile(r"(training_args|optimizer|scheduler|rng_state|random_states|scaler|recipe_state|log_history).*")
-"""What a run leaves to go on from: pickles beside every trainer's adapter, whatever the adapter's own format is."""
+_TRAINER_STATE = re.compile(
+    r"(training_args|optimizer|scheduler|rng_state|random_states|scaler|recipe_state|log_history).*"
+)
+"""Files from which a run resumes. Often pickles, they say nothing about the adapter's format."""
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
-    """A format by its files."""
+class ForeignFormat:
+    """A format other than PEFT's."""
 
     pattern: re.Pattern[str]
-    """For a whole path, in lower case, with / between its parts."""
+    """Matches the whole path of one of its files, in lower case, with / between its parts."""
     reason: str
-    """To be read after the file's name: what it is, and the way out."""
+    """Follows the file's name in a message: what the file is, and what to do."""
 
 
-def _format(pattern: str, reason: str) -> Format:
-    return Format(re.compile(rf"(?:.*/)?(?:{pattern})"), reason)
+def _format(pattern: str, reason: str) -> ForeignFormat:
+    return ForeignFormat(re.compile(rf"(?:.*/)?(?:{pattern})"), reason)
 
 
-FORMATS = (
+FOREIGN_FORMATS = (
     _format(r"adapter_model\.bin", f"is a pickle, which can run code when it is read: {_SAVE_AGAIN}"),
     _format(
         r"(\d+_)?adapters\.(safetensors|npz)",
@@ -45,7 +47,7 @@ FORMATS = (
     ),
     _format(
         r"pytorch_lora_weights\.(safetensors|bin)",
-        "is an adapter of diffusers, for a model that makes images; adapters of language models are served",
+        "is an adapter of diffusers, for a model that makes images; only adapters of language models are served",
     ),
     _format(
         r"pytorch_adapter\.bin|pytorch_model_head\.bin",
@@ -53,8 +55,8 @@ FORMATS = (
     ),
     _format(
         r".*\.gguf",
-        "is in llama.cpp's format (GGUF), from which PEFT's cannot be made again: take the PEFT folder that "
-        f"convert_lora_to_gguf.py has read ({_WANTED})",
+        "is in llama.cpp's format (GGUF), which cannot be converted back to PEFT's: take the PEFT folder that "
+        f"convert_lora_to_gguf.py was run on ({_PEFT_FILES})",
     ),
     _format(
         r".*\.nemo|model_weights\.ckpt|context/(io\.json|model\.yaml)|.*\.distcp|weights/(common\.pt|metadata\.json)",
@@ -70,31 +72,31 @@ FORMATS = (
     _format(
         r"adapter_(model|\d+)\.pt|(hf|torchtune|meta)_model_\d+_\d+\.pt|ft-model-\d+-of-\d+\.safetensors",
         "is in torchtune's own format: train with FullModelHFCheckpointer and safe_serialization, which also writes "
-        f"{_WANTED} for PEFT, in the folder of each epoch",
+        f"{_PEFT_FILES} for PEFT, in the folder of each epoch",
     ),
     _format(
         r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?"
         r"|consolidated.*\.(pth|safetensors)",
         "is a whole model, not an adapter: serve it as a base with --model, or give the folder that PEFT's "
-        f"save_pretrained has written ({_WANTED})",
+        f"save_pretrained has written ({_PEFT_FILES})",
     ),
     _format(
         r".*\.(tar\.(bz2|xz|zst)|tbz2?|txz|7z|rar)",
-        "is packed in a way that is not read here: pack the adapter's folder as .tar.gz or .zip",
+        "is an archive of a kind that is not supported: pack the adapter's folder as .tar.gz or .zip",
     ),
     _format(
         r".*\.(tar|tar\.gz|tgz|zip)",
-        "is an archive within what came, and is not opened: bring that archive itself, or unpack it first",
+        "is an archive among other files, and is not opened: send that archive itself, or unpack it first",
     ),
     _format(
         r".*\.(bin|pt|pth|ckpt|pkl|pickle)",
         f"is a pickle, which can run code when it is read: {_SAVE_AGAIN}",
     ),
 )
-"""The more telling before the less: of files of several formats, the first one that is found here is named."""
+"""More specific patterns first: if files match several formats, the first format here is reported."""
 
 
-TELLING = (
+TYPICAL_FILES = (
     PICKLE,
     "adapters.safetensors",
     "adapter_model.pt",
@@ -103,23 +105,26 @@ TELLING = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
 )
-"""Names to ask for one by one where files cannot be listed."""
+"""Names to look for one by one if files cannot be listed."""
 
 
 def recognise(paths: Collection[str]) -> AdapterRejected | None:
-    """Why files that lack PEFT's weights hold no adapter; None where they are there, or the names say nothing."""
+    """Return an error that names the foreign format of these files; None if PEFT's weights are there, or none matches.
+
+    ``paths``: relative, with / between their parts.
+    """
     names = {path: path.rpartition("/")[2].lower() for path in paths}
     if "adapter_model.safetensors" in names.values():
         return None
-    telling = [path for path, name in names.items() if not _STATE.fullmatch(name)]
-    for each in FORMATS:
-        for path in telling:
+    candidates = [path for path, name in names.items() if not _TRAINER_STATE.fullmatch(name)]
+    for each in FOREIGN_FORMATS:
+        for path in candidates:
             if each.pattern.fullmatch(path.lower()):
-                return AdapterRejected(each.reason, file=shown(path))
+                return AdapterRejected(each.reason, file=printable(path))
     return None
 
 
-def instead(paths: Collection[str]) -> str:
-    """What :func:`recognise` says, to be put after a sentence that names what is missing."""
+def foreign_format_hint(paths: Collection[str]) -> str:
+    """Return what :func:`recognise` finds as the end of a sentence about a missing file; empty for None."""
     other = recognise(paths)
     return f"; {other.file} {other.reason}" if other else ""

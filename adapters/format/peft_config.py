@@ -1,7 +1,7 @@
-"""PEFT's ``adapter_config.json``: what it declares, and what in it we do not serve.
+"""Read PEFT's ``adapter_config.json``, and reject what is not served.
 
-The rules (which layers, which rank, which scale) are those of PEFT 0.21, ``peft/tuners/tuners_utils.py`` and
-``peft/tuners/lora/model.py``, restated.
+Which layers get which rank and scaling follows PEFT 0.21, ``peft/tuners/tuners_utils.py`` and
+``peft/tuners/lora/model.py``.
 """
 
 import math
@@ -15,11 +15,11 @@ from typing import Any, Self, TypeVar
 import regex  # type: ignore[import-untyped, unused-ignore]
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from adapters.errors import AdapterRejected, shown
+from adapters.errors import AdapterRejected, printable
 from adapters.format.files import CONFIG, read_json
 from adapters.format.spec import BaseLayout, LoraTarget
 
-_Value = TypeVar("_Value")
+_T = TypeVar("_T")
 
 ALL_LINEAR = "all-linear"
 MAX_ALPHA = 65536
@@ -29,7 +29,7 @@ MATCH_SECONDS = 2.0
 _REPEAT = re.compile(r"\{(\d*),?(\d*)")
 _INDEX = r"\.(?P<index>\d+)\..*"
 
-_NOT_SERVED = {
+_UNSUPPORTED_FIELDS = {
     "use_dora": "DoRA is not served",
     "modules_to_save": "fully trained modules are not served",
     "lora_bias": "trained biases are not served",
@@ -50,45 +50,47 @@ _NOT_SERVED = {
     "use_qa_lora": "QA-LoRA is not served",
     "model_key_mapping": "weights under names of their own are not served",
 }
-"""Fields that change the output; served only where they are empty."""
+"""Fields that change the output -> why the adapter is rejected if they are set."""
 
-_HARMLESS = frozenset({
-    # where it comes from
+_NO_EFFECT_FIELDS = frozenset({
+    # origin
     "peft_type", "task_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision",
-    # how it was trained, or is loaded
+    # training and loading
     "lora_dropout", "inference_mode", "runtime_config", "ensure_weight_tying", "loftq_config", "eva_config",
     "corda_config", "lora_ga_config",
-    # settings of methods that are refused above where they are in use
+    # settings of methods that are rejected above
     "megatron_core", "qalora_group_size",
-    # layers that store their weight transposed (Conv1D); PEFT looks at it nowhere else, and no base here has them
+    # for layers that store their weight transposed (Conv1D), which no base here has
     "fan_in_fan_out",
-    # of PEFT 0.1: a way to run it
+    # PEFT 0.1: whether inference merges the weights
     "merge_weights",
-    # of ms-swift: its own name for the method, dtype in training, learning rates of LoRA+
+    # ms-swift: its name of the method, dtype in training, learning rates of LoRA+
     "swift_type", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr",
-    # of Axolotl: how the base was rounded in training, for its own merge
+    # Axolotl: the base's quantization in training, for its own merge
     "nvfp4_merge_aware",
 })  # fmt: skip
-"""Fields that leave the output as it is, whatever they say."""
+"""Fields that never change the output."""
 
 _BIASES = (None, "none", "all", "lora_only")
-"""Where it is neither of the first two, biases were trained along; the weights have those that there are."""
+"""Accepted values of ``bias``. With the last two, trained biases are among the weights, and are rejected there."""
 
-_FAITHFUL_INITS = frozenset({"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"})
-"""Starting values that leave the base as it is. All others that PEFT has change the base's own weights before training,
-so A and B mean nothing next to the base as published."""
-_SUBTRACTED_INITS = ("pissa", "olora", "corda", "lora_ga")
-"""Starting values, or beginnings of their names, that are subtracted from the base: PEFT can add them back."""
-_MORE = 'see "Adapters that changed their base" in docs/registry.md'
-_ADD_BACK = (
-    'convert the adapter with PEFT, which needs it as it was before training: then `model.save_pretrained("init")`, '
-    'and afterwards `model.save_pretrained("out", path_initial_model_for_weight_conversion="init")`; without that, '
-    + _MORE
+_BASE_PRESERVING_INITS = frozenset({"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"})
+"""Values of ``init_lora_weights`` that leave the base's weights unchanged. All others in PEFT change them before
+training, so that A and B are of no use with the published base."""
+_CONVERTIBLE_INITS = ("pissa", "olora", "corda", "lora_ga")
+"""Values of ``init_lora_weights``, or their prefixes, whose change of the base PEFT can convert back."""
+_SEE_DOCS = 'see "Adapters that changed their base" in docs/registry.md'
+_HOW_TO_CONVERT = (
+    'convert the adapter with PEFT: `model.save_pretrained("init")` before training, and afterwards '
+    '`model.save_pretrained("out", path_initial_model_for_weight_conversion="init")`; if there is no copy from before '
+    f"training, {_SEE_DOCS}"
 )
-_SERVE_CHANGED = f"it cannot be converted; train again with init_lora_weights: true, or serve the base it made: {_MORE}"
+_NOT_CONVERTIBLE = (
+    f"it cannot be converted; train again with init_lora_weights: true, or serve the changed base: {_SEE_DOCS}"
+)
 
-MAX_UNKNOWN = 20
-"""Fields that are not known, beyond which a config is none of PEFT's."""
+MAX_UNKNOWN_FIELDS = 20
+"""Maximum number of unknown fields; with more, the file is no PEFT config."""
 
 
 class LoraConfig(BaseModel):
@@ -121,65 +123,69 @@ class LoraConfig(BaseModel):
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Fields in use of which it is not known whether they change the output, as far as their names' beginnings."""
+        """Fields that are set and may change the output; their names are cut to 80 characters."""
         extra = self.model_extra or {}
-        return tuple(sorted(shown(name[:80]) for name, value in extra.items() if name not in _KNOWN and _in_use(value)))
+        return tuple(
+            sorted(
+                printable(name[:80]) for name, value in extra.items() if name not in _KNOWN_FIELDS and _is_set(value)
+            )
+        )
 
     def targets(self, layout: BaseLayout) -> Mapping[str, LoraTarget]:
-        """The layers of the base that the config declares, with rank and scaling.
+        """Return the layers of the base that the config declares, with rank and scaling.
 
-        Raises :class:`AdapterRejected` where it declares a layer on which LoRA is not served.
+        Raises :class:`AdapterRejected` if it declares a layer on which LoRA is not served.
         """
-        patterns = _Patterns(MATCH_SECONDS)
+        patterns = _LayerPatterns(MATCH_SECONDS)
         if not self._all_linear():
             for layer, reason in layout.unserved.items():
-                if self._declares(layer, patterns):
+                if self._is_declared(layer, patterns):
                     raise AdapterRejected(f"target_modules names {layer}: {reason}", file=CONFIG)
-        return {layer: self._target(layer, patterns) for layer in layout.linears if self._declares(layer, patterns)}
+        return {layer: self._target(layer, patterns) for layer in layout.linears if self._is_declared(layer, patterns)}
 
     def _all_linear(self) -> bool:
         return isinstance(self.target_modules, str) and self.target_modules.lower() == ALL_LINEAR
 
-    def _declares(self, layer: str, patterns: "_Patterns") -> bool:
-        if self.exclude_modules and patterns.name(self.exclude_modules, layer):
+    def _is_declared(self, layer: str, patterns: "_LayerPatterns") -> bool:
+        if self.exclude_modules and patterns.matches_modules(self.exclude_modules, layer):
             return False
         if self._all_linear():
             return True
-        if not patterns.name(self.target_modules, layer):
+        if not patterns.matches_modules(self.target_modules, layer):
             return False
-        # A layer named in full is meant whatever its index; a pattern has said already which indices it means.
+        # layers_to_transform does not apply to a layer named in full, nor to a pattern.
         if isinstance(self.target_modules, str) or layer in self.target_modules:
             return True
         indices = self.layers_to_transform
         if indices is None or indices == []:
             return True
-        return patterns.index(self.layers_pattern, layer) in ([indices] if isinstance(indices, int) else indices)
+        return patterns.layer_index(self.layers_pattern, layer) in ([indices] if isinstance(indices, int) else indices)
 
-    def _target(self, layer: str, patterns: "_Patterns") -> LoraTarget:
-        rank = patterns.lookup(self.rank_pattern or {}, layer, self.r)
-        alpha = patterns.lookup(self.alpha_pattern or {}, layer, self.lora_alpha)
+    def _target(self, layer: str, patterns: "_LayerPatterns") -> LoraTarget:
+        rank = patterns.value_for(self.rank_pattern or {}, layer, self.r)
+        alpha = patterns.value_for(self.alpha_pattern or {}, layer, self.lora_alpha)
         return LoraTarget(rank, alpha / (math.sqrt(rank) if self.use_rslora else rank))
 
 
-class _Patterns:
-    """Matches layer names against patterns out of a file nobody has vouched for.
+class _LayerPatterns:
+    """Matches layer names against untrusted patterns.
 
-    A pattern can be written to backtrack for ever, so all matches of one config share one time limit.
+    A pattern may backtrack without end, so all matches of one config share one time limit.
     """
 
     def __init__(self, seconds: float) -> None:
-        # Processor time: a busy machine does not make a good pattern a bad one.
+        # CPU time, so that a good pattern is not rejected on a busy machine.
         self._deadline = time.thread_time() + seconds
         self._compiled: dict[tuple[str, str, str], Any] = {}
 
-    def name(self, modules: str | list[str], layer: str) -> bool:
-        """A string is a pattern for the whole name; a list has whole names or endings at a dot."""
+    def matches_modules(self, modules: str | list[str], layer: str) -> bool:
+        """Return whether ``modules`` match: a string as a pattern for the whole name, a list as names or suffixes."""
         if isinstance(modules, str):
             return self._match(modules, layer) is not None
         return any(layer == module or layer.endswith(f".{module}") for module in modules)
 
-    def index(self, containers: str | list[str] | None, layer: str) -> int | None:
-        """The layer's index: the first number, or the first after one of ``containers`` (such as ``layers``)."""
+    def layer_index(self, containers: str | list[str] | None, layer: str) -> int | None:
+        """Return the layer's index: the first number, or the first after one of ``containers`` (such as ``layers``)."""
         if not containers:
             match = self._match(r".*?\.[^.]*", layer, after=_INDEX)
             return int(match["index"]) if match else None
@@ -190,8 +196,8 @@ class _Patterns:
                 return int(match["index"]) if match["index"] else None
         return None
 
-    def lookup(self, by_pattern: Mapping[str, _Value], layer: str, default: _Value) -> _Value:
-        """The value of the first pattern that matches the name or an ending of it at a dot."""
+    def value_for(self, by_pattern: Mapping[str, _T], layer: str, default: _T) -> _T:
+        """Return the value of the first pattern that matches the name or a suffix of it after a dot."""
         for pattern, value in by_pattern.items():
             if self._match(pattern, layer, before=r"(.*\.)?(", after=")"):
                 return value
@@ -205,19 +211,21 @@ class _Patterns:
             left = self._deadline - time.thread_time()
             if left <= 0:
                 raise TimeoutError
-            # Without the interpreter's lock, so that a slow pattern holds up nobody else.
+            # concurrent: without the GIL, so that a slow pattern does not block other threads.
             return compiled.fullmatch(text, timeout=left, concurrent=True)
         except TimeoutError as error:
             raise AdapterRejected(
-                f"the pattern {reprlib.repr(pattern)} takes too long to match", file=CONFIG
+                f"the pattern {reprlib.repr(pattern)} takes too long to match; name the layers in a list", file=CONFIG
             ) from error
 
 
 def _compile(pattern: str, before: str, after: str) -> Any:
-    """Compile with the syntax of ``re``, which PEFT uses, for ``regex``, which can be stopped."""
+    """Compile a pattern that is valid for ``re``, as in PEFT, with ``regex``, whose matches can time out."""
     if len(pattern) > MAX_PATTERN_LENGTH:
-        raise AdapterRejected(f"has a pattern of {len(pattern)} characters", file=CONFIG)
-    # regex unrolls counted repeats; nested ones take all memory there is.
+        raise AdapterRejected(
+            f"has a pattern of {len(pattern)} characters; at most {MAX_PATTERN_LENGTH} are allowed", file=CONFIG
+        )
+    # regex unrolls counted repeats, so nested ones could use up all memory.
     counts = [int(count) for counts in _REPEAT.findall(pattern) for count in counts if count]
     if math.prod(max(count, 1) for count in counts) > MAX_REPEATS:
         raise AdapterRejected(f"the pattern {reprlib.repr(pattern)} repeats too often", file=CONFIG)
@@ -229,9 +237,9 @@ def _compile(pattern: str, before: str, after: str) -> Any:
 
 
 def read_config(folder: Path) -> LoraConfig:
-    """Read and check ``adapter_config.json``. Raises :class:`AdapterRejected` that names what is not served.
+    """Read and check ``adapter_config.json``. Raises :class:`AdapterRejected` for a field that is not served.
 
-    What ``unknown`` fields mean is for the caller to ask.
+    Unknown fields are accepted here; the caller passes them to :func:`check_fields`.
     """
     fields = read_json(folder, CONFIG)
     method = fields.get("peft_type")
@@ -242,56 +250,58 @@ def read_config(folder: Path) -> LoraConfig:
             else "is not a PEFT config: peft_type is missing"
         )
         raise AdapterRejected(reason, file=CONFIG)
-    _refuse_what_is_not_served(fields)
+    _reject_unsupported(fields)
     try:
         return LoraConfig.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        # A union's alternatives report under names of their own, which the reader of the file has never seen.
+        # Only the field's name: pydantic appends names of a union's members, which do not occur in the file.
         field = str(first["loc"][0]) + ": " if first["loc"] else ""
         raise AdapterRejected(f"{field}{first['msg']}", file=CONFIG) from error
 
 
 def check_fields(unknown: Sequence[str], any_fields: bool = False) -> None:
-    """Raises :class:`AdapterRejected` for fields that are not known, unless any are taken, or for very many."""
-    if len(unknown) > MAX_UNKNOWN:
+    """Raise :class:`AdapterRejected` for unknown fields, unless ``any_fields``; always for very many."""
+    if len(unknown) > MAX_UNKNOWN_FIELDS:
         raise AdapterRejected(f"has {len(unknown)} fields that no PEFT config has, {unknown[0]} first", file=CONFIG)
     if unknown and not any_fields:
         one = len(unknown) == 1
         raise AdapterRejected(
-            f"{', '.join(unknown)}: {'is' if one else 'are'} not known, and may change what the adapter does; where "
-            f"{'it concerns' if one else 'they concern'} training only, say so with allow_unknown_fields: true "
-            "(--allow-unknown-fields)",
+            f"{', '.join(unknown)}: {'is' if one else 'are'} not known, and may change what the "
+            f"adapter does; if {'it concerns' if one else 'they concern'} only training, accept the adapter with "
+            "allow_unknown_fields: true (--allow-unknown-fields)",
             file=CONFIG,
             code="unknown_fields",
         )
 
 
-def _refuse_what_is_not_served(fields: Mapping[str, Any]) -> None:
-    for name, reason in _NOT_SERVED.items():
-        if _in_use(fields.get(name)):
+def _reject_unsupported(fields: Mapping[str, Any]) -> None:
+    for name, reason in _UNSUPPORTED_FIELDS.items():
+        if _is_set(fields.get(name)):
             raise AdapterRejected(f"{name}: {reason}", file=CONFIG)
     bias, init = fields.get("bias"), fields.get("init_lora_weights")
     if bias not in _BIASES:
         raise AdapterRejected(f"bias: must be none, all or lora_only (got {reprlib.repr(bias)})", file=CONFIG)
-    if str(init).lower() not in _FAITHFUL_INITS:
-        raise AdapterRejected(f"init_lora_weights: {reprlib.repr(init)} {_why_not(str(init).lower())}", file=CONFIG)
+    if str(init).lower() not in _BASE_PRESERVING_INITS:
+        raise AdapterRejected(f"init_lora_weights: {reprlib.repr(init)} {_init_reason(str(init).lower())}", file=CONFIG)
 
 
-def _why_not(init: str) -> str:
-    """Why an adapter that began with these values is not served, and what can be done."""
-    changes = "changes the base's own weights, and the base here has them unchanged"
-    if init.startswith(_SUBTRACTED_INITS):
-        return f"{changes}; {_ADD_BACK}"
+def _init_reason(init: str) -> str:
+    """Return why an adapter with this ``init_lora_weights`` is not served, and what to do."""
+    changes = "changes the base's own weights before training, and this server's base has the original ones"
+    if init.startswith(_CONVERTIBLE_INITS):
+        return f"{changes}; {_HOW_TO_CONVERT}"
     if init == "loftq":
-        return f"{changes}; {_SERVE_CHANGED}"
-    return "is not known, and may change the base's own weights; where it does not, set it to true in the config"
+        return f"{changes}; {_NOT_CONVERTIBLE}"
+    return "is not known, and may change the base's own weights; if it does not, set it to true in the config"
 
 
-def _in_use(value: Any) -> bool:
-    """A field that is off or empty is taken for a feature that is not in use."""
+def _is_set(value: Any) -> bool:
+    """Return whether a field is set to anything but off or empty."""
     return value not in (None, False, "") and value != [] and value != {}
 
 
-_KNOWN = _HARMLESS | _NOT_SERVED.keys() | LoraConfig.model_fields.keys() | {"bias", "init_lora_weights"}
-"""Every field of which it is decided here whether it changes the output."""
+_KNOWN_FIELDS = (
+    _NO_EFFECT_FIELDS | _UNSUPPORTED_FIELDS.keys() | LoraConfig.model_fields.keys() | {"bias", "init_lora_weights"}
+)
+"""All fields whose effect on the output is known here."""

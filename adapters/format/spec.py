@@ -1,4 +1,4 @@
-"""What the rest of the house knows of an adapter and of the base it must fit."""
+"""AdapterSpec describes an adapter, BaseLayout the base that it must fit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,11 +28,11 @@ class AdapterSpec:
     size_bytes: int
     """Bytes of its weights file."""
     base_fingerprint: str | None = None
-    """The base it says it was trained on (``manylora.json``), if it says so."""
+    """Fingerprint of the base it was trained on, from ``manylora.json``; None if it does not say."""
     unknown_fields: tuple[str, ...] = ()
-    """Fields of its config that are in use and not known, in order; what they ask for is not done."""
+    """Unknown fields of its config that are set, sorted; they are ignored."""
     rank: int = field(init=False)
-    """The largest rank over its targets; what a device slot must hold."""
+    """The largest rank of its targets, which a device slot must hold."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank", max((t.rank for t in self.targets.values()), default=0))
@@ -50,4 +50,4 @@ class BaseLayout:
     equivalents: frozenset[str] = frozenset()
     """Other fingerprints that mean this base."""
     parts: Mapping[str, str] = field(default_factory=dict)
-    """Part of the base (``weights``, ``tokenizer``, ...) -> what tells it from another's."""
+    """Part of the base (``weights``, ``tokenizer``, ...) -> a digest or description of it."""

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adapters.errors import AdapterRejected
-from adapters.format.base_mismatch import other_base
+from adapters.format.base_mismatch import base_mismatch_error
 from adapters.format.content import TORCH_DTYPES, ContentReader, HashingFile, read_tensors
 from adapters.format.files import CONFIG, HASHED, ORIGIN, WEIGHTS, open_file, present, read_json
 from adapters.format.keys import LoraKey, lora_key
@@ -33,7 +33,7 @@ def verify(
         spec, header = _describe(folder, file, layout, max_rank)
         check_fields(spec.unknown_fields, any_fields)
         if not any_base and spec.base_fingerprint not in (None, layout.fingerprint, *layout.equivalents):
-            raise other_base(read_json(folder, ORIGIN), layout)
+            raise base_mismatch_error(read_json(folder, ORIGIN), layout)
         _check_library_opens(folder)
         bad_value = _find_bad_value(file, header, spec)
     adapter_id = content.content_id()

@@ -1,4 +1,4 @@
-"""Canary: which target an alias means for one request."""
+"""Canary: choose which target of an alias serves a request."""
 
 import random
 from hashlib import sha256
@@ -6,14 +6,14 @@ from hashlib import sha256
 from adapters.registry.snapshot import Alias, Target
 
 
-def choose(alias: Alias, user: str | None) -> Target:
-    """One of the targets by weight: always the same for one ``user``, any for None.
+def choose_target(alias: Alias, user: str | None) -> Target:
+    """Choose a target by weight: always the same one for one ``user``, a random one for None.
 
-    A user's place among the weights depends on the alias and the user alone. So when the second of two weights grows,
-    users move from the first to the second only, and never the other way.
+    A user's position depends only on the alias's and the user's name. So if the second of two weights is raised, users
+    move from the first target to the second, and none moves back.
     """
     weighted = [target for target in alias.targets if target.weight]
-    left = _place(alias.name, user) * sum(target.weight for target in weighted)
+    left = _position(alias.name, user) * sum(target.weight for target in weighted)
     for target in weighted:
         left -= target.weight
         if left < 0:
@@ -21,8 +21,8 @@ def choose(alias: Alias, user: str | None) -> Target:
     return weighted[-1]  # rounding
 
 
-def _place(alias: str, user: str | None) -> float:
-    """0 to 1, without 1."""
+def _position(alias: str, user: str | None) -> float:
+    """Return a number in [0, 1)."""
     if user is None:
         return random.random()
     digest = sha256(f"{alias}\0{user}".encode()).digest()

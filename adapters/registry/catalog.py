@@ -1,4 +1,4 @@
-"""Catalog: the durable half of the registry. What is in it has been acknowledged; what is not, has not.
+"""Catalog: the registry's names, versions and aliases in the database. A change in it is durable and acknowledged.
 
 Each method is one transaction.
 """
@@ -17,7 +17,7 @@ from adapters.format.spec import AdapterId
 from adapters.registry import schema
 from adapters.registry.contents import Admission, check_stored, put_admission, touch
 from adapters.registry.database import Database
-from adapters.registry.names import Reference, could_be_name, fold
+from adapters.registry.names import Reference, case_folded, is_possible_name
 from adapters.registry.snapshot import Alias, Entry, Target, Version
 
 UNCHECKED = "it has not been checked on this base yet"
@@ -55,10 +55,10 @@ class Catalog:
         self._fits = fits
         self._max_rank = max_rank
 
-    # What there is
+    # Queries
 
     def load(self, since: int, base: str) -> Changes:
-        """Everything that has changed after revision ``since``, as it stands on the base of this fingerprint."""
+        """Return all changes after revision ``since``; ``base``: the fingerprint of the base whose admissions count."""
         with self._database.reading() as connection:
             revision = connection.execute(select(schema.registry.c.revision)).scalar_one()
             if revision == since:
@@ -76,7 +76,7 @@ class Catalog:
         )
 
     def origin(self, name: str, number: int) -> dict[str, Any]:
-        """Where a version came from, and what came with it, for the receipt. Raises :class:`UnknownAdapter`."""
+        """Return a version's source and ignored files, for the receipt. Raises :class:`UnknownAdapter`."""
         with self._database.reading() as connection:
             row = _version(connection, name, number)
             return {"source": row.source, **(row.selection or {})}
@@ -95,8 +95,8 @@ class Catalog:
         pin: bool | None,
     ) -> tuple[int, bool]:
         """Add reserved content to a name; return its number, and False if the name already had this content."""
-        with self._database.writing() as (connection, revision), self._pinning(connection):
-            row = _free_or(connection, change, "adapter")
+        with self._database.writing() as (connection, revision), self._check_pins(connection):
+            row = _require_free(connection, change, "adapter")
             held = schema.versions
             number = connection.execute(
                 select(held.c.number).where(held.c.name == change.name, held.c.content == content)
@@ -132,25 +132,25 @@ class Catalog:
 
     def activate(self, change: Change, number: int) -> None:
         """Make a version the active one."""
-        with self._database.writing() as (connection, revision), self._pinning(connection):
-            _known(connection, change, "adapter")
+        with self._database.writing() as (connection, revision), self._check_pins(connection):
+            _require_kind(connection, change, "adapter")
             _version(connection, change.name, number)
             _set_name(connection, change.name, active=number, revision=revision)
 
     def pin(self, change: Change, pinned: bool) -> None:
         """Pin the active version to the device, or unpin it."""
-        with self._database.writing() as (connection, revision), self._pinning(connection):
-            _known(connection, change, "adapter")
+        with self._database.writing() as (connection, revision), self._check_pins(connection):
+            _require_kind(connection, change, "adapter")
             _set_name(connection, change.name, pinned=pinned, revision=revision)
 
     def remove(self, change: Change, number: int | None = None) -> None:
         """Remove an adapter, or an inactive version. Raises :class:`AdapterConflict` while an alias targets it."""
         with self._database.writing() as (connection, revision):
-            row = _known(connection, change, "adapter")
+            row = _require_kind(connection, change, "adapter")
             held = schema.versions
             if number is None:
                 _check_no_alias(connection, change.name)
-                self._forget(connection, held.c.name == change.name)
+                self._delete_versions(connection, held.c.name == change.name)
                 _set_name(connection, change.name, kind="gone", active=None, pinned=False, revision=revision)
                 return
             _version(connection, change.name, number)
@@ -161,13 +161,13 @@ class Catalog:
                     code="version_active",
                 )
             _check_no_alias(connection, change.name, number)
-            self._forget(connection, (held.c.name == change.name) & (held.c.number == number))
+            self._delete_versions(connection, (held.c.name == change.name) & (held.c.number == number))
             _set_name(connection, change.name, revision=revision)
 
     def put_alias(self, change: Change, targets: Sequence[Target]) -> bool:
         """Create or replace an alias; return whether it is new."""
         with self._database.writing() as (connection, revision):
-            row = _free_or(connection, change, "alias")
+            row = _require_free(connection, change, "alias")
             for target in targets:
                 _check_target(connection, target)
             known = row is not None and row.kind == "alias"
@@ -196,7 +196,7 @@ class Catalog:
     def remove_alias(self, change: Change) -> None:
         """Remove an alias."""
         with self._database.writing() as (connection, revision):
-            _known(connection, change, "alias")
+            _require_kind(connection, change, "alias")
             connection.execute(delete(schema.targets).where(schema.targets.c.alias == change.name))
             _set_name(connection, change.name, kind="gone", revision=revision)
 
@@ -229,17 +229,17 @@ class Catalog:
             found.setdefault(row.name, []).append(version)
         return found
 
-    def _forget(self, connection: Connection, versions: ColumnElement[bool]) -> None:
-        # Other servers may be using what loses its name here: its time of grace begins now.
+    def _delete_versions(self, connection: Connection, versions: ColumnElement[bool]) -> None:
+        # Other servers may be using content that loses its name here: its grace period begins now.
         used = schema.contents.c.id.in_(select(schema.versions.c.content).where(versions))
         touch(connection, used, self._database.now(connection))
         connection.execute(delete(schema.versions).where(versions))
 
     @contextmanager
-    def _pinning(self, connection: Connection) -> Iterator[None]:
-        """Raises :class:`AdapterConflict` for a change after which more is pinned than before, and than fits.
+    def _check_pins(self, connection: Connection) -> Iterator[None]:
+        """Raise :class:`AdapterConflict` if the block pins more than before, and more than fits the device.
 
-        Where pins do not fit from the start, as on a server with fewer slots, other changes must still be possible.
+        If the pins do not fit from the start, as on a server with fewer slots, other changes must still be possible.
         """
         before = _pinned_ranks(connection)
         yield
@@ -272,7 +272,7 @@ def _entry(row: Row[Any], held: Iterable[Version]) -> Entry:
 
 
 def _pinned_ranks(connection: Connection) -> list[int]:
-    """Of the contents that are pinned, largest first."""
+    """Return the ranks of the pinned contents, largest first."""
     names, held, contents = schema.names, schema.versions, schema.contents
     query = (
         select(contents.c.id, contents.c.rank)
@@ -285,35 +285,35 @@ def _pinned_ranks(connection: Connection) -> list[int]:
 
 
 def _row(connection: Connection, name: str) -> Row[Any] | None:
-    if not could_be_name(name):
+    if not is_possible_name(name):
         return None
     return connection.execute(select(schema.names).where(schema.names.c.name == name)).first()
 
 
-def _check_seen(change: Change, row: Row[Any] | None) -> None:
-    """The caller has seen the name as it is."""
+def _check_revision(change: Change, row: Row[Any] | None) -> None:
+    """Raise :class:`RevisionMismatch` unless the name has the revision that the caller expects."""
     revision = 0 if row is None or row.kind == "gone" else row.revision
     if change.expected is not None and change.expected != revision:
         raise RevisionMismatch(f"`{change.name}` has changed since you looked; look again")
 
 
-def _known(connection: Connection, change: Change, kind: str) -> Row[Any]:
+def _require_kind(connection: Connection, change: Change, kind: str) -> Row[Any]:
     row = _row(connection, change.name)
-    _check_seen(change, row)
+    _check_revision(change, row)
     if row is None or row.kind != kind:
         raise UnknownAdapter(change.name)
     return row
 
 
-def _free_or(connection: Connection, change: Change, kind: str) -> Row[Any] | None:
-    """The name's row if there is one; no other kind of thing, and nothing of almost the same name, has it."""
+def _require_free(connection: Connection, change: Change, kind: str) -> Row[Any] | None:
+    """Return the name's row, None if it is new. Raises if it is of another kind, or differs from one only in case."""
     row = _row(connection, change.name)
     if row is not None and row.kind not in (kind, "gone"):
         raise AdapterConflict(f"`{change.name}` is an {row.kind} already", code="name_taken")
-    _check_seen(change, row)
+    _check_revision(change, row)
     table = schema.names
     query = select(table.c.name).where(
-        table.c.folded == fold(change.name), table.c.name != change.name, table.c.kind != "gone"
+        table.c.folded == case_folded(change.name), table.c.name != change.name, table.c.kind != "gone"
     )
     other = connection.execute(query).scalar()
     if other is not None:
@@ -323,7 +323,7 @@ def _free_or(connection: Connection, change: Change, kind: str) -> Row[Any] | No
 
 def _put_name(connection: Connection, name: str, row: Row[Any] | None, **values: Any) -> None:
     if row is None:
-        connection.execute(insert(schema.names).values(name=name, folded=fold(name), **values))
+        connection.execute(insert(schema.names).values(name=name, folded=case_folded(name), **values))
     else:
         _set_name(connection, name, **values)
 
@@ -341,11 +341,14 @@ def _version(connection: Connection, name: str, number: int) -> Row[Any]:
 
 
 def _check_target(connection: Connection, target: Target) -> None:
-    row = _known(connection, Change(target.adapter), "adapter")
+    row = _require_kind(connection, Change(target.adapter), "adapter")
     if target.version is not None:
         _version(connection, target.adapter, target.version)
     elif row.active is None:
-        raise AdapterConflict(f"`{target.adapter}` has no active version to stand for", code="no_active_version")
+        raise AdapterConflict(
+            f"`{target.adapter}` has no active version that an alias could mean; activate one, or name a version",
+            code="no_active_version",
+        )
 
 
 def _check_no_alias(connection: Connection, name: str, number: int | None = None) -> None:
@@ -356,5 +359,5 @@ def _check_no_alias(connection: Connection, name: str, number: int | None = None
     alias = connection.execute(query.order_by(table.c.alias)).scalar()
     if alias is not None:
         raise AdapterConflict(
-            f"the alias `{alias}` stands for `{Reference(name, number)}`; change or delete it first", code="aliased"
+            f"the alias `{alias}` means `{Reference(name, number)}`; change or delete it first", code="aliased"
         )

@@ -1,4 +1,4 @@
-"""Database: one SQLite file, or a PostgreSQL that several servers share. Transactions, and errors in our own terms."""
+"""Database: one SQLite file, or a PostgreSQL database that several servers share."""
 
 import errno
 import sqlite3
@@ -17,34 +17,33 @@ from adapters.errors import RegistryUnavailable, StoreFull
 from adapters.registry.schema import migrate, registry
 
 LOCK_SECONDS = 10
-"""How long a change waits for those before it."""
+"""Maximum seconds that a change waits for the lock of another."""
 IDLE_SECONDS = 5
-"""How long a change may pause: a server that has gone in the middle of one must not hold up the others."""
+"""Maximum seconds that a transaction may be idle: a server that died during a change must not block the others."""
 _SQLITE_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 _POSTGRES_FULL = "53100"
-_STATEMENT = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
-"""What only a statement of ours is at fault for. Anything else is the database's doing."""
+_STATEMENT_ERRORS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
+"""Errors caused by the SQL statement itself, so bugs of ours. All others mean that the database is unavailable."""
 
 
 class Database:
-    """Opened and migrated. Any thread may use it.
+    """An open database whose schema is up to date. Any thread may call any method.
 
-    Its methods raise :class:`RegistryUnavailable` where the database cannot be reached or used, :class:`StoreFull`
-    where its disk is full, and then nothing has changed; except that a connection may be lost just while a change is
-    being acknowledged.
+    Methods raise :class:`RegistryUnavailable` if the database cannot be reached or used, and :class:`StoreFull` if its
+    disk is full; then nothing has changed, unless the connection was lost while the database acknowledged a change.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.shared = engine.dialect.name == "postgresql"
-        """Whether other servers may change what is in it."""
-        with self._translated(), engine.begin() as connection:
+        """Whether other servers may change the database."""
+        with self._translate_errors(), engine.begin() as connection:
             migrate(connection)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """One moment's view of everything."""
-        with self._translated(), self._engine.connect() as connection:
+        """Yield a connection whose queries all read the same snapshot."""
+        with self._translate_errors(), self._engine.connect() as connection:
             if self.shared:
                 connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
@@ -52,32 +51,34 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[tuple[Connection, int]]:
-        """A change and its revision; whole at the end, or not at all. Changes come one after the other."""
-        raised = update(registry).values(revision=registry.c.revision + 1).returning(registry.c.revision)
-        with self._translated(), self._engine.begin() as connection:
-            yield connection, connection.execute(raised).scalar_one()
+        """Yield a connection for one change, and the change's revision. Commits at the end; changes are serialised."""
+        next_revision = update(registry).values(revision=registry.c.revision + 1).returning(registry.c.revision)
+        with self._translate_errors(), self._engine.begin() as connection:
+            yield connection, connection.execute(next_revision).scalar_one()
 
     def now(self, connection: Connection) -> int:
-        """Microseconds of Unix time, by the one clock that all servers of this database share."""
+        """Return the Unix time in microseconds, by the database's clock if servers share it."""
         if not self.shared:
             return time.time_ns() // 1000
         clock = func.extract("epoch", func.clock_timestamp()) * 1_000_000
         return int(connection.execute(select(cast(clock, BigInteger))).scalar_one())
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Close all connections."""
         self._engine.dispose()
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except DBAPIError as error:
-            if _full(error.orig):
-                raise StoreFull("the disk of the registry's database is full") from error
-            if _damaged(error.orig):
-                raise RegistryUnavailable("the registry's database is damaged") from error
-            if error.connection_invalidated or not isinstance(error, _STATEMENT):
+            if _is_disk_full(error.orig):
+                raise StoreFull("the disk of the registry's database is full; free some space on it") from error
+            if _is_damaged(error.orig):
+                raise RegistryUnavailable(
+                    "the registry's database is damaged; restore it from a backup, and restart the server"
+                ) from error
+            if error.connection_invalidated or not isinstance(error, _STATEMENT_ERRORS):
                 raise RegistryUnavailable("the registry's database cannot be reached; try again later") from error
             raise
         except PoolTimeout as error:
@@ -85,12 +86,12 @@ class Database:
 
 
 def open_sqlite(file: Path) -> Database:
-    """A file of our own, which one process owns."""
+    """Open or create a SQLite file, which only one process may use."""
     engine = create_engine(URL.create("sqlite", database=str(file)), connect_args={"timeout": LOCK_SECONDS})
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # the driver would begin no transaction for a SELECT
+        connection.isolation_level = None  # otherwise the driver begins no transaction for a SELECT
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
 
@@ -102,7 +103,7 @@ def open_sqlite(file: Path) -> Database:
 
 
 def open_postgres(url: str) -> Database:
-    """A database of many servers. A server that does not answer is given up within seconds."""
+    """Connect to a PostgreSQL database that several servers share. Timeouts are a few seconds."""
     engine = create_engine(
         make_url(url).set(drivername="postgresql+psycopg"),
         pool_pre_ping=True,
@@ -118,16 +119,16 @@ def open_postgres(url: str) -> Database:
 
 
 def storable(text: str) -> str:
-    """The text without what a database cannot hold: half surrogate pairs, of names that are no text, and NUL."""
+    """Escape what a database cannot store: NUL, and lone surrogates (from file names that are not UTF-8)."""
     return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
 
 
-def _damaged(cause: BaseException | None) -> bool:
-    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # without what extends it
+def _is_damaged(cause: BaseException | None) -> bool:
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the primary code of an extended one
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def _full(cause: BaseException | None) -> bool:
+def _is_disk_full(cause: BaseException | None) -> bool:
     if isinstance(cause, sqlite3.Error):
         return getattr(cause, "sqlite_errorcode", None) in _SQLITE_FULL
     if isinstance(cause, OSError):

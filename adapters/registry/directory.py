@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from adapters.errors import AdapterUnavailable, UnknownAdapter
 from adapters.format.spec import AdapterId
-from adapters.registry.canary import choose
+from adapters.registry.canary import choose_target
 from adapters.registry.names import parse_reference
 from adapters.registry.snapshot import Alias, Entry, Snapshot, Version
 
@@ -43,12 +43,12 @@ class Directory:
     def entry(self, name: str) -> Entry:
         """Return the adapter. Raises :class:`UnknownAdapter`."""
         with self._lock:
-            return _known(self._snapshot.entries, name)
+            return _lookup(self._snapshot.entries, name)
 
     def alias(self, name: str) -> Alias:
         """Return the alias. Raises :class:`UnknownAdapter`."""
         with self._lock:
-            return _known(self._snapshot.aliases, name)
+            return _lookup(self._snapshot.aliases, name)
 
     def version(self, reference: str) -> Version:
         """Return the version that ``legal`` or ``legal@2`` means. Raises :class:`UnknownAdapter`."""
@@ -113,7 +113,7 @@ class Directory:
 
     def _resolve(self, text: str, user: str | None) -> Lease:
         alias = self._snapshot.aliases.get(text)
-        reference = choose(alias, user).reference if alias else text
+        reference = choose_target(alias, user).reference if alias else text
         version = self._snapshot.version(parse_reference(reference))
         if version.refused is not None:
             raise AdapterUnavailable(text, version.refused)
@@ -142,7 +142,7 @@ class Directory:
         return bool(self._snapshot.refers_to(content) or self._leases[content] or self._held[content])
 
 
-def _known(known: Mapping[str, T], name: str) -> T:
+def _lookup(known: Mapping[str, T], name: str) -> T:
     try:
         return known[name]
     except KeyError:

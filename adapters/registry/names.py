@@ -1,7 +1,7 @@
-"""Names: what adapters and aliases may be called, and how a version is written.
+"""Names of adapters and aliases, and references to versions.
 
-Names are ASCII, so no two that look alike differ by script. They are case-sensitive, but two that differ in case only
-cannot both exist: ``legal`` and ``Legal`` are too easily taken for each other.
+Names are ASCII, because letters of different scripts can look alike. They are case-sensitive, but two names that differ
+only in case cannot both exist: ``legal`` and ``Legal`` are easily confused.
 """
 
 import re
@@ -16,7 +16,7 @@ _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """``legal``, or ``legal@2``."""
+    """A name, as in ``legal``, or a version, as in ``legal@2``."""
 
     name: str
     version: int | None = None
@@ -26,7 +26,7 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """Whether such a name exists is not asked. Raises :class:`UnknownAdapter` for what no name can be."""
+    """Parse a reference, whether it exists or not. Raises :class:`UnknownAdapter` for an invalid version."""
     name, at, version = text.partition("@")
     if not at:
         return Reference(name)
@@ -35,18 +35,18 @@ def parse_reference(text: str) -> Reference:
     return Reference(name, int(version))
 
 
-def fold(name: str) -> str:
-    """The same for names that differ in case only."""
+def case_folded(name: str) -> str:
+    """Return the name in lower case, to compare names without regard to case."""
     return name.lower()
 
 
-def could_be_name(text: str) -> bool:
-    """Whether a name could be spelled like this. A database cannot even look for every other text."""
+def is_possible_name(text: str) -> bool:
+    """Return whether the text has the length and characters of a name. A database cannot compare every other text."""
     return len(text) <= MAX_NAME_LENGTH and _NAME.fullmatch(text) is not None
 
 
 def check_name(name: str, reserved: frozenset[str] = frozenset()) -> None:
-    """Raises :class:`AdapterNameError` where ``name`` can be given to nothing; ``reserved`` are the base's names."""
+    """Raise :class:`AdapterNameError` if the name is invalid, or one of ``reserved``, the base's names."""
     if not name or len(name) > MAX_NAME_LENGTH:
         raise AdapterNameError(f"an adapter's name has 1 to {MAX_NAME_LENGTH} characters, not {len(name)}")
     if "@" in name:
@@ -58,5 +58,5 @@ def check_name(name: str, reserved: frozenset[str] = frozenset()) -> None:
         )
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise AdapterNameError(f"{name!r} cannot name an adapter: it has an empty, `.` or `..` part")
-    if fold(name) in {fold(taken) for taken in reserved}:
+    if case_folded(name) in {case_folded(taken) for taken in reserved}:
         raise AdapterNameError(f"{name!r} cannot name an adapter: it is the base model's name")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import AdapterError, RegistryUnavailable, UnknownAdapter
-from adapters.format.selection import ALONE, Selection
+from adapters.format.selection import NO_OTHER_FILES, Selection
 from adapters.format.spec import AdapterId
 from adapters.registry.admission import AdmissionControl
 from adapters.registry.catalog import Catalog, Change, Changes
@@ -77,7 +77,7 @@ class Registry(Directory):
         self._pins: list[Version] = []
         self._refreshing = threading.Lock()
         self._tidying = threading.Lock()
-        self._swept = 0.0
+        self._last_sweep = 0.0
         self._unfinished = False
         """Whether some bytes still have to be deleted."""
         self._stopping = False
@@ -107,7 +107,7 @@ class Registry(Directory):
 
     def start(self) -> None:
         """Start the thread that follows changes of other servers and deletes unused bytes."""
-        self._thread = threading.Thread(target=self._keep, name="registry", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="registry", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ class Registry(Directory):
         staging: Path,
         source: str,
         options: RegistrationOptions = DEFAULT_OPTIONS,
-        selection: Selection = ALONE,
+        selection: Selection = NO_OTHER_FILES,
     ) -> Registered:
         """Verify the files in ``staging`` (a folder from the store's ``stage``), store them, and add them to ``name``.
 
@@ -146,7 +146,7 @@ class Registry(Directory):
                 activate=options.activate,
                 pin=options.pinned,
             )
-            self._found(spec.id)
+            self._mark_found(spec.id)
             self.refresh()
         version = Version(
             name, number, spec.id, spec.rank, spec.size_bytes, len(spec.targets), created=int(time.time())
@@ -220,8 +220,8 @@ class Registry(Directory):
                 return
             stored_bytes = self._contents.stored_bytes()
             with self._lock:
-                entries = [self._marked(entry) for entry in changes.entries]
-                self._note_idle(self._snapshot.take(entries, changes.aliases, changes.gone))
+                entries = [self._mark_missing(entry) for entry in changes.entries]
+                self._note_idle(self._snapshot.apply(entries, changes.aliases, changes.gone))
                 self._revision, self._stored_bytes = changes.revision, stored_bytes
                 self._note_unchecked(changes)
             self._update_pins()
@@ -232,7 +232,7 @@ class Registry(Directory):
             idle = self._detach_idle()
             if idle and not self._shared:
                 self._unfinished = True
-            due = time.monotonic() - self._swept > GRACE_SECONDS / 10 if self._shared else self._unfinished
+            due = time.monotonic() - self._last_sweep > GRACE_SECONDS / 10 if self._shared else self._unfinished
             if due:
                 self._delete_unreferenced()
                 self._unfinished = False
@@ -259,7 +259,7 @@ class Registry(Directory):
         lost = (self._snapshot.entries.keys() | self._snapshot.aliases.keys()) - kept
         return replace(changes, gone=sorted(lost))
 
-    def _found(self, content: AdapterId) -> None:
+    def _mark_found(self, content: AdapterId) -> None:
         """Bytes that were missing are back: load the versions that refer to them again."""
         with self._refreshing:
             if content in self._missing:
@@ -272,7 +272,7 @@ class Registry(Directory):
         due = dict.fromkeys(changes.unchecked - self._missing, 0.0) | self._unchecked
         self._unchecked = {c: t for c, t in due.items() if c not in checked and self._snapshot.refers_to(c)}
 
-    def _marked(self, entry: Entry) -> Entry:
+    def _mark_missing(self, entry: Entry) -> Entry:
         """Return the entry with versions refused whose bytes are missing from the store."""
         if not any(version.content in self._missing for version in entry.versions.values()):
             return entry
@@ -282,7 +282,7 @@ class Registry(Directory):
         }
         return replace(entry, versions=versions)
 
-    def _keep(self) -> None:
+    def _run(self) -> None:
         while not self._stopping:
             self._wake.wait(self._pause())
             self._wake.clear()
@@ -330,7 +330,7 @@ class Registry(Directory):
 
     def _delete_unreferenced(self) -> None:
         """Delete content that no version on any server refers to and nobody here uses."""
-        self._swept = time.monotonic()
+        self._last_sweep = time.monotonic()
         grace = GRACE_SECONDS if self._shared else 0
         for content, touched in self._contents.unreferenced(grace):
             with self._lock:

@@ -1,7 +1,7 @@
-"""The registry's tables, and their migration to the newest form when a server starts.
+"""The registry's tables, and their migration when a server starts.
 
-Every change to a table is a new file in ``adapters/registry/migrations/versions``. A test checks that all of them
-together make the tables below.
+Every change to a table is a new file in ``adapters/registry/migrations/versions``. A test checks that all migrations
+together create the tables below.
 """
 
 from alembic import command
@@ -32,7 +32,7 @@ registry = Table(
     Column("id", Integer, primary_key=True),
     Column("revision", BigInteger, nullable=False),
 )
-"""One row. Every change begins by raising its revision, so changes come one after the other, on every server."""
+"""One row. Every change first increments its revision and so locks it: changes of all servers are serialised."""
 
 contents = Table(
     "contents",
@@ -45,7 +45,7 @@ contents = Table(
     Column("touched", BigInteger, nullable=False),
     Column("deleting", Boolean, nullable=False),
 )
-"""Bytes that are stored, about to be, or about to go. ``touched``: microseconds of Unix time, raised at each use."""
+"""Content that is stored, being stored, or being deleted. ``touched``: Unix time in microseconds of its last use."""
 
 names = Table(
     "names",
@@ -59,7 +59,8 @@ names = Table(
     Column("created", BigInteger, nullable=False),
     Column("revision", BigInteger, nullable=False, index=True),
 )
-"""Adapters and aliases. A deleted name stays as ``gone``: others learn of it, and no version number comes twice."""
+"""Adapters and aliases. A deleted name stays with the kind ``gone``, so that other servers notice the deletion and
+version numbers are never reused."""
 
 versions = Table(
     "versions",
@@ -72,7 +73,7 @@ versions = Table(
     UniqueConstraint("name", "content", name="one_version_per_content"),
     Column("selection", JSON),
 )
-"""``selection``: where the adapter lay in what came from the source, and what else was there, for the receipt."""
+"""``selection``: which of the received files were taken and which ignored, as the receipt shows it."""
 
 targets = Table(
     "targets",
@@ -83,7 +84,7 @@ targets = Table(
     Column("number", Integer),
     Column("weight", Float, nullable=False),
 )
-"""What aliases mean."""
+"""Targets of the aliases."""
 
 admissions = Table(
     "admissions",
@@ -93,7 +94,7 @@ admissions = Table(
     Column("refused", Text),
     Column("receipt", JSON, nullable=False),
 )
-"""What the checks of a content on a base (by fingerprint) have shown."""
+"""Results of checking a content on a base, which its fingerprint identifies."""
 
 watched = Table(
     "watched",
@@ -103,20 +104,20 @@ watched = Table(
     Column("refused", Text),
     Column("since", BigInteger, nullable=False),
 )
-"""Folders in a watched folder as they were when they were last looked into."""
+"""Last known states of the folders in a watched folder."""
 
 
 class NewerSchema(Exception):
-    """The tables were made by a newer manylora."""
+    """A newer release of manylora has migrated the tables."""
 
 
 def migrate(connection: Connection) -> None:
-    """Bring the tables to the newest form, all steps or none; many servers may do so at once.
+    """Apply all missing migrations, or none if one fails. Several servers may do so at once.
 
-    Raises :class:`NewerSchema`, and changes nothing, where they are ahead of this program.
+    Raises :class:`NewerSchema`, and changes nothing, if the tables are newer than this program.
     """
     if connection.dialect.name == "postgresql":
-        # Held until the transaction ends. Any number will do, if it is always the same.
+        # Held until the transaction ends. The number is arbitrary, but must never change.
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(6276940712850447)")
     config = Config()
     config.set_main_option("script_location", "adapters.registry:migrations")

@@ -96,7 +96,7 @@ class Snapshot:
         self._aliased: dict[str, set[str]] = {}
         """Adapter -> aliases that have it as a target."""
 
-    def take(self, entries: Iterable[Entry], aliases: Iterable[Alias], gone: Iterable[str]) -> set[AdapterId]:
+    def apply(self, entries: Iterable[Entry], aliases: Iterable[Alias], gone: Iterable[str]) -> set[AdapterId]:
         """Apply changes; return the contents that no version refers to any more."""
         lost: set[AdapterId] = set()
         for name in gone:

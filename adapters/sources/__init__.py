@@ -1,1 +1,1 @@
-"""Where adapters come from: hubs, buckets, addresses, and a watched folder."""
+"""Download adapters from hubs and buckets, and register those in a watched folder."""

@@ -1,4 +1,4 @@
-"""FolderState: what folders in a watched folder were like when they were last looked into. Survives a restart."""
+"""FolderStates: the last known state of each folder in a watched folder, kept in the database across restarts."""
 
 from dataclasses import dataclass
 
@@ -10,34 +10,34 @@ from adapters.registry.schema import watched
 
 @dataclass(frozen=True, slots=True)
 class FolderState:
-    """One folder at one time."""
+    """The state of a folder when it was last registered or refused."""
 
     signature: str
-    """Differs when the adapter's files do."""
+    """Changes whenever one of the adapter's files does."""
     refused: str | None
-    """Why it was not registered."""
+    """Why it could not be registered; None if it was."""
     since: int
     """Unix time, seconds."""
 
 
 class FolderStates:
-    """What was seen, by the folder's full path, in a database. Each method is one transaction."""
+    """States by the folder's full path. Each method is one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def under(self, root: str) -> dict[str, FolderState]:
-        """All folders in ``root``."""
+    def load(self, root: str) -> dict[str, FolderState]:
+        """Return the states of all folders below ``root``."""
         query = select(watched).where(watched.c.folder.startswith(f"{root}/", autoescape=True))
         with self._database.reading() as connection:
             rows = connection.execute(query).all()
         return {row.folder: FolderState(row.signature, row.refused, row.since) for row in rows}
 
-    def put(self, folder: str, seen: FolderState | None) -> None:
-        """Keep what a folder was like; None forgets it."""
+    def save(self, folder: str, state: FolderState | None) -> None:
+        """Replace the state of a folder; None deletes it."""
         with self._database.writing() as (connection, _):
             connection.execute(delete(watched).where(watched.c.folder == folder))
-            if seen is not None:
-                refused = None if seen.refused is None else storable(seen.refused)
-                values = {"signature": seen.signature, "refused": refused, "since": seen.since}
+            if state is not None:
+                refused = None if state.refused is None else storable(state.refused)
+                values = {"signature": state.signature, "refused": refused, "since": state.since}
                 connection.execute(insert(watched).values(folder=folder, **values))

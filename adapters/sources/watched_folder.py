@@ -1,4 +1,4 @@
-"""A watched folder: each folder in it is an adapter of that name, registered when it appears and when it changes."""
+"""WatchedFolder: register each folder below a root as an adapter of that name, when it appears and when it changes."""
 
 import logging
 import os
@@ -24,66 +24,66 @@ from adapters.sources.folder_states import FolderState
 
 log = logging.getLogger(__name__)
 
-INTERVAL = 1.0
-"""Seconds between two scans."""
-SHARE = 0.02
-"""Of a processor's time, what looking at folders in which nothing changes may take; with many, scans are rarer."""
-SETTLE = 1.0
-"""Seconds after which files that have not changed are taken to be complete."""
-RETRY = 15.0
-"""Seconds until a folder is tried again that the server's own state stood in the way of."""
+SCAN_SECONDS = 1.0
+"""Minimum seconds between two scans."""
+MAX_CPU_SHARE = 0.02
+"""Maximum share of a core's time that scans may use if nothing changes; with many folders, scans are less frequent."""
+SETTLE_SECONDS = 1.0
+"""Seconds after which files that have not changed are considered complete."""
+RETRY_SECONDS = 15.0
+"""Seconds until a registration that failed because of the server's state is tried again."""
 
-_LATER = (StoreFull, RegistryUnavailable, AdapterUnavailable, AdapterConflict)
-"""What is not the folder's fault: it is tried again although nothing in it has changed."""
+_RETRIED_ERRORS = (StoreFull, RegistryUnavailable, AdapterUnavailable, AdapterConflict)
+"""Errors caused by the server's state: the folder is tried again although nothing in it has changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class FolderRefusal:
-    """A folder whose content could not be registered."""
+    """A folder that could not be registered."""
 
     name: str
     source: str
-    """Where it lies: the last part of the watched folder's path, and its own name."""
+    """The name of the watched folder and its own, as ``watched/legal``."""
     reason: str
     since: int
     """Unix time, seconds."""
 
 
 class WatchedFolder:
-    """The folders in ``folder`` and what became of them. One thread scans; any thread may ask for the refusals.
+    """Registers the folders in ``folder``. One thread scans; any thread may call :meth:`refusals`.
 
-    ``seen``, by a folder's full path, is what there was before a restart, and ``remember`` keeps it for the next; with
-    None it forgets. What has been registered is left alone until it changes, so that a version an operator has gone
-    back from, or removed, stays so; also where the folder goes away and comes back as it was.
+    ``states`` holds the last state of each folder, by its full path, from before a restart; ``save`` stores a new
+    state, or deletes it if given None. A folder is registered again only if its files have changed since then. So a
+    version that an operator rolled back or removed stays so, also if its folder is moved away and back unchanged.
     """
 
     def __init__(
         self,
         folder: Path,
         registry: Registry,
-        seen: Mapping[str, FolderState],
-        remember: Callable[[str, FolderState | None], None],
+        states: Mapping[str, FolderState],
+        save: Callable[[str, FolderState | None], None],
     ) -> None:
         self._folder = folder
         self._registry = registry
-        # The watched folder of another day may have been in this one.
-        self._seen = {path: each for path, each in seen.items() if Path(path).parent == folder}
-        self._remember = remember
+        # Skip states of nested folders: an earlier run may have watched a folder inside this one.
+        self._states = {path: state for path, state in states.items() if Path(path).parent == folder}
+        self._save = save
         self._unsettled: dict[str, str] = {}
-        """Signatures in the last scan of folders that may still be being written."""
-        self._not_before: dict[str, float] = {}
-        """Unix time, seconds, of the next attempt at what only the server's state stood in the way of."""
+        """Name -> signature in the last scan, of folders that may still be written to."""
+        self._retry_at: dict[str, float] = {}
+        """Name -> Unix time, seconds, of the next attempt after one of :data:`_RETRIED_ERRORS`."""
         self._readable = True
-        self._looking = 0.0
-        """Seconds of a processor that the last look at all folders took."""
+        self._scan_seconds = 0.0
+        """CPU seconds that the last scan took, without registrations."""
         self._lock = threading.Lock()
         self._refusals: dict[str, FolderRefusal] = {}
-        for path, each in self._seen.items():
-            if each.refused is not None:
-                self._refuse(Path(path).name, each.refused, each.since)
+        for path, state in self._states.items():
+            if state.refused is not None:
+                self._set_refusal(Path(path).name, state.refused, state.since)
 
     def refusals(self) -> list[FolderRefusal]:
-        """What is there now and cannot be served, in the order of names."""
+        """Return the folders that exist now and could not be registered, in the order of their names."""
         with self._lock:
             return [self._refusals[name] for name in sorted(self._refusals)]
 
@@ -95,33 +95,33 @@ class WatchedFolder:
                     if stop.is_set():
                         return
             except Exception:
-                log.exception("Watching %s failed; it goes on", self._folder)
-            stop.wait(max(INTERVAL, self._looking / SHARE))
+                log.exception("Scanning the watched folder %s failed; will scan again", self._folder)
+            stop.wait(max(SCAN_SECONDS, self._scan_seconds / MAX_CPU_SHARE))
 
     def scan(self, now: float) -> list[str]:
-        """Look at all folders once, at ``now`` in unix time. Returns the names that were registered."""
+        """Check all folders once; return the names that were registered. ``now``: Unix time, seconds."""
         return [name for name, registered in self._scan(now) if registered]
 
     def _scan(self, now: float) -> Iterator[tuple[str, bool]]:
-        """Try what is due. Yields after each: its name, and whether it is registered now."""
+        """Register the folders that are due. Yields (name, whether it was registered) after each."""
         begun = time.thread_time()
-        names = self._names()
+        names = self._list_folders()
         if names is None:
             return
-        changed = {name: signature for name in names if (signature := self._changed(name)) is not None}
+        changed = {name: signature for name in names if (signature := self._changed_signature(name)) is not None}
         due = [
             name
             for name, signature in changed.items()
-            if self._is_settled(name, signature, now) and self._not_before.get(name, 0.0) <= now
+            if self._is_settled(name, signature, now) and self._retry_at.get(name, 0.0) <= now
         ]
-        self._looking = time.thread_time() - begun
+        self._scan_seconds = time.thread_time() - begun
         self._unsettled = {name: signature for name, signature in changed.items() if name not in due}
-        self._forget_all_but(names)
+        self._forget_removed(names)
         for name in due:
-            yield name, self._take(name, now)
+            yield name, self._try_register(name, now)
 
-    def _names(self) -> set[str] | None:
-        """Of the folders in the watched one; None where it cannot be read. What starts with a dot is not meant."""
+    def _list_folders(self) -> set[str] | None:
+        """Return the names of the folders in the watched one, without hidden ones; None if it cannot be read."""
         try:
             with os.scandir(self._folder) as entries:
                 names = {entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry)}
@@ -135,62 +135,62 @@ class WatchedFolder:
         self._readable = True
         return names
 
-    def _changed(self, name: str) -> str | None:
-        """The folder's signature, if it is not as it was when it was last taken."""
+    def _changed_signature(self, name: str) -> str | None:
+        """Return the folder's signature if it has changed since the saved state, else None."""
         path = self._path(name)
         signature = _signature(path)
-        seen = self._seen.get(path)
-        return None if seen is not None and seen.signature == signature else signature
+        state = self._states.get(path)
+        return None if state is not None and state.signature == signature else signature
 
     def _is_settled(self, name: str, signature: str, now: float) -> bool:
-        return self._unsettled.get(name) == signature or _last_change(self._path(name)) < now - SETTLE
+        return self._unsettled.get(name) == signature or _last_change(self._path(name)) < now - SETTLE_SECONDS
 
-    def _take(self, name: str, now: float) -> bool:
-        """Register a folder's content under its name; whether that went well."""
-        # From before its files are read: what changes meanwhile is seen by the next scan.
+    def _try_register(self, name: str, now: float) -> bool:
+        """Register a folder and record the outcome; return whether it was registered."""
+        # Computed before the files are read, so that the next scan notices a change made meanwhile.
         signature = _signature(self._path(name))
         try:
             reason = self._register(name)
             if reason is None:
                 log.info("Registered %s from the watched folder", name)
-            self._keep(name, FolderState(signature, reason, int(now)))
-        except _LATER as error:
-            # Not at once: each attempt copies the adapter.
-            self._not_before[name] = now + RETRY
+            self._save_state(name, FolderState(signature, reason, int(now)))
+        except _RETRIED_ERRORS as error:
+            # Wait before the next attempt: each one copies the adapter.
+            self._retry_at[name] = now + RETRY_SECONDS
             reason = str(error)
         except Exception:
-            # An engine without room for the dry load, or a fault of ours: not the folder's fault either.
+            # The engine had no room for the dry load, or there is a bug: trying again may help.
             log.exception("Registering %r from the watched folder failed", name)
-            self._not_before[name] = now + RETRY
+            self._retry_at[name] = now + RETRY_SECONDS
             reason = "something went wrong on the server; it is in its log"
-        self._refuse(name, reason, int(now))
+        self._set_refusal(name, reason, int(now))
         return reason is None
 
     def _register(self, name: str) -> str | None:
-        """Why the folder's content cannot be registered before it changes; None where it has been."""
+        """Register a folder; return why that cannot succeed until its files change, None if it was registered."""
         try:
             check_name(name)
             self._registry.register_folder(name, Path(self._path(name)))
-        except _LATER:
+        except _RETRIED_ERRORS:
             raise
         except AdapterError as error:
             return str(error)
         return None
 
-    def _keep(self, name: str, seen: FolderState | None) -> None:
-        """Remember, but not by a name that no adapter can have: it need not even be text."""
+    def _save_state(self, name: str, state: FolderState | None) -> None:
+        """Save a folder's state, in memory only if its name is invalid: the database may be unable to store it."""
         with suppress(AdapterNameError):
             check_name(name)
-            self._remember(self._path(name), seen)
-        if seen is None:
-            self._seen.pop(self._path(name), None)
+            self._save(self._path(name), state)
+        if state is None:
+            self._states.pop(self._path(name), None)
         else:
-            self._seen[self._path(name)] = seen
+            self._states[self._path(name)] = state
 
-    def _refuse(self, name: str, reason: str | None, since: int) -> None:
-        """Show why it is not served; None: it is."""
-        shown = self._refusals.get(name)
-        if shown is not None and shown.reason == reason:
+    def _set_refusal(self, name: str, reason: str | None, since: int) -> None:
+        """List the folder as refused for ``reason``; None removes it from the list."""
+        listed = self._refusals.get(name)
+        if listed is not None and listed.reason == reason:
             return
         with self._lock:
             self._refusals.pop(name, None)
@@ -199,14 +199,15 @@ class WatchedFolder:
         if reason is not None:
             log.warning("The folder %r in the watched folder is refused: %s", name, reason)
 
-    def _forget_all_but(self, names: set[str]) -> None:
+    def _forget_removed(self, names: set[str]) -> None:
+        """Drop the refusals of folders that are not among ``names``."""
         for name in self._refusals.keys() - names:
             try:
-                self._keep(name, None)
+                self._save_state(name, None)
             except RegistryUnavailable:
-                # Shown until it can be forgotten for good.
+                # Listed until its state can be deleted.
                 continue
-            self._refuse(name, None, 0)
+            self._set_refusal(name, None, 0)
 
     def _path(self, name: str) -> str:
         return f"{self._folder}/{name}"
@@ -216,29 +217,29 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # It says why it cannot be read when it is registered.
+        # Registering it will give the reason.
         return True
 
 
 def _signature(path: str) -> str:
-    """What differs once one of the adapter's files in a folder is replaced or written to."""
+    """Return a string that changes when one of the adapter's files in the folder is replaced or written to."""
     return ";".join(_file_signature(f"{path}/{name}") for name in FILES)
 
 
 def _file_signature(path: str) -> str:
     try:
-        info = os.stat(path)  # noqa: PTH116  (thousands of Path objects would cost more than looking)
+        info = os.stat(path)  # noqa: PTH116  (Path objects cost more than the call itself)
     except OSError as error:
         return f"-{error.errno}"
     return f"{info.st_size}:{info.st_mtime_ns}:{info.st_ino}"
 
 
 def _last_change(path: str) -> float:
-    """Unix time, seconds, of the latest change to the folder or to one of the adapter's files in it."""
-    return max(_changed_at(each) for each in (path, *(f"{path}/{name}" for name in FILES)))
+    """Return when the folder or one of the adapter's files in it last changed: Unix time, seconds."""
+    return max(_modified(each) for each in (path, *(f"{path}/{name}" for name in FILES)))
 
 
-def _changed_at(path: str) -> float:
+def _modified(path: str) -> float:
     try:
         return Path(path).stat().st_mtime
     except OSError:

@@ -1,1 +1,1 @@
-"""The bytes of adapters, by the digest of their content: on this disk, and in a store that servers share."""
+"""Store the files of adapters by the digest of their content: on disk, and in a store that servers share."""

@@ -72,7 +72,7 @@ class RemoteStore:
             if name in names:
                 self._upload(folder / name, self._path(adapter_id, name))
         if self._protocol == "file":
-            with self._reached():
+            with self._translate_errors():
                 content = Path(self._path(adapter_id))
                 for each in (content, content.parent, content.parent.parent):
                     sync(each)
@@ -95,7 +95,7 @@ class RemoteStore:
         """Delete a content, or what is left of it. Raises :class:`RegistryUnavailable`."""
         for path in (self._path(adapter_id, CONFIG), self._path(adapter_id)):
             try:
-                with self._reached():
+                with self._translate_errors():
                     self._files.rm(path, recursive=True)
             except FileNotFoundError:
                 self._check_bucket()
@@ -107,7 +107,7 @@ class RemoteStore:
 
     def _upload(self, source: Path, path: str) -> None:
         try:
-            with self._reached():
+            with self._translate_errors():
                 if self._protocol == "file":
                     self._copy(source, Path(path))
                 else:
@@ -129,7 +129,7 @@ class RemoteStore:
         """Return the bytes of a file in chunks; None if there is no such file."""
         path = self._path(adapter_id, name)
         try:
-            with self._reached():
+            with self._translate_errors():
                 if name == WEIGHTS:
                     return self._chunks(adapter_id, self._files.open(path, "rb"))
                 # One request: `open` asks for the size first, and lists the bucket where there is no such file.
@@ -141,7 +141,7 @@ class RemoteStore:
         with file:
             while True:
                 try:
-                    with self._reached():
+                    with self._translate_errors():
                         data = file.read(CHUNK_BYTES)
                 except FileNotFoundError as error:
                     raise self._missing(adapter_id) from error
@@ -157,13 +157,13 @@ class RemoteStore:
         if self._protocol not in _EXTRAS:
             return
         try:
-            with self._reached():
+            with self._translate_errors():
                 self._files.info(self._root.partition("/")[0])
         except FileNotFoundError as error:
             raise self._unavailable(error) from error
 
     @contextmanager
-    def _reached(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except (FileNotFoundError, RegistryUnavailable):

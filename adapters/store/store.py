@@ -18,7 +18,7 @@ from adapters.errors import AdapterError, AdapterRejected, StoreFull
 from adapters.format.content import content_id
 from adapters.format.files import FILES, MAX_JSON_BYTES, WEIGHTS, chunks, open_file, present, sync
 from adapters.format.safetensors_header import MAX_HEADER_BYTES
-from adapters.format.selection import Selection, survey
+from adapters.format.selection import Selection, select_in_folder
 from adapters.format.spec import AdapterId, AdapterSpec, BaseLayout
 from adapters.format.verify import read_spec, verify
 from adapters.format.weights import AdapterWeights, read_weights
@@ -73,7 +73,7 @@ class AdapterStore:
     @contextmanager
     def stage(self) -> Iterator[Path]:
         """Yield an empty folder for an adapter's files; it is deleted at the end unless it was published."""
-        with full_disk_named():
+        with translate_disk_full():
             path = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.root))
             try:
                 yield path
@@ -86,7 +86,7 @@ class AdapterStore:
 
         Raises :class:`AdapterRejected`, or :class:`StoreFull`.
         """
-        selection = survey(folder)
+        selection = select_in_folder(folder)
         for name in present(folder):
             _copy(folder, staging, name, self.limit if name == WEIGHTS else MAX_JSON_BYTES)
         return selection
@@ -328,7 +328,7 @@ def _copy(source: Path, target: Path, name: str, limit: int) -> None:
 
 
 @contextmanager
-def full_disk_named() -> Iterator[None]:
+def translate_disk_full() -> Iterator[None]:
     """Turn an OSError for a full disk into :class:`StoreFull`."""
     try:
         yield

@@ -197,7 +197,7 @@ def _watch_folder(
     if root is None:
         return None
     report(f"looking for adapters in {root}")
-    watched = WatchedFolder(root, registry, states.under(str(root)), states.put)
+    watched = WatchedFolder(root, registry, states.load(str(root)), states.save)
     watched.scan(time())
     stop = Event()
     thread = Thread(target=watched.run, args=(stop,), name="watch", daemon=True)

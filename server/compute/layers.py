@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from adapters.format.spec import BaseLayout
-from bases.architecture import SIBLINGS
+from bases.architecture import SIBLINGS, SharedInputCache
 from server.compute.backend import GroupShape
 
 if TYPE_CHECKING:
@@ -27,28 +27,21 @@ class LinearGroup:
         self.shape = GroupShape(layout.linears[names[0]][0], tuple(layout.linears[name][1] for name in names))
         self.base = pool.backend.group_linear(layers)
         self.lora = pool.backend.group_lora(self.shape, pool.pages)
-        self._input: Tensor | None = None
-        self._outputs: dict[int, Tensor] = {}
+        self._outputs = SharedInputCache()
 
     def __call__(self, x: Tensor, member: int) -> Tensor:
         """Output [..., out] of one member, given by index, for ``x`` [..., in]: base plus adapters."""
-        if x is not self._input or member not in self._outputs:
-            outputs = self._compute(x.reshape(-1, self.shape.inputs))
-            self._outputs = {i: y.view(*x.shape[:-1], y.shape[-1]) for i, y in enumerate(outputs)}
-            self._input = x
-        out = self._outputs.pop(member)
-        if not self._outputs:
-            self._input = None
-        return out
+        return self._outputs.take(member, x, self._compute)
 
-    def _compute(self, x: Tensor) -> list[Tensor]:
+    def _compute(self, given: Tensor) -> list[Tensor]:
+        x = given.reshape(-1, self.shape.inputs)
         outputs = self.base(x)
         mapping = self.pool.mapping
         assert not mapping.targets or x.shape[0] == mapping.rows, "the LoRA mapping is not this step's"
         active = [i for i, name in enumerate(self.names) if name in mapping.targets]
         if active:
             self.lora.add(x, outputs, active, mapping)
-        return outputs
+        return [output.view(*given.shape[:-1], output.shape[-1]) for output in outputs]
 
 
 class LoraLinear(nn.Module):

@@ -1,4 +1,4 @@
-"""One server for most tests, with three adapters; each test leaves it idle."""
+"""Fixtures: one server with three adapters, shared by most tests."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 @pytest.fixture(scope="session")
 def shared(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """The server itself."""
+    """A server that most tests share."""
     service = tiny_service(
         tmp_path_factory.mktemp("server"),
         adapter={name: folders[name] for name in ADAPTERS},
@@ -37,7 +37,7 @@ def shared(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def live(shared: Live) -> Iterator[Live]:
-    """The server, which must be idle again when the test is over."""
+    """The shared server; asserts that it is idle again after the test."""
     yield shared
     wait_for(shared.idle)
     versions = [list(entry.versions) for entry in shared.service.registry.entries()]

@@ -22,7 +22,7 @@ from server.config import Settings
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 PATIENCE = 60.0
-"""Seconds after which something that should happen counts as never happening."""
+"""Seconds after which a test stops waiting and fails."""
 ADAPTERS: Mapping[str, Mapping[str, Any]] = {
     "red": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]},
     "green": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
@@ -33,7 +33,7 @@ ADAPTERS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Live:
-    """A running server, seen from inside and outside."""
+    """A running server: its objects, and an HTTP client of it."""
 
     service: Service
     server: DrainingServer
@@ -41,65 +41,65 @@ class Live:
     http: httpx.Client
 
     def complete(self, **fields: Any) -> dict[str, Any]:
-        """A greedy completion of 12 tokens, with what ``fields`` change."""
+        """Return a greedy completion of 12 tokens; ``fields`` override those of the request."""
         response = self.http.post("/v1/completions", json=request(**fields))
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer
 
     def text(self, **fields: Any) -> str:
-        """The text of :meth:`complete`."""
+        """Return the text of :meth:`complete`."""
         text: str = self.complete(**fields)["choices"][0]["text"]
         return text
 
     def stream(self, path: str = "/v1/completions", **fields: Any) -> list[dict[str, Any]]:
-        """The events of a stream that must end with ``[DONE]``."""
+        """Return the events of a stream; assert that it ends with ``[DONE]``."""
         with self.http.stream("POST", path, json={**fields, "stream": True}) as response:
             assert response.headers["content-type"].startswith("text/event-stream")
             return events(response)
 
     def idle(self) -> bool:
-        """Whether nothing is left of any request."""
+        """Return whether no request holds any resource."""
         stats = self.service.engine.stats()
         return not (stats.running or stats.waiting or stats.blocks_used or len(self.service.event_router))
 
     def sampled(self) -> int:
-        """Tokens sampled since the start."""
+        """Return the number of tokens sampled since the start."""
         return self.service.engine.stats().output_tokens
 
     def content(self, name: str) -> Path:
-        """Where the store keeps what ``name`` stands for."""
+        """Return the folder of the content of ``name`` in the store."""
         return self.service.store.path(self.service.registry.version(name).content)
 
     def registered(self) -> tuple[object, ...]:
-        """Everything that a refused change must leave as it is: names with their revisions, and what is on disk."""
+        """Return all state that a refused change must not change: names with their revisions, and stored contents."""
         registry, root = self.service.registry, self.service.store.root
         return registry.entries(), registry.aliases(), sorted(path.name for path in root.iterdir())
 
 
 def request(**fields: Any) -> dict[str, Any]:
-    """The body of a small greedy completion."""
+    """Return the body of a small greedy completion."""
     return {"prompt": "Once upon a time", "max_tokens": 12, "temperature": 0, "ignore_eos": True, **fields}
 
 
 @contextmanager
 def unchanged(live: Live) -> Iterator[None]:
-    """What happens inside changes nothing that is registered."""
+    """Assert that the block changes nothing that is registered."""
     before = live.registered()
     yield
     assert live.registered()[:2] == before[:2]
-    wait_for(lambda: live.registered() == before)  # bytes go a moment later, on a thread of their own
+    wait_for(lambda: live.registered() == before)  # a thread deletes the bytes a moment later
 
 
 def events(response: httpx.Response) -> list[dict[str, Any]]:
-    """The objects of a stream, which must be whole."""
+    """Return the objects of a stream; assert that it is complete."""
     lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
     assert lines[-1] == "[DONE]"
     return [json.loads(line) for line in lines[:-1]]
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Until ``condition`` holds."""
+    """Wait until ``condition`` is true; fail after :data:`PATIENCE` seconds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
@@ -125,7 +125,7 @@ def enduring_model() -> PreTrainedModel:
 
 
 def tiny_service(root: Path, model: PreTrainedModel | None = None, **changes: Any) -> Service:
-    """A service over ``model``, by default the tiny Llama; ``changes`` are fields of Settings."""
+    """Return a service of ``model``, by default the tiny Llama; ``changes`` are fields of Settings."""
     plain = {"quantization": "none", "dtype": "fp32", "device": "cpu", "kv_memory_gib": 0.01, "threads": 1}
     settings = Settings(**{"data_dir": root / "data", **plain, **changes})
     return open_service(make_base(model or tiny_model(), tiny_tokenizer(), "tiny"), settings)

@@ -23,7 +23,7 @@ _WRITES = os.O_WRONLY | os.O_RDWR
 
 
 class Fault:
-    """Ends the process at a step."""
+    """Kills the process at its n-th step."""
 
     def __init__(self, at: int, folder: Path) -> None:
         self._left = at
@@ -31,7 +31,7 @@ class Fault:
         self.armed = False
 
     def install(self) -> None:
-        """Count from now on."""
+        """Start counting steps."""
         sys.addaudithook(self._audit)
         for name in ("before_cursor_execute", "after_cursor_execute", "commit"):
             event.listen(Engine, name, lambda *_: self._step())
@@ -44,7 +44,7 @@ class Fault:
             case "open", (path, _, flags) if not flags & _WRITES:
                 return
             case (("open" | "os.mkdir" | "os.rename" | "os.remove" | "os.rmdir"), (path, *_)):
-                # rmtree names files relative to a folder it holds open.
+                # rmtree passes names relative to an open folder.
                 if name in ("os.remove", "os.rmdir") or str(path).startswith(self._folder):
                     self._step()
 
@@ -55,10 +55,10 @@ class Fault:
 
 
 def serve(at: int, root: Path) -> None:
-    """Until killed."""
+    """Serve until killed; print the process id and the port first."""
     service = tiny_service(root, tiny_model(), max_rank=16)
     listener = bind("127.0.0.1", 0)
-    listener.listen()  # a client that is told the port may connect at once
+    listener.listen()  # a client may connect as soon as it knows the port
     if at:
         Fault(at, root / "data").install()
     sys.stdout.write(f"zygote {os.getpid()} {listener.getsockname()[1]}\n")
@@ -67,10 +67,10 @@ def serve(at: int, root: Path) -> None:
 
 
 def main() -> None:
-    """Fork until the input ends."""
+    """Fork a server for each line of the input."""
     torch.set_num_threads(1)
     tiny_model()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped automatically
     for line in sys.stdin:
         at, root = line.rstrip("\n").split(" ", 1)
         if os.fork() == 0:

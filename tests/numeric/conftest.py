@@ -1,4 +1,4 @@
-"""Labs of the tiny models, made once per session."""
+"""Fixtures: labs of the tiny models, made once per session, and numbers of threads."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ def llama(labs: Callable[[str], Lab]) -> Lab:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Products this small take several times longer when two threads share them."""
+    """Use one thread: such small matrix products take several times longer on two."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -32,7 +32,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """Kernels that share scratch memory by mistake are right on one thread."""
+    """Use two threads: kernels that share scratch memory by mistake are correct on one."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

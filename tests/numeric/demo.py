@@ -28,7 +28,7 @@ from tests.tiny import save_adapter
 RANKS = {"small": 4, "middle": 16, "large": 64}
 MIXES: list[Mix] = [(), *[((name, 1.0),) for name in RANKS], (("small", 0.5), ("large", 0.7))]
 STRENGTH = 0.3
-"""Of the random adapters: answers change and stay language."""
+"""Strength of the random adapters: answers change, but stay language."""
 PROMPTS = (
     "What is the capital of France?",
     "Write a haiku about rain on a tin roof.",
@@ -39,7 +39,7 @@ LENGTH = 16
 
 @dataclass(frozen=True)
 class Answers:
-    """One adaptation's answers to PROMPTS, and the logits [tokens, vocabulary] of every token of theirs."""
+    """One mix's answers to PROMPTS, and the logits [tokens, vocabulary] of all their tokens."""
 
     texts: list[str]
     engine: Tensor

@@ -23,7 +23,7 @@ from tests.numeric.oracle import Mix, Request
 from tests.tiny import tiny_tokenizer
 
 LONGEST = 96
-"""Tokens a sequence may have in these tests: prompt and answer."""
+"""Maximum tokens of a sequence in these tests: prompt and answer."""
 DEADLINE = 60.0
 """Seconds after which requests that have not ended count as stuck."""
 BLOCK = 4
@@ -60,15 +60,15 @@ class Drive:
         self._open: dict[str, None] = {}
 
     def adaptation(self, mix: Mix) -> Adaptation:
-        """What the API makes of the names in a request."""
+        """Return a mix as the API resolves the names of a request."""
         return tuple(WeightedAdapter(self.specs[name].id, weight, self.specs[name].rank) for name, weight in mix)
 
     def submit(self, mix: Mix, prompt: Sequence[int], sampling: SamplingParams) -> str:
-        """Hand a request for an adaptation by name to the engine; returns its id."""
+        """Submit a request for a mix of adapters by name; return its id."""
         return self.submit_adapted(self.adaptation(mix), prompt, sampling)
 
     def submit_adapted(self, adaptation: Adaptation, prompt: Sequence[int], sampling: SamplingParams) -> str:
-        """The same for contents that the caller has resolved."""
+        """Submit a request for resolved adapters; return its id."""
         id_ = f"s{len(self.tokens)}"
         self.engine.submit(EngineSequence(id_, list(prompt), sampling, adaptation))
         self.tokens[id_] = []
@@ -80,7 +80,7 @@ class Drive:
         return self.submit(request.mix, request.prompt, SamplingParams(temperature=0, max_tokens=len(request.answer)))
 
     def abort(self, sequence_id: str) -> None:
-        """Abort; :meth:`step` then fails the test on any event of that sequence."""
+        """Abort a sequence; :meth:`step` then fails the test on any event of it."""
         self.engine.abort(sequence_id)
         self.aborted.add(sequence_id)
         del self._open[sequence_id]
@@ -91,7 +91,7 @@ class Drive:
         return list(self._open)
 
     def step(self) -> list[Event]:
-        """One step of the engine. Its events are taken in, and nothing in it may be unaccounted for."""
+        """Run one step of the engine, check its invariants, and record its events."""
         events = self.engine.step()
         self.engine.check()
         for event in events:
@@ -113,7 +113,7 @@ class Drive:
             del self._open[event.sequence_id]
 
     def run(self) -> None:
-        """Step until every sequence has ended, then look whether anything is left behind."""
+        """Step until every sequence has ended, then check that nothing is left behind."""
         started = time.monotonic()
         while self._open:
             self.step()
@@ -122,7 +122,7 @@ class Drive:
         self.check_empty()
 
     def check_empty(self) -> None:
-        """No block, queue place or adapter in use, and no step has failed."""
+        """Assert that no block, queue place or adapter is in use, and no step has failed."""
         stats = self.engine.stats()
         assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
         assert not stats.running_adapters
@@ -132,7 +132,7 @@ class Drive:
         assert not self.engine._unfinished, "ended sequences still count against the queue"
 
     def serve(self, requests: Iterable[Request], rng: random.Random, *, abort: float = 0.0) -> None:
-        """Submit ``requests`` at random moments, then demand that each has its oracle's answer.
+        """Submit ``requests`` at random moments; assert that each gets the oracle's answer.
 
         ``abort`` is the chance, at each step, that one open request is aborted; what an aborted one got by then must be
         the beginning of its answer.
@@ -156,7 +156,7 @@ class Drive:
         assert id_ in self.aborted or self.finish[id_] == "length"
 
     def memory_for(self, blocks: int) -> float:
-        """GiB for keys and values that give another engine over the same model this many blocks."""
+        """Return the GiB of KV cache that give another engine of the same model this many blocks."""
         return self.config.kv_memory_gib * (blocks + 0.5) / self.engine.stats().blocks_total
 
     def resident(self) -> frozenset[AdapterId]:

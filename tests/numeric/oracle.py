@@ -24,7 +24,7 @@ CLEAR = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One greedy request, and what it must answer."""
+    """One greedy request and the expected answer."""
 
     mix: Mix
     prompt: tuple[int, ...]
@@ -33,14 +33,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A greedy answer, and the smallest gap between the best and the second logit on its way."""
+    """A greedy answer, and the smallest gap between the best and the second-best logit of its tokens."""
 
     tokens: tuple[int, ...]
     gap: float
 
 
 class Oracle:
-    """A model of its own with all adapters loaded by PEFT. A mix is PEFT's sum of its active adapters, rescaled."""
+    """A copy of a model with all adapters loaded by PEFT. A mix is PEFT's sum of its active adapters, rescaled."""
 
     def __init__(self, model: PreTrainedModel, folders: Mapping[str, Path]) -> None:
         own = copy.deepcopy(model)
@@ -53,7 +53,7 @@ class Oracle:
 
     @classmethod
     def of(cls, peft: PeftModel) -> "Oracle":
-        """A model that has its adapters already, such as one that was just trained."""
+        """Return the oracle of a model that has its adapters already, such as one that was just trained."""
         oracle = cls.__new__(cls)
         oracle._begin(peft.eval())
         return oracle
@@ -63,14 +63,14 @@ class Oracle:
         self._answers: dict[tuple[Mix, tuple[int, ...], int], Answer] = {}
 
     def solo(self, mix: Mix, prompt: Sequence[int], length: int) -> Answer:
-        """``length`` greedy tokens after ``prompt``; each question is worked out once."""
+        """Return ``length`` greedy tokens after ``prompt``; cached."""
         question = (mix, tuple(prompt), length)
         if question not in self._answers:
             self._answers[question] = self._generate(*question)
         return self._answers[question]
 
     def logits(self, mix: Mix, tokens: Sequence[int]) -> Tensor:
-        """Logits [len(tokens), vocabulary] of one forward without a cache, fp32."""
+        """Return the logits [len(tokens), vocabulary] of one forward pass without a KV cache, fp32."""
         with torch.no_grad(), self._active(mix):
             ids = torch.tensor([tokens], device=self.peft.device)
             return self.peft(input_ids=ids, use_cache=False).logits[0].float()
@@ -103,9 +103,9 @@ class Oracle:
 def draw_requests(
     oracle: Oracle, mixes: Sequence[Mix], rng: random.Random, *, longest: int = 48, answer: int = 16
 ) -> list[Request]:
-    """One request for each of ``mixes``: random prompts of 1 to ``longest`` bytes, answers of 2 to ``answer`` tokens.
+    """Return a request for each mix: random prompts of 1 to ``longest`` bytes, answers of 2 to ``answer`` tokens.
 
-    A prompt whose answer hangs on a near tie is drawn again rather than compared with a tolerance.
+    A prompt whose answer depends on a near tie is drawn again, so that answers can be compared exactly.
     """
     return [_clear_request(oracle, mix, rng, longest, answer) for mix in mixes]
 
@@ -119,13 +119,13 @@ def _clear_request(oracle: Oracle, mix: Mix, rng: random.Random, longest: int, a
 
 
 def kl(logits: Tensor, reference: Tensor) -> float:
-    """Mean over rows of KL(reference || logits), in nats."""
+    """Return the mean over rows of KL(reference || logits), in nats."""
     wanted = reference.log_softmax(-1)
     return (wanted.exp() * (wanted - logits.log_softmax(-1))).sum(-1).mean().item()
 
 
 def delta_reference(x: Tensor, adaptation: Adaptation, name: str, weights: Mapping[str, AdapterWeights]) -> Tensor:
-    """What ``adaptation`` adds to layer ``name`` for rows ``x`` [rows, in], in float32: the definition, in a loop."""
+    """Return what ``adaptation`` adds to layer ``name`` for rows ``x`` [rows, in], in float32, by the definition."""
     parts = [
         adapted.weight * weights[adapted.id].spec.targets[name].scaling * (x.float() @ a.float().T @ b.float().T)
         for adapted in adaptation

@@ -1,4 +1,4 @@
-"""The demo model's tokenizer and plain weights, read once for all tests that ask."""
+"""The demo model's tokenizer and unquantised weights, read once per session."""
 
 from functools import cache
 
@@ -9,14 +9,14 @@ from bases.model_source import demo_file
 
 @cache
 def demo_tokenizer() -> PreTrainedTokenizerBase:
-    """Its pad and eos are one token, ``<|im_end|>`` (2); its template puts a system turn before all others."""
+    """Return the tokenizer. Pad and EOS are ``<|im_end|>`` (2); the template puts a system turn in front."""
     file = demo_file()
     return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
 @cache
 def demo_model() -> PreTrainedModel:
-    """In float32, unquantised."""
+    """Return the unquantised model in float32."""
     file = demo_file()
     return AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype="float32"

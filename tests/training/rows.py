@@ -10,23 +10,23 @@ from training.data.formats import read_conversations
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """A JSON Lines file."""
+    """Write a JSON Lines file; return ``path``."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def question(index: int) -> dict[str, str]:
-    """One of any number of different rows in Alpaca's format."""
+    """Return the row with this number, in Alpaca's format; all differ."""
     return {"instruction": f"What is {index} and {index}?", "output": f"It is {2 * index}."}
 
 
 def conversations(path: Path, format: str = "auto") -> list[Conversation]:
-    """All of a file's rows."""
+    """Return all rows of a file as conversations."""
     return [conversation for conversation, _, _ in read_conversations(path, format)]
 
 
 def chat(*turns: str, untrained: tuple[int, ...] = ()) -> Conversation:
-    """A conversation of the user and the assistant in turn; ``untrained`` are places of the assistant's turns."""
+    """Return a conversation of user and assistant in turn; ``untrained``: indices of untrained turns."""
     said = []
     for place, content in enumerate(turns):
         role = "assistant" if place % 2 else "user"

@@ -24,7 +24,7 @@ ROWS = 24
 
 
 def tiny_settings(root: Path, **more: Any) -> TrainSettings:
-    """In ``root``: the base, its cache, 24 rows, and by default the adapter."""
+    """Return settings for a run in ``root``, with the base and 24 rows written there; ``more`` overrides them."""
     folder, rows = root / "base", root / "rows.jsonl"
     if not folder.exists():
         tiny_model().save_pretrained(folder)
@@ -39,18 +39,18 @@ def tiny_settings(root: Path, **more: Any) -> TrainSettings:
 
 
 def prepared(settings: TrainSettings) -> tuple[Base, Dataset]:
-    """The base, and the data as it reads them."""
+    """Return the base and the dataset."""
     base = open_base(settings)
     return base, build_dataset(settings, base.tokenizer, base.max_model_len)
 
 
 def trained(settings: TrainSettings, say: Say = lambda _: None) -> TrainResult:
-    """A whole run, but for the judgement."""
+    """Run a training without the judgement."""
     return train_on(settings, *prepared(settings), say)
 
 
 def train_on(settings: TrainSettings, base: Base, dataset: Dataset, say: Say = lambda _: None) -> TrainResult:
-    """The same, of what is open."""
+    """Run a training, without the judgement, of a loaded base and dataset."""
     plan = make_plan(settings, base, dataset)
     with open_run_folder(settings.folder, run_request(settings, base, dataset), resume=settings.resume) as run_folder:
         run = train(settings, base, plan, run_folder, say)
@@ -64,10 +64,10 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Bit by bit."""
+    """Return whether two sets of weights are equal to the bit."""
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def losses(history: list[dict[str, float]], name: str = "loss") -> list[float]:
-    """One curve out of a run's log."""
+    """Return one curve of a run's log."""
     return [entry[name] for entry in history if name in entry]

@@ -41,7 +41,7 @@ from training.export.divergence import (
 from training.export.gguf import check_gguf, write_gguf
 from training.export.shards import MergedWeights, Shards, write_shards
 from training.progress_bar import Say, progress_bar
-from training.publish.card import CHAT_TEMPLATE
+from training.publish.card import CHAT_TEMPLATE_FILE
 from training.run.library_logging import quiet_libraries
 
 Onto = Literal["dequantized", "original"]
@@ -290,8 +290,8 @@ def _verified(request: _ExportRequest, base: Base, any_base: bool) -> AdapterSpe
 
 def _use_template(tokenizer: PreTrainedTokenizerBase, adapter: Path | None) -> None:
     """Use the chat template that the adapter was trained with, if it has its own."""
-    if adapter and (adapter / CHAT_TEMPLATE).is_file():
-        tokenizer.chat_template = (adapter / CHAT_TEMPLATE).read_text()
+    if adapter and (adapter / CHAT_TEMPLATE_FILE).is_file():
+        tokenizer.chat_template = (adapter / CHAT_TEMPLATE_FILE).read_text()
 
 
 def _write(request: _ExportRequest, base: _Reference, weights: MergedWeights, folder: Path) -> None:

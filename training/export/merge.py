@@ -25,7 +25,7 @@ from adapters.format.weights import AdapterWeights, read_weights
 from bases.errors import ConfigError
 from bases.file_modes import apply_umask
 from training.progress_bar import Say, progress_bar
-from training.publish.card import CHAT_TEMPLATE
+from training.publish.card import CHAT_TEMPLATE_FILE
 from training.publish.manifest import file_hashes, write_manifest
 
 Method = Literal["linear", "cat", "svd", "ties", "dare_ties"]
@@ -103,7 +103,7 @@ def merge(
         folder = Path(temporary, out.name)
         _write(folder, merged)
         if template is not None:
-            (folder / CHAT_TEMPLATE).write_bytes(template)
+            (folder / CHAT_TEMPLATE_FILE).write_bytes(template)
         made_of = [{"content": weights.spec.id, "weight": weight} for weights, weight in read]
         origin = {"merge": {"method": method, "adapters": made_of}, **_agreed(origins)}
         write_manifest(origin | file_hashes(folder), folder)
@@ -152,7 +152,7 @@ def _check_options(
 
 def _template(folders: Sequence[Path]) -> bytes | None:
     """Return the chat template that all adapters share, or None if none has one. Raises ConfigError."""
-    files = [folder / CHAT_TEMPLATE for folder in folders]
+    files = [folder / CHAT_TEMPLATE_FILE for folder in folders]
     templates = {file.read_bytes() if file.is_file() else None for file in files}
     if len(templates) > 1:
         raise ConfigError(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bases.architecture import SharedInputCache
 from training.model.dropout import apply_mask, apply_mask_, dropout_mask, dropout_scale
 
 Weight = Callable[[], Tensor]
@@ -44,8 +45,7 @@ class LinearGroup:
     def __init__(self, members: Sequence[AdaptedLinear], dropout: float) -> None:
         self.members = members
         self._dropout = dropout
-        self._input: Tensor | None = None
-        self._outputs: dict[int, Tensor] = {}
+        self._outputs = SharedInputCache()
 
     def forward_of(self, number: int) -> Callable[..., Tensor]:
         """Return the forward of one member, [..., in] -> [..., out]; PEFT's own while its adapter is disabled."""
@@ -55,17 +55,9 @@ class LinearGroup:
             if args or kwargs or layer.disable_adapters or layer.merged:
                 own: Tensor = type(layer).forward(layer, x, *args, **kwargs)
                 return own
-            return self._take(number, x)
+            return self._outputs.take(number, x, self.compute)
 
         return forward
-
-    def _take(self, number: int, x: Tensor) -> Tensor:
-        if self._input is not x or number not in self._outputs:
-            self._input, self._outputs = x, dict(enumerate(self.compute(x)))
-        output = self._outputs.pop(number)
-        if not self._outputs:
-            self._input = None
-        return output
 
     def compute(self, given: Tensor) -> tuple[Tensor, ...]:
         """Return every member's output [..., out] for ``given`` [..., in], in the dtype of ``given``."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 PLOT = "loss.png"
-CHAT_TEMPLATE = "chat_template.jinja"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 """File with the chat template, saved with the adapter if it is not the base's own."""
 
 ADDRESS = '"${MANYLORA_URL:-http://127.0.0.1:8000}"'
@@ -63,7 +63,7 @@ def write_card(
 ) -> None:
     """Write all files besides PEFT's; the manifest last, so that if it exists, all do."""
     if template is not None:
-        (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+        (folder / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
     # Leaves out the version of matplotlib.
     plot(history).savefig(folder / PLOT, dpi=100, metadata={"Software": None})
     (folder / CARD).write_text(card(name, manifest, judgement, use), encoding="utf-8")

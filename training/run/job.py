@@ -12,7 +12,7 @@ from rich.text import Text
 
 from adapters.cli.upload_bar import upload_bar
 from adapters.errors import AdapterNameError
-from adapters.registry.names import check_name, fold
+from adapters.registry.names import case_folded, check_name
 from bases.base import Base
 from bases.errors import ConfigError
 from training.data import data_report
@@ -92,7 +92,7 @@ class Job:
             check_name(settings.alias)
         except AdapterNameError as error:
             raise ConfigError(f"--alias: {error}") from None
-        if fold(settings.alias) == fold(settings.name):
+        if case_folded(settings.alias) == case_folded(settings.name):
             raise ConfigError(f"--alias: must differ from the adapter's --name, {settings.name}")
 
     def _check_server(self) -> str | None:

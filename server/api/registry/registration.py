@@ -82,7 +82,7 @@ async def _receive_and_register(service: Service, request: Request, expected: in
     except BaseException:
         await run_in_threadpool(staged.close)
         raise
-    return await _run_to_completion(service, lambda: register(upload, upload.after(received.selection)))
+    return await _run_to_completion(service, lambda: register(upload, upload.with_left_out(received.selection)))
 
 
 def _fetched(service: Service, name: str, address: str, options: RegistrationOptions) -> Registered:

@@ -18,12 +18,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from adapters.errors import AdapterError, AdapterRejected, shown
+from adapters.errors import AdapterError, AdapterRejected, printable
 from adapters.format.archive import PACK_LESS, max_bytes, unpack
 from adapters.format.files import FILES, MAX_FILES, MAX_JSON_BYTES, WEIGHTS
 from adapters.format.foreign_formats import recognise
-from adapters.format.selection import Selection, choose, plain, refuse
-from adapters.store.store import full_disk_named
+from adapters.format.selection import Selection, normalise_path, reject_path, select
+from adapters.store.store import translate_disk_full
 from server.errors import InvalidRequest, UploadTooLarge
 
 MAX_FIELDS = 16
@@ -65,7 +65,7 @@ async def receive(request: Request, staging: Path, limit: int) -> Upload:
     parser = _parser(request, form)
     body = _within(request, max_bytes(limit))
     try:
-        with full_disk_named(), closing(form):
+        with translate_disk_full(), closing(form):
             await _feed(parser, body)
             return Upload(form.fields, await _on_thread(form.finish))
     except (AdapterError, InvalidRequest, HTTPException):
@@ -211,8 +211,8 @@ class _Form:
         part.size += end - start
         if part.size > part.limit:
             if part.is_file:
-                raise AdapterRejected(f"is larger than {part.limit} bytes", file=shown(part.name))
-            raise InvalidRequest(f"The field is longer than {MAX_FIELD_BYTES} bytes.", param=shown(part.name))
+                raise AdapterRejected(f"is larger than {part.limit} bytes", file=printable(part.name))
+            raise InvalidRequest(f"The field is longer than {MAX_FIELD_BYTES} bytes.", param=printable(part.name))
         part.writer.write(memoryview(data)[start:end])
 
     def end_part(self) -> None:
@@ -236,8 +236,8 @@ class _Form:
     def _take(self) -> Selection:
         if len(self._paths) == 1 and self._paths[0] not in FILES and recognise(self._paths) is None:
             reason = f"is neither one of an adapter's files ({', '.join(FILES)}) nor a .tar.gz, .tgz, .tar or .zip"
-            refuse(self._paths[0], reason)
-        selection = choose(self._paths)
+            reject_path(self._paths[0], reason)
+        selection = select(self._paths)
         for number, path in enumerate(self._paths):
             folder, _, name = path.rpartition("/")
             if folder == selection.folder and name in FILES:
@@ -248,7 +248,7 @@ class _Form:
         try:
             return unpack(self._received / "0", self._staging, self._limit)
         except AdapterRejected as error:
-            raise AdapterRejected(error.reason, file=error.file or shown(name), code=error.code) from error
+            raise AdapterRejected(error.reason, file=error.file or printable(name), code=error.code) from error
 
     def close(self) -> None:
         """Close a file that is still open."""
@@ -256,20 +256,20 @@ class _Form:
             self._part.writer.close()
 
     def _field(self, name: bytes) -> _Part:
-        text = _text(name, shown(name.decode("utf-8", "replace")))
+        text = _text(name, printable(name.decode("utf-8", "replace")))
         if text in self.fields:
-            raise InvalidRequest("The field occurs twice in the form.", param=shown(text))
+            raise InvalidRequest("The field occurs twice in the form.", param=printable(text))
         if len(self.fields) == MAX_FIELDS or len(name) > MAX_FIELD_BYTES:
-            raise InvalidRequest(f"A form has at most {MAX_FIELDS} fields.", param=shown(text))
+            raise InvalidRequest(f"A form has at most {MAX_FIELDS} fields.", param=printable(text))
         return _Part(text, BytesIO(), MAX_FIELD_BYTES, is_file=False)
 
     def _file(self, filename: bytes) -> _Part:
-        path = plain(filename.decode("utf-8", "replace"))
+        path = normalise_path(filename.decode("utf-8", "replace"))
         packed = _ARCHIVE.fullmatch(path) is not None
         if not path:
             raise AdapterRejected("the form has a file without a name")
         if self._archive is not None or (packed and self._paths):
-            refuse(path, "comes with other files: send an adapter's files or one archive")
+            reject_path(path, "comes with other files: send an adapter's files or one archive")
         if len(self._paths) == MAX_FILES:
             raise AdapterRejected(f"the form has more than {MAX_FILES} files: send only {', '.join(FILES)}")
         self._paths.append(path)
@@ -306,4 +306,4 @@ def _text(data: bytes, field: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise InvalidRequest("The field is not valid UTF-8.", param=shown(field)) from error
+        raise InvalidRequest("The field is not valid UTF-8.", param=printable(field)) from error

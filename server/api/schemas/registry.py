@@ -114,9 +114,9 @@ class AdapterUpload(Registration):
     allow_unknown_fields: Flag = False
     left_out: Annotated[LeftOut, BeforeValidator(_json)] = LeftOut()
 
-    def after(self, selection: Selection) -> Selection:
-        """Return ``selection`` with the files that the client skipped added."""
-        return selection.after(self.left_out.files, self.left_out.count, self.left_out.adapters)
+    def with_left_out(self, selection: Selection) -> Selection:
+        """Return ``selection`` that also counts the files which the client did not send."""
+        return selection.with_ignored(self.left_out.files, self.left_out.count, self.left_out.adapters)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

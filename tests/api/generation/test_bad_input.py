@@ -124,7 +124,7 @@ OF_CHAT: list[tuple[dict[str, Any], str]] = [
 
 
 def refused(live: Live, response: httpx.Response, status: int, param: str | None) -> dict[str, Any]:
-    """The error, whose shape is checked; the server is shown to work as before."""
+    """Return the error; assert its format, and that the server still works."""
     assert response.status_code == status, response.text
     body = response.json()
     assert set(body) == {"error"}
@@ -155,7 +155,7 @@ def test_fields_of_chat(live: Live, fields: dict[str, Any], param: str) -> None:
 
 @pytest.mark.parametrize("field", ["temperature", "top_p", "min_p", "repetition_penalty", "adapter"])
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_numbers_that_are_none(live: Live, field: str, number: str) -> None:
+def test_nan_and_infinity_are_refused(live: Live, field: str, number: str) -> None:
     value = f'[{{"name": "red", "weight": {number}}}]' if field == "adapter" else number
     body = f'{{"prompt": "x", "{field}": {value}}}'
     response = live.http.post(COMPLETIONS, content=body, headers={"content-type": "application/json"})
@@ -178,7 +178,7 @@ def test_numbers_that_are_none(live: Live, field: str, number: str) -> None:
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_bodies_that_are_no_request(live: Live, body: bytes, about: str) -> None:
+def test_malformed_bodies(live: Live, body: bytes, about: str) -> None:
     for path in (COMPLETIONS, CHAT):
         response = live.http.post(path, content=body, headers={"content-type": "application/json"})
         assert about in refused(live, response, 400, None)["message"]
@@ -192,7 +192,7 @@ def test_a_forgotten_content_type_is_named(live: Live) -> None:
 
 
 @pytest.mark.parametrize("field", ["prompt", "model", "adapter", "stop"])
-def test_half_a_surrogate_pair(live: Live, field: str) -> None:
+def test_lone_surrogate(live: Live, field: str) -> None:
     body = json.dumps(request(**{field: "\ud800"}))
     response = live.http.post(COMPLETIONS, content=body, headers={"content-type": "application/json"})
     param = {"stop": "stop.0", "adapter": "adapter.0.name"}.get(field, field)
@@ -205,7 +205,7 @@ def test_half_a_surrogate_pair(live: Live, field: str) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_more_than_the_context(live: Live, stream: bool) -> None:
+def test_prompt_longer_than_the_context(live: Live, stream: bool) -> None:
     long = "x" * 300
     for path, fields, param in [
         (COMPLETIONS, {"prompt": long}, "prompt"),
@@ -270,12 +270,12 @@ def test_an_empty_stop_string_is_refused_with_the_reason(live: Live, stop: Any) 
 @pytest.mark.parametrize(
     ("field", "most"), [("model", 256), ("adapter", 256), ("user", MAX_USER_LENGTH), ("stop", MAX_STOP_LENGTH)]
 )
-def test_too_long_a_text_is_told_in_characters(live: Live, field: str, most: int) -> None:
+def test_length_of_a_too_long_text_is_in_characters(live: Live, field: str, most: int) -> None:
     error = live.http.post("/v1/completions", json=request(**{field: "x" * (most + 1)})).json()["error"]
     assert f"at most {most} characters" in error["message"]
 
 
-def test_an_empty_name_is_called_empty(live: Live) -> None:
+def test_empty_name_has_its_own_message(live: Live) -> None:
     for response, param in [
         (live.http.post(COMPLETIONS, json=request(model="")), "model"),
         (live.http.post(COMPLETIONS, json=request(adapter="")), "adapter"),

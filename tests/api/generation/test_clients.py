@@ -1,4 +1,4 @@
-"""What clients fill in without meaning anything by it, and what they send back of earlier answers."""
+"""Fields that clients send with default values, and responses that they send back as messages."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -37,7 +37,7 @@ OF_COMPLETIONS: list[dict[str, Any]] = [
 ]
 
 TURNS: list[dict[str, Any]] = [
-    # openai-python, LiteLLM, vLLM and SGLang, as an answer is dumped by each
+    # response messages as openai-python, LiteLLM, vLLM and SGLang dump them
     {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None},
     {"provider_specific_fields": {"refusal": None}, "thinking_blocks": [], "images": [], "reasoning_content": ""},
     {"reasoning": None, "reasoning_content": None, "tool_calls": [], "stop_reason": None, "token_ids": None},
@@ -70,17 +70,17 @@ def answered(live: Live, messages: list[dict[str, Any]], **fields: Any) -> str:
 
 
 @pytest.mark.parametrize("fields", [*NOTHING, *WHOLE, *OF_CHAT], ids=str)
-def test_a_chat_that_asks_for_nothing_more(live: Live, fields: dict[str, Any]) -> None:
+def test_minimal_chat_request(live: Live, fields: dict[str, Any]) -> None:
     assert answered(live, [QUESTION], **fields) == answered(live, [QUESTION])
 
 
 @pytest.mark.parametrize("fields", [*NOTHING, *WHOLE, *OF_COMPLETIONS], ids=str)
-def test_a_completion_that_asks_for_nothing_more(live: Live, fields: dict[str, Any]) -> None:
+def test_minimal_completion_request(live: Live, fields: dict[str, Any]) -> None:
     assert live.text(**fields) == live.text()
 
 
 @pytest.mark.parametrize("fields", TURNS, ids=str)
-def test_a_turn_that_comes_back_with_all_its_fields(live: Live, fields: dict[str, Any]) -> None:
+def test_assistant_message_with_all_fields_can_be_sent_back(live: Live, fields: dict[str, Any]) -> None:
     plain = answered(live, [QUESTION, ANSWER, QUESTION])
     assert answered(live, [QUESTION, {**ANSWER, **fields}, QUESTION]) == plain
     if "name" not in fields:
@@ -94,7 +94,7 @@ def test_a_text_part_with_all_its_fields(live: Live, fields: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("content", [{"content": None}, {}, {"content": []}], ids=str)
-def test_an_assistant_that_said_nothing(live: Live, content: dict[str, Any]) -> None:
+def test_assistant_message_without_content(live: Live, content: dict[str, Any]) -> None:
     empty = answered(live, [QUESTION, {"role": "assistant", "content": ""}, QUESTION])
     assert answered(live, [QUESTION, {"role": "assistant", **content}, QUESTION]) == empty
     body = {"messages": [QUESTION, {"role": "assistant", **content}, QUESTION]}
@@ -106,7 +106,9 @@ def tokens(turns: list[dict[str, Any]]) -> list[int]:
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-def test_a_template_that_knows_of_reasoning_gets_it(live: Live, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasoning_is_passed_to_a_template_that_uses_it(
+    live: Live, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     knowing = "{% for m in messages %}{{ m.reasoning_content or '' }}|{{ m.content }};{% endfor %}"
     turns = [QUESTION, {**ANSWER, field: "Because."}]
     plain = live.http.post("/tokenize", json={"messages": turns}).json()["tokens"]
@@ -117,7 +119,7 @@ def test_a_template_that_knows_of_reasoning_gets_it(live: Live, field: str, monk
 
 
 @pytest.mark.parametrize("top_p", [0, 0.0, 1e-300])
-def test_a_top_p_of_nothing_is_the_likeliest_token(live: Live, top_p: float) -> None:
+def test_top_p_of_0_is_greedy(live: Live, top_p: float) -> None:
     hot = {"temperature": 2, "seed": 1}
     assert live.text(top_p=top_p, **hot) == live.text()
     assert live.text(**hot) != live.text()
@@ -156,7 +158,7 @@ def test_the_same_text_with_usage_in_every_chunk(live: Live) -> None:
 
 
 def test_the_sdk_sends_a_conversation_back(sdk: OpenAI) -> None:
-    """Whatever the client's own types have, an answer can be a turn of the next request."""
+    """A response message of the client library can be a message of the next request."""
     ask: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_tokens": 8}
     first = sdk.chat.completions.create(messages=[QUESTION], **ask).choices[0].message
     for turn in (first, first.model_dump(), first.to_dict(), {**first.model_dump(), "content": None}):
@@ -165,7 +167,7 @@ def test_the_sdk_sends_a_conversation_back(sdk: OpenAI) -> None:
         assert second.usage.completion_tokens > 0
 
 
-def test_the_sdk_with_everything_set_to_nothing(sdk: OpenAI) -> None:
+def test_sdk_with_all_fields_set_to_null(sdk: OpenAI) -> None:
     completion = sdk.chat.completions.create(
         model="tiny", messages=[QUESTION], max_tokens=None, max_completion_tokens=4, n=None, stop=None, seed=None,
         logit_bias=None, logprobs=None, top_logprobs=None, top_p=0, temperature=None, frequency_penalty=None,

@@ -1,4 +1,4 @@
-"""Both endpoints: what goes in, what comes out, whole and streamed."""
+"""Completions and chat completions: requests and responses, whole and streamed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ def chat(live: Live, **fields: Any) -> dict[str, Any]:
 
 
 def alone(prompt: list[int], count: int) -> str:
-    """What Hugging Face's own greedy search says."""
+    """Return the answer of transformers' greedy search."""
     model = tiny_model()
     ids = model.generate(
         torch.tensor([prompt]), max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0
@@ -34,7 +34,7 @@ def alone(prompt: list[int], count: int) -> str:
     return "".join([detokenizer.push(token) for token in ids]) + detokenizer.flush()
 
 
-def test_the_base_answers_as_it_does_alone(live: Live) -> None:
+def test_base_answer_equals_transformers(live: Live) -> None:
     codec = Codec(tiny_tokenizer(), VOCABULARY)
     assert live.text() == alone(codec.encode_prompt(request()["prompt"]), 12)
     assert chat(live)["choices"][0]["message"]["content"] == alone(codec.encode_chat(QUESTION), 12)
@@ -67,7 +67,7 @@ def test_the_shape_of_a_chat(live: Live) -> None:
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
-def test_a_prompt_seen_before_comes_from_the_cache(live: Live) -> None:
+def test_repeated_prompt_hits_the_prefix_cache(live: Live) -> None:
     prompt = "A long prompt that nobody else in these tests has sent before."
     first, second = (live.complete(prompt=prompt)["usage"]["prompt_tokens_details"] for _ in range(2))
     assert first == {"cached_tokens": 0}
@@ -112,7 +112,7 @@ def test_a_stop_string_ends_the_answer_before_it(live: Live, stream: bool) -> No
     assert (got, finish) == (wanted, "stop")
 
 
-def test_an_end_token_ends_the_answer_and_is_no_part_of_it(live: Live) -> None:
+def test_end_token_is_not_part_of_the_answer(live: Live) -> None:
     (end,) = live.service.base.eos_token_ids
     answer = live.complete(logit_bias={str(end): 100}, ignore_eos=False)
     assert answer["choices"][0] | {"logprobs": None} == {
@@ -122,7 +122,7 @@ def test_an_end_token_ends_the_answer_and_is_no_part_of_it(live: Live) -> None:
     assert live.complete(logit_bias={str(end): 100})["choices"][0]["finish_reason"] == "length"
 
 
-def test_a_seed_repeats_and_another_differs(live: Live) -> None:
+def test_same_seed_repeats_the_answer(live: Live) -> None:
     one, again, other = (live.text(temperature=1.5, seed=seed) for seed in (1, 1, 2))
     assert one == again
     assert one != other
@@ -150,7 +150,7 @@ def test_content_parts_and_developers(live: Live) -> None:
     assert chat(live, messages=system)["choices"] == chat(live, messages=developer)["choices"]
 
 
-def test_an_answer_can_be_sent_back_as_it_came(live: Live) -> None:
+def test_response_message_can_be_sent_back(live: Live) -> None:
     message = chat(live)["choices"][0]["message"]
     chat(live, messages=[*QUESTION, {**message, "tool_calls": None, "annotations": []}, *QUESTION])
 
@@ -194,7 +194,7 @@ def test_ways_to_name_the_base(live: Live) -> None:
     assert len({live.text(**way) for way in ways}) == 1
 
 
-def test_two_names_of_one_content_add_up(live: Live, folders: Mapping[str, Path]) -> None:
+def test_weights_of_two_names_with_one_content_are_added(live: Live, folders: Mapping[str, Path]) -> None:
     crimson = live.service.registry.register_folder("crimson", folders["red"]).version.name
     try:
         halves = [{"name": "red", "weight": 0.5}, {"name": "crimson", "weight": 0.5}]
@@ -205,7 +205,7 @@ def test_two_names_of_one_content_add_up(live: Live, folders: Mapping[str, Path]
     assert [(a["name"], a["weight"]) for a in answer["adapter"]] == [("red@1", 0.5), (crimson, 0.5)]
 
 
-def test_an_answer_says_which_content_served_it(live: Live) -> None:
+def test_response_names_the_content_that_served_it(live: Live) -> None:
     ids: dict[str, AdapterId] = {name: live.service.registry.version(name).content for name in ADAPTERS}
     mix = [{"name": "team/blue", "weight": 0.5}, {"name": "red", "weight": 2.0}, {"name": "green", "weight": 0.0}]
     expected = [
@@ -227,7 +227,7 @@ def test_request_ids(live: Live) -> None:
     assert len(own) == 32
 
 
-def test_an_end_token_with_a_text_of_its_own_is_left_out(tmp_path: Path) -> None:
+def test_text_of_an_end_token_is_left_out(tmp_path: Path) -> None:
     model = tiny_model()
     codec = Codec(tiny_tokenizer(), VOCABULARY)
     (end,) = codec.encode_prompt("A")

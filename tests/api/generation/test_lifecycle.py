@@ -1,4 +1,4 @@
-"""How requests end before their time, and how the server does."""
+"""Requests and servers that end early."""
 
 import asyncio
 import dataclasses
@@ -28,7 +28,7 @@ from tests.api.live import Live, enduring_model, events, request, running, tiny_
 from tests.tiny import save_adapter, tiny_tokenizer
 
 LONG = {"max_tokens": 15_000}
-"""Seconds of work for the enduring model."""
+"""A request that takes the enduring model seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def slow_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def slow(slow_adapter: Path, tmp_path: Path) -> Iterator[Live]:
-    """A server of its own, with one place in the batch and one in the queue."""
+    """A server with one place in the batch and one in the queue."""
     service = tiny_service(
         tmp_path,
         enduring_model(),
@@ -54,7 +54,7 @@ def slow(slow_adapter: Path, tmp_path: Path) -> Iterator[Live]:
 
 
 def begin(live: Live, stack: ExitStack, **fields: Any) -> Iterator[str]:
-    """Start a long stream; returns its lines once the first has come. It lasts as long as ``stack``."""
+    """Start a long stream; return its lines after the first one arrived. ``stack`` closes it."""
     body = request(**{**LONG, **fields}, stream=True)
     lines = stack.enter_context(live.http.stream("POST", "/v1/completions", json=body)).iter_lines()
     stack.callback(lambda: lines)  # httpx closes the connection with the last reference
@@ -62,7 +62,7 @@ def begin(live: Live, stack: ExitStack, **fields: Any) -> Iterator[str]:
     return lines
 
 
-def test_a_stream_whose_client_leaves_frees_everything(slow: Live) -> None:
+def test_disconnect_during_a_stream_frees_everything(slow: Live) -> None:
     with ExitStack() as stack:
         begin(slow, stack, adapter="red")
         assert slow.service.engine.stats().running == 1
@@ -71,7 +71,7 @@ def test_a_stream_whose_client_leaves_frees_everything(slow: Live) -> None:
     assert_leases_are_back(slow)
 
 
-def test_a_whole_answer_whose_client_leaves_frees_everything(slow: Live) -> None:
+def test_disconnect_before_a_whole_response_frees_everything(slow: Live) -> None:
     with unanswered(slow, request(**LONG, adapter="red")):
         wait_for(lambda: slow.sampled() > 10)
     wait_for(slow.idle)
@@ -79,7 +79,7 @@ def test_a_whole_answer_whose_client_leaves_frees_everything(slow: Live) -> None
     assert_leases_are_back(slow)
 
 
-def test_a_client_that_leaves_the_queue_takes_its_place_along(slow: Live) -> None:
+def test_disconnect_removes_a_queued_request(slow: Live) -> None:
     with ExitStack() as stack:
         begin(slow, stack)
         with unanswered(slow, request()):
@@ -101,13 +101,13 @@ def unanswered(live: Live, body: Mapping[str, Any]) -> Iterator[None]:
 
 
 def assert_leases_are_back(live: Live) -> None:
-    """An adapter's bytes go with its name only if nobody leases it."""
+    """An adapter's bytes are deleted with its name only if no request leases it."""
     content = live.content("red")
     live.http.delete("/v1/adapters/red").raise_for_status()
     assert not content.exists()
 
 
-def test_leases_are_back_after_every_kind_of_end(slow: Live) -> None:
+def test_leases_are_released_after_every_kind_of_end(slow: Live) -> None:
     ends: list[tuple[int, dict[str, Any]]] = [
         (200, {}),
         (200, {"stream": True}),
@@ -124,7 +124,7 @@ def test_leases_are_back_after_every_kind_of_end(slow: Live) -> None:
     assert_leases_are_back(slow)
 
 
-def test_a_full_queue_is_429_and_gives_its_leases_back(slow: Live) -> None:
+def test_full_queue_is_429_and_releases_leases(slow: Live) -> None:
     with ExitStack() as stack:
         begin(slow, stack)
         stack.enter_context(unanswered(slow, request()))
@@ -147,7 +147,7 @@ def test_a_mix_that_can_never_fit_the_device(slow: Live, slow_adapter: Path, tmp
     assert_leases_are_back(slow)
 
 
-def test_draining_finishes_what_runs_and_takes_nothing_new(slow: Live) -> None:
+def test_draining_finishes_open_requests_and_refuses_new_ones(slow: Live) -> None:
     with ExitStack() as stack:
         lines = begin(slow, stack, max_tokens=2000)
         assert slow.http.get("/readyz").status_code == 200
@@ -164,7 +164,7 @@ def test_draining_finishes_what_runs_and_takes_nothing_new(slow: Live) -> None:
     wait_for(lambda: not slow.thread.is_alive())
 
 
-def test_what_has_not_ended_in_time_is_told_so(tmp_path: Path) -> None:
+def test_stream_cut_off_by_the_drain_timeout_ends_with_an_error(tmp_path: Path) -> None:
     service = tiny_service(tmp_path, enduring_model(), drain_seconds=0)
     with running(service) as live:
         with ExitStack() as stack:
@@ -185,7 +185,7 @@ def test_a_whole_answer_that_has_not_ended_in_time_is_503(tmp_path: Path) -> Non
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
 
 
-def test_a_data_folder_that_cannot_be_made_stops_the_start(tmp_path: Path) -> None:
+def test_data_folder_that_cannot_be_created_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"--data-dir: .* cannot be written"):
         tiny_service(tmp_path, data_dir=tmp_path / "file")
@@ -209,20 +209,20 @@ def test_a_port_in_use_stops_the_start(live: Live) -> None:
         bind("no such host", 0)
 
 
-def test_the_welcome_names_an_address_that_can_be_reached(live: Live) -> None:
+def test_welcome_shows_a_reachable_address(live: Live) -> None:
     with bind("0.0.0.0", 0) as anywhere:
         port = anywhere.getsockname()[1]
         assert f" http://127.0.0.1:{port}/v1/chat/completions " in startup_message(live.service, anywhere)
 
 
-def test_the_welcome_quotes_for_the_shell(live: Live) -> None:
+def test_welcome_quotes_for_the_shell(live: Live) -> None:
     base = dataclasses.replace(live.service.base, name="it's $HOME")
     with bind("127.0.0.1", 0) as anywhere:
         curl = startup_message(dataclasses.replace(live.service, base=base), anywhere).splitlines()[-1]
     assert json.loads(shlex.split(curl)[-1])["model"] == "it's $HOME"
 
 
-def test_something_unforeseen_is_a_500_in_shape(live: Live, caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_error_is_a_500_with_an_error_object(live: Live, caplog: pytest.LogCaptureFixture) -> None:
     app = FastAPI()
 
     @app.get("/")
@@ -245,7 +245,7 @@ def test_something_unforeseen_is_a_500_in_shape(live: Live, caplog: pytest.LogCa
 
 
 def test_a_client_that_reads_slowly_gets_everything(slow: Live) -> None:
-    """More than the socket's buffers hold waits for the client, not in the engine's way."""
+    """What the socket's buffers cannot hold waits for the client without blocking the engine."""
     with ExitStack() as stack:
         body = request(max_tokens=3000, stream=True)
         response = stack.enter_context(slow.http.stream("POST", "/v1/completions", json=body))

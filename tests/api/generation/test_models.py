@@ -27,7 +27,7 @@ def names(live: Live, folders: Mapping[str, Path]) -> Iterator[list[str]]:
     live.http.delete("/v1/adapters/moving")
 
 
-def test_every_name_that_can_be_asked_for(live: Live, names: list[str]) -> None:
+def test_models_lists_every_servable_name(live: Live, names: list[str]) -> None:
     answer = live.http.get("/v1/models").json()
     assert (answer["object"], answer["has_more"]) == ("list", False)
     base, *others = answer["data"]
@@ -65,7 +65,7 @@ def test_the_sdk_lists_and_finds_models(live: Live) -> None:
         assert client.models.retrieve("team/blue").id == "team/blue"
 
 
-def test_a_long_list_leaves_time_for_others() -> None:
+def test_long_list_does_not_block_other_requests() -> None:
     """Others get a turn after each piece."""
     total, turns, asked = 10 * CHUNK + 3, 0, []
 

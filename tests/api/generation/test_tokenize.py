@@ -16,7 +16,7 @@ CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
 
 
 @pytest.mark.parametrize("asked", [{"messages": CHAT}, {"prompt": "Once upon a time"}])
-def test_its_ids_are_those_of_a_request(live: Live, asked: dict[str, Any]) -> None:
+def test_tokenize_returns_the_ids_of_a_request(live: Live, asked: dict[str, Any]) -> None:
     found = live.http.post("/tokenize", json={"model": "tiny", **asked}).json()
     path = "/v1/chat/completions" if "messages" in asked else "/v1/completions"
     served = live.http.post(path, json={**asked, "max_tokens": 1}).json()
@@ -41,19 +41,19 @@ def test_its_ids_are_those_of_a_request(live: Live, asked: dict[str, Any]) -> No
         ({"prompt": "a", "model": "nobody"}, 404, "model"),
     ],
 )
-def test_what_it_refuses(live: Live, body: dict[str, Any], status: int, param: str) -> None:
+def test_tokenize_refusals(live: Live, body: dict[str, Any], status: int, param: str) -> None:
     answer = live.http.post("/tokenize", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
 
 
-def test_an_adapter_is_a_model_too(live: Live) -> None:
+def test_tokenize_accepts_an_adapter(live: Live) -> None:
     plain, adapted = (live.http.post("/tokenize", json={"prompt": "abc", "model": m}).json() for m in ("tiny", "red"))
     assert plain == adapted
 
 
 @pytest.mark.parametrize("flags", [{}, {"return_token_strs": False}, {"return_token_strs": None}])
-def test_the_tokens_themselves_are_told_where_they_are_asked_for(live: Live, flags: dict[str, Any]) -> None:
-    """As the vocabulary writes them: what vLLM tells, too."""
+def test_token_strings_are_returned_on_request(live: Live, flags: dict[str, Any]) -> None:
+    """As the vocabulary spells them, like vLLM."""
     asked = {"messages": CHAT, "add_special_tokens": False}
     plain = live.http.post("/tokenize", json={**asked, **flags}).json()
     found = live.http.post("/tokenize", json={**asked, "return_token_strs": True}).json()
@@ -62,7 +62,7 @@ def test_the_tokens_themselves_are_told_where_they_are_asked_for(live: Live, fla
     assert found["token_strs"][0] == "<|im_start|>"
 
 
-def test_special_tokens_are_added_to_a_prompt_unless_told_otherwise(tmp_path: Path) -> None:
+def test_add_special_tokens_is_true_for_prompts_by_default(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     begin = tokenizer.convert_tokens_to_ids("<|im_start|>")
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -88,7 +88,7 @@ def test_detokenizing_gives_the_text_with_special_tokens(live: Live, asked: dict
     assert text.startswith("<|im_start|>system\nBe brief.") if "messages" in asked else text == asked["prompt"]
 
 
-def test_ids_without_text_are_no_text(live: Live) -> None:
+def test_detokenize_of_ids_without_text(live: Live) -> None:
     assert live.http.post("/detokenize", json={"tokens": []}).json() == {"prompt": ""}
     assert live.http.post("/detokenize", json={"tokens": [live.service.codec.vocabulary - 1]}).status_code == 200
 
@@ -106,6 +106,6 @@ def test_ids_without_text_are_no_text(live: Live) -> None:
         ({"tokens": [1], "model": "nobody"}, 404, "model"),
     ],
 )
-def test_what_detokenizing_refuses(live: Live, body: dict[str, Any], status: int, param: str) -> None:
+def test_detokenize_refusals(live: Live, body: dict[str, Any], status: int, param: str) -> None:
     answer = live.http.post("/detokenize", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)

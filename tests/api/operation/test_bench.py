@@ -42,7 +42,9 @@ def bench(live: Live, config: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-def test_a_suite_with_every_report(bench: Run, live: Live, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_suite_writes_every_report(
+    bench: Run, live: Live, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, page = tmp_path / "run.json", tmp_path / "run.html"
     thresholds = ("--fail-if", "failed>0", "--fail-if", "zipf/fairness<0.01", "--fail-if", "fairness<0.01")
     words = ("--adapters", "base,distinct@3,zipf:1@4", "--arrivals", "closed:3,gamma:40:0.5", "--html", page)
@@ -72,7 +74,7 @@ def test_a_suite_with_every_report(bench: Run, live: Live, tmp_path: Path, capsy
     assert "1.00x" in capsys.readouterr().out
 
 
-def test_conversations_by_a_trace(bench: Run, tmp_path: Path) -> None:
+def test_bench_of_conversations_from_a_trace(bench: Run, tmp_path: Path) -> None:
     trace, file = tmp_path / "trace.jsonl", tmp_path / "run.json"
     rows = [(3, 5, 0.0, "a"), (2, 3, 0.05, None), (4, 2, 0.1, "b")]
     names = ("prompt_tokens", "output_tokens", "arrival", "adapter")
@@ -87,7 +89,7 @@ def test_conversations_by_a_trace(bench: Run, tmp_path: Path) -> None:
     assert [one["started"] for one in run["requests"]] == pytest.approx([0.0, 0.05, 0.1], abs=0.04)
 
 
-def test_failures_are_counted_and_told(bench: Run, tmp_path: Path) -> None:
+def test_bench_counts_and_reports_failures(bench: Run, tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     status, out, err = bench("--adapters", "base", "--arrivals", "closed:2", "--output-tokens", "1000", "--json", file)
     assert status == 1
@@ -104,7 +106,7 @@ def test_a_missed_threshold_is_status_1(bench: Run) -> None:
     assert "MISSED: fail if output_tokens_per_s>0" in err
 
 
-def test_what_is_mistyped_is_told_before_anything_is_sent(bench: Run, live: Live, tmp_path: Path) -> None:
+def test_bench_option_errors_come_before_any_request(bench: Run, live: Live, tmp_path: Path) -> None:
     sampled = live.sampled()
     for words, complaint in {
         ("--fail-if", "ttft_p95>5"): "no metric 'ttft_p95'",
@@ -117,7 +119,7 @@ def test_what_is_mistyped_is_told_before_anything_is_sent(bench: Run, live: Live
     assert live.sampled() == sampled
 
 
-def test_somebody_elses_adapter_is_neither_used_nor_removed(
+def test_bench_does_not_touch_foreign_adapters(
     bench: Run, live: Live, folders: Mapping[str, Path], config: Path
 ) -> None:
     spare = folders["spare"]
@@ -133,12 +135,12 @@ def test_somebody_elses_adapter_is_neither_used_nor_removed(
         live.http.delete("/v1/adapters/bench-001").raise_for_status()
 
 
-def test_a_refused_adapter_leaves_none_behind(bench: Run, live: Live) -> None:
-    status, _, err = bench("--adapters", "distinct@3", "--ranks", "64")  # after the other two
+def test_refused_registration_leaves_no_bench_adapters(bench: Run, live: Live) -> None:
+    status, _, err = bench("--adapters", "distinct@3", "--ranks", "64")  # the third, after two were registered
     assert (status, "the server refused adapter bench-002: status 422" in err) == (1, True), err
 
 
-def test_adapters_come_by_path_and_by_vllms_routes(bench: Run, live: Live, folders: Mapping[str, Path]) -> None:
+def test_bench_registers_by_path_and_by_vllm_routes(bench: Run, live: Live, folders: Mapping[str, Path]) -> None:
     root = folders["red"].parent / "bench"
     for peer in ("manylora", "vllm"):
         words = ("--peer", peer, "--adapter-folder", root, "--adapters", "uniform@3", "--arrivals", "closed:2")
@@ -148,13 +150,13 @@ def test_adapters_come_by_path_and_by_vllms_routes(bench: Run, live: Live, folde
 
 @pytest.fixture
 def stocked(tmp_path: Path) -> Iterator[Live]:
-    """A server that already has what a benchmark would make."""
+    """A server that already has adapters with the benchmark's names."""
     (tmp_path / "root").mkdir()
     with running(tiny_service(tmp_path, adapter_root=tmp_path / "root")) as live:
         yield live
 
 
-def test_a_server_that_has_the_adapters_keeps_them(
+def test_bench_keeps_adapters_that_it_did_not_register(
     stocked: Live, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "config.json"
@@ -190,7 +192,7 @@ def test_a_server_that_has_the_adapters_keeps_them(
         (("--spawn", "serve '"), 2, "--spawn: has an unclosed quotation mark"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(
+def test_bench_errors_are_one_line(
     words: tuple[str, ...], status: int, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", *words]) == status
@@ -199,7 +201,7 @@ def test_what_cannot_be_measured_is_one_line(
     assert "Traceback" not in captured.err
 
 
-def test_an_adapter_that_cannot_be_removed_costs_no_results(
+def test_bench_keeps_results_if_cleanup_fails(
     bench: Run, live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, remove = tmp_path / "run.json", AdapterClient.remove
@@ -220,7 +222,7 @@ def test_an_adapter_that_cannot_be_removed_costs_no_results(
 
 
 @pytest.mark.parametrize("option", ["--json", "--html"])
-def test_an_output_that_cannot_be_written_is_told_first(bench: Run, tmp_path: Path, option: str) -> None:
+def test_unwritable_output_is_reported_first(bench: Run, tmp_path: Path, option: str) -> None:
     status, _, err = bench("--adapters", "base", option, tmp_path)
     assert status == 2
     assert f"{option}: {tmp_path} cannot be written" in err

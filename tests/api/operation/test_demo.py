@@ -1,4 +1,4 @@
-"""The demo model, served as a user serves it: a process of its own, OpenAI's client, signals."""
+"""The demo model, served as a user does: in a separate process, with OpenAI's client and signals."""
 
 import os
 import shlex
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.demo
 ROOT = Path(__file__).parents[3]
 QUESTION = {"role": "user", "content": "What is the capital of France?"}
 STARTED = 300.0
-"""Seconds for the first start, which quantises the base."""
+"""Maximum seconds of the first start, which quantises the base."""
 LAYOUT = BaseLayout("", {LAYERS[0]: (576, 576), LAYERS[1]: (1536, 576)})
 
 
 @dataclass(frozen=True)
 class Served:
-    """A server process and what it said at the end of its start."""
+    """A server process, and what it printed when it was ready."""
 
     process: subprocess.Popen[str]
     url: str
@@ -45,7 +45,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data of the servers, and two adapters: ``red`` and ``green``."""
+    """The servers' data folder, and two adapters: ``red`` and ``green``."""
     root = tmp_path_factory.mktemp("demo")
     for seed, name in enumerate(("red", "green")):
         write_adapter(root / "adapters" / name, LAYOUT, seed=seed, lora_alpha=0.5)
@@ -98,7 +98,7 @@ def _welcomed(process: subprocess.Popen[str]) -> Served:
     raise AssertionError("it ended before it served")
 
 
-def test_a_person_and_the_sdk_can_talk_to_it(root: Path) -> None:
+def test_curl_and_the_sdk_get_answers(root: Path) -> None:
     with serving(root) as served, served.sdk as sdk, httpx.Client(base_url=served.url, timeout=120) as http:
         check_conversation(served, sdk)
         check_adapters(sdk, http)
@@ -149,7 +149,7 @@ def check_adapters(sdk: OpenAI, http: httpx.Client) -> None:
 
 
 def test_an_idle_server_takes_less_than_a_gigabyte(root: Path) -> None:
-    """Of its own. How many pages of torch's libraries are resident, 0.1 to 0.2 GB, is up to the system's page cache."""
+    """Anonymous memory only: 0.1 to 0.2 GB of torch's libraries are resident or not, depending on the page cache."""
     with serving(root, plain=True) as served:
         assert own_memory(served.process.pid) < 0.9e9
         served.sdk.chat.completions.create(model="smollm2-135m-instruct", messages=[QUESTION], max_tokens=32)  # type: ignore[list-item]
@@ -157,12 +157,12 @@ def test_an_idle_server_takes_less_than_a_gigabyte(root: Path) -> None:
 
 
 def own_memory(pid: int) -> int:
-    """Bytes that are resident and no file's."""
+    """Return the bytes of resident anonymous memory."""
     memory = psutil.Process(pid).memory_info()
     return memory.rss - memory.shared
 
 
-def test_sigterm_drains_and_ends_well(root: Path) -> None:
+def test_sigterm_drains_and_exits_0(root: Path) -> None:
     with serving(root) as served, httpx.Client(base_url=served.url, timeout=120) as http:
         body = {"prompt": "Once", "max_tokens": 60, "stream": True, "ignore_eos": True}
         with http.stream("POST", "/v1/completions", json=body) as response:

@@ -1,4 +1,4 @@
-"""``/openapi.json`` is valid, and true of what the server takes and answers; ``/docs`` shows it."""
+"""``/openapi.json`` is valid and matches the server's requests and responses; ``/docs`` shows it."""
 
 import json
 import re
@@ -30,7 +30,7 @@ LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 
 
 def closed(schema: Any) -> Any:
-    """The same schema, but an object may have no fields of which it says nothing."""
+    """Return the schema with undocumented fields forbidden."""
     if isinstance(schema, list):
         return [closed(each) for each in schema]
     if not isinstance(schema, dict):
@@ -40,7 +40,7 @@ def closed(schema: Any) -> Any:
 
 
 class Documented:
-    """The document, and which of its answers were seen."""
+    """The OpenAPI document, and which of its responses occurred."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
@@ -48,7 +48,7 @@ class Documented:
         self._components = closed(document["components"])
 
     def check(self, response: httpx.Response, path: str) -> httpx.Response:
-        """Whether ``response`` is one of those that the document says come from ``path``."""
+        """Assert that the document describes ``response`` for ``path``; return it."""
         method, status = response.request.method.lower(), str(response.status_code)
         answers = self.document["paths"][path][method]["responses"]
         assert status in answers, f"{method} {path} answers {status}, undocumented: {response.text}"
@@ -65,7 +65,7 @@ class Documented:
         return response
 
     def all(self) -> set[tuple[str, str, str]]:
-        """Every answer that is documented."""
+        """Return all documented responses."""
         return {
             (method, path, status)
             for path, operations in self.document["paths"].items()
@@ -84,7 +84,7 @@ def documented(live: Live) -> Documented:
 
 @pytest.fixture
 def fresh(tmp_path: Path, folders: Mapping[str, Path]) -> Iterator[Live]:
-    """A server of its own, for numbers of versions count on: under its ``adapter_root``, ``legal`` and ``german``."""
+    """A separate server, since version numbers are not reused; its ``adapter_root`` has ``legal`` and ``german``."""
     root = tmp_path / "root"
     for name, source in (("legal", "spare"), ("german", "green")):
         shutil.copytree(folders[source], root / name)
@@ -108,11 +108,11 @@ def test_the_document_is_valid(documented: Documented) -> None:
                     assert content["schema"], (method, path, status, kind)
 
 
-def test_every_error_has_a_reason() -> None:
+def test_every_error_response_is_documented() -> None:
     assert set(STATUS.values()) - {499} <= set(ERROR_DESCRIPTIONS)
 
 
-def test_a_request_says_all_that_it_takes(documented: Documented) -> None:
+def test_request_schemas_document_every_field(documented: Documented) -> None:
     schemas = documented.document["components"]["schemas"]
     for name, field in (("ChatRequest", "adapter"), ("ChatRequest", "stop"), ("Message", "content")):
         kinds = schemas[name]["properties"][field]["anyOf"]
@@ -123,8 +123,8 @@ def test_a_request_says_all_that_it_takes(documented: Documented) -> None:
     assert {"name", "file", "activate"} <= set(schemas["AdapterUpload"]["properties"])
 
 
-def test_every_answer_is_as_the_document_says(fresh: Live, documented: Documented, folders: Mapping[str, Path]) -> None:
-    """All operations, in order, with every answer that a request alone can bring about."""
+def test_responses_match_their_schema(fresh: Live, documented: Documented, folders: Mapping[str, Path]) -> None:
+    """Call all operations, and cause every response that a request alone can cause."""
 
     def call(method: str, path: str, *, at: str | None = None, **request: Any) -> httpx.Response:
         return documented.check(fresh.http.request(method, at or path, **request), path)
@@ -137,7 +137,7 @@ def test_every_answer_is_as_the_document_says(fresh: Live, documented: Documente
     operators(call)
     of_the_server = {"408", "429", "500", "503", "507"}
     missed = {each for each in documented.all() - documented.seen if each[2] not in of_the_server}
-    # What another base has admitted, and a pinned adapter's next version that is too large.
+    # Content admitted on another base, and a next version of a pinned adapter that is too large.
     elsewhere = {("post", path, "422") for path in (CHAT, COMPLETIONS, ACTIVATE, PIN)} | {("post", ACTIVATE, "409")}
     assert missed == elsewhere
 
@@ -251,7 +251,7 @@ def test_every_example_works(fresh: Live, documented: Documented) -> None:
             reference = content.get("application/json", {}).get("schema", {}).get("$ref", "").rpartition("/")[2]
             if not reference:
                 continue
-            if path == LOAD:  # it must be new
+            if path == LOAD:  # this route needs a new name
                 fresh.http.delete("/v1/aliases/prod")
                 fresh.http.delete("/v1/adapters/legal")
             for example in documented.document["components"]["schemas"][reference]["examples"]:
@@ -263,10 +263,8 @@ def test_every_example_works(fresh: Live, documented: Documented) -> None:
 
 
 @pytest.mark.parametrize("mode", GenerationMode)
-def test_whatever_is_sent_is_answered_as_the_document_says(
-    live: Live, documented: Documented, mode: GenerationMode
-) -> None:
-    """Requests as the document allows them, and such as it forbids, which are refused."""
+def test_generated_requests_get_documented_responses(live: Live, documented: Documented, mode: GenerationMode) -> None:
+    """Valid requests, and invalid ones, which are refused."""
     negative = mode is GenerationMode.NEGATIVE
     expected = [
         not_a_server_error,
@@ -279,7 +277,7 @@ def test_whatever_is_sent_is_answered_as_the_document_says(
     for found in schemathesis.openapi.from_dict(documented.document).get_all_operations():
         operation = found.ok()
         if negative and not operation.body and not operation.query:
-            continue  # nothing that could be wrong
+            continue  # nothing in it can be invalid
 
         @given(case=operation.as_strategy(generation_mode=mode))
         @settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate], database=None,
@@ -290,7 +288,7 @@ def test_whatever_is_sent_is_answered_as_the_document_says(
         ask()
 
 
-def test_the_documentation_needs_nothing_from_elsewhere(live: Live) -> None:
+def test_documentation_pages_load_nothing_external(live: Live) -> None:
     page = live.http.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "/openapi.json" in page.text
@@ -304,7 +302,7 @@ def test_the_documentation_needs_nothing_from_elsewhere(live: Live) -> None:
     assert live.http.get("/redoc").status_code == 404
 
 
-def test_the_index_leads_on(live: Live) -> None:
+def test_index_links_to_the_documentation(live: Live) -> None:
     index = live.http.get("/").json()
     assert (index["name"], index["model"]) == ("manylora", "tiny")
     assert index["version"] == live.http.get("/version").json()["version"]

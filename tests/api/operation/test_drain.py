@@ -1,4 +1,4 @@
-"""A server that drains waits for the adapters that are on their way in, and takes no more."""
+"""A draining server finishes uploads and registrations in progress, and accepts no new ones."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def zygote() -> Iterator[Zygote]:
 
 
 def form(folder: Path, name: str) -> tuple[bytes, bytes]:
-    """An upload of ``folder``, as the bytes of an HTTP request, in two halves."""
+    """Return the HTTP request that uploads ``folder``, as two halves."""
     part = f"--{BOUNDARY}\r\nContent-Disposition: form-data; name="
     body = f"{part}name\r\n\r\n{name}\r\n".encode()
     for file in (CONFIG, WEIGHTS):
@@ -56,7 +56,7 @@ def alive(pid: int) -> bool:
     return True
 
 
-def test_an_upload_half_sent_is_finished_and_kept(zygote: Zygote, folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_drain_finishes_a_partly_sent_upload(zygote: Zygote, folders: Mapping[str, Path], tmp_path: Path) -> None:
     first, rest = form(folders["spare"], "late")
     with zygote.server(tmp_path) as client, connect(client) as upload:
         pid = zygote.pid
@@ -82,10 +82,10 @@ def test_an_upload_half_sent_is_finished_and_kept(zygote: Zygote, folders: Mappi
 
 
 @pytest.mark.parametrize("way", ["path", "upload"])
-def test_a_registration_is_finished_although_its_client_has_left(
+def test_drain_finishes_a_registration_after_disconnect(
     folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """The disk takes its time to say that the bytes are stored."""
+    """fsync is slow."""
     reached, gate, fsync = threading.Event(), threading.Event(), os.fsync
 
     def slow(descriptor: int) -> None:
@@ -93,7 +93,7 @@ def test_a_registration_is_finished_although_its_client_has_left(
         assert gate.wait(PATIENCE)
         fsync(descriptor)
 
-    monkeypatch.setattr(serve, "CLOSE_SECONDS", 0.1)  # what connections get besides must not be what it lives on
+    monkeypatch.setattr(serve, "CLOSE_SECONDS", 0.1)  # the time for closing connections must not be what saves it
     with running(tiny_service(tmp_path, adapter_root=folders["spare"].parent)) as live:
         monkeypatch.setattr(os, "fsync", slow)
         body = json.dumps({"name": "left", "path": "spare"}).encode()
@@ -113,7 +113,7 @@ def test_a_registration_is_finished_although_its_client_has_left(
         live.complete(adapter="left")
 
 
-def test_an_upload_that_takes_too_long_is_not_waited_for(
+def test_drain_timeout_ends_slow_uploads(
     folders: Mapping[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, _ = form(folders["spare"], "late")

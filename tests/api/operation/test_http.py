@@ -1,4 +1,4 @@
-"""HTTP itself: methods, spellings of paths, connections, and pages of other origins."""
+"""HTTP: methods, paths, connections and CORS."""
 
 import json
 import socket
@@ -15,12 +15,12 @@ from server.api.http.half_close import FIRST_BYTES, FIRST_POLL, HalfCloseProtoco
 from tests.api.live import Live, enduring_model, request, running, tiny_service, unchanged, wait_for
 
 LONG = {"max_tokens": 15_000}
-"""Seconds of work for the enduring model."""
+"""A request that takes the enduring model seconds."""
 
 
 @pytest.fixture(scope="module")
 def enduring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A server with long answers, which pages of one origin may ask."""
+    """A server with long answers that allows one origin (CORS)."""
     root = tmp_path_factory.mktemp("enduring")
     with running(tiny_service(root, enduring_model(), cors_origin=("https://chat.example.com",))) as live:
         yield live
@@ -33,14 +33,14 @@ def connected(live: Live) -> Iterator[socket.socket]:
 
 
 def asking(version: str = "1.1", **fields: Any) -> bytes:
-    """A completion's request."""
+    """Return the bytes of a completion request."""
     body = json.dumps(request(**fields)).encode()
     head = f"POST /v1/completions HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def read_all(client: socket.socket) -> bytes:
-    """Until the server closes."""
+    """Read until the server closes the connection."""
     return b"".join(iter(lambda: client.recv(65536), b""))
 
 
@@ -55,7 +55,7 @@ def read_all(client: socket.socket) -> bytes:
 def test_head_is_get_without_a_body(live: Live, path: str) -> None:
     whole, head = live.http.get(path), live.http.head(path)
     assert (head.status_code, head.content) == (whole.status_code, b"")
-    own = {"date", "x-request-id"} | ({"content-length"} if path == "/metrics" else set())  # its figures change
+    own = {"date", "x-request-id"} | ({"content-length"} if path == "/metrics" else set())  # its values change
     fields = [{name: value for name, value in each.headers.items() if name not in own} for each in (whole, head)]
     assert fields[0] == fields[1]
     assert "transfer-encoding" in head.headers or int(head.headers["content-length"]) > 0
@@ -69,12 +69,12 @@ def test_head_is_get_without_a_body(live: Live, path: str) -> None:
         ("/v1/models", "GET, HEAD, OPTIONS"),
         ("/v1/adapters", "GET, POST, HEAD, OPTIONS"),
         ("/v1/adapters/red", "GET, DELETE, HEAD, OPTIONS"),
-        ("/v1/adapters/red/pin", "GET, POST, DELETE, HEAD, OPTIONS"),  # adapters may be called like that
+        ("/v1/adapters/red/pin", "GET, POST, DELETE, HEAD, OPTIONS"),  # it may be an adapter's name
         ("/v1/aliases/red", "GET, PUT, DELETE, HEAD, OPTIONS"),
         ("/health", "GET, HEAD, OPTIONS"),
     ],
 )
-def test_a_path_tells_all_its_methods(live: Live, path: str, methods: str) -> None:
+def test_allow_header_lists_all_methods(live: Live, path: str, methods: str) -> None:
     options = live.http.options(path)
     assert (options.status_code, options.content, options.headers["allow"]) == (204, b"", methods)
     with unchanged(live):
@@ -83,7 +83,7 @@ def test_a_path_tells_all_its_methods(live: Live, path: str, methods: str) -> No
     assert refused.json()["error"]["message"] == f"PATCH is not allowed on {path}."
 
 
-def test_options_of_nothing_is_404(live: Live) -> None:
+def test_options_of_an_unknown_path_is_404(live: Live) -> None:
     response = live.http.options("/v1/nothing")
     assert (response.status_code, response.json()["error"]["type"]) == (404, "invalid_request_error")
 
@@ -102,7 +102,7 @@ def test_options_of_nothing_is_404(live: Live) -> None:
         ("//", "/"),
     ],
 )
-def test_slashes_that_mean_nothing(live: Live, path: str, plain: str) -> None:
+def test_redundant_slashes(live: Live, path: str, plain: str) -> None:
     base = str(live.http.base_url).rstrip("/")  # httpx would join them
     asked, same = httpx.get(base + path), httpx.get(base + plain)
     assert asked.status_code == same.status_code
@@ -119,8 +119,8 @@ def test_slashes_that_mean_nothing(live: Live, path: str, plain: str) -> None:
         ("/http://x/v1/models", 404),
     ],
 )
-def test_a_request_that_names_the_whole_url_means_its_path(live: Live, target: str, status: int) -> None:
-    """As one to a proxy; every server must take it."""
+def test_absolute_form_request_target(live: Live, target: str, status: int) -> None:
+    """The form sent to proxies, which every server must accept."""
     with connected(live) as client:
         client.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         assert read_all(client).startswith(f"HTTP/1.1 {status} ".encode())
@@ -137,7 +137,7 @@ def test_an_upload_with_a_slash_at_the_end_has_its_own_limit(live: Live) -> None
     big = {"file": ("adapter_model.safetensors", bytes(2**20))}
     with unchanged(live):
         answer = live.http.post("/v1/adapters/", data={"name": "x"}, files=big)
-    assert answer.status_code == 422, answer.text  # looked at, not 413
+    assert answer.status_code == 422, answer.text  # validated, not refused as too large
 
 
 @pytest.mark.parametrize(
@@ -148,23 +148,23 @@ def test_an_upload_with_a_slash_at_the_end_has_its_own_limit(live: Live) -> None
         *("/v1/adapters/red%252F", "/v1/adapters/red%00", "/v1/adapters/%C0%AF", "/v1/adapters/red%0A"),
     ],
 )
-def test_what_is_escaped_is_part_of_a_name(live: Live, path: str) -> None:
-    """None of these is ``red``, and none may be deleted for it."""
+def test_percent_encoded_slash_is_part_of_a_name(live: Live, path: str) -> None:
+    """None of these names ``red``, so none may delete it."""
     with connected(live) as client, unchanged(live):
         client.sendall(f"DELETE {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         assert read_all(client).startswith(b"HTTP/1.1 404 ")
 
 
-def test_an_empty_name_is_not_the_whole_list(live: Live) -> None:
-    """``/v1/adapters/$NAME/`` where nobody has set NAME."""
+def test_empty_name_is_not_the_list(live: Live) -> None:
+    """``/v1/adapters/$NAME/`` with NAME unset."""
     with unchanged(live):
         assert httpx.delete(str(live.http.base_url).rstrip("/") + "/v1/adapters//").status_code == 405
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_has_said_all_gets_its_answer(enduring: Live, stream: bool, version: str) -> None:
-    """Also where its answer takes long enough for many a look whether it is still there."""
+def test_half_closed_connection_gets_its_response(enduring: Live, stream: bool, version: str) -> None:
+    """Also if its response takes so long that the connection is polled many times."""
     fields: Mapping[str, Any] = {"max_tokens": 2000, "stream": stream}
     with connected(enduring) as client:
         client.sendall(asking(version, **fields))
@@ -179,22 +179,22 @@ def test_a_client_that_has_said_all_gets_its_answer(enduring: Live, stream: bool
         assert json.loads(body)["choices"][0]["text"] == enduring.text(max_tokens=2000)
 
 
-def test_an_error_for_one_that_has_said_all_is_whole(enduring: Live) -> None:
+def test_half_closed_connection_gets_whole_errors(enduring: Live) -> None:
     with connected(enduring) as client:
         client.sendall(asking(max_tokens=0))
         client.shutdown(socket.SHUT_WR)
         assert read_all(client).startswith(b"HTTP/1.1 400 ")
 
 
-def test_several_requests_before_the_end_are_all_answered(enduring: Live) -> None:
+def test_half_close_after_pipelined_requests(enduring: Live) -> None:
     with connected(enduring) as client:
         client.sendall(asking() * 3)
         client.shutdown(socket.SHUT_WR)
         assert read_all(client).count(b"HTTP/1.1 200 ") == 3
 
 
-def test_one_end_is_looked_after_once(enduring: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many requests came before it: the bytes that are sent ahead must last."""
+def test_repeated_eof_is_handled_once(enduring: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polling starts once, after any number of requests: each poll sends a byte of the response, and there are few."""
     pauses: list[float] = []
     look = HalfCloseProtocol._poll
 
@@ -210,7 +210,7 @@ def test_one_end_is_looked_after_once(enduring: Live, monkeypatch: pytest.Monkey
     assert pauses.count(FIRST_POLL) == 1
 
 
-def test_half_a_request_gets_nothing(enduring: Live) -> None:
+def test_half_close_within_a_request_gets_no_response(enduring: Live) -> None:
     with connected(enduring) as client:
         client.sendall(asking()[:-1])
         client.shutdown(socket.SHUT_WR)
@@ -220,7 +220,7 @@ def test_half_a_request_gets_nothing(enduring: Live) -> None:
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_one_that_has_said_all_and_leaves_later(enduring: Live, stream: bool, version: str) -> None:
+def test_disconnect_after_half_close(enduring: Live, stream: bool, version: str) -> None:
     before = enduring.sampled()
     with connected(enduring) as client:
         client.sendall(asking(version, **LONG, stream=stream))
@@ -230,18 +230,18 @@ def test_one_that_has_said_all_and_leaves_later(enduring: Live, stream: bool, ve
     assert enduring.sampled() - before < LONG["max_tokens"] / 2, "it ran on"
 
 
-def test_connections_stay_open_for_longer_than_a_balancer_keeps_them(live: Live) -> None:
+def test_keep_alive_is_longer_than_a_load_balancers(live: Live) -> None:
     assert live.server.config.timeout_keep_alive == live.service.settings.keep_alive_seconds == 75
 
 
-def test_a_connection_is_closed_when_its_time_is_over(tmp_path: Path) -> None:
+def test_idle_connection_is_closed_after_keep_alive(tmp_path: Path) -> None:
     with running(tiny_service(tmp_path, keep_alive_seconds=1)) as live, connected(live) as client:
         client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         assert read_all(client).startswith(b"HTTP/1.1 200 ")
 
 
-def test_the_end_waits_for_no_idle_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "CLOSE_SECONDS", 600)  # what it would wait if it did
+def test_shutdown_does_not_wait_for_idle_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "CLOSE_SECONDS", 600)  # how long it would wait
     with running(tiny_service(tmp_path)) as live, connected(live) as idle, connected(live) as fresh:
         idle.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_for(lambda: b"}" in idle.recv(65536))
@@ -250,7 +250,7 @@ def test_the_end_waits_for_no_idle_connection(tmp_path: Path, monkeypatch: pytes
         assert (idle.recv(1), fresh.recv(1)) == (b"", b"")
 
 
-def test_answers_say_so_when_no_more_can_come(tmp_path: Path) -> None:
+def test_responses_say_connection_close_while_draining(tmp_path: Path) -> None:
     with running(tiny_service(tmp_path, enduring_model(), drain_seconds=60)) as live, connected(live) as busy:
         busy.sendall(asking(**LONG))
         wait_for(lambda: live.sampled() > 0)
@@ -262,7 +262,7 @@ def test_answers_say_so_when_no_more_can_come(tmp_path: Path) -> None:
 ORIGIN = {"origin": "https://chat.example.com"}
 
 
-def test_pages_of_an_allowed_origin(enduring: Live) -> None:
+def test_cors_of_an_allowed_origin(enduring: Live) -> None:
     asked = {**ORIGIN, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
     preflight = enduring.http.options("/v1/chat/completions", headers=asked)
     assert preflight.status_code == 200
@@ -283,13 +283,13 @@ def test_pages_of_an_allowed_origin(enduring: Live) -> None:
         )
 
 
-def test_pages_of_other_origins(enduring: Live, live: Live) -> None:
+def test_cors_of_other_origins(enduring: Live, live: Live) -> None:
     other = {"origin": "https://chat.example.org"}
     assert "access-control-allow-origin" not in enduring.http.get("/v1/models", headers=other).headers
     assert "access-control-allow-origin" not in live.http.get("/v1/models", headers=ORIGIN).headers, "off by default"
 
 
-def test_any_origin(tmp_path: Path) -> None:
+def test_cors_of_any_origin(tmp_path: Path) -> None:
     with running(tiny_service(tmp_path, cors_origin=("*",))) as live:
         headers = live.http.get("/v1/models", headers=ORIGIN).headers
         assert headers["access-control-allow-origin"] == "*"

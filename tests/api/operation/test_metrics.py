@@ -25,7 +25,7 @@ def value(live: Live, name: str, **labels: str) -> float:
     return sum(s.value for s in samples(live).get(name, []) if labels.items() <= s.labels.items())
 
 
-def test_alive_and_ready(live: Live) -> None:
+def test_health_and_readiness(live: Live) -> None:
     for path in ("/livez", "/readyz", "/health"):
         assert live.http.get(path).status_code == 200
 
@@ -160,7 +160,7 @@ def test_requests_of_an_alias_are_counted_by_outcome(live: Live) -> None:
         next(stream.iter_lines())
     wait_for(live.idle)
     live.complete(model="prod")
-    live.complete(adapter=[{"name": "prod", "weight": 0}, {"name": "green", "weight": 1}])  # not by the alias
+    live.complete(adapter=[{"name": "prod", "weight": 0}, {"name": "green", "weight": 1}])  # not counted for the alias
     wait_for(live.idle)
     ends = {s.labels["outcome"]: s.value for s in samples(live)["manylora_alias_requests_total"]}
     live.http.delete("/v1/aliases/prod")

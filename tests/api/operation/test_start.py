@@ -47,12 +47,12 @@ def test_a_source_or_a_store_that_cannot_be_used(tmp_path: Path) -> None:
     refused("--store-url: ", data_dir=tmp_path, store_url="no-such-protocol://bucket")
 
 
-def test_a_database_that_does_not_answer(tmp_path: Path) -> None:
+def test_unreachable_database(tmp_path: Path) -> None:
     database = "postgresql://user@127.0.0.1:9/registry"
     refused("--database-url: ", data_dir=tmp_path, store_url=f"file://{tmp_path}", database_url=database)
 
 
-def test_a_port_that_another_server_holds_while_it_loads() -> None:
+def test_port_taken_while_the_model_loads() -> None:
     with bind("127.0.0.1", 0) as loading, pytest.raises(ConfigError, match="--port: cannot listen"):
         bind("127.0.0.1", loading.getsockname()[1])
 

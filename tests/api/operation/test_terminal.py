@@ -1,4 +1,4 @@
-"""What whoever runs a server sees: a line for each request, and what Ctrl-C waits for."""
+"""The server's output: a log line for each request, and what Ctrl-C waits for."""
 
 import logging
 import re
@@ -40,20 +40,20 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixtur
 
 
 def lines(logged: pytest.LogCaptureFixture, level: int = logging.INFO, count: int = 1) -> list[str]:
-    """What was said of requests, once there are so many lines of this level: an answer may come before its line."""
+    """Return the log lines of requests once there are ``count``: a response may precede its line."""
     name = "server.api.http.middleware"
     wait_for(lambda: sum(record.name == name and record.levelno == level for record in logged.records) >= count)
     return [record.getMessage() for record in logged.records if record.name == name and record.levelno >= logging.INFO]
 
 
-def test_a_whole_answer_is_one_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
+def test_whole_response_is_one_log_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
     live.complete(adapter="green", prompt="Once upon a time")
     (line,) = lines(logged)
     wanted = r"POST /v1/completions 200 in \d+ ms, adapter green@1, \d+ prompt and 12 answer tokens, "
     assert re.fullmatch(wanted + r"first after \d+ ms, id [0-9a-f]{32}", line), line
 
 
-def test_a_stream_is_one_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
+def test_stream_is_one_log_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
     mix = [{"name": "red", "weight": 0.5}, {"name": "team/blue", "weight": 0.5}]
     live.stream(**request(adapter=mix))
     (line,) = lines(logged)
@@ -61,13 +61,13 @@ def test_a_stream_is_one_line(live: Live, logged: pytest.LogCaptureFixture) -> N
     assert re.search(r" 12 answer tokens, first after \d+ ms, id ", line), line
 
 
-def test_a_refusal_is_one_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
+def test_refusal_is_one_log_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
     live.http.get("/v1/adapters/nobody", headers={"x-request-id": "mine"})
     (line,) = lines(logged)
     assert re.fullmatch(r"GET /v1/adapters/nobody 404 in \d+ ms, id mine", line), line
 
 
-def test_a_client_that_leaves_is_told(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
+def test_disconnect_is_logged(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
     body = request(max_tokens=16_000, stream=True)
     with running(tiny_service(tmp_path, enduring_model())) as live:
         with live.http.stream("POST", "/v1/completions", json=body) as response:
@@ -76,14 +76,14 @@ def test_a_client_that_leaves_is_told(tmp_path: Path, logged: pytest.LogCaptureF
     assert " cancelled, id " in line
 
 
-def test_probes_are_for_debugging(live: Live, logged: pytest.LogCaptureFixture) -> None:
+def test_health_checks_are_logged_at_debug_level(live: Live, logged: pytest.LogCaptureFixture) -> None:
     for path in ("/livez", "/readyz", "/health", "/health/", "/metrics"):
         live.http.get(path)
     assert lines(logged, logging.DEBUG) == []
 
 
 def test_nothing_secret_is_logged(live: Live, logged: pytest.LogCaptureFixture) -> None:
-    """At no level, by no part of the server."""
+    """At any log level, by any part of the server."""
     headers = {"authorization": f"Bearer {SECRET}"}
     live.http.post("/v1/completions", params={"key": SECRET}, json=request(prompt=SECRET), headers=headers)
     live.http.post("/v1/completions", json={"prompt": SECRET, SECRET: 1}, headers=headers)
@@ -92,7 +92,7 @@ def test_nothing_secret_is_logged(live: Live, logged: pytest.LogCaptureFixture) 
     assert SECRET not in "\n".join(said)
 
 
-def test_a_path_cannot_forge_a_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
+def test_path_cannot_forge_a_log_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
     live.http.get("/v1/models/x%0AINFO%20forged")
     live.http.get(f"/v1/models/{'y' * 5000}")
     first, second = lines(logged, count=2)
@@ -102,7 +102,7 @@ def test_a_path_cannot_forge_a_line(live: Live, logged: pytest.LogCaptureFixture
 
 @contextmanager
 def serving(folder: Path, requests: int) -> Iterator[subprocess.Popen[str]]:
-    """A server in a process of its own with so many long answers under way."""
+    """Run a server in a separate process with this many long requests in progress."""
     command = [sys.executable, "-c", ENDURING, str(folder)]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -119,7 +119,7 @@ def serving(folder: Path, requests: int) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize(("requests", "said"), [(1, "1 request"), (2, "2 requests")])
-def test_ctrl_c_says_what_it_waits_for_and_the_second_waits_no_longer(tmp_path: Path, requests: int, said: str) -> None:
+def test_first_ctrl_c_drains_and_the_second_exits(tmp_path: Path, requests: int, said: str) -> None:
     with serving(tmp_path, requests) as process:
         assert process.stdout is not None
         process.send_signal(signal.SIGINT)
@@ -135,26 +135,26 @@ def test_ctrl_c_counts_uploads(tmp_path: Path) -> None:
         client = stack.enter_context(socket.create_connection(("127.0.0.1", port(process)), timeout=60))
         head = "POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         client.sendall(f"{head}Content-Length: 9\r\nExpect: 100-continue\r\n\r\n".encode())
-        assert client.recv(1024).startswith(b"HTTP/1.1 100 ")  # it waits for the body
+        assert client.recv(1024).startswith(b"HTTP/1.1 100 ")  # the server waits for the body
         process.send_signal(signal.SIGINT)
         told = "finishing 1 request and 1 registration; press Ctrl-C again to stop now\n"
         assert process.stdout.readline() == told
 
 
 def port(process: subprocess.Popen[str]) -> int:
-    """Where it listens."""
+    """Return the server's address."""
     (found,) = [each.laddr.port for each in psutil.Process(process.pid).net_connections() if each.status == "LISTEN"]
     return int(found)
 
 
-def test_sigterm_is_no_keyboard(tmp_path: Path) -> None:
+def test_sigterm_mentions_no_ctrl_c(tmp_path: Path) -> None:
     with serving(tmp_path, 1) as process:
         assert process.stdout is not None
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == "finishing 1 request\n"
 
 
-def test_without_requests_ctrl_c_ends_a_server_in_order(tmp_path: Path) -> None:
+def test_ctrl_c_without_requests_exits_cleanly(tmp_path: Path) -> None:
     with serving(tmp_path, 0) as process:
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60) == ("", "")

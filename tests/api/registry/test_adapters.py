@@ -1,4 +1,4 @@
-"""``/v1/adapters``: registering, looking, choosing versions, removing; and what runs while that happens."""
+"""``/v1/adapters``: register, show, activate and remove, also during requests."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from tests.tiny import save_adapter, tiny_model
 
 
 def register(live: Live, name: str, path: Path | str, **fields: Any) -> dict[str, Any]:
-    """The card of a registration by path, which must succeed."""
+    """Register by path; return the adapter's JSON."""
     response = live.http.post("/v1/adapters", json={"name": name, "path": str(path), **fields})
     assert response.status_code in (200, 201), response.text
     card: dict[str, Any] = response.json()
@@ -26,7 +26,7 @@ def register(live: Live, name: str, path: Path | str, **fields: Any) -> dict[str
 
 
 def upload(live: Live, folder: Path, **fields: str) -> httpx.Response:
-    """A registration by form."""
+    """Register by upload; return the response."""
     files = [("files", (path.name, path.read_bytes())) for path in sorted(folder.iterdir())]
     return live.http.post("/v1/adapters", data=fields, files=files)
 
@@ -40,14 +40,14 @@ def card_of(live: Live, reference: str) -> dict[str, Any]:
 
 @pytest.fixture
 def temporary(live: Live, folders: Mapping[str, Path]) -> Iterator[str]:
-    """The name of an adapter over HTTP, gone again after the test."""
+    """The name of an adapter that is removed after the test."""
     assert register(live, "temporary", folders["spare"])["active"]
     yield "temporary"
     live.http.delete("/v1/adapters/temporary")
     assert live.http.get("/v1/adapters/temporary").status_code == 404
 
 
-def test_register_look_remove(live: Live, folders: Mapping[str, Path]) -> None:
+def test_register_get_and_remove(live: Live, folders: Mapping[str, Path]) -> None:
     registered = live.http.post("/v1/adapters", json={"name": "some/new", "path": "spare"})
     assert registered.status_code == 201
     card = registered.json()
@@ -88,8 +88,8 @@ def test_pages(live: Live) -> None:
     assert first["refused"] == []
 
 
-def test_a_name_can_be_given_new_weights(live: Live, temporary: str, folders: Mapping[str, Path]) -> None:
-    """With the same prompt each time: the prefix cache is warm and must not serve the old weights' keys and values."""
+def test_new_content_is_a_new_version(live: Live, temporary: str, folders: Mapping[str, Path]) -> None:
+    """With the same prompt each time, so that the prefix cache could return the old weights' keys and values."""
     before, old = live.text(adapter=temporary), card_of(live, temporary)
     new = register(live, temporary, folders["red"])
     assert new["version"] == new["active"] == old["active"] + 1
@@ -136,7 +136,7 @@ def test_a_name_without_an_active_version(live: Live) -> None:
     assert live.http.delete("/v1/adapters/stored").status_code == 200
 
 
-def test_one_version_can_go(live: Live, temporary: str, folders: Mapping[str, Path]) -> None:
+def test_one_version_can_be_removed(live: Live, temporary: str, folders: Mapping[str, Path]) -> None:
     old = card_of(live, temporary)["active"]
     new = register(live, temporary, folders["red"])["active"]
     content = live.content(f"{temporary}@{old}")
@@ -178,7 +178,7 @@ def test_more_pins_than_slots_are_refused(folders: Mapping[str, Path], tmp_path:
         wait_for(lambda: len(live.registered()[2]) == 2)
 
 
-def test_a_change_meant_for_another_state_is_refused(live: Live, temporary: str, folders: Mapping[str, Path]) -> None:
+def test_if_match_of_another_revision_is_refused(live: Live, temporary: str, folders: Mapping[str, Path]) -> None:
     seen = live.http.get(f"/v1/adapters/{temporary}").headers["etag"]
     number = card_of(live, temporary)["active"]
     register(live, temporary, folders["red"])
@@ -243,7 +243,7 @@ def test_uploads_whose_fields_are_refused(
         refused(live, upload(live, folders["spare"], **fields), 400, param)
 
 
-def test_an_upload_that_is_no_adapter(live: Live, folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_upload_without_an_adapter(live: Live, folders: Mapping[str, Path], tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "defect", live.service.base.layout)
     DEFECTS["nan"].spoil(folder)
     with unchanged(live):
@@ -252,7 +252,7 @@ def test_an_upload_that_is_no_adapter(live: Live, folders: Mapping[str, Path], t
     assert (error["code"], DEFECTS["nan"].reason in error["message"]) == ("adapter_rejected", True)
 
 
-def test_a_client_that_leaves_its_upload_leaves_nothing(live: Live, folders: Mapping[str, Path]) -> None:
+def test_disconnect_during_upload_leaves_nothing(live: Live, folders: Mapping[str, Path]) -> None:
     boundary, weights = "b" * 20, (folders["spare"] / WEIGHTS).read_bytes()
     head = f"--{boundary}\r\nContent-Disposition: form-data; name=files; filename={WEIGHTS}\r\n\r\n".encode()
     with unchanged(live):
@@ -267,7 +267,7 @@ def test_a_client_that_leaves_its_upload_leaves_nothing(live: Live, folders: Map
         wait_for(lambda: not any(name.startswith(".tmp-") for name in live.registered()[2]))
 
 
-def test_a_client_that_leaves_a_registration_does_not_end_it(live: Live) -> None:
+def test_disconnect_does_not_end_a_registration(live: Live) -> None:
     body = json.dumps({"name": "left", "path": "spare"}).encode()
     with socket.create_connection((live.http.base_url.host, live.http.base_url.port or 0)) as client:
         head = f"POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
@@ -301,7 +301,7 @@ def test_unknown_fields_are_refused_unless_allowed(live: Live, folders: Mapping[
     shutil.rmtree(folder)
 
 
-def test_what_this_server_cannot_serve_is_shown_and_refused(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_unservable_adapter_is_listed_and_refused(folders: Mapping[str, Path], tmp_path: Path) -> None:
     """Registered by a server that takes larger ranks."""
     adapters = {"green": folders["green"], "red": folders["red"]}
     with running(tiny_service(tmp_path, adapter=adapters, max_rank=16)):
@@ -349,7 +349,7 @@ def test_a_full_store_is_507_and_changes_nothing(folders: Mapping[str, Path], tm
         assert live.http.get("/v1/adapters").json()["store"] == {"bytes": 0, "quota_bytes": 1073}
 
 
-def test_a_bad_folder_among_the_watched_is_listed(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_refused_watched_folder_is_listed(folders: Mapping[str, Path], tmp_path: Path) -> None:
     root = tmp_path / "watched"
     shutil.copytree(folders["red"], root / "good")
     shutil.copytree(folders["red"], root / "bad")
@@ -441,7 +441,7 @@ def test_registrations_that_are_refused(live: Live, body: dict[str, object], sta
     ],
     ids=str,
 )
-def test_choices_that_are_refused(live: Live, route: str, body: dict[str, object], param: str) -> None:
+def test_refused_flag_values(live: Live, route: str, body: dict[str, object], param: str) -> None:
     with unchanged(live):
         refused(live, live.http.post(f"/v1/adapters/red/{route}", json=body), 400, param)
         body = {"version": 1} if route == "activate" else {"pinned": True}
@@ -449,18 +449,18 @@ def test_choices_that_are_refused(live: Live, route: str, body: dict[str, object
 
 
 CODES = {"other_base": "base_mismatch", "unknown_field": "unknown_fields", "unknown_zero": "unknown_fields"}
-"""Of the defects that a caller may ask to pass over."""
+"""Defects that a caller may allow."""
 
 
 @pytest.mark.parametrize("name", DEFECTS)
-def test_a_defect_is_told_with_its_place(live: Live, folders: Mapping[str, Path], name: str) -> None:
+def test_defect_is_reported_with_file_and_tensor(live: Live, folders: Mapping[str, Path], name: str) -> None:
     defect = DEFECTS[name]
     folder = write_adapter(folders["spare"].parent / "defect", live.service.base.layout)
     defect.spoil(folder)
     with unchanged(live):
         response = live.http.post("/v1/adapters", json={"name": "defect", "path": "defect"})
     shutil.rmtree(folder)
-    if name == "config_device":  # a link that leads out of the root, whatever it leads to
+    if name == "config_device":  # a link out of the root
         refused(live, response, 400, "path")
         return
     error = refused(live, response, 422, "path")
@@ -471,7 +471,7 @@ def test_a_defect_is_told_with_its_place(live: Live, folders: Mapping[str, Path]
     assert (defect.tensor or "") in error["message"]
 
 
-def test_links_that_lead_out_are_not_followed(live: Live, folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_links_out_of_the_root_are_not_followed(live: Live, folders: Mapping[str, Path], tmp_path: Path) -> None:
     root = folders["spare"].parent
     elsewhere = shutil.copytree(folders["spare"], tmp_path / "elsewhere")
     folder_link = root / "folder-link"
@@ -493,10 +493,10 @@ def test_links_that_lead_out_are_not_followed(live: Live, folders: Mapping[str, 
         shutil.rmtree(file_link)
 
 
-def test_an_adapter_whose_bytes_rot_fails_alone(folders: Mapping[str, Path], tmp_path: Path) -> None:
-    """Damaged after it was accepted: its requests fail with a status, whole or streamed; the others do not notice."""
+def test_damaged_adapter_fails_alone(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    """Damaged after registration: its requests fail with an error status; other adapters are unaffected."""
     adapters = {"rotten": folders["spare"], "red": folders["red"]}
-    # Room for one: to serve red, the other leaves memory altogether.
+    # Memory for one adapter: serving red evicts the other.
     service = tiny_service(tmp_path, adapter=adapters, max_device_adapters=1, host_cache_gib=0, max_rank=16)
     with running(service) as live:
         live.http.put("/v1/aliases/prod", json={"targets": [{"adapter": "rotten"}]})

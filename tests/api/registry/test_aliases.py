@@ -27,13 +27,13 @@ def prod(live: Live) -> Iterator[str]:
 
 
 def served(live: Live, **fields: Any) -> str:
-    """The version that answered."""
+    """Return the version that served the response."""
     (applied,) = live.complete(max_tokens=1, **fields)["adapter"]
     name: str = applied["name"]
     return name
 
 
-def test_put_look_change_delete(live: Live) -> None:
+def test_put_get_change_and_delete(live: Live) -> None:
     response = put(live, "team/prod", ("red", 3), ("green@1", 1))
     assert response.status_code == 201
     card = response.json()
@@ -99,11 +99,11 @@ def test_a_user_gets_the_same_version_each_time(live: Live, prod: str) -> None:
     first = {user: served(live, adapter=prod, user=user) for user in map(str, range(24))}
     assert set(first.values()) == {"red@1", "green@1"}
     assert {user: served(live, adapter=prod, user=user) for user in first} == first
-    assert Counter(first.values())["red@1"] > 12  # where a user falls is fixed
+    assert Counter(first.values())["red@1"] > 12  # a user's target is deterministic
 
 
-def test_without_a_user_every_request_is_drawn(live: Live, prod: str) -> None:
-    # One in 10**13 that 100 draws all go to one target.
+def test_without_a_user_targets_are_random(live: Live, prod: str) -> None:
+    # The probability that 100 draws all choose one target is 1e-13.
     for nobody in ({}, {"user": None}, {"user": ""}):
         assert {served(live, adapter=prod, **nobody) for _ in range(100)} == {"red@1", "green@1"}
 
@@ -111,17 +111,17 @@ def test_without_a_user_every_request_is_drawn(live: Live, prod: str) -> None:
 def test_an_alias_means_one_version_throughout_a_request(live: Live, prod: str) -> None:
     put(live, prod, ("red@1", 1), ("green@1", 1))
     halves = [{"name": prod, "weight": 0.5}] * 2
-    for _ in range(20):  # two draws would agree each time once in a million
+    for _ in range(20):  # if two draws were made, all would agree once in a million
         first, second = live.complete(max_tokens=1, adapter=halves)["adapter"]
         assert (first["name"], second["weight"]) == (second["name"], 0.5)
 
 
-def test_a_weight_of_0_gets_nobody(live: Live, prod: str) -> None:
+def test_weight_of_0_gets_no_requests(live: Live, prod: str) -> None:
     put(live, prod, ("red@1", 0), ("green@1", 1))
     assert {served(live, adapter=prod, user=str(user)) for user in range(20)} == {"green@1"}
 
 
-def test_a_target_without_a_number_follows_what_is_active(live: Live, prod: str, folders: Mapping[str, Path]) -> None:
+def test_target_without_version_follows_the_active_one(live: Live, prod: str, folders: Mapping[str, Path]) -> None:
     first, second = (
         live.service.registry.register_folder("moving", folders[name]).version for name in ("spare", "red")
     )
@@ -183,7 +183,7 @@ def test_an_adapter_cannot_take_an_alias_s_name(live: Live, prod: str) -> None:
         assert refused(live, response, 409, None)["code"] == "name_taken"
 
 
-def test_a_change_meant_for_another_state_is_refused(live: Live, prod: str) -> None:
+def test_if_match_of_another_revision_is_refused(live: Live, prod: str) -> None:
     seen = live.http.get(f"/v1/aliases/{prod}").headers["etag"]
     assert put(live, prod, ("green", 1), **{"if-match": seen}).status_code == 200
     with unchanged(live):

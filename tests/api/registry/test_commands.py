@@ -40,13 +40,13 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """A name that no other test uses: its version numbers are never given again, and begin at 1."""
+    """A name that no other test uses, so that its versions start at 1."""
     return str(request.function.__name__)
 
 
 @pytest.fixture
 def ask(live: Live, name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Run a command on the shared server; ``name`` and its alias ``prod`` are gone after the test."""
+    """Run a command on the shared server; ``name`` and its alias ``prod`` are removed after the test."""
     monkeypatch.setenv("MANYLORA_URL", str(live.http.base_url))
     yield run
     live.http.delete("/v1/aliases/prod")
@@ -54,12 +54,12 @@ def ask(live: Live, name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def table(text: str) -> list[dict[str, str]]:
-    """The first table of a plain output."""
+    """Return the first table of tab-separated output."""
     header, *rows = (line.split("\t") for line in text.partition("\n\n")[0].splitlines())
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def test_from_a_folder_to_an_answer_and_back(live: Live, ask: Run, name: str, folders: Mapping[str, Path]) -> None:
+def test_push_generate_and_remove(live: Live, ask: Run, name: str, folders: Mapping[str, Path]) -> None:
     assert ask("push", folders["spare"], "--name", name) == (0, f"registered {name}@1; {name} means {name}@1\n", "")
     assert (
         ask("push", folders["red"], "--name", name, "--no-activate")[1]
@@ -76,7 +76,7 @@ def test_from_a_folder_to_an_answer_and_back(live: Live, ask: Run, name: str, fo
     assert live.http.get(f"/v1/adapters/{name}").status_code == 404
 
 
-def test_a_folder_names_its_adapter(
+def test_default_name_is_the_folders(
     live: Live, ask: Run, name: str, folders: Mapping[str, Path], tmp_path: Path
 ) -> None:
     copy = shutil.copytree(folders["spare"], tmp_path / name)
@@ -90,7 +90,7 @@ def test_a_folder_names_its_adapter(
     assert (answer["name"], answer["alias"]) == (f"{name}@1", "prod")
 
 
-def test_other_adapters_in_a_folder_are_not_passed_over_in_silence(
+def test_other_adapters_in_a_folder_are_reported(
     live: Live, ask: Run, name: str, folders: Mapping[str, Path], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(folders["spare"], tmp_path / "both")
@@ -154,7 +154,7 @@ def test_a_table_fits_a_terminal_of_80_columns(
         assert max(map(len, plain.splitlines())) <= 80, words
 
 
-def test_what_a_push_came_to_as_json(live: Live, ask: Run, name: str, folders: Mapping[str, Path]) -> None:
+def test_push_as_json(live: Live, ask: Run, name: str, folders: Mapping[str, Path]) -> None:
     for new in (True, False):
         pushed = json.loads(ask("push", folders["spare"], "--name", name, "--alias", "prod", "--json")[1])
         assert (pushed["id"], pushed["version"], pushed["new"]) == (name, 1, new)
@@ -172,7 +172,7 @@ def test_an_empty_list_says_so_and_what_to_do(ask: Run, run: Run, tmp_path: Path
     assert told == "no adapters are registered; upload one with: manylora adapters push DIR --name NAME\n"
 
 
-def test_pins_and_lets_go(live: Live, ask: Run, name: str, folders: Mapping[str, Path]) -> None:
+def test_pin_and_unpin(live: Live, ask: Run, name: str, folders: Mapping[str, Path]) -> None:
     ask("push", folders["spare"], "--name", name)
     assert ask("pin", name)[:2] == (0, f"{name} is pinned\n")
     assert live.http.get(f"/v1/adapters/{name}").json()["pinned"] is True
@@ -204,7 +204,7 @@ def test_a_refusal_is_one_line_with_its_place(live: Live, ask: Run, name: str, t
     assert live.http.get(f"/v1/adapters/{name}").status_code == 404
 
 
-def test_what_the_server_does_not_know(ask: Run, name: str) -> None:
+def test_unknown_names(ask: Run, name: str) -> None:
     for words in (
         ["show", name],
         ["activate", "red", "9"],
@@ -218,14 +218,14 @@ def test_what_the_server_does_not_know(ask: Run, name: str) -> None:
         assert "404" in told
 
 
-def test_nothing_is_removed_where_nobody_can_be_asked(live: Live, ask: Run) -> None:
+def test_rm_without_a_terminal_needs_yes(live: Live, ask: Run) -> None:
     status, _, told = ask("rm", "red")
     assert (status, "--yes" in told) == (2, True)
     assert live.http.get("/v1/adapters/red").status_code == 200
 
 
 @pytest.mark.parametrize(("reply", "status"), [("n\n", 1), ("\n", 1), ("y\n", 0)])
-def test_removing_asks_first(
+def test_rm_asks_for_confirmation(
     live: Live,
     ask: Run,
     name: str,
@@ -246,9 +246,7 @@ def test_removing_asks_first(
     assert (live.http.get(f"/v1/adapters/{name}").status_code == 404) is (status == 0)
 
 
-def test_the_address_may_stand_before_or_after_the_command(
-    live: Live, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_url_before_or_after_the_command(live: Live, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     url = str(live.http.base_url)
     monkeypatch.setenv("MANYLORA_URL", "http://127.0.0.1:9")
     assert run("--url", url, "list")[0] == run("list", "--url", url)[0] == 0
@@ -256,8 +254,8 @@ def test_the_address_may_stand_before_or_after_the_command(
     assert (status, told.startswith("manylora: no answer from http://127.0.0.1:9: ")) == (1, True)
 
 
-def test_the_key_may_stand_in_the_environment(live: Live, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This server asks for none; that a key is sent shows by one that no header can carry."""
+def test_api_key_from_the_environment(live: Live, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This server needs no key; an invalid one shows that the key is used."""
     assert run("--api-key", "sesame", "list", "--url", live.http.base_url)[0] == 0
     monkeypatch.setenv("MANYLORA_API_KEY", "s\u00e9same")
     status, _, told = run("list", "--url", live.http.base_url)
@@ -286,16 +284,16 @@ def test_the_key_may_stand_in_the_environment(live: Live, run: Run, monkeypatch:
     ],
     ids=" ".join,
 )
-def test_bad_usage_has_a_status_of_its_own(run: Run, words: list[str]) -> None:
+def test_usage_errors_exit_with_2(run: Run, words: list[str]) -> None:
     status, out, told = run(*words)
     assert (status, out) == (2, "")
     assert told
 
 
-def test_on_a_terminal_reasons_are_not_read_as_markup(
+def test_reasons_are_not_printed_as_markup(
     run: Run, tmp_path: Path, folders: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A shape in brackets would vanish."""
+    """rich would remove a shape in brackets."""
     watched = tmp_path / "watched"
     watched.mkdir()
     service = tiny_service(tmp_path, adapter_dir=watched)
@@ -312,7 +310,7 @@ def test_on_a_terminal_reasons_are_not_read_as_markup(
 
 
 def test_help_is_quick() -> None:
-    """It imports none of the libraries that take seconds."""
+    """It imports no library that takes seconds to load."""
     command = [sys.executable, "-X", "importtime", "manylora.py", "adapters", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "push" in done.stdout

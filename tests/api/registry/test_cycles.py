@@ -23,13 +23,13 @@ from tests.api.registry.test_adapters import upload
 
 AT_ONCE = 4
 WARM_UP = 100
-"""Cycles after which memory is as it stays."""
+"""Cycles until memory is stable."""
 GROWTH = 4 << 20
-"""Bytes by which the process may grow in 400 cycles, client and server together. FolderState: 0.3 to 0.7 MiB."""
+"""Maximum growth in 400 cycles, client and server together, in bytes. Measured: 0.3 to 0.7 MiB."""
 NAME_BYTES = 256
-"""Of the database's file, for each name that ever was. FolderState: 86."""
+"""Maximum bytes of the database's file for each name that ever existed. Measured: 86."""
 PAGES = 128 << 10
-"""Bytes of the database's file that do not depend on the names."""
+"""Maximum growth of the database's file that does not depend on names, in bytes."""
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_cycles(server: Live, tmp_path: Path, names: str, cycles: int) -> None:
 
 
 def cycle(live: Live, http: httpx.Client, threads: ThreadPoolExecutor, root: Path, name: str, seed: int) -> None:
-    """One adapter's life: two whole answers, two streams of which one is left in the middle."""
+    """Register, use and remove an adapter: two whole responses, two streams, one of them abandoned."""
     folder = write_adapter(root / "adapter", live.service.base.layout, seed=seed)
     card = upload(live, folder, name=name).raise_for_status().json()
     answers = [threads.submit(ask, http, name) for _ in range(2)]
@@ -85,7 +85,7 @@ def ask(http: httpx.Client, name: str) -> str:
 
 
 def stream(http: httpx.Client, name: str, pieces: int | None) -> str:
-    """Read so many pieces and leave, or all of them."""
+    """Read this many pieces and disconnect; None reads all."""
     with http.stream("POST", "/v1/completions", json=request(adapter=name, max_tokens=60, stream=True)) as response:
         response.raise_for_status()
         lines = response.iter_lines()
@@ -96,7 +96,7 @@ def stream(http: httpx.Client, name: str, pieces: int | None) -> str:
 
 
 def resident_bytes() -> int:
-    """Physical memory of this process."""
+    """Return this process's resident memory in bytes."""
     gc.collect()
     return int(psutil.Process().memory_info().rss)
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from adapters.format.files import WEIGHTS
-from adapters.sources.watched_folder import RETRY
+from adapters.sources.watched_folder import RETRY_SECONDS
 from bases.base import Base, make_base
 from bases.errors import ConfigError
 from tests.adapter_folders import DEFECTS, Defect, write_adapter
@@ -25,7 +25,7 @@ from tests.api.registry.test_adapters import upload
 from tests.tiny import tiny_model, tiny_tokenizer
 
 LONG_AGO = 1e9
-"""Unix time: nobody writes to such a file any more."""
+"""Unix time of files that count as settled."""
 OTHERWISE: Mapping[str, str] = {
     "header_giant": "is larger than",
     "weights_folder": "is missing",
@@ -33,13 +33,13 @@ OTHERWISE: Mapping[str, str] = {
     "config_device": "only plain files are taken",
     "dangling": "only plain files are taken",
 }
-"""What an upload says where it does not get as far as the folder's checks."""
+"""Messages of uploads that fail before the folder is checked."""
 CODES: Mapping[str, str] = {
     "other_base": "base_mismatch",
     "unknown_field": "unknown_fields",
     "unknown_zero": "unknown_fields",
 }
-"""What programs are told of a defect that its registration may allow."""
+"""Error codes of defects that a registration may allow."""
 
 
 def spoiled(folder: Path, live: Live, defect: Defect) -> Path:
@@ -48,7 +48,7 @@ def spoiled(folder: Path, live: Live, defect: Defect) -> Path:
 
 
 def packed(folder: Path) -> bool:
-    """Whether there is something in the folder that only an archive can carry."""
+    """Return whether the folder has something that only an archive can contain."""
     return any(path.is_symlink() or not path.is_file() for path in folder.iterdir())
 
 
@@ -61,14 +61,14 @@ def upload_archive(live: Live, folder: Path, name: str) -> httpx.Response:
 
 
 def told(name: str, message: str, live: Live) -> bool:
-    """Whether a message gives the defect's place and its reason."""
+    """Return whether a message contains the defect's place and reason."""
     defect = DEFECTS[name]
     reasons = {"other_base": live.service.base.layout.fingerprint, "header_giant": OTHERWISE["header_giant"]}
     return all(part in message for part in (defect.file, defect.tensor or "", reasons.get(name, defect.reason)))
 
 
 @pytest.mark.parametrize("name", DEFECTS)
-def test_uploaded(live: Live, name: str, tmp_path: Path) -> None:
+def test_defect_in_an_upload(live: Live, name: str, tmp_path: Path) -> None:
     folder = spoiled(tmp_path / "spoiled", live, DEFECTS[name])
     send = upload_archive if packed(folder) else lambda live, folder, name: upload(live, folder, name=name)
     with unchanged(live):
@@ -89,8 +89,8 @@ def base() -> Base:
     return make_base(tiny_model(), tiny_tokenizer(), "tiny")
 
 
-def test_in_the_watched_folder(tmp_path: Path, base: Base) -> None:
-    """All defects there at the start: each is listed, those between them are served, and each is corrected."""
+def test_defect_in_the_watched_folder(tmp_path: Path, base: Base) -> None:
+    """All defects exist at startup: each is listed, valid folders are served, and each is repaired."""
     root = tmp_path / "watched"
     for name, defect in DEFECTS.items():
         defect.spoil(write_adapter(root / name, base.layout))
@@ -110,8 +110,8 @@ def test_in_the_watched_folder(tmp_path: Path, base: Base) -> None:
         assert refusals(live) == told_of, "what lies in the folder is as bad as before"
 
 
-def test_in_a_watched_folder_that_was_served_before(tmp_path: Path, base: Base) -> None:
-    """A replacement that is refused, while running and again after a restart, leaves the version before it."""
+def test_defect_in_a_folder_served_before(tmp_path: Path, base: Base) -> None:
+    """A replacement that is refused, before and after a restart, leaves the previous version active."""
     names = ("nan", "no_weights", "config_text")
     root = tmp_path / "watched"
     for name in names:
@@ -138,12 +138,12 @@ def test_in_a_watched_folder_that_was_served_before(tmp_path: Path, base: Base) 
 
 
 def refusals(live: Live) -> dict[str, str]:
-    """Name -> reason, of what the listing says is refused."""
+    """Return name -> reason of the refused folders."""
     return {each["name"]: each["reason"] for each in live.http.get("/v1/adapters").json()["refused"]}
 
 
 def settle(root: Path) -> None:
-    """Let everything in the folder be old."""
+    """Give all files in the folder an old modification time."""
     for path in root.rglob("*"):
         os.utime(path, (LONG_AGO, LONG_AGO), follow_symlinks=False)
 
@@ -151,8 +151,8 @@ def settle(root: Path) -> None:
 @pytest.mark.parametrize(
     "names", [list(DEFECTS)[::10], pytest.param(list(DEFECTS), marks=pytest.mark.slow)], ids=["some", "all"]
 )
-def test_named_at_the_start(tmp_path: Path, base: Base, names: list[str]) -> None:
-    """``--adapter``: no server starts, and the data folder stays as it was."""
+def test_defect_in_a_folder_named_at_startup(tmp_path: Path, base: Base, names: list[str]) -> None:
+    """``--adapter``: the server does not start, and the data folder is unchanged."""
     good = write_adapter(tmp_path / "good", base.layout)
 
     def start(name: str, folder: Path) -> None:
@@ -174,8 +174,8 @@ def test_named_at_the_start(tmp_path: Path, base: Base, names: list[str]) -> Non
         assert {entry.name for entry in live.service.registry.entries()} == {"good", names[0]}
 
 
-def test_no_room_beside_what_is_pinned(tmp_path: Path, base: Base) -> None:
-    """Nothing is wrong with it; the device is taken. Told as such by every way in, and tried again from the folder."""
+def test_no_room_beside_pinned_adapters(tmp_path: Path, base: Base) -> None:
+    """The adapter is valid, but the device is full: every route reports that, and the folder is retried."""
     small = {"max_device_adapters": 4, "device_ranks": 16, "max_rank": 16}
     large = write_adapter(tmp_path / "watched" / "large", base.layout, rank=16)
     settle(tmp_path / "watched")
@@ -195,5 +195,5 @@ def test_no_room_beside_what_is_pinned(tmp_path: Path, base: Base) -> None:
         assert "do not fit the device" in refusals(live)["large"]
         live.http.post("/v1/adapters/kept/pin", json={"pinned": False}).raise_for_status()
         assert live.service.watched_folder
-        live.service.watched_folder.scan(time.time() + RETRY)
+        live.service.watched_folder.scan(time.time() + RETRY_SECONDS)
         assert live.service.registry.knows("large")

@@ -1,4 +1,4 @@
-"""kill -9 at each step of a change: what was acknowledged is there after a restart, and nothing is there by halves."""
+"""kill -9 at each step of a change: after a restart acknowledged changes exist, and none is partial."""
 
 import itertools
 import os
@@ -27,7 +27,7 @@ class Zygote:
     """See :mod:`tests.api.zygote`."""
 
     pid: int
-    """Of the server that was started last."""
+    """The process id of the server started last."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", "tests.api.zygote"]
@@ -38,7 +38,7 @@ class Zygote:
 
     @contextmanager
     def server(self, root: Path, at: int = 0) -> Iterator[httpx.Client]:
-        """A server over ``root`` that is killed at the end if it has not killed itself."""
+        """Start a server on ``root``; kill it at the end if it is still alive."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(f"{at} {root}\n")
@@ -57,7 +57,7 @@ class Zygote:
             _kill(pid)
 
     def close(self) -> None:
-        """End it."""
+        """Kill the process."""
         self._process.communicate()
 
 
@@ -94,7 +94,7 @@ def upload(client: httpx.Client, name: str, folder: Path) -> httpx.Response:
 
 
 def state(client: httpx.Client) -> dict[str, Any]:
-    """Adapters and aliases as a client sees them, and what each adapter answers."""
+    """Return adapters and aliases as a client sees them, and the answer of each adapter."""
     cards = client.get("/v1/adapters").json()["data"]
     seen: dict[str, Any] = {
         card["id"]: (card["active"], card["versions"], card["content"], card["pinned"]) for card in cards
@@ -109,7 +109,7 @@ def state(client: httpx.Client) -> dict[str, Any]:
 
 
 def contents(client: httpx.Client) -> set[str]:
-    """Every content that some version is."""
+    """Return the contents of all versions."""
     cards = client.get("/v1/adapters").json()["data"]
     return {
         client.get(f"/v1/adapters/{card['id']}@{number}").json()["content"]
@@ -176,11 +176,11 @@ def copy(seed: Path, root: Path) -> Path:
 
 
 def killed(zygote: Zygote, root: Path, at: int, change: Change) -> tuple[bool, bool]:
-    """Whether the change was acknowledged by a server that dies at a step of it, and whether it lives all the same."""
+    """Make a change on a server that dies at step ``at``; return whether it acknowledged the change, and survived."""
     with zygote.server(root, at) as client:
         try:
             acknowledged = change(client).is_success
-            time.sleep(0.1)  # clearing up goes on behind the answer
+            time.sleep(0.1)  # cleanup continues after the response
         except httpx.TransportError:
             return False, False
         try:

@@ -1,4 +1,4 @@
-"""Many who bring adapters at once, and some who never finish: others must not wait for them."""
+"""Many uploads at once, and some that never finish: other requests must not wait for them."""
 
 import socket
 import time
@@ -30,7 +30,7 @@ def begin_upload(live: Live) -> socket.socket:
     return client
 
 
-def test_only_so_many_uploads_take_disk_space_at_once(live: Live) -> None:
+def test_concurrent_uploads_are_limited(live: Live) -> None:
     form = {"data": {"name": "x"}, "files": {"file": ("a.zip", b"")}}
     with ExitStack() as open_uploads:
         for _ in range(MAX_UPLOADS):
@@ -43,14 +43,14 @@ def test_only_so_many_uploads_take_disk_space_at_once(live: Live) -> None:
     wait_for(lambda: live.http.post("/v1/adapters", **form).status_code == 422)
 
 
-def test_an_upload_that_does_not_go_on_ends(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_upload_times_out(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.api.registry.upload.STALL_SECONDS", 0.1)
     with begin_upload(live) as client:
         assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
     wait_for(lambda: staged(live) == 0)
 
 
-def test_an_upload_that_trickles_ends(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_upload_times_out(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.api.registry.upload.UPLOAD_SECONDS", 0.3)
     with begin_upload(live) as client:
         client.settimeout(0.02)
@@ -69,7 +69,7 @@ def test_rolling_back_does_not_wait_for_downloads(
 ) -> None:
     adapters = {"red": folders["red"]}
     with (
-        socket.create_server(("127.0.0.1", 0), backlog=256) as hub,  # takes questions and answers none
+        socket.create_server(("127.0.0.1", 0), backlog=256) as hub,  # accepts connections and never responds
         running(tiny_service(tmp_path, adapter=adapters, allow_source=("hf://org",), max_rank=16)) as live,
         httpx.Client(base_url=live.http.base_url, limits=httpx.Limits(max_connections=None), timeout=60) as others,
         ThreadPoolExecutor(60) as pool,
@@ -82,5 +82,5 @@ def test_rolling_back_does_not_wait_for_downloads(
         assert live.http.post("/v1/adapters/red/activate", json={"version": 1}, timeout=10).status_code == 200
         assert live.http.get("/v1/adapters/red", timeout=10).json()["receipt"]
         assert time.monotonic() - before < 10
-        hub.close()  # whoever waits is hung up on
+        hub.close()  # closes the waiting connections
         assert {download.result().status_code for download in downloads} == {400}

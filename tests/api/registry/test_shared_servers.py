@@ -1,4 +1,4 @@
-"""Two servers over one PostgreSQL and one store: one registry, as their clients see it; and PostgreSQL going away."""
+"""Two servers with one PostgreSQL and one store act as one registry, also while PostgreSQL is down."""
 
 import threading
 import time
@@ -52,13 +52,13 @@ def ask(live: Live, name: str) -> httpx.Response:
 
 
 def served(live: Live, name: str) -> str | None:
-    """The version that answers to a name; None where there is none."""
+    """Return the version that serves a name; None if there is none."""
     response = ask(live, name)
     assert response.status_code in (200, 404), response.text
     return response.json()["adapter"][0]["name"] if response.is_success else None
 
 
-def test_what_one_changes_the_other_serves(pair: tuple[Live, Live], written: list[Path]) -> None:
+def test_changes_of_one_server_are_served_by_the_other(pair: tuple[Live, Live], written: list[Path]) -> None:
     one, two = pair
     assert upload(one, written[0], name="legal").status_code == 201
     soon(lambda: served(two, "legal") == "legal@1")
@@ -81,7 +81,7 @@ def test_what_one_changes_the_other_serves(pair: tuple[Live, Live], written: lis
     soon(lambda: served(one, "legal") is served(one, "prod") is None)
 
 
-def test_a_stream_outlives_what_the_other_deletes(pair: tuple[Live, Live], written: list[Path]) -> None:
+def test_stream_survives_a_deletion_on_another_server(pair: tuple[Live, Live], written: list[Path]) -> None:
     one, two = pair
     upload(one, written[0], name="legal").raise_for_status()
     soon(lambda: served(two, "legal"))
@@ -96,7 +96,7 @@ def test_a_stream_outlives_what_the_other_deletes(pair: tuple[Live, Live], writt
     wait_for(lambda: not content.exists())
 
 
-def test_of_racing_changes_one_wins(pair: tuple[Live, Live], written: list[Path]) -> None:
+def test_one_of_concurrent_changes_wins(pair: tuple[Live, Live], written: list[Path]) -> None:
     one, two = pair
     for folder in written:
         upload(one, folder, name="legal").raise_for_status()
@@ -119,7 +119,7 @@ def test_of_racing_changes_one_wins(pair: tuple[Live, Live], written: list[Path]
 
 @contextmanager
 def traffic(live: Live, name: str, text: str) -> Iterator[list[float]]:
-    """Ask without end, on a thread; every answer must be right. What it yields grows: when answers came (monotonic)."""
+    """Send requests on a thread; assert that all answers are right. Yields the list of their times (monotonic)."""
     stop, answered, wrong = threading.Event(), [], []
 
     def run() -> None:
@@ -167,7 +167,7 @@ def test_postgres_stopped_and_started_under_traffic(
 
 
 def assert_unavailable(live: Live, folder: Path) -> None:
-    """What changes something is 503, to be tried again; what looks at names goes on."""
+    """Changes get a 503 with Retry-After; lookups keep working."""
     http = live.http
     for response in (
         upload(live, folder, name="german"),

@@ -29,7 +29,7 @@ NAMES = ("legal", "german", "team/red", "x")
 ALIASES = ("prod", "canary")
 PROMPTS = tuple(f"The {word} of" for word in ("price", "colour", "length", "weight", "names", "sounds", "moons"))
 LENGTH = 24
-"""Tokens of an answer."""
+"""Number of tokens of an answer."""
 WORKERS = 8
 
 
@@ -74,12 +74,12 @@ def crowded(tmp_path: Path) -> Iterator[Live]:
 
 
 def ids(live: Live) -> set[str]:
-    """What is on disk."""
+    """Return the ids of the stored contents."""
     return {path.name for path in live.service.store.root.iterdir()} - {".lock"}
 
 
 def assert_nothing_left(live: Live) -> None:
-    """All leases are back, the engine's books add up, and what is stored is what is listed."""
+    """Assert that all leases are released, the engine is consistent, and stored contents equal the listed ones."""
     wait_for(live.idle)
     registry = live.service.registry
     assert (registry._leases, registry._held) == (Counter(), Counter())
@@ -95,8 +95,8 @@ def assert_nothing_left(live: Live) -> None:
     assert (live.service.engine.stats().healthy, live.service.engine.stats().failed_steps) == (True, 0)
 
 
-def test_the_engine_forgets_a_content_before_its_bytes_go(tmp_path: Path) -> None:
-    """Else a load that fails for want of them may fail the same content's next registration."""
+def test_engine_drops_content_before_its_bytes_are_deleted(tmp_path: Path) -> None:
+    """Otherwise a load that fails because they are gone may fail the next registration of the same content."""
     told: list[bool] = []
     root = tmp_path / "registry"
     with open_registry(root, on_unused=lambda content: told.append((root / "adapters" / content).is_dir())) as registry:
@@ -150,11 +150,11 @@ CHANGES: Mapping[str, tuple[str, Sequence[tuple[str, str, dict[str, Any] | None]
     "alias means another": ("prod", [("PUT", "aliases/prod", {"targets": [{"adapter": "legal@2"}]})], "legal@2"),
     "alias and all deleted": ("prod", [("DELETE", "aliases/prod", None), ("DELETE", "adapters/legal", None)], None),
 }
-"""Asked for -> what then changes -> the version that the next request gets; None: a 404."""
+"""Requested name -> change -> version that serves the next request; None: a 404."""
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_stream_ends_on_what_it_began_with(crowded: Live, world: World, change: str) -> None:
+def test_stream_keeps_its_version_during_replacement(crowded: Live, world: World, change: str) -> None:
     """Replacing and deleting a plain name are in ``test_adapters.py``."""
     name, steps, then = CHANGES[change]
     for folder in world.folders[:2]:
@@ -179,7 +179,7 @@ def test_a_stream_ends_on_what_it_began_with(crowded: Live, world: World, change
 
 
 class Client:
-    """One of many that do as they please, and hold every answer against what it may be."""
+    """A client that makes random requests and checks every response against the possible ones."""
 
     def __init__(self, live: Live, world: World, seed: int) -> None:
         self.done: Counter[str] = Counter()
@@ -189,7 +189,7 @@ class Client:
         self._http = httpx.Client(base_url=live.http.base_url, timeout=PATIENCE)
 
     def run(self, until: float) -> Counter[str]:
-        """Act until ``until`` (monotonic)."""
+        """Make requests until ``until`` (monotonic time)."""
         deeds = {self._ask: 8, self._stream: 5, self._leave: 3, self._register: 3, self._activate: 3}
         deeds |= {self._pin: 1, self._alias: 2, self._no_alias: 1, self._delete: 1, self._delete_version: 2}
         with self._http:
@@ -203,7 +203,7 @@ class Client:
         return self._rng.choices(kinds, (4, 2, 2))[0]
 
     def _version(self) -> str:
-        """One that was there a moment ago, if any was."""
+        """Return a name that existed a moment ago, if any did."""
         entries = self._live.service.registry.entries()
         known = [version.name for entry in entries for version in entry.versions.values()]
         return self._rng.choice(known or [f"{NAMES[0]}@1"])
@@ -231,7 +231,7 @@ class Client:
         return allowed(response, 200, 404)
 
     def _leave(self) -> int:
-        """In the middle of a stream, or before its first word."""
+        """Disconnect within a stream, or before its first piece."""
         with self._http.stream("POST", "/v1/completions", json=self._question(stream=True)) as response:
             lines = response.iter_lines()
             for _ in range(self._rng.randint(0, 6) if response.status_code == 200 else 0):
@@ -241,7 +241,7 @@ class Client:
         return allowed(response, 200, 404)
 
     def _check(self, body: Mapping[str, Any], pieces: Sequence[Mapping[str, Any]]) -> None:
-        """One version from the first word to the last, and that one's words."""
+        """Assert that one version served the whole stream, with that version's text."""
         served = pieces[0]["adapter"]
         assert all(piece["adapter"] == served for piece in pieces)
         asked = body.get("adapter")

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 SIZES = (16, 1000, 10_000)
 HOT = 16
-"""Adapters under traffic at once: as many as the smallest registry has."""
+"""Number of adapters under traffic: as many as the smallest registry has."""
 TRAFFIC_SECONDS = 8
 TOKENS = 64
 MIB = 2**20
@@ -41,7 +41,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Figures:
-    """Of a server over so many adapters. Milliseconds are medians."""
+    """Figures of a server with this many adapters. Milliseconds are medians."""
 
     adapters: int
     start_seconds: float
@@ -66,12 +66,12 @@ def layout() -> BaseLayout:
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     zygote = Zygote()
     with zygote.server(tmp_path_factory.mktemp("first")):
-        pass  # what it imports is no part of a start's time
+        pass  # imports do not count as start time
     yield zygote
     zygote.close()
 
 
-def test_what_thousands_cost(tmp_path: Path, layout: BaseLayout, zygote: Zygote) -> None:
+def test_cost_of_thousands_of_adapters(tmp_path: Path, layout: BaseLayout, zygote: Zygote) -> None:
     root, figures, have = tmp_path / "server", [], 0
     extra = [write_adapter(tmp_path / f"extra{seed}", layout, seed=10**6 + seed) for seed in range(5)]
     for size in SIZES:
@@ -90,7 +90,7 @@ def test_what_thousands_cost(tmp_path: Path, layout: BaseLayout, zygote: Zygote)
 
 
 def fill(data: Path, layout: BaseLayout, numbers: range) -> None:
-    """What the registry would hold had the adapters with these numbers been registered."""
+    """Fill the registry as if the adapters with these numbers had been registered."""
     store = AdapterStore(data / "adapters", layout, max_rank=16)
     database = open_sqlite(data / "registry.sqlite3")
     rows: dict[str, list[dict[str, object]]] = {"contents": [], "names": [], "versions": [], "admissions": []}
@@ -108,7 +108,7 @@ def fill(data: Path, layout: BaseLayout, numbers: range) -> None:
 
 
 def described(number: int, folder: Path, layout: BaseLayout) -> dict[str, dict[str, object]]:
-    """Table -> the row that it has for an adapter."""
+    """Return table -> row of an adapter."""
     spec, name, now = verify(folder, layout, 16), f"n{number:05}", int(time.time())
     sizes = {"size_bytes": spec.size_bytes, "stored_bytes": folder_bytes(folder)}
     shape = {"rank": spec.rank, "targets": len(spec.targets)}
@@ -124,7 +124,7 @@ def described(number: int, folder: Path, layout: BaseLayout) -> dict[str, dict[s
 
 
 def measured(zygote: Zygote, root: Path, size: int, extra: list[Path]) -> Figures:
-    """Start a server over what is there, and ask it for everything."""
+    """Start a server on the filled registry, and measure it."""
     started = time.monotonic()
     with zygote.server(root) as client:
         client.get("/readyz").raise_for_status()
@@ -153,7 +153,7 @@ def measured(zygote: Zygote, root: Path, size: int, extra: list[Path]) -> Figure
 
 
 def milliseconds(call: Callable[[], object], times: int = 30) -> float:
-    """What a call takes, the median of many."""
+    """Return the median time of a call, in milliseconds."""
     taken = []
     for _ in range(times):
         started = time.perf_counter()
@@ -168,7 +168,7 @@ def complete(client: httpx.Client, number: int, tokens: int) -> int:
 
 
 def registering(client: httpx.Client, folders: list[Path]) -> float:
-    """Milliseconds that an upload takes; the adapters go again."""
+    """Return the milliseconds of an upload; the adapters are removed again."""
     new = iter(folders)
     taken = milliseconds(lambda: upload(client, f"extra/{time.time_ns()}", next(new)).raise_for_status(), len(folders))
     for card in client.get("/v1/adapters?limit=5").json()["data"]:
@@ -177,7 +177,7 @@ def registering(client: httpx.Client, folders: list[Path]) -> float:
 
 
 def throughput(client: httpx.Client) -> float:
-    """Tokens a second to HOT clients with an adapter each."""
+    """Return the tokens per second of HOT clients with an adapter each."""
     started = time.monotonic()
 
     def run(number: int) -> int:

@@ -1,4 +1,4 @@
-"""What training tools leave in a folder, brought as it is: the adapter is served, and its receipt names the rest."""
+"""Folders of training tools, unchanged: the adapter is served, and its receipt names the ignored files."""
 
 import copy
 import io
@@ -33,7 +33,7 @@ LARGE = 1 << 20
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Path below the folder -> content, in the order of paths."""
+    """Return path below the folder -> content, in path order."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
@@ -65,7 +65,7 @@ WAYS: Mapping[str, Callable[[Path], list[tuple[str, tuple[str, bytes]]]]] = {
 
 
 def laid_out(folder: Path, output: Output, adapter: Path) -> Path:
-    """The output of a tool, around ``adapter``. Copies of an adapter in it are other bytes."""
+    """Write a tool's output around ``adapter``; other adapters in it have other content."""
     for name in output.files:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def laid_out(folder: Path, output: Output, adapter: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def outputs(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Path]]:
-    """A folder for each tool, under the server's root for adapters."""
+    """A folder for each tool, under the server's ``adapter_root``."""
     root = folders["spare"].parent / "trainers"
     yield {tool: laid_out(root / tool, output, folders["spare"]) for tool, output in TRAINERS.items()}
     shutil.rmtree(root)
@@ -89,7 +89,7 @@ def outputs(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def gone(live: Live) -> Iterator[str]:
-    """A name for an adapter that is gone after the test."""
+    """The name of an adapter that is removed after the test."""
     yield "trained"
     live.http.delete("/v1/adapters/trained")
 
@@ -108,7 +108,7 @@ def check_receipt(found: Mapping[str, Any], output: Output) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("tool", TRAINERS)
-def test_brought_as_it_is(live: Live, outputs: Mapping[str, Path], gone: str, tool: str, way: str) -> None:
+def test_trainer_folder_as_archive(live: Live, outputs: Mapping[str, Path], gone: str, tool: str, way: str) -> None:
     response = live.http.post("/v1/adapters", data={"name": gone}, files=WAYS[way](outputs[tool]))
     assert response.status_code == 201, response.text
     assert response.json()["content"] == content_id(outputs[tool] / TRAINERS[tool].adapter)
@@ -121,8 +121,8 @@ def by_path(live: Live, name: str, folder: Path) -> httpx.Response:
 
 
 @pytest.mark.parametrize("tool", TRAINERS)
-def test_by_path_and_pushed(live: Live, outputs: Mapping[str, Path], gone: str, tool: str) -> None:
-    """The folder itself is what is meant; where it is one further down, the refusal says which."""
+def test_trainer_folder_by_path_and_by_push(live: Live, outputs: Mapping[str, Path], gone: str, tool: str) -> None:
+    """The path must be the adapter's folder; if it is a sub-folder, the error names that."""
     output, folder = TRAINERS[tool], outputs[tool]
     with AdapterClient(str(live.http.base_url)) as client:
         if output.adapter:
@@ -140,7 +140,7 @@ def test_by_path_and_pushed(live: Live, outputs: Mapping[str, Path], gone: str, 
     assert pushed.card["content"] == content_id(folder)
 
 
-def test_in_a_watched_folder(outputs: Mapping[str, Path], tmp_path: Path) -> None:
+def test_trainer_folder_in_the_watched_folder(outputs: Mapping[str, Path], tmp_path: Path) -> None:
     root = shutil.copytree(outputs["trl"].parent, tmp_path / "watched")
     settle(root)
     with running(tiny_service(tmp_path, adapter_dir=root, max_rank=16)) as live:
@@ -153,7 +153,7 @@ def test_in_a_watched_folder(outputs: Mapping[str, Path], tmp_path: Path) -> Non
         assert "but checkpoint-93 in it does" in reasons["ms-swift"]
 
 
-def test_every_file_by_curl(live: Live, outputs: Mapping[str, Path], gone: str) -> None:
+def test_trainer_folder_file_by_file(live: Live, outputs: Mapping[str, Path], gone: str) -> None:
     """curl sends names without their folders."""
     folder = outputs["llama-factory"]
     files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -166,7 +166,7 @@ def test_every_file_by_curl(live: Live, outputs: Mapping[str, Path], gone: str) 
 
 
 @pytest.mark.parametrize("way", ["tar.gz", "multipart"])
-def test_what_lies_beside_may_be_larger_than_any_adapter(
+def test_ignored_files_may_be_larger_than_any_adapter(
     live: Live, folders: Mapping[str, Path], tmp_path: Path, gone: str, way: str
 ) -> None:
     folder = shutil.copytree(folders["spare"], tmp_path / "large")
@@ -176,8 +176,8 @@ def test_what_lies_beside_may_be_larger_than_any_adapter(
     assert "tokenizer.json" in receipt(live, gone)["ignored_files"]
 
 
-def test_an_upload_past_all_bounds_is_told_what_to_leave_out(live: Live) -> None:
-    """From its declared length, before any of it is read."""
+def test_too_large_upload_is_told_what_to_leave_out(live: Live) -> None:
+    """From its Content-Length, before the body is read."""
     size = max_bytes(live.service.store.limit) + 1
     head = (
         f"POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n"
@@ -192,8 +192,8 @@ def test_an_upload_past_all_bounds_is_told_what_to_leave_out(live: Live) -> None
     assert b"pack only the adapter's own files: adapter_config.json, adapter_model.safetensors" in answer
 
 
-def test_the_receipt_is_the_versions_own(live: Live, outputs: Mapping[str, Path], gone: str) -> None:
-    """The same content under two names came with other files beside it."""
+def test_receipt_belongs_to_the_version(live: Live, outputs: Mapping[str, Path], gone: str) -> None:
+    """The same content was uploaded under two names with different ignored files."""
     for name, tool in ((gone, "trl"), ("trained/too", "unsloth")):
         live.http.post("/v1/adapters", data={"name": name}, files=as_zip(outputs[tool])).raise_for_status()
     check_receipt(receipt(live, gone), TRAINERS["trl"])
@@ -201,7 +201,7 @@ def test_the_receipt_is_the_versions_own(live: Live, outputs: Mapping[str, Path]
     live.http.delete("/v1/adapters/trained/too").raise_for_status()
 
 
-# Made by the tools themselves
+# Folders made by the tools themselves
 
 
 def trained(folder: Path) -> Path:
@@ -241,12 +241,12 @@ TOOLS: Mapping[str, tuple[Callable[[Path], Path], list[str], int]] = {
     "add_adapter": (added, [], 0),
     "two in one": (two_in_one, ["german"], 2),
 }
-"""Tool -> what it does, other adapters in its folder, and how many files it writes at least besides the adapter's."""
+"""Tool -> function, other adapters in its folder, and minimum number of files besides the adapter's."""
 
 
 @pytest.mark.parametrize("way", [*WAYS, "path", "push"])
 @pytest.mark.parametrize("tool", TOOLS)
-def test_made_by_the_tools(live: Live, gone: str, tool: str, way: str, folders: Mapping[str, Path]) -> None:
+def test_output_of_the_real_trainers(live: Live, gone: str, tool: str, way: str, folders: Mapping[str, Path]) -> None:
     make, others, beside = TOOLS[tool]
     folder = folders["spare"].parent / "made" / tool.replace(" ", "-")
     if not folder.exists():
@@ -265,11 +265,11 @@ def test_made_by_the_tools(live: Live, gone: str, tool: str, way: str, folders: 
     assert found["ignored_count"] >= beside
 
 
-# What no adapter of PEFT's is in
+# Folders without an adapter of PEFT's format
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_another_format_is_told_alike_by_every_way(
+def test_foreign_format_is_reported_the_same_by_every_route(
     live: Live, folders: Mapping[str, Path], tmp_path: Path, format: str
 ) -> None:
     files, file, reason = FORMATS[format]
@@ -282,7 +282,7 @@ def test_another_format_is_told_alike_by_every_way(
         told = {
             way: refused(live, live.http.post("/v1/adapters", data={"name": "x"}, files=pack(folder)), 422, "file")
             for way, pack in WAYS.items()
-            if way != "multipart" or format != "an archive in an archive"  # alone in a form it is the archive
+            if way != "multipart" or format != "an archive in an archive"  # as the only file of a form it is unpacked
         }
         told["path"] = refused(live, by_path(live, "x", folder), 422, "path")
     assert {(error["file"], reason in error["message"]) for error in told.values()} == {(file, True)}
@@ -304,15 +304,13 @@ def test_another_format_is_told_alike_by_every_way(
         (json.dumps({"adapters": ["x" * 1025]}), "left_out.adapters.0"),
     ],
 )
-def test_what_was_left_out_before_is_checked(
-    live: Live, folders: Mapping[str, Path], left_out: str, field: str
-) -> None:
+def test_left_out_field_is_validated(live: Live, folders: Mapping[str, Path], left_out: str, field: str) -> None:
     data = {"name": "x", "left_out": left_out}
     with unchanged(live):
         refused(live, live.http.post("/v1/adapters", data=data, files=as_zip(folders["spare"])), 400, field)
 
 
-def test_an_address_given_as_a_path(live: Live) -> None:
+def test_source_address_given_as_a_path(live: Live) -> None:
     response = live.http.post("/v1/adapters", json={"name": "x", "path": "hf://org/name"})
     assert (
         "Send it in the field `source`; the server's --allow-source must permit it."

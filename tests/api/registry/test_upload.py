@@ -1,4 +1,4 @@
-"""Uploads: files go to disk as they come in; every bad form is refused, and nothing of it is kept."""
+"""Uploads: files are streamed to disk; every malformed form is refused, and nothing of it is kept."""
 
 import asyncio
 import io
@@ -41,13 +41,13 @@ FILES: list[Part] = [("files", (name, content)) for name, content in CONTENT.ite
 
 
 def form(parts: list[Part]) -> tuple[bytes, dict[str, str]]:
-    """A body and its headers, as httpx makes them."""
+    """Return a body and its headers, as httpx builds them."""
     request = httpx.Request("POST", "http://x/v1/adapters", files=parts)
     return request.read(), dict(request.headers)
 
 
 def raw(*parts: tuple[str, bytes]) -> bytes:
-    """A body of parts with these headers."""
+    """Return a body of parts with these headers, and its own headers."""
     return (
         b"".join(b"--cut\r\n" + head.encode() + b"\r\n\r\n" + data + b"\r\n" for head, data in parts) + b"--cut--\r\n"
     )
@@ -74,7 +74,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 def receives(
     staging: Path, body: bytes, headers: dict[str, str], piece: int = 65536, end: Message | None = None
 ) -> Upload:
-    """What ``receive`` makes of a body that comes in pieces; ``end`` instead of its end."""
+    """Call ``receive`` with a body in pieces; ``end`` replaces its last message."""
     pieces = [body[start : start + piece] for start in range(0, len(body), piece)] or [b""]
     messages: list[Message] = [{"type": "http.request", "body": each, "more_body": True} for each in pieces]
     messages.append(end or {"type": "http.request", "body": b"", "more_body": False})
@@ -122,14 +122,14 @@ def test_files_and_fields_in_any_order(staging: Path, piece: int) -> None:
 @pytest.mark.parametrize("pack", [tgz, zipped])
 @pytest.mark.parametrize("name", ["legal.tar.gz", "legal.tgz", "LEGAL.ZIP", "a/b.tar"])
 def test_one_archive(staging: Path, pack: Callable[[dict[str, bytes]], bytes], name: str) -> None:
-    """What it is says its content, not its name."""
+    """The content determines the format, not the file name."""
     body = form([("file", (name, pack({**CONTENT, "README.md": b""}))), ("name", (None, b"legal"))])
     assert receives(staging, *body) == Upload({"name": "legal"}, Selection("", ("README.md",), 1))
     assert content(staging) == CONTENT
 
 
-def test_files_with_folders_before_them(staging: Path) -> None:
-    """As browsers send a folder. A copy that comes first is not what is taken."""
+def test_files_with_folder_paths(staging: Path) -> None:
+    """As browsers send a folder. A checkpoint that comes first is not selected."""
     names = ["run/checkpoint-1/" + name for name in CONTENT] + ["run/README.md", *["run/" + name for name in CONTENT]]
     parts = [("files", (name, CONTENT.get(name.removeprefix("run/"), b"other"))) for name in names]
     upload = receives(staging, *form(parts))
@@ -137,7 +137,7 @@ def test_files_with_folders_before_them(staging: Path) -> None:
     assert content(staging) == CONTENT
 
 
-def test_files_that_are_left_out_may_be_large_and_of_one_name(staging: Path) -> None:
+def test_ignored_files_may_be_large_and_repeat(staging: Path) -> None:
     large = ("f", ("tokenizer.json", bytes(LIMIT + MAX_JSON_BYTES)))
     upload = receives(staging, *form([large, *FILES, large]))
     assert upload.selection == Selection(ignored=("tokenizer.json",) * 2, ignored_count=2)
@@ -158,7 +158,7 @@ REFUSED: dict[str, tuple[list[Part], str | None, str]] = {
     "several": (
         [("f", (f"{folder}/{name}", b"x")) for folder in ("a", "b") for name in CONTENT],
         None,
-        "there are 2 adapters in it: a, b; bring one at a time",
+        "there are 2 adapters in it: a, b; send one at a time",
     ),
     "two archives": ([("f", ("a.zip", zipped(CONTENT))), ("f", ("b.zip", b""))], "b.zip", "comes with other files"),
     "archive after files": ([*FILES, ("f", ("a.zip", b""))], "a.zip", "comes with other files"),
@@ -191,7 +191,7 @@ def test_too_many_files(staging: Path) -> None:
         receives(staging, raw(*[(f'{NAMED}; filename="{index}"', b"") for index in range(MAX_FILES + 1)]), FORM)
 
 
-def test_a_form_in_which_no_file_was_chosen(staging: Path) -> None:
+def test_form_with_an_empty_file_field(staging: Path) -> None:
     with pytest.raises(AdapterRejected, match="a file without a name"):
         receives(staging, raw((f'{NAMED}; filename=""', b"")), FORM)
 
@@ -233,20 +233,20 @@ def test_fields_that_are_refused(staging: Path, parts: list[Part], field: str, r
         (raw(("no header", b"{}")), FORM, "cannot be read as a form"),
     ],
 )
-def test_what_is_no_form(staging: Path, body: bytes, headers: dict[str, str], reason: str) -> None:
+def test_malformed_forms(staging: Path, body: bytes, headers: dict[str, str], reason: str) -> None:
     with pytest.raises(HTTPException, match=reason) as refusal:
         receives(staging, body, headers)
     assert refusal.value.status_code == 400
 
 
 @pytest.mark.parametrize("length", [0, 10, 300, 50_000])
-def test_a_client_that_leaves(staging: Path, length: int) -> None:
+def test_disconnect_during_an_upload(staging: Path, length: int) -> None:
     body, headers = form(FILES)
     with pytest.raises(ClientDisconnect):
         receives(staging, body[:length], headers, end={"type": "http.disconnect"})
 
 
-def test_a_client_that_leaves_after_a_refusal(staging: Path) -> None:
+def test_disconnect_after_a_refusal(staging: Path) -> None:
     body, headers = form([("f", ("optimizer.pt", bytes(3 << 20)))])
     with pytest.raises(ClientDisconnect):
         receives(staging, body, headers, end={"type": "http.disconnect"})
@@ -268,7 +268,7 @@ def test_a_full_disk(staging: Path, parts: list[Part]) -> None:
 
 
 def test_it_takes_little_memory(staging: Path) -> None:
-    """About three batches of a megabyte, however long the body is."""
+    """About three chunks of a megabyte, for any length of the body."""
     head = f'--cut\r\n{NAMED}; filename="{WEIGHTS}"\r\n\r\n'.encode()
     sent = 0
 
@@ -293,7 +293,7 @@ def test_it_takes_little_memory(staging: Path) -> None:
     assert peak < 8 << 20
 
 
-def test_a_cancelled_upload_ends_before_its_folder_goes(staging: Path) -> None:
+def test_cancelled_upload_ends_before_its_folder_is_deleted(staging: Path) -> None:
     async def cancel_in_the_middle() -> list[str]:
         waiting = asyncio.Event()
         messages: list[Message] = [
@@ -319,7 +319,7 @@ def test_a_cancelled_upload_ends_before_its_folder_goes(staging: Path) -> None:
     assert asyncio.run(cancel_in_the_middle()) == [".received"]
 
 
-# How much of a body is taken at all
+# Maximum size of a body
 
 
 async def _measure(request: Request) -> JSONResponse:
@@ -360,7 +360,7 @@ def test_an_upload_may_be_larger_than_other_bodies() -> None:
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_more_than_any_adapter(staging: Path, monkeypatch: pytest.MonkeyPatch, declared: bool) -> None:
+def test_upload_larger_than_any_adapter(staging: Path, monkeypatch: pytest.MonkeyPatch, declared: bool) -> None:
     monkeypatch.setattr("adapters.format.archive.AROUND_BYTES", 1 << 20)
     limit = max_bytes(LIMIT)
     body, headers = raw((CONFIG_HEAD, b"{}")), {**FORM, "content-length": str(limit + 1)}

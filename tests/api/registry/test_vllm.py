@@ -20,7 +20,7 @@ def unload(live: Live, **body: Any) -> httpx.Response:
 
 
 def error(response: httpx.Response, status: int, kind: str) -> str:
-    """The message of an error in vLLM's shape."""
+    """Return the message of an error in vLLM's format."""
     assert response.status_code == status, response.text
     (name, body), *more = response.json().items()
     assert (name, more) == ("error", [])
@@ -31,7 +31,7 @@ def error(response: httpx.Response, status: int, kind: str) -> str:
 
 @pytest.fixture
 def loaded(live: Live) -> Iterator[str]:
-    """An adapter that was loaded as vLLM's users do, gone again after the test."""
+    """An adapter loaded by vLLM's route, removed after the test."""
     response = load(live, lora_name="loaded", lora_path="spare")
     assert (response.status_code, response.text) == (200, "Success: LoRA adapter 'loaded' added successfully.")
     assert response.headers["content-type"].startswith("text/plain")
@@ -74,7 +74,7 @@ def test_the_name_is_needed_to_unload(live: Live) -> None:
         assert "needs to be provided" in error(unload(live, **body), 400, "InvalidUserInput")
 
 
-def test_the_base_s_name(live: Live) -> None:
+def test_base_name_is_refused(live: Live) -> None:
     message = error(load(live, lora_name="tiny", lora_path="spare"), 400, "InvalidUserInput")
     assert message == "The lora adapter 'tiny' conflicts with a served base model."
     error(unload(live, lora_name="tiny"), 404, "NotFoundError")
@@ -94,7 +94,7 @@ def test_a_rejected_adapter(live: Live, folders: Mapping[str, Path]) -> None:
     assert DEFECTS["nan"].reason in message
 
 
-def test_a_version_or_an_alias_is_no_adapter_to_unload(live: Live) -> None:
+def test_versions_and_aliases_cannot_be_unloaded(live: Live) -> None:
     live.http.put("/v1/aliases/prod", json={"targets": [{"adapter": "red"}]})
     with unchanged(live):
         error(unload(live, lora_name="red@1"), 404, "NotFoundError")
@@ -104,7 +104,7 @@ def test_a_version_or_an_alias_is_no_adapter_to_unload(live: Live) -> None:
     live.http.delete("/v1/aliases/prod")
 
 
-def test_what_it_does_not_know_is_told_as_elsewhere(live: Live) -> None:
+def test_unknown_fields_of_vllm_routes(live: Live) -> None:
     with unchanged(live):
         for body, param in (
             ({"lora_name": 5}, "lora_name"),

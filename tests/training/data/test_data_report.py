@@ -1,4 +1,4 @@
-"""What the doctor says, and when."""
+"""The data report and its warnings."""
 
 import io
 from collections.abc import Iterable, Mapping
@@ -31,7 +31,7 @@ def printed(*things: RenderableType) -> str:
     return out.getvalue()
 
 
-def test_it_says_what_is_there(tmp_path: Path) -> None:
+def test_report_lists_files_rows_and_tokens(tmp_path: Path) -> None:
     rows = [*map(question, range(150)), question(7), {"instruction": "Say it.", "output": "x" * 900}]
     said = printed(render(report(tmp_path, rows, max_length=256)))
     assert "135 rows to train on, 15 held out" in said
@@ -40,7 +40,7 @@ def test_it_says_what_is_there(tmp_path: Path) -> None:
     assert "####" in said
 
 
-def test_its_counts_are_right(tmp_path: Path) -> None:
+def test_report_counts_are_correct(tmp_path: Path) -> None:
     counted = report(tmp_path, [question(index) for index in range(5)])
     text = "<|im_start|>user\nWhat is 1 and 1?<|im_end|>\n<|im_start|>assistant\nIt is 2.<|im_end|>\n"
     length = len(TOKENIZER(text).input_ids)
@@ -49,7 +49,7 @@ def test_its_counts_are_right(tmp_path: Path) -> None:
     assert counted.counts()["files"] == [{"file": "rows.jsonl", "format": "alpaca", "rows": 5}]
 
 
-def test_every_length_is_in_one_bar(tmp_path: Path) -> None:
+def test_every_length_is_in_one_histogram_bar(tmp_path: Path) -> None:
     rows = [{"text": "x" * length} for length in (1, 2, 50, 51, 52, 99, 400)]
     counted = report(tmp_path, rows)
     bins = counted.histogram()
@@ -62,46 +62,46 @@ def told(report: DataReport, *words: str) -> bool:
     return any(all(word in advice for word in words) for advice in report.advice)
 
 
-def test_few_rows(tmp_path: Path) -> None:
+def test_warning_for_few_rows(tmp_path: Path) -> None:
     assert told(report(tmp_path, CITIES), "Only 36 rows")
     assert not told(report(tmp_path, map(question, range(150))), "below 100")
 
 
-def test_facts_are_for_retrieval(tmp_path: Path) -> None:
+def test_warning_for_rows_of_facts(tmp_path: Path) -> None:
     assert told(report(tmp_path, CITIES), "retrieval")
 
 
 @pytest.mark.parametrize(
     "answer", [lambda n: f'{{"n": {n}}}', lambda n: ["yes", "no"][n % 2], lambda n: f"A longer answer about {n}, " * 3]
 )
-def test_behaviour_is_not(tmp_path: Path, answer: Any) -> None:
+def test_no_warning_for_rows_of_behaviour(tmp_path: Path, answer: Any) -> None:
     assert not told(report(tmp_path, [{**row, "output": answer(n)} for n, row in enumerate(CITIES)]), "retrieval")
 
 
-def test_one_answer_to_most(tmp_path: Path) -> None:
+def test_warning_for_one_answer_to_most_rows(tmp_path: Path) -> None:
     rows = [{**row, "output": "no" if n % 4 else f"yes, {n}"} for n, row in enumerate(CITIES)]
     assert told(report(tmp_path, rows), "answers are the same ('no')")
     assert not told(report(tmp_path, CITIES), "are the same")
 
 
-def test_answers_that_never_end(tmp_path: Path) -> None:
+def test_warning_for_answers_without_an_end_token(tmp_path: Path) -> None:
     rows = [*CITIES, *({"instruction": f"Go on {n}", "output": "on and on " * 20} for n in range(10))]
     assert told(report(tmp_path, rows, max_length=128, too_long="truncate"), "10 of 50 rows are cut", "not to stop")
     assert told(report(tmp_path, rows, max_length=128), "10 of 50 rows exceed 128 tokens and are left out")
 
 
-def test_lengths_near_the_limit(tmp_path: Path) -> None:
+def test_warning_for_lengths_near_the_limit(tmp_path: Path) -> None:
     longest = max(report(tmp_path, CITIES).lengths)
     assert told(report(tmp_path, CITIES, max_length=longest), "within 10% of the limit")
     assert not told(report(tmp_path, CITIES), "within 10%")
 
 
-def test_little_that_is_trained(tmp_path: Path) -> None:
+def test_warning_for_few_trained_tokens(tmp_path: Path) -> None:
     rows = [{"instruction": f"{n} " * 400, "output": "yes"} for n in range(10, 30)]
     assert told(report(tmp_path, rows, max_length=2000), "of the tokens are trained")
 
 
-def test_fields_that_are_not_used(tmp_path: Path) -> None:
+def test_warning_for_unused_fields(tmp_path: Path) -> None:
     assert told(report(tmp_path, [{**row, "source": "web", "id": 3} for row in CITIES]), "not used: id, source")
 
 

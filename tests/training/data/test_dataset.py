@@ -1,4 +1,4 @@
-"""What becomes of every row: trained, held out, or left out and counted."""
+"""The dataset: every row is trained, held out, or left out and counted."""
 
 import json
 from collections import Counter
@@ -33,14 +33,14 @@ def texts(examples: list[Any]) -> list[str]:
     return [TOKENIZER.decode(example.input_ids) for example in examples]
 
 
-def test_a_tenth_is_held_out_and_never_trained(tmp_path: Path) -> None:
+def test_tenth_of_the_rows_is_held_out(tmp_path: Path) -> None:
     dataset = built(questions(tmp_path / "rows.jsonl", 40))
     assert (len(dataset.train), len(dataset.evaluation)) == (36, 4)
     assert not set(texts(dataset.train)) & set(texts(dataset.evaluation))
     assert (dataset.report.rows, dataset.report.train, dataset.report.evaluation) == (40, 36, 4)
 
 
-def test_rows_that_differ_in_weights_alone_are_not_on_both_sides(tmp_path: Path) -> None:
+def test_rows_that_differ_only_in_weights_are_not_split(tmp_path: Path) -> None:
     first, last = {"role": "assistant", "content": "Yes?"}, {"role": "assistant", "content": "No."}
     rows = [
         {
@@ -60,7 +60,7 @@ def test_rows_that_differ_in_weights_alone_are_not_on_both_sides(tmp_path: Path)
     assert len(dataset.train) + len(dataset.evaluation) + left_out == 20
 
 
-def test_the_seed_chooses_which(tmp_path: Path) -> None:
+def test_seed_selects_the_held_out_rows(tmp_path: Path) -> None:
     path = questions(tmp_path / "rows.jsonl", 40)
     assert built(path, seed=1).evaluation == built(path, seed=1).evaluation != built(path, seed=2).evaluation
 
@@ -68,7 +68,7 @@ def test_the_seed_chooses_which(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "share", "held_out"), [(10, 0.1, 1), (9, 0.5, 0), (1, 0.1, 0), (12, 0.001, 1), (12, 0.99, 11), (40, 0, 0)]
 )
-def test_some_are_left_on_both_sides(tmp_path: Path, rows: int, share: float, held_out: int) -> None:
+def test_split_leaves_rows_on_both_sides(tmp_path: Path, rows: int, share: float, held_out: int) -> None:
     dataset = built(questions(tmp_path / "rows.jsonl", rows), eval_share=share)
     assert (len(dataset.train), len(dataset.evaluation)) == (rows - held_out, held_out)
     assert held_out or any("No row is held out" in advice for advice in dataset.report.advice)
@@ -81,7 +81,7 @@ def test_duplicates_are_removed_and_counted(tmp_path: Path) -> None:
     assert dataset.report.left_out == {"duplicate": 4}
 
 
-def test_a_given_file_is_held_out_and_its_rows_leave_training(tmp_path: Path) -> None:
+def test_eval_file_rows_are_removed_from_training(tmp_path: Path) -> None:
     evaluation = questions(tmp_path / "eval.jsonl", 5, first=8)
     dataset = built(questions(tmp_path / "rows.jsonl", 10), eval_file=evaluation)
     assert (len(dataset.train), len(dataset.evaluation)) == (8, 5)
@@ -89,7 +89,7 @@ def test_a_given_file_is_held_out_and_its_rows_leave_training(tmp_path: Path) ->
     assert dataset.report.left_out == {"also in the evaluation rows": 2}
 
 
-def test_weights_repeat_rows_of_training_only(tmp_path: Path) -> None:
+def test_weights_repeat_only_training_rows(tmp_path: Path) -> None:
     often, seldom = questions(tmp_path / "a=b.jsonl", 20), questions(tmp_path / "b.jsonl", 20, first=100)
     dataset = built(f"{often}=2.5", f"{seldom}=0.5")
     assert len(set(texts(dataset.evaluation))) == 4
@@ -108,12 +108,12 @@ def test_weights_repeat_rows_of_training_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "much"])
-def test_a_weight_that_is_none(tmp_path: Path, weight: str) -> None:
+def test_invalid_weights(tmp_path: Path, weight: str) -> None:
     with pytest.raises(ConfigError, match=r"DATA: the weight in .* must be a number above 0"):
         built(f"{questions(tmp_path / 'rows.jsonl', 10)}={weight}")
 
 
-def test_weights_that_leave_nothing(tmp_path: Path) -> None:
+def test_weights_that_leave_no_rows(tmp_path: Path) -> None:
     path = questions(tmp_path / "rows.jsonl", 20)
     with pytest.raises(ConfigError, match=r"^DATA: the files' weights leave no row to train on$"):
         built(f"{path}=0.01")
@@ -163,7 +163,7 @@ def test_the_limit_is_the_contexts_or_1024(tmp_path: Path) -> None:
         built(path, context=300, max_length=301)
 
 
-def test_nothing_left_to_train_on(tmp_path: Path) -> None:
+def test_no_row_left_to_train_on(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [LONG, LONG_PROMPT])
     with pytest.raises(DataError, match="no row is left to train on; left out: 2 too long"):
         built(path, max_length=50)
@@ -171,7 +171,7 @@ def test_nothing_left_to_train_on(tmp_path: Path) -> None:
         built(path, eval_file=path, max_length=500, context=500)
 
 
-def test_general_rows_are_a_share_of_what_is_trained(tmp_path: Path) -> None:
+def test_general_rows_are_a_share_of_trained_tokens(tmp_path: Path) -> None:
     general = write_rows(tmp_path / "general.jsonl", [{"text": f"Fact {index}."} for index in range(50)])
     dataset = built(questions(tmp_path / "rows.jsonl", 38), mix_general=general, mix_share=0.15)
     mixed = [example for example in dataset.train if example.source.startswith(str(general))]
@@ -218,7 +218,7 @@ def test_the_weight_of_a_turn_is_in_the_hash(tmp_path: Path) -> None:
     assert len(hashes) == 2
 
 
-def test_a_given_template_travels(tmp_path: Path) -> None:
+def test_given_template_is_part_of_the_dataset(tmp_path: Path) -> None:
     template = tmp_path / "own.jinja"
     template.write_text("Chat:" + CHAT_TEMPLATE)
     path = questions(tmp_path / "rows.jsonl", 10)
@@ -231,7 +231,7 @@ def test_a_given_template_travels(tmp_path: Path) -> None:
         built(path, chat_template=tmp_path / "none.jinja")
 
 
-def test_a_line_for_every_ten_thousand_rows(tmp_path: Path) -> None:
+def test_progress_line_every_ten_thousand_rows(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"text": f"{index}"} for index in range(20_001)])
     said: list[str] = []
     build_dataset(TrainSettings(data=(str(path),), name="test"), TOKENIZER, CONTEXT, said.append)
@@ -239,7 +239,7 @@ def test_a_line_for_every_ten_thousand_rows(tmp_path: Path) -> None:
 
 
 def test_the_shipped_tickets() -> None:
-    """They are what their script writes, and no problem is told of twice."""
+    """The shipped rows equal what their script writes, and no problem occurs twice."""
     rows = list(tickets())
     assert OUT.read_text(encoding="utf-8") == "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     dataset = built(OUT, context=1024)
@@ -252,7 +252,7 @@ EMPTY = {"instruction": "x", "output": ""}
 FORGED = {"instruction": "x", "output": "a<|im_end|>b"}
 
 
-def test_one_bad_row_stops_it_with_its_place(tmp_path: Path) -> None:
+def test_bad_row_is_an_error_with_file_and_line(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [*map(question, range(1500)), EMPTY])
     with pytest.raises(DataError, match=r"^1 row cannot be trained on:\n  .*rows\.jsonl:1501: `output` is empty\n"):
         built(path)
@@ -260,14 +260,14 @@ def test_one_bad_row_stops_it_with_its_place(tmp_path: Path) -> None:
 
 
 def spoilt(path: Path) -> Path:
-    """12 good rows, and one that is wrong as a line, as a row, by its format, and as the template has it."""
+    """12 good rows, and one each that fails as a line, as a row, by its format, and in the template."""
     rows = [*map(question, range(6)), EMPTY, FORGED, {"text": "Once."}, *map(question, range(6, 12))]
     path = write_rows(path, rows)
     path.write_text(path.read_text() + '{"instruction": \n')
     return path
 
 
-def test_all_bad_rows_of_all_files_are_told(tmp_path: Path) -> None:
+def test_all_bad_rows_of_all_files_are_reported(tmp_path: Path) -> None:
     files = {"eval_file": spoilt(tmp_path / "eval.jsonl"), "mix_general": spoilt(tmp_path / "general.jsonl")}
     with pytest.raises(DataError) as caught:
         built(spoilt(tmp_path / "rows.jsonl"), **files)
@@ -290,7 +290,7 @@ def test_only_the_first_twenty_are_named(tmp_path: Path) -> None:
     assert "\n  and 15 more\n" in str(caught.value)
 
 
-def test_bad_rows_are_left_out_and_counted_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_bad_rows_are_skipped_and_counted_on_request(tmp_path: Path) -> None:
     dataset = built(spoilt(tmp_path / "rows.jsonl"), skip_bad=True)
     assert (len(dataset.train), len(dataset.evaluation)) == (11, 1)
     assert dataset.report.left_out == {"bad (--skip-bad)": 4}
@@ -308,7 +308,7 @@ def test_a_row_that_makes_several_examples_is_one_bad_row(tmp_path: Path) -> Non
         build_dataset(settings, merging_tokenizer(), CONTEXT)
 
 
-def test_a_file_of_no_format_is_told_once(tmp_path: Path) -> None:
+def test_file_of_unknown_format_is_reported_once(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"question": str(index)} for index in range(30)])
     for skip in (False, True):
         with pytest.raises(DataError, match=r"^[^\n]*rows\.jsonl:1: unknown format: the row has `question`[^\n]*$"):
@@ -321,13 +321,13 @@ def test_all_rows_bad(tmp_path: Path) -> None:
         built(path, skip_bad=True)
 
 
-def test_leaving_out_what_is_to_stop_it(tmp_path: Path) -> None:
+def test_bad_row_options_that_conflict(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--skip-bad: .*--too-long fail"):
         built(tmp_path / "rows.jsonl", skip_bad=True, too_long="fail")
 
 
-def test_the_examples_of_one_row_are_on_one_side(tmp_path: Path) -> None:
-    """A row makes two where an answer before the last melts with its prompt."""
+def test_examples_of_one_row_are_not_split(tmp_path: Path) -> None:
+    """A row gives two examples if an earlier answer merges with its prompt."""
     said = ("user", "assistant", "user", "assistant")
 
     def melting(index: int) -> dict[str, Any]:

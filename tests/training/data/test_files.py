@@ -1,4 +1,4 @@
-"""Rows of files: each kind is read, and a broken file is told of with the place."""
+"""Reading rows of each file type; errors name the place."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_the_number_is_the_line_where_lines_are_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
-def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
+def test_byte_order_mark_is_not_text(tmp_path: Path, name: str) -> None:
     content = "text\nhi\n" if name.endswith("csv") else '{"text": "hi"}\n'
     assert list(read_rows(write(tmp_path, name, b"\xef\xbb\xbf" + content.encode()))) == [(1, {"text": "hi"})]
 
@@ -78,12 +78,12 @@ def test_json_lines_come_back(tmp_path_factory: pytest.TempPathFactory, rows: li
         ("a.txt", "text", r"the name of a data file must end in one of \.jsonl, \.json, \.csv, \.parquet$"),
     ],
 )
-def test_what_cannot_be_read(tmp_path: Path, name: str, content: bytes | str, said: str) -> None:
+def test_unreadable_files(tmp_path: Path, name: str, content: bytes | str, said: str) -> None:
     with pytest.raises(DataError, match=said):
         list(read_rows(write(tmp_path, name, content)))
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl: No such file"):
         list(read_rows(tmp_path / "none.jsonl"))
 
@@ -103,8 +103,8 @@ ODD: dict[str, pyarrow.Array] = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_a_value_of_parquet_that_python_has_not(tmp_path: Path, kind: str) -> None:
-    """It is one row's fault: the others are read."""
+def test_parquet_value_that_python_cannot_represent(tmp_path: Path, kind: str) -> None:
+    """Only that row fails; the others are read."""
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"text": ["a", "b", "c"], "odd": ODD[kind]}), path)
     refused: list[DataError] = []
@@ -113,7 +113,7 @@ def test_a_value_of_parquet_that_python_has_not(tmp_path: Path, kind: str) -> No
     assert str(error).startswith(f"{path}:2: a value cannot be read: ")
 
 
-def test_columns_of_one_name(tmp_path: Path) -> None:
+def test_duplicate_column_names(tmp_path: Path) -> None:
     table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
     parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DataError, match="names 'text' more than once"):

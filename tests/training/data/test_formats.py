@@ -1,4 +1,4 @@
-"""Each format is recognised and becomes the conversation it means; each defect is told of with its row."""
+"""Each format is recognised and converted; each error names the row."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ TOOLS = [{"type": "function", "function": {"name": "clock"}}]
 
 
 def one(tmp_path: Path, *rows: dict[str, Any], format: str = "auto") -> Any:
-    """What the last of the rows becomes."""
+    """Return the conversation of the last row."""
     return conversations(write_rows(tmp_path / "rows.jsonl", rows), format)[-1]
 
 
@@ -74,7 +74,7 @@ def test_weights_say_which_turns_are_trained(tmp_path: Path) -> None:
     assert [turn.trained for turn in one(tmp_path, row).turns] == [False, False, False, True, False, True]
 
 
-def test_a_developer_is_the_system(tmp_path: Path) -> None:
+def test_developer_role_is_the_system_role(tmp_path: Path) -> None:
     turns = [said("developer", "Be brief."), HI, HELLO]
     for row in (chat(*turns), {"conversations": turns}):
         assert one(tmp_path, row).turns[0] == Turn("system", "Be brief.")
@@ -103,7 +103,7 @@ def test_a_format_can_be_given(tmp_path: Path) -> None:
     assert one(tmp_path, row, format="text").text == "Once."
 
 
-def test_what_is_not_used_is_known(tmp_path: Path) -> None:
+def test_unused_fields_are_recorded(tmp_path: Path) -> None:
     row = chat({**HI, "id": 3, "refusal": None}, HELLO, source="web", score=None)
     [(_, format, unused)] = read_conversations(write_rows(tmp_path / "rows.jsonl", [row]))
     assert (format, unused) == ("chat", {"source", "messages[].id"})
@@ -153,7 +153,7 @@ DEFECTS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("row", "reason"), DEFECTS, ids=[reason for _, reason in DEFECTS])
-def test_a_defect_is_told_with_its_row(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
+def test_defect_is_reported_with_its_row(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [row])
     with pytest.raises(DataError, match=rf"rows\.jsonl:1: .*{reason}"):
         conversations(path)
@@ -171,6 +171,6 @@ def test_a_later_row_with_a_field_missing(tmp_path: Path) -> None:
         conversations(path)
 
 
-def test_null_is_as_good_as_absent() -> None:
+def test_null_equals_absent() -> None:
     """Parquet gives every row every column."""
     assert recognise({"messages": None, "instruction": "a", "output": "b", "text": None}, "") == "alpaca"

@@ -46,7 +46,7 @@ def test_every_example_is_in_one_row_that_holds_it(lengths: list[int], seed: int
     assert len(half_full) <= 1, "two rows that would fit one"
 
 
-def test_examples_that_fill_rows_exactly_do() -> None:
+def test_packing_fills_rows_exactly() -> None:
     rows = pack([of_length(length, place) for place, length in enumerate([10, 5, 15, 10])], 20)
     assert [len(row.input_ids) for row in rows] == [20, 20]
 
@@ -76,7 +76,7 @@ def alone(model: PreTrainedModel, example: Example) -> float:
 
 
 @pytest.mark.parametrize(("architecture", "attention"), [*((name, None) for name in ARCHITECTURES), ("llama", "eager")])
-def test_the_packed_loss_is_the_unpacked_one(architecture: str, attention: str | None) -> None:
+def test_packed_loss_equals_the_unpacked_one(architecture: str, attention: str | None) -> None:
     model, renderer = tiny_model(architecture), Renderer(tiny_tokenizer())
     if attention is not None:
         model.set_attn_implementation(attention)
@@ -92,8 +92,8 @@ def test_the_packed_loss_is_the_unpacked_one(architecture: str, attention: str |
     check_borders(model)
 
 
-def test_the_models_own_mean_is_the_same() -> None:
-    """As the Trainer takes it: over all trained tokens of the batch."""
+def test_packed_mean_loss_equals_the_models_own() -> None:
+    """As the Trainer computes it: over all trained tokens of the batch."""
     model, renderer = tiny_model(), Renderer(tiny_tokenizer())
     given_ = examples(renderer)
     count = sum(example.trained for example in given_)

@@ -1,4 +1,4 @@
-"""Token ids and labels: what is trained is what will be served, to the token."""
+"""Token ids and labels of training equal those of serving."""
 
 import json
 
@@ -26,18 +26,18 @@ FORGETFUL = (
     "{{ '' if message.role == 'assistant' and not loop.last else message.content }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Shows only the last answer, as templates do that drop earlier thoughts."""
+"""A template that renders only the last answer, as some that drop earlier reasoning do."""
 COUNTING = "{{ messages|length }}" + CHAT_TEMPLATE
-"""The prompt of no conversation is the beginning of that conversation."""
+"""A template whose prompt is never a prefix of the conversation."""
 WITH_TOOLS = "{{ tools|tojson if tools else '' }}" + CHAT_TEMPLATE.replace(
     "message['content']", "(message.content or '') + (message.tool_calls|tojson if message.tool_calls else '')"
 )
 EOS_AFTER_ALL = CHAT_TEMPLATE.replace("{% endif %}", "{% else %}{{ '<|endoftext|>' }}{% endif %}")
-"""As Phi-3's: one more end after the last turn, which is not what ends a turn."""
+"""Like Phi-3's: an EOS token after the last turn, which differs from the end of a turn."""
 
 
 def trained_texts(example: Example, tokenizer: PreTrainedTokenizerBase = TOKENIZER) -> list[str]:
-    """The runs of trained tokens, as text with special tokens."""
+    """Return each run of trained tokens as text with special tokens."""
     runs: list[list[int]] = [[]]
     for token, label in zip(example.input_ids, example.labels, strict=True):
         assert label in (UNTRAINED, token)
@@ -49,7 +49,7 @@ def trained_texts(example: Example, tokenizer: PreTrainedTokenizerBase = TOKENIZ
 
 
 def served(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
-    """What the server makes of the turns before the last."""
+    """Return the server's prompt for the turns before the last."""
     vocabulary = len(tokenizer)
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation.turns[:-1]]
     return Codec(tokenizer, vocabulary).encode_chat(messages)
@@ -68,7 +68,7 @@ def test_a_turn_of_weight_0_is_not_trained() -> None:
 
 
 @given(st.lists(st.text(min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=3))
-def test_any_conversation_is_trained_as_it_is_served(said: list[str]) -> None:
+def test_any_conversation_is_tokenized_as_in_serving(said: list[str]) -> None:
     conversation = chat(*(text for word in said for text in ("Question?", word)))
     example = RENDERER.render(conversation)
     assert example.prompt == served(TOKENIZER, conversation)
@@ -76,7 +76,7 @@ def test_any_conversation_is_trained_as_it_is_served(said: list[str]) -> None:
 
 
 def test_a_tool_call_is_an_answer_as_the_template_writes_it() -> None:
-    """With nothing said beside it, the right answer would else be empty."""
+    """Otherwise the right answer of a call without content would be empty."""
     calls = [{"type": "function", "function": {"name": "clock", "arguments": {"zone": "utc"}}}]
     turns = (Turn("user", "What time is it?"), Turn("assistant", "", trained=True, more={"tool_calls": calls}))
     example = Renderer(TOKENIZER, WITH_TOOLS).render(Conversation("a:1", turns, tools=[CALL]))
@@ -84,12 +84,12 @@ def test_a_tool_call_is_an_answer_as_the_template_writes_it() -> None:
     assert trained_texts(example) == [f"{example.answer}<|im_end|>"]
 
 
-def test_the_answer_is_the_last_one_where_that_is_trained() -> None:
+def test_answer_is_the_last_turn_if_trained() -> None:
     example = RENDERER.render(chat("Hi", "Hello", "How?", "So.", untrained=(3,)))
     assert (example.prompt, example.answer) == ([], "")
 
 
-def test_rows_together_are_as_alone() -> None:
+def test_rendering_a_batch_equals_rendering_each_row() -> None:
     rows = [
         chat("Hi", "Hello"),
         Conversation("a:1", prompt="2+2=", text="4"),
@@ -112,22 +112,22 @@ def test_plain_text_is_trained_but_for_its_first_token() -> None:
     assert (example.prompt, example.answer) == ([], "")
 
 
-def test_a_completion_that_would_melt_with_its_prompt_does_not() -> None:
+def test_completion_is_not_merged_with_its_prompt() -> None:
     renderer = Renderer(merging_tokenizer())
     example = renderer.render(Conversation("a:1", prompt="ca", text="bc"))
     assert renderer.render(Conversation("a:1", text="cabc")).input_ids[:3] == [3, 0, 3], "they would melt"
     assert (example.prompt, example.input_ids[:4]) == ([3, 1], [3, 1, 2, 3])
 
 
-def test_an_answer_that_would_melt_with_its_prompt_is_encoded_apart() -> None:
+def test_answer_that_merges_with_its_prompt_is_encoded_separately() -> None:
     renderer = Renderer(merging_tokenizer())
     example = renderer.render(chat("ca", "bc"))
     assert (example.prompt, example.answer) == ([3, 1], "bc")
     assert trained_texts(example, merging_tokenizer()) == ["bc<e>"]
 
 
-def test_an_earlier_answer_that_melts_is_an_example_of_its_own() -> None:
-    """In the prompt of the last turn the server encodes it with what stands before it, as one token."""
+def test_earlier_answer_that_merges_is_a_separate_example() -> None:
+    """As history the server encodes it together with the text before it, into one token."""
     tokenizer = merging_tokenizer()
     renderer = Renderer(tokenizer)
     first, last = renderer.render_all([chat("ca", "bc", "a", "c")])
@@ -155,15 +155,15 @@ def spaced(**special: bool) -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize(
     ("answer", "special", "tokens"), [("c", {}, ["c"]), (" a", {"rstrip": True}, ["▁", "a"])], ids=["first", "stripped"]
 )
-def test_what_is_encoded_apart_reads_as_it_did(answer: str, special: dict[str, bool], tokens: list[str]) -> None:
-    """No space comes before it, and none that it begins with is swallowed."""
+def test_separately_encoded_text_decodes_the_same(answer: str, special: dict[str, bool], tokens: list[str]) -> None:
+    """No space is added before it, and its own leading spaces are kept."""
     tokenizer = spaced(**special)
     example = Renderer(tokenizer).render(chat("ab", answer))
     assert example.prompt == served(tokenizer, chat("ab", answer))
     assert tokenizer.convert_ids_to_tokens(example.input_ids) == ["▁", "a", "b", "▁", *tokens, "<e>"]
 
 
-def test_a_template_whose_prompt_is_no_prefix() -> None:
+def test_template_whose_prompt_is_not_a_prefix() -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl:1: the prompt of turn 2 is not a prefix of the conversation"):
         Renderer(TOKENIZER, COUNTING).render(chat("Hi", "Hello"))
 
@@ -178,7 +178,7 @@ def test_a_template_that_ends_no_answer() -> None:
         Renderer(TOKENIZER, "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}")
 
 
-def test_a_template_that_refuses() -> None:
+def test_template_that_raises() -> None:
     strict = "{% if messages[0].content == 'Hi' %}{{ raise_exception('say more') }}{% endif %}" + CHAT_TEMPLATE
     with pytest.raises(DataError, match=r"rows\.jsonl:1: the chat template raised an error: say more"):
         Renderer(TOKENIZER, strict).render(chat("Hi", "Hello"))
@@ -215,7 +215,7 @@ def test_tools_need_a_template_that_knows_them() -> None:
             Renderer(TOKENIZER, template).render(Conversation("a:1", conversation.turns))
 
 
-def test_without_a_template_there_are_only_texts() -> None:
+def test_without_a_template_only_text_is_accepted() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
     renderer = Renderer(tokenizer)
@@ -241,7 +241,7 @@ def test_a_cut_example_has_no_answer_to_judge() -> None:
 
 @pytest.mark.demo
 def test_the_demos_masks_to_the_token() -> None:
-    """Its pad is its end of turn, which is trained all the same; the line break after it is not."""
+    """The pad token is the end of turn, which is still trained; the line break after it is not."""
     tokenizer = demo_tokenizer()
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 2
     conversation = chat("What is the capital of France?", "Paris.", "And of Italy?", '{"city": "Rome"}')
@@ -269,7 +269,7 @@ def test_the_demos_masks_to_the_token() -> None:
 @pytest.mark.demo
 @pytest.mark.parametrize("system", [None, "Answer in JSON."])
 def test_the_demos_training_ids_are_its_serving_ids(system: str | None) -> None:
-    """With the system turn that its template puts in front, too."""
+    """Also with the system turn that the template puts in front."""
     tokenizer = demo_tokenizer()
     given_ = () if system is None else (Turn("system", system),)
     turns = (

@@ -1,4 +1,4 @@
-"""What is trained is what is served, over HTTP: a server's ids of the same messages, on the demo's tokenizer."""
+"""Training token ids equal a server's for the same messages, with the demo's tokenizer."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -36,7 +36,7 @@ SHAPES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     ),
     "Alpaca": ({"instruction": "How many?", "input": "", "output": "Two."}, [PLAIN[0]]),
 }
-"""What -> a row, and the messages with which a client asks the same."""
+"""Format -> a row, and the equivalent messages of a client."""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_training_ids_are_serving_ids(live: Live, turns: list[tuple[str, str]]) 
 
 @pytest.mark.demo
 @pytest.mark.parametrize("shape", SHAPES)
-def test_other_shapes_of_a_row_are_asked_as_they_were_trained(live: Live, shape: str) -> None:
+def test_other_row_formats_have_equal_serving_ids(live: Live, shape: str) -> None:
     row, messages = SHAPES[shape]
     trained = Renderer(demo_tokenizer()).render(to_conversation(row, recognise(row, ""), "rows.jsonl:1"))
     tokens = live.http.post("/tokenize", json={"model": "demo", "messages": messages}).json()["tokens"]
@@ -76,7 +76,7 @@ def test_other_shapes_of_a_row_are_asked_as_they_were_trained(live: Live, shape:
 
 @pytest.mark.demo
 @pytest.mark.parametrize("prompt", ["2+2=", "def f():\n", "  <|im_end|>"])
-def test_a_completions_prompt_is_the_servers(live: Live, prompt: str) -> None:
+def test_prompt_of_a_completion_equals_the_servers(live: Live, prompt: str) -> None:
     row = {"prompt": prompt, "completion": "\n    4"}
     trained = Renderer(demo_tokenizer()).render(to_conversation(row, "completion", "rows.jsonl:1"))
     tokens = live.http.post("/tokenize", json={"model": "demo", "prompt": prompt}).json()["tokens"]

@@ -1,4 +1,4 @@
-"""Tools and calls reach a template in the shape it writes rightly, whatever file they came from."""
+"""Tools and calls reach the template in a form that it renders correctly, from any file format."""
 
 import datetime
 import json
@@ -26,7 +26,7 @@ _TURNS = (
 
 
 def template(calls: str) -> str:
-    """ChatML; a turn that calls is written by ``calls``."""
+    """Return a ChatML template that renders tool calls with ``calls``."""
     return _TURNS.replace("{{ CALLS }}", calls)
 
 
@@ -55,7 +55,7 @@ FAMILIES = {
     "content joined": template("{{ m.content + m.tool_calls[0].function.arguments|tojson }}"),
 }
 XML = each("<{{ f.name }}>{% for key, value in f.arguments|items %}<{{ key }}>{{ value }}{% endfor %}")
-"""As Qwen's for code: no JSON at all."""
+"""Like Qwen's for code: not JSON."""
 
 ARGUMENTS = {"city": 'Zürich "Nord"\n', "days": 2, "hourly": True, "from": None}
 TEXT = json.dumps(ARGUMENTS, ensure_ascii=False)
@@ -81,7 +81,7 @@ def called(arguments: Any) -> list[dict[str, Any]]:
 
 
 def answers(path: Path, chat_template: str) -> list[str]:
-    """What is trained of the first turn that calls, for each row of a file."""
+    """Return the trained text of the first tool call, for each row of a file."""
     renderer = Renderer(TOKENIZER, chat_template)
     texts = []
     for row in conversations(path):
@@ -106,7 +106,7 @@ def test_arguments_are_encoded_once(tmp_path: Path, family: str, given: Any) -> 
 
 
 @pytest.mark.parametrize("given", [TEXT, ARGUMENTS], ids=["text", "object"])
-def test_a_template_that_writes_no_json(tmp_path: Path, given: Any) -> None:
+def test_template_that_does_not_write_json(tmp_path: Path, given: Any) -> None:
     said = written(tmp_path, given, XML)
     assert said.startswith('<weather><city>Zürich "Nord"\n<days>2<hourly>True')
 
@@ -120,19 +120,19 @@ def test_a_call_without_arguments(tmp_path: Path, family: str, given: Any) -> No
 
 
 @pytest.mark.parametrize("given", ["{", "[1]", "7", ["a"], 7])
-def test_arguments_that_are_no_object(tmp_path: Path, given: Any) -> None:
+def test_arguments_that_are_not_an_object(tmp_path: Path, given: Any) -> None:
     place = r"rows\.jsonl:1: `messages\[1\]\.tool_calls\[0\]\.function\.arguments` "
     with pytest.raises(DataError, match=place):
         conversations(write_rows(tmp_path / "rows.jsonl", [{"messages": called(given)}]))
 
 
-def test_what_the_template_itself_refuses_is_told(tmp_path: Path) -> None:
+def test_template_errors_are_reported(tmp_path: Path) -> None:
     strict = each("{{ raise_exception('ids have nine letters') if call.id|length != 8 else f.arguments + '' }}")
     with pytest.raises(DataError, match=r"rows\.jsonl:1: the chat template raised an error: ids have nine letters"):
         written(tmp_path, TEXT, strict)
 
 
-def test_a_template_that_knows_neither(tmp_path: Path) -> None:
+def test_template_that_reads_arguments_neither_as_text_nor_object(tmp_path: Path) -> None:
     neither = each(
         "{% if f.arguments is string %}{{ f.arguments.nothing.at.all }}{% else %}{{ f.arguments }}{% endif %}"
     )
@@ -140,7 +140,7 @@ def test_a_template_that_knows_neither(tmp_path: Path) -> None:
         written(tmp_path, TEXT, neither)
 
 
-def test_calls_beside_what_is_said_and_calls_without_a_wrapper(tmp_path: Path) -> None:
+def test_calls_with_content_and_calls_without_a_wrapper(tmp_path: Path) -> None:
     flat = called(TEXT)
     flat[1] = {"role": "assistant", "content": "Let me see.", "tool_calls": [{"name": "weather", "arguments": TEXT}]}
     path = write_rows(tmp_path / "rows.jsonl", [{"messages": flat}])
@@ -164,7 +164,7 @@ TOOL = {
 
 
 def nulled(value: Any) -> Any:
-    """A tool as Arrow gives it back: with the keys of others."""
+    """Return a tool as Arrow returns it: with null for keys of other tools."""
     if isinstance(value, list):
         return [nulled(item) for item in value]
     if not isinstance(value, dict):
@@ -175,14 +175,14 @@ def nulled(value: Any) -> Any:
     }
 
 
-def test_tools_lose_the_nulls_that_say_nothing() -> None:
+def test_meaningless_nulls_of_tools_are_removed() -> None:
     assert read_tools([nulled(TOOL)]) == [TOOL]
     assert read_tools(json.dumps([nulled(TOOL)])) == [TOOL]
     assert read_tools([TOOL]) == [TOOL], "default, const, enum and examples keep theirs"
     assert read_tools(None) is None
 
 
-def test_a_property_may_have_a_keywords_name() -> None:
+def test_property_may_have_the_name_of_a_keyword() -> None:
     tool = {"parameters": {"properties": {"default": None, "const": {"type": "string", "title": None}, "enum": None}}}
     assert read_tools([tool]) == [{"parameters": {"properties": {"const": {"type": "string"}}}}]
 
@@ -206,7 +206,7 @@ def test_nulls_in_arguments_stay_where_the_schema_allows_them() -> None:
 
 
 def rows_of_two_tools() -> list[dict[str, Any]]:
-    """The second has no key of the first's but those that every tool has."""
+    """The two tools share only the keys that every tool has."""
     tools = [
         {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
         {"name": "clock", "strict": True, "parameters": {"type": "object", "properties": {"zone": {"enum": ["utc"]}}}},
@@ -229,7 +229,7 @@ def as_sharegpt(row: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("form", [dict, as_sharegpt], ids=["chat", "sharegpt"])
 @pytest.mark.parametrize("kind", ["parquet", "jsonl made of it"])
-def test_rows_out_of_arrow_are_the_rows_that_went_in(tmp_path: Path, form: Any, kind: str) -> None:
+def test_arrow_round_trip_keeps_rows(tmp_path: Path, form: Any, kind: str) -> None:
     rows = [form(row) for row in rows_of_two_tools()]
     plain = conversations(write_rows(tmp_path / "plain.jsonl", rows))
     unified = pyarrow.Table.from_pylist(rows)
@@ -244,7 +244,7 @@ def test_rows_out_of_arrow_are_the_rows_that_went_in(tmp_path: Path, form: Any, 
         assert (found.turns, found.tools) == (expected.turns, expected.tools)
 
 
-def test_values_that_are_no_json_are_told(tmp_path: Path) -> None:
+def test_values_that_are_not_json_are_reported(tmp_path: Path) -> None:
     messages = called({"day": datetime.date(2026, 1, 2)})
     parquet.write_table(pyarrow.Table.from_pylist([{"messages": messages}]), tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"rows\.parquet:1: `messages\[1\]\.tool_calls` is not JSON: .*date"):
@@ -297,15 +297,15 @@ def test_arguments_of_every_other_type(arguments: object, said: str) -> None:
         ([{"a": json.loads("[" * 400 + "]" * 400)}], "is nested more than 100 deep"),
     ],
 )
-def test_what_no_template_could_write(value: object, said: str) -> None:
-    """One such row must not end the run in a traceback: --skip-bad leaves it out."""
+def test_tool_values_that_no_template_can_write(value: object, said: str) -> None:
+    """Such a row must not end the run with a traceback: --skip-bad skips it."""
     for read in (read_tools, lambda value: read_calls(value, "tools", [])):
         with pytest.raises(DataError, match=f"`tools` {said}"):
             read(value)
 
 
 @pytest.mark.parametrize("schema", [{"anyOf": 5}, {"oneOf": {"a": 1}}, {"enum": 5}, {"type": {}}, 5])
-def test_a_schema_that_is_none_allows_no_nulls(schema: object) -> None:
+def test_invalid_schema_allows_no_nulls(schema: object) -> None:
     tools = [{"function": {"name": "now", "parameters": {"properties": {"a": schema}}}}]
     (call,) = read_calls([{"function": {"name": "now", "arguments": {"a": None, "b": 1}}}], "tool_calls", tools)
     assert call["function"]["arguments"] == {"b": 1}

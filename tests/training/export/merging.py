@@ -1,11 +1,11 @@
-"""A tokenizer whose tokens straddle the border between a prompt and its answer."""
+"""A tokenizer that may merge the end of a prompt and the start of its answer into one token."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each letter and digit, but one for ``ab``. Its template puts nothing between turns."""
+    """Return a tokenizer with a token for each letter and digit, and one for ``ab``; no text between turns."""
     letters = dict.fromkeys("abc" + "SayaworditMarmaladeZeppelin.Ġ0123456789")
     ids = {token: index for index, token in enumerate(["ab", *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[("a", "b")]))

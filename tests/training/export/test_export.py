@@ -32,7 +32,7 @@ IDS = torch.arange(40)[None] * 5
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds the cached bases, so that each is quantised once."""
+    """The data folder of all tests, so that each base is quantised once."""
     return tmp_path_factory.mktemp("export")
 
 
@@ -46,7 +46,7 @@ def tiny_base(root: Path, architecture: str) -> Path:
 
 
 def tiny_adapter(root: Path, architecture: str) -> Path:
-    """A strong one with a rank, a scaling and targets that differ by layer."""
+    """A strong adapter whose rank, scaling and targets differ by layer."""
     folder = root / f"{architecture}-adapter"
     if not folder.exists():
         lora: dict[str, Any] = {"r": 6, "lora_alpha": 9, "target_modules": "all-linear"}
@@ -69,7 +69,7 @@ def export_tiny(root: Path, out: Path, architecture: str = "llama", **options: A
 
 
 def oracle(root: Path, architecture: str, quantised: bool) -> PreTrainedModel:
-    """PEFT's merge in float32, onto a model whose 4-bit layers were made plain ones before it ran."""
+    """Return PEFT's merge in float32 onto a dequantised copy of the model."""
     model = load_base(tiny_options(root, architecture, "nf4" if quantised else "none")).model
     for name, layer in list(model.named_modules()):
         if isinstance(layer, Linear4bit):
@@ -88,10 +88,8 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 @pytest.mark.parametrize("onto", ["dequantized", "original"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
-def test_plain_transformers_reads_what_peft_would_have_merged(
-    root: Path, tmp_path: Path, architecture: str, onto: str
-) -> None:
-    """Qwen2 brings biases and tied embeddings, Phi-3 fused projections."""
+def test_export_equals_pefts_merge_in_transformers(root: Path, tmp_path: Path, architecture: str, onto: str) -> None:
+    """Qwen2 has biases and tied embeddings, Phi-3 fused projections."""
     export_tiny(root, tmp_path / "out", architecture, onto=onto)
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     expected = oracle(root, architecture, onto == "dequantized")
@@ -103,17 +101,17 @@ def test_plain_transformers_reads_what_peft_would_have_merged(
     assert ("model.layers.0.self_attn.q_proj.bias" in tensors) == (architecture == "qwen2")
 
 
-def test_nothing_is_told_but_by_us(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Neither bars nor warnings of the libraries'."""
+def test_libraries_print_nothing(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither progress bars nor warnings."""
     export_tiny(root, tmp_path / "before")
     capfd.readouterr()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the one of PEFT's is only left out in other tests
+        warnings.simplefilter("error")  # PEFT's warning is ignored only in other tests
         export_tiny(root, tmp_path / "out")
     assert capfd.readouterr() == ("", "")
 
 
-def test_each_slow_step_is_told(root: Path, tmp_path: Path) -> None:
+def test_each_slow_step_is_reported(root: Path, tmp_path: Path) -> None:
     said: list[str] = []
     export_tiny(root, tmp_path / "out", onto="original", max_shard_bytes=100_000, say=said.append)
     told = "\n".join(said)
@@ -129,8 +127,8 @@ def test_each_slow_step_is_told(root: Path, tmp_path: Path) -> None:
     assert size.partition(": ")[2].split(" of ")[0] == size.split(" of ")[1], "all of it was counted"
 
 
-def test_everyone_may_read_what_the_umask_allows(root: Path, tmp_path: Path) -> None:
-    """safetensors' files are made for their owner alone."""
+def test_file_modes_follow_the_umask(root: Path, tmp_path: Path) -> None:
+    """safetensors creates files that only their owner can read."""
     before = os.umask(0o027)
     try:
         export_tiny(root, tmp_path / "out", max_shard_bytes=100_000)
@@ -154,7 +152,7 @@ def test_the_two_targets_differ_and_the_report_says_so(root: Path, tmp_path: Pat
     assert "expected" not in "\n".join(trained.lines())
 
 
-def test_the_folder_has_all_that_goes_with_weights(root: Path, tmp_path: Path) -> None:
+def test_export_folder_has_tokenizer_and_configs(root: Path, tmp_path: Path) -> None:
     report = export_tiny(root, tmp_path / "out", dtype="bf16")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
@@ -205,7 +203,7 @@ def test_the_adapters_own_chat_template_is_the_exports(root: Path, tmp_path: Pat
 
 
 def spoiler(out: Path, change: Callable[[dict[str, Tensor]], None]) -> Callable[[str], None]:
-    """Spoils the weights between writing and reading back, as a bad disk or a wrong merge would."""
+    """Change the weights after they were written, as a bad disk or a wrong merge would."""
 
     def say(line: str) -> None:
         if line.startswith("reading the export back"):
@@ -233,7 +231,7 @@ def spoil_with_nan(tensors: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("change", ["unmerged", "rows", "nan"])
-def test_a_diverging_export_is_not_called_good(root: Path, tmp_path: Path, change: str, dtype: str) -> None:
+def test_diverging_export_fails(root: Path, tmp_path: Path, change: str, dtype: str) -> None:
     changes: dict[str, Callable[[dict[str, Tensor]], None]] = {
         "unmerged": lambda tensors: unmerge_one_layer(root, tensors),
         "rows": swap_rows,
@@ -246,7 +244,7 @@ def test_a_diverging_export_is_not_called_good(root: Path, tmp_path: Path, chang
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_export_is_kept_under_a_name_that_says_so(root: Path, tmp_path: Path) -> None:
+def test_failed_export_is_kept_under_another_name(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ExportDiverges, match=r"it is in .*out\.failed"):
         export_tiny(root, out, keep_failed=True, say=spoiler(out, swap_rows))
@@ -271,7 +269,7 @@ def test_another_bases_adapter_is_refused_unless_allowed(root: Path, tmp_path: P
     export_tiny(root, tmp_path / "out", adapter=adapter, allow_base_mismatch=True)
 
 
-def test_weights_that_the_dtype_cannot_hold_are_refused(root: Path, tmp_path: Path) -> None:
+def test_weights_that_overflow_the_dtype_are_refused(root: Path, tmp_path: Path) -> None:
     model = tiny_model()
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = 1e5
     model.save_pretrained(tmp_path / "base")
@@ -290,13 +288,13 @@ def test_weights_that_the_dtype_cannot_hold_are_refused(root: Path, tmp_path: Pa
         ({"max_shard_bytes": 0}, "--max-shard-size"),
     ],
 )
-def test_options_that_cannot_work(root: Path, tmp_path: Path, options: dict[str, Any], reason: str) -> None:
+def test_option_errors(root: Path, tmp_path: Path, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         export_tiny(root, tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_written_over(root: Path, tmp_path: Path) -> None:
+def test_existing_output_is_not_overwritten(root: Path, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("mine")
     with pytest.raises(ConfigError, match="exists and is not an empty folder"):
         export_tiny(root, tmp_path)
@@ -327,9 +325,7 @@ def test_the_demo_model(root: Path, tmp_path: Path, format: Format) -> None:
 @pytest.mark.parametrize(
     "said", ["[]", '{"base": {}}', '{"base": []}', '{"quantization": []}', '{"base": 1, "base": 2}', "{"]
 )
-def test_a_manifest_that_says_nothing_of_its_base_is_refused(
-    said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_manifest_without_a_base_is_refused(said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter" / "manylora.json").write_text(said)

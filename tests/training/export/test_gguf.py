@@ -42,7 +42,7 @@ def bpe_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def base(root: Path, architecture: str = "llama") -> BaseOptions:
-    """A tiny model with that tokenizer, unquantised."""
+    """A tiny unquantised model with that tokenizer."""
     tiny_model(architecture).save_pretrained(root / "base")
     bpe_tokenizer().save_pretrained(root / "base")
     return options(root)
@@ -58,7 +58,7 @@ def metadata(file: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_transformers_reads_the_merged_model_back(tmp_path: Path, dtype: DType) -> None:
-    """Query and key rows in another order than llama.cpp's would give other logits altogether."""
+    """With query and key rows in the wrong order the logits would differ completely."""
     adapter = save_adapter(tiny_model(), tmp_path / "adapter", 1, r=4, lora_alpha=8, target_modules="all-linear")
     export(adapter, base(tmp_path), tmp_path / "gguf", dtype=dtype, format="gguf")
     export(adapter, options(tmp_path), tmp_path / "plain", dtype=dtype)
@@ -110,8 +110,8 @@ def test_the_metadata_is_what_llama_cpp_needs(tmp_path: Path) -> None:
     assert [types[index] for index in (0, ids["<|im_end|>"], len(tokenizer))] == [1, 3, 5]
 
 
-def test_llama3s_rotary_factors_travel_along(tmp_path: Path) -> None:
-    """Transformers leaves them out when it reads a GGUF file, so the check after the export must not go far out."""
+def test_llama3_rotary_factors_are_exported(tmp_path: Path) -> None:
+    """transformers ignores them when it reads a GGUF file, so the check must use low positions only."""
     config = tiny_model().config.to_dict() | {"rope_parameters": LLAMA3_ROPE}
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**config)).save_pretrained(tmp_path / "base")

@@ -1,4 +1,4 @@
-"""Merges against their definitions, written down on dense updates, and against PEFT where PEFT is right."""
+"""Merges, compared with their definitions on dense updates, and with PEFT where PEFT is exact."""
 
 import copy
 import dataclasses
@@ -35,7 +35,7 @@ def layout() -> BaseLayout:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two adapters of different rank, scaling and targets; both have the attention."""
+    """Two adapters of different rank, scaling and targets; both target attention."""
     root = tmp_path_factory.mktemp("adapters")
     attention = ["q_proj", "v_proj"]
     one: dict[str, Any] = {"r": 6, "lora_alpha": 9, "target_modules": [*attention, "down_proj"]}
@@ -82,7 +82,7 @@ def close(found: Tensor, expected: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("method", ["linear", "cat"])
-def test_the_sum_is_exact(method: Method, folders: tuple[Path, Path], layout: BaseLayout, tmp_path: Path) -> None:
+def test_linear_merge_is_exact(method: Method, folders: tuple[Path, Path], layout: BaseLayout, tmp_path: Path) -> None:
     result = merge(weighted(folders), layout, tmp_path / "out", method=method)
     expected, found = weighted_sum(folders, layout), updates(tmp_path / "out", layout)
     assert found.keys() == expected.keys()
@@ -108,8 +108,8 @@ def test_peft_loads_it_and_gives_the_same_logits(
         assert (adapted(ids).logits - tiny_model()(ids).logits).abs().max() > 0.1
 
 
-def test_cat_is_pefts_and_linear_is_not(folders: tuple[Path, Path], layout: BaseLayout, tmp_path: Path) -> None:
-    """PEFT's ``linear`` sums A's and B's apart: the cross terms are as large as the sum itself."""
+def test_cat_equals_pefts_and_linear_differs(folders: tuple[Path, Path], layout: BaseLayout, tmp_path: Path) -> None:
+    """PEFT's ``linear`` sums the A and the B matrices separately: the cross terms are as large as the sum."""
     equal = save_adapter(tiny_model(), tmp_path / "equal", 3, r=6, lora_alpha=6, target_modules=["q_proj"])
     peft = PeftModel.from_pretrained(tiny_model(), folders[0], "one")
     peft.load_adapter(equal, "equal")
@@ -137,14 +137,14 @@ def test_svd_is_the_best_of_its_rank(folders: tuple[Path, Path], layout: BaseLay
     assert result.spec.rank == 3
 
 
-def test_svd_keeps_all_where_the_rank_allows(folders: tuple[Path, Path], layout: BaseLayout, tmp_path: Path) -> None:
+def test_svd_of_full_rank_is_exact(folders: tuple[Path, Path], layout: BaseLayout, tmp_path: Path) -> None:
     result = merge(weighted(folders), layout, tmp_path / "out", method="svd", rank=10)
     found = updates(tmp_path / "out", layout)
     assert result.lost < 1e-6
     assert all(close(found[layer], update) for layer, update in weighted_sum(folders, layout).items())
 
 
-def test_ties_is_that_of_the_updates(folders: tuple[Path, Path], layout: BaseLayout, tmp_path: Path) -> None:
+def test_ties_works_on_the_updates(folders: tuple[Path, Path], layout: BaseLayout, tmp_path: Path) -> None:
     """At full rank nothing is lost, so that the definition can be compared entry by entry."""
     merge(weighted(folders), layout, tmp_path / "out", method="ties", rank=64, density=0.3)
     found = updates(tmp_path / "out", layout)
@@ -158,7 +158,7 @@ def test_dare_ties_drops_at_random_and_scales_up(
 ) -> None:
     for name, seed in (("a", 1), ("again", 1), ("b", 2)):
         merge(weighted(folders), layout, tmp_path / name, method="dare_ties", rank=64, density=0.5, seed=seed)
-    # Only one adapter has this layer: each entry is gone, or twice its weighted self.
+    # Only one adapter has this layer: each entry is 0, or twice its weighted value.
     found, whole = updates(tmp_path / "a", layout)[DOWN], WEIGHTS[0] * updates(folders[0], layout)[DOWN]
     kept = found.abs() > 1e-4 * whole.abs()
     clear = whole.abs() > 0.01
@@ -168,16 +168,16 @@ def test_dare_ties_drops_at_random_and_scales_up(
     assert not torch.equal(found, updates(tmp_path / "b", layout)[DOWN])
 
 
-def test_all_of_one_adapter_and_none_of_another_is_the_one(
-    folders: tuple[Path, Path], layout: BaseLayout, tmp_path: Path
-) -> None:
+def test_weights_1_and_0_give_the_first_adapter(folders: tuple[Path, Path], layout: BaseLayout, tmp_path: Path) -> None:
     result = merge([(folders[0], 1.5), (folders[0], -0.5)], layout, tmp_path / "out", method="svd")
     found = updates(tmp_path / "out", layout)
     assert result.spec.rank == 6
     assert all(close(found[layer], update) for layer, update in updates(folders[0], layout).items())
 
 
-def test_a_base_is_named_only_where_all_name_it(layout: BaseLayout, folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_base_is_named_only_if_all_adapters_name_it(
+    layout: BaseLayout, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     known = []
     for name in ("a", "b"):
         folder = save_adapter(tiny_model(), tmp_path / name, 5, target_modules=["q_proj"])
@@ -195,7 +195,7 @@ def described(folder: Path, **origin: Any) -> Path:
     return folder
 
 
-def test_a_merge_says_of_the_base_what_its_parts_agree_on(layout: BaseLayout, tmp_path: Path) -> None:
+def test_merged_manifest_has_the_base_parts_that_agree(layout: BaseLayout, tmp_path: Path) -> None:
     agreed = {
         "format": 1,
         "base_fingerprint": layout.fingerprint,
@@ -213,7 +213,7 @@ def test_a_merge_says_of_the_base_what_its_parts_agree_on(layout: BaseLayout, tm
     assert written == {**agreed, **hashes}
 
 
-def test_adapters_with_unknown_fields_are_merged_where_that_is_allowed(layout: BaseLayout, tmp_path: Path) -> None:
+def test_unknown_fields_are_merged_only_if_allowed(layout: BaseLayout, tmp_path: Path) -> None:
     parts = [(described(tmp_path / name), 0.5) for name in ("one", "other")]
     set_config(parts[1][0], shift=0.5)
     with pytest.raises(AdapterRejected, match="shift: is not known"):
@@ -221,7 +221,7 @@ def test_adapters_with_unknown_fields_are_merged_where_that_is_allowed(layout: B
     assert merge(parts, layout, tmp_path / "out", allow_unknown_fields=True).spec.unknown_fields == ()
 
 
-def test_adapters_of_different_bases_have_no_sum(layout: BaseLayout, tmp_path: Path) -> None:
+def test_adapters_of_different_bases_cannot_be_merged(layout: BaseLayout, tmp_path: Path) -> None:
     one = described(tmp_path / "one", base_fingerprint=layout.fingerprint)
     other = described(tmp_path / "other", base_fingerprint="f" * 64)
     parts = [(one, 0.5), (other, 0.5)]
@@ -233,8 +233,8 @@ def test_adapters_of_different_bases_have_no_sum(layout: BaseLayout, tmp_path: P
     assert merge(parts, layout, tmp_path / "out", allow_base_mismatch=True).spec.base_fingerprint is None
 
 
-def test_fingerprints_of_one_base_are_no_different_bases(layout: BaseLayout, tmp_path: Path) -> None:
-    """A processor may have rounded the base otherwise; before the base is open, what else is said of it tells."""
+def test_equivalent_fingerprints_can_be_merged(layout: BaseLayout, tmp_path: Path) -> None:
+    """Another processor may have rounded the base differently; before the base is loaded, base_parts decides."""
     layout = dataclasses.replace(layout, equivalents=frozenset({"e" * 64}))
     said = {"tokenizer_sha256": "t", "base_parts": {"weights": "w"}}
     one = described(tmp_path / "one", base_fingerprint=layout.fingerprint, **said)
@@ -266,7 +266,7 @@ def test_a_merge_can_be_exported(folders: tuple[Path, Path], layout: BaseLayout,
     assert report.divergence.mean_kl < 1e-5
 
 
-def test_a_chat_template_goes_on_where_all_bring_it(layout: BaseLayout, tmp_path: Path) -> None:
+def test_chat_template_is_kept_if_all_adapters_have_it(layout: BaseLayout, tmp_path: Path) -> None:
     known = [(save_adapter(tiny_model(), tmp_path / name, 5, target_modules=["q_proj"]), 0.5) for name in ("a", "b")]
     (tmp_path / "a" / "chat_template.jinja").write_text("one")
     with pytest.raises(ConfigError, match="different chat templates"):
@@ -288,7 +288,7 @@ def test_a_chat_template_goes_on_where_all_bring_it(layout: BaseLayout, tmp_path
         ({"method": "ties", "density": 0.0}, WEIGHTS, "--density: must be above 0 and below 1"),
     ],
 )
-def test_options_that_cannot_work(
+def test_option_errors(
     options: dict[str, Any],
     weights: tuple[float, ...],
     reason: str,

@@ -1,4 +1,4 @@
-"""Judging: batched answers against one at a time, figures against their definitions, and the thresholds."""
+"""Judging: batched answers equal single ones, scores equal their definitions, and the thresholds."""
 
 import math
 import re
@@ -24,12 +24,12 @@ from training.judge.judge import Judgement, answerable, check_thresholds, genera
 from training.judge.scores import Scores, mean_kl, mean_loss, parse_json, score_answers
 
 ENDS = frozenset(range(0, 264, 12))
-"""So many that random answers end at all lengths."""
+"""Enough EOS tokens that random answers end at all lengths."""
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base with two adapters: one that changes everything, and one that changes next to nothing."""
+    """A tiny base with a strong and a weak adapter."""
     root = tmp_path_factory.mktemp("judge")
     save_adapter(tiny_model(), root / "strong", 1, r=4, target_modules="all-linear")
     save_adapter(tiny_model(), root / "weak", 2, strength=1e-4, r=4, target_modules="all-linear")
@@ -57,7 +57,7 @@ def judged(root: Path, ready: tuple[Base, Dataset], folder: str = "weak", **more
 
 @torch.no_grad()
 def one_by_one(model: Any, prompt: list[int], limit: int) -> Answer:
-    """Greedy, everything computed anew for every token."""
+    """Return the greedy answer, without a KV cache."""
     answer = Answer()
     while len(answer.tokens) < limit:
         token = int(model(torch.tensor([prompt + answer.tokens])).logits[0, -1].argmax())
@@ -68,7 +68,7 @@ def one_by_one(model: Any, prompt: list[int], limit: int) -> Answer:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
-def test_batched_answers_are_those_of_each_prompt_alone(architecture: str) -> None:
+def test_batched_answers_equal_those_of_single_prompts(architecture: str) -> None:
     """Mistral's and Gemma-2's windows are shorter than the prompts."""
     model: Any = tiny_model(architecture)
     prompts = [[(7 * place + row) % 250 for place in range(3 + 4 * row)] for row in (5, 0, 3, 1, 8, 2, 6)]
@@ -78,14 +78,14 @@ def test_batched_answers_are_those_of_each_prompt_alone(architecture: str) -> No
     assert len({len(answer.tokens) for answer in answers}) > 2
 
 
-def test_an_answer_does_not_outgrow_the_context() -> None:
+def test_answers_end_at_the_context_limit() -> None:
     prompts = [[1] * 10, [2] * 14]
     answers = generate(tiny_model(), prompts, frozenset(), max_tokens=20, context=16)
     assert [len(answer.tokens) for answer in answers] == [6, 2]
 
 
 def examples(count: int) -> list[Example]:
-    """Rows of different lengths; of each, all but the first third is trained."""
+    """Rows of different lengths, trained but for the first third."""
     rows = []
     for row in range(count):
         ids = [(11 * place + row) % 250 for place in range(6 + 5 * row)]
@@ -120,25 +120,25 @@ def test_the_divergence_is_kl_of_the_adapter_from_the_base(adapted: PeftModel) -
 
 
 def score(*pairs: tuple[str, str]) -> Scores:
-    """Of (right answer, what was said)."""
+    """Return the scores of (right answer, given answer) pairs."""
     rows = [Example([1, 2], [UNTRAINED, 2], "x", 1, right) for right, _ in pairs]
     return score_answers(rows, [Answer([1], ended=True)] * len(pairs), [said for _, said in pairs])
 
 
-def test_json_is_scored_by_what_it_says() -> None:
+def test_json_scores() -> None:
     right = '{"a": 1, "b": [2]}'
     scores = score((right, right), (right, '{"b":[2],"a":1}'), (right, '{"a": 2}'), (right, f"Sure: {right}"))
     assert scores == Scores(None, exact_match=0.25, stop_share=1.0, json_validity=0.75, json_equality=0.5)
 
 
-def test_answers_that_are_no_json_have_no_validity() -> None:
+def test_no_json_validity_without_json_answers() -> None:
     assert score(("yes", " yes\n"), ("7", "7")) == Scores(None, exact_match=1.0, stop_share=1.0)
     mixed = score(("yes", "yes"), ("[1]", "1"))
     assert (mixed.json_validity, mixed.json_equality) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("text", ["7", '"a"', "null", "", "{", "{} {}", "[" * 100_000, '{"a": NaN}', "[-Infinity]"])
-def test_what_is_no_json_object_or_array(text: str) -> None:
+def test_parse_json_rejects_everything_but_objects_and_arrays(text: str) -> None:
     assert parse_json(text) is None
 
 
@@ -151,8 +151,8 @@ def test_what_is_no_json_object_or_array(text: str) -> None:
         ("[9007199254740993]", "[9007199254740992]", False),
     ],
 )
-def test_equal_json_is_equal_as_json(right: str, said: str, equal: bool) -> None:
-    """To Python 1 is True; to a float two large numbers are one."""
+def test_json_equality(right: str, said: str, equal: bool) -> None:
+    """In Python 1 == True, and two large integers are equal as floats."""
     assert score((right, said)).json_equality == float(equal)
 
 
@@ -161,7 +161,7 @@ def test_an_empty_array_is_json() -> None:
     assert (scores.json_validity, scores.json_equality) == (1.0, 0.5)
 
 
-def test_judging_twice_finds_the_same_and_leaves_the_base_as_it_was(root: Path, ready: tuple[Base, Dataset]) -> None:
+def test_judging_is_repeatable_and_restores_the_base(root: Path, ready: tuple[Base, Dataset]) -> None:
     base = ready[0]
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     first, second = judged(root, ready, "strong"), judged(root, ready, "strong")
@@ -173,7 +173,7 @@ def test_judging_twice_finds_the_same_and_leaves_the_base_as_it_was(root: Path, 
     assert judged(root, ready, "weak").base == first.base
 
 
-def test_judging_says_how_far_it_is(root: Path, ready: tuple[Base, Dataset]) -> None:
+def test_judging_reports_progress(root: Path, ready: tuple[Base, Dataset]) -> None:
     said: list[str] = []
     base, dataset = ready
     judgement = judge(tiny_settings(root, judge_tokens=16), base, root / "strong", dataset, said.append)
@@ -182,7 +182,7 @@ def test_judging_says_how_far_it_is(root: Path, ready: tuple[Base, Dataset]) -> 
         assert f"answers of the {whose}: {judgement.answered} of {judgement.answered}" in said
 
 
-def test_the_figures_belong_to_base_and_adapter(root: Path, ready: tuple[Base, Dataset]) -> None:
+def test_scores_of_base_and_adapter_are_not_swapped(root: Path, ready: tuple[Base, Dataset]) -> None:
     weak, strong = judged(root, ready, "weak"), judged(root, ready, "strong")
     assert weak.divergence < 1e-3 < 0.1 < strong.divergence
     assert weak.adapter.loss == pytest.approx(weak.base.loss, rel=1e-2)
@@ -202,7 +202,7 @@ def test_the_figures_belong_to_base_and_adapter(root: Path, ready: tuple[Base, D
         ("strong", {"max_loss_ratio": None, "max_divergence": 0.1}, "divergence .*, more than --max-divergence 0.1"),
     ],
 )
-def test_what_is_not_good_enough(
+def test_missed_thresholds(
     root: Path, ready: tuple[Base, Dataset], folder: str, settings: dict[str, Any], failure: str
 ) -> None:
     found = judged(root, ready, folder, **settings)
@@ -212,12 +212,12 @@ def test_what_is_not_good_enough(
     assert re.search(failure, said)
 
 
-def test_what_is_good_enough(root: Path, ready: tuple[Base, Dataset]) -> None:
+def test_met_thresholds(root: Path, ready: tuple[Base, Dataset]) -> None:
     found = judged(root, ready, "weak", max_loss_ratio=1.01, max_divergence=0.01, min_exact_match=0, min_stop_share=0)
     assert found.passed, found.failures
 
 
-def test_nothing_held_out_proves_nothing(root: Path, ready: tuple[Base, Dataset]) -> None:
+def test_without_held_out_rows_the_judgement_fails(root: Path, ready: tuple[Base, Dataset]) -> None:
     unproved = judge(tiny_settings(root), ready[0], root / "weak", replace(ready[1], evaluation=[]))
     assert unproved.failures[0].startswith("no row is held out")
     assert math.isfinite(unproved.divergence)
@@ -225,7 +225,7 @@ def test_nothing_held_out_proves_nothing(root: Path, ready: tuple[Base, Dataset]
     assert judge(asked_nothing, ready[0], root / "weak", replace(ready[1], evaluation=[])).passed
 
 
-def test_general_rows_of_ones_own_are_used(root: Path, ready: tuple[Base, Dataset]) -> None:
+def test_given_general_rows_are_used(root: Path, ready: tuple[Base, Dataset]) -> None:
     general = ready[1].train[:3]
     found = judge(tiny_settings(root), ready[0], root / "strong", replace(ready[1], general=general))
     assert found.general == 3
@@ -246,7 +246,7 @@ def test_general_prompts_without_a_chat_template(ready: tuple[Base, Dataset]) ->
     assert all(len(row.input_ids) <= base.max_model_len for row in plain)
 
 
-def test_rows_are_answered_only_where_the_answer_fits(root: Path, ready: tuple[Base, Dataset]) -> None:
+def test_only_rows_whose_answer_fits_are_answered(root: Path, ready: tuple[Base, Dataset]) -> None:
     dataset = ready[1]
     assert answerable(tiny_settings(root, judge_tokens=2), dataset) == []
     few = answerable(tiny_settings(root, judge_rows=4), dataset)
@@ -264,14 +264,14 @@ def test_rows_are_answered_only_where_the_answer_fits(root: Path, ready: tuple[B
         ({"min_stop_share": 0.5, "judge_tokens": 2}, "--min-stop-share: no row is held out"),
     ],
 )
-def test_thresholds_that_nothing_could_reach_are_told_before(
+def test_unreachable_thresholds_are_reported_before_training(
     root: Path, ready: tuple[Base, Dataset], settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_thresholds(tiny_settings(root, **settings), ready[1])
 
 
-def test_nothing_held_out_is_told_before(root: Path, ready: tuple[Base, Dataset]) -> None:
+def test_no_held_out_rows_is_reported_before_training(root: Path, ready: tuple[Base, Dataset]) -> None:
     """An error where it would keep the result from being published, else a warning."""
     nothing = replace(ready[1], evaluation=[])
     said: list[str] = []
@@ -287,14 +287,14 @@ def test_nothing_held_out_is_told_before(root: Path, ready: tuple[Base, Dataset]
     assert len(said) == 2
 
 
-def test_what_is_not_learned_is_not_asked(root: Path, ready: tuple[Base, Dataset]) -> None:
-    """A last turn of weight 0 is no right answer."""
+def test_rows_without_a_trained_answer_are_not_answered(root: Path, ready: tuple[Base, Dataset]) -> None:
+    """A last turn of weight 0 has no right answer."""
     renderer = Renderer(ready[0].tokenizer)
     rows = [renderer.render(chat("Hi", "Hello", "How?", "So.", untrained=untrained)) for untrained in ((), (3,))]
     assert answerable(tiny_settings(root), replace(ready[1], evaluation=rows)) == rows[:1]
 
 
-def test_json_validity_of_what_is_no_json_is_told_before(root: Path, ready: tuple[Base, Dataset]) -> None:
+def test_json_threshold_without_json_is_reported_before_training(root: Path, ready: tuple[Base, Dataset]) -> None:
     settings = tiny_settings(root, min_json_validity=0.9)
     check_thresholds(settings, ready[1])
     plain = replace(ready[1], evaluation=[replace(row, answer="yes") for row in ready[1].evaluation])

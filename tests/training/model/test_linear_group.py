@@ -1,4 +1,4 @@
-"""Layers computed by hand against PEFT's own, and against numeric derivatives."""
+"""LinearGroup, compared with PEFT's layers and with numeric derivatives."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -75,7 +75,7 @@ def computed(model: PeftModel, way: Any) -> tuple[float, dict[str, Tensor]]:
         ("llama", {"targets": "lm_head,o_proj"}),
     ],
 )
-def test_loss_and_gradients_are_peft_s(architecture: str, settings: dict[str, Any]) -> None:
+def test_loss_and_gradients_equal_pefts(architecture: str, settings: dict[str, Any]) -> None:
     base = make_base(tiny_model(architecture), tiny_tokenizer(), "tiny")
     with new_peft_model(asked(**settings), base) as model:
         compare(computed(model, nullcontext()), computed(model, patch_lora_layers(model, unpack=True)))
@@ -97,8 +97,8 @@ def test_loss_and_gradients_over_4_bit_layers(targets: str, unpack: bool, tmp_pa
         compare(computed(model, nullcontext()), computed(model, patch_lora_layers(model, unpack=unpack)))
 
 
-def test_in_bf16_the_gradients_are_as_near_as_peft_s(tmp_path: Path) -> None:
-    """Near the ones in float32, over the same 4-bit weights."""
+def test_bf16_gradients_are_as_accurate_as_pefts(tmp_path: Path) -> None:
+    """Compared with float32 on the same 4-bit weights."""
     found = {}
     for dtype in ("fp32", "bf16"):
         with new_peft_model(asked(), nf4_base(tmp_path, dtype)) as model:
@@ -115,7 +115,7 @@ def flat(gradients: dict[str, Tensor]) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients.values()])
 
 
-def test_an_evaluation_between_leaves_the_gradients_alone(tmp_path: Path) -> None:
+def test_evaluation_does_not_change_gradients(tmp_path: Path) -> None:
     with new_peft_model(asked(), nf4_base(tmp_path, "bf16")) as model, patch_lora_layers(model, unpack=True):
         before = computed(model, nullcontext())[1]
         summed_loss(answer_loss, model, model.get_base_model().get_output_embeddings(), [batch()])
@@ -123,8 +123,8 @@ def test_an_evaluation_between_leaves_the_gradients_alone(tmp_path: Path) -> Non
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_an_evaluation_is_peft_s(tmp_path: Path) -> None:
-    """Without dropout; and where the adapter is switched off, the base's own."""
+def test_evaluation_equals_pefts(tmp_path: Path) -> None:
+    """Without dropout; the base's own output if the adapter is disabled."""
     base = make_base(tiny_model(), tiny_tokenizer(), "tiny")
     with new_peft_model(asked(dropout=0.5), base) as model:
         computed(model, nullcontext())
@@ -162,8 +162,8 @@ def doubles(dropout: float) -> tuple[LinearGroup, list[Tensor]]:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_the_backward_is_the_forward_s_derivative(dropout: float) -> None:
-    """With dropout too: a mask of its own in the backward would be another function's derivative."""
+def test_backward_passes_gradcheck(dropout: float) -> None:
+    """With dropout, too: the backward pass must use the mask of the forward pass."""
     siblings, inputs = doubles(dropout)
 
     def drawn_alike(x: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
@@ -173,7 +173,7 @@ def test_the_backward_is_the_forward_s_derivative(dropout: float) -> None:
     assert torch.autograd.gradcheck(drawn_alike, inputs)
 
 
-def test_dropout_is_on_the_adapter_s_input_alone() -> None:
+def test_dropout_applies_only_to_the_adapters_input() -> None:
     siblings, (x, *_) = doubles(0.4)
     torch.manual_seed(1)
     found = siblings.compute(x)
@@ -185,7 +185,7 @@ def test_dropout_is_on_the_adapter_s_input_alone() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bits_are_dropped_at_their_rate(dtype: torch.dtype) -> None:
+def test_dropout_rate(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     kept = apply_mask(torch.ones(999, 101, dtype=dtype), dropout_mask(0.05, torch.empty(999, 101, dtype=dtype)))
     assert set(kept.unique().tolist()) == {0.0, 1.0}
@@ -193,7 +193,7 @@ def test_bits_are_dropped_at_their_rate(dtype: torch.dtype) -> None:
     assert dropout_scale(0.05) == pytest.approx(1 / 0.95, rel=1e-4)
 
 
-def test_what_is_called_with_another_input_is_computed_for_that() -> None:
+def test_another_input_is_computed_anew() -> None:
     siblings, (x, *_) = doubles(0.0)
     first, second = (siblings.forward_of(number) for number in range(2))
     other = torch.randn_like(x)
@@ -204,14 +204,14 @@ def test_what_is_called_with_another_input_is_computed_for_that() -> None:
         torch.testing.assert_close(forward(x), expected[number])
 
 
-# What is taken, and what is left to PEFT
+# Supported layers, and those that keep PEFT's forward
 
 
 def forwards(model: nn.Module) -> Iterator[str]:
     return (name for name, module in model.named_modules() if "forward" in vars(module))
 
 
-def test_the_model_is_as_it_was_afterwards(tmp_path: Path) -> None:
+def test_patch_is_removed_on_exit(tmp_path: Path) -> None:
     base = nf4_base(tmp_path, "bf16")
     before = set(forwards(base.model))
     with new_peft_model(asked(targets="qv"), base) as model:
@@ -225,7 +225,7 @@ def test_the_model_is_as_it_was_afterwards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "left"), [({"dora": True, "targets": "qv"}, 4), ({"targets": "embed_tokens,q_proj"}, 1)]
 )
-def test_what_is_unusual_is_left_to_peft(settings: dict[str, Any], left: int) -> None:
+def test_unsupported_layers_keep_pefts_forward(settings: dict[str, Any], left: int) -> None:
     base = make_base(tiny_model(), tiny_tokenizer(), "tiny")
     with new_peft_model(asked(**settings), base) as model:
         reference = computed(model, nullcontext())
@@ -234,7 +234,7 @@ def test_what_is_unusual_is_left_to_peft(settings: dict[str, Any], left: int) ->
         compare(reference, computed(model, patch_lora_layers(model, unpack=True)))
 
 
-def test_a_run_says_what_is_left_to_peft(tmp_path: Path) -> None:
+def test_run_reports_layers_that_keep_pefts_forward(tmp_path: Path) -> None:
     said: list[str] = []
     run = trained(tiny_settings(tmp_path, dora=True, targets="qv"), said.append)
     assert len(losses(run.history)) == 8

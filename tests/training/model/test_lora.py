@@ -1,4 +1,4 @@
-"""What is trained, and what servers will say of it: the lint agrees with the server's own rules."""
+"""Trained layers, and the lint, which must agree with the server's own rules."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def test_fused_projections_are_qv_too() -> None:
     assert lora_config(asked(targets="qv"), tiny("phi3")).target_modules == {"qkv_proj"}
 
 
-def test_an_unknown_target_is_told_with_what_there_is() -> None:
+def test_unknown_target_is_reported_with_the_available_ones() -> None:
     with pytest.raises(
         ConfigError, match="no layer 'c_attn'; available are all-linear, attention, qv, and down_proj, gate"
     ):
@@ -55,7 +55,7 @@ def test_an_unknown_target_is_told_with_what_there_is() -> None:
     "settings",
     [{}, {"rslora": True, "alpha": 7.5}, {"dora": True, "targets": "qv"}, {"targets": "lm_head,q_proj", "r": 3}],
 )
-def test_parameters_are_those_that_peft_trains(settings: dict[str, Any]) -> None:
+def test_parameter_count_equals_pefts(settings: dict[str, Any]) -> None:
     base = tiny()
     counted = count_parameters(asked(**settings), base)
     with new_peft_model(asked(**settings), base) as model:
@@ -63,7 +63,7 @@ def test_parameters_are_those_that_peft_trains(settings: dict[str, Any]) -> None
         assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
 
 
-def test_the_base_is_as_it_was_afterwards() -> None:
+def test_base_is_restored_on_exit() -> None:
     base = tiny()
     before = base.model.state_dict()
     with new_peft_model(asked(), base):
@@ -75,7 +75,7 @@ def test_the_base_is_as_it_was_afterwards() -> None:
     assert not base.model.training
 
 
-def test_the_seed_draws_the_adapter() -> None:
+def test_seed_initialises_the_adapter() -> None:
     def first(seed: int) -> torch.Tensor:
         with new_peft_model(asked(seed=seed), tiny()) as model:
             return next(p.clone() for p in model.parameters() if p.requires_grad)
@@ -97,7 +97,7 @@ def test_the_seed_draws_the_adapter() -> None:
         ({"alpha": 70000.0}, False),
     ],
 )
-def test_the_lint_says_what_the_server_will(settings: dict[str, Any], served: bool, tmp_path: Path) -> None:
+def test_lint_agrees_with_the_server(settings: dict[str, Any], served: bool, tmp_path: Path) -> None:
     base = tiny()
     findings = lint(asked(**settings), base)
     assert any(finding.server == "manylora" for finding in findings) is not served
@@ -118,7 +118,7 @@ def save(model: PeftModel, folder: Path) -> None:
     model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
-def test_what_vllm_will_say() -> None:
+def test_lint_for_vllm() -> None:
     base = tiny()
     assert lint(asked(r=16), base) == []
     assert lint(asked(r=17), base) == [LintFinding("note", "vllm", "start it with --max-lora-rank 32")]
@@ -138,7 +138,7 @@ def test_a_refusal_stops_a_run_that_needs_the_server() -> None:
         check_findings(strict, lint(strict, base))
 
 
-def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
+def test_dropout_share_and_mean() -> None:
     torch.manual_seed(0)
     dropout = Dropout(0.25)
     given = torch.ones(999, 101, requires_grad=True)
@@ -151,14 +151,14 @@ def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
 
 
 def test_dropout_of_neighbours_is_independent() -> None:
-    """Four elements share one random number's bits."""
+    """Four elements share the bits of one random number."""
     torch.manual_seed(0)
     fours = (Dropout(0.5)(torch.ones(40_000)) == 0).float().view(-1, 4)
     correlations = torch.corrcoef(fours.T) - torch.eye(4)
     assert correlations.abs().max() < 0.05
 
 
-def test_every_adapter_gets_it() -> None:
+def test_every_adapter_gets_our_dropout() -> None:
     with new_peft_model(asked(), tiny()) as model:
         found = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
         assert len(found) == 14

@@ -1,4 +1,4 @@
-"""The estimate of memory against what a run of the demo model takes, and what follows from it."""
+"""The memory estimate, compared with runs of the demo model, and its consequences."""
 
 import os
 import subprocess
@@ -55,14 +55,14 @@ print(expected, peak - before)
 
 @pytest.fixture(scope="module")
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds the quantised base: quantising it leaves memory in a process that a run would then take unseen."""
+    """A data folder with the quantised base: quantising it in the run would hide memory that the run reuses."""
     folder = tmp_path_factory.mktemp("demo")
     load_base(BaseOptions("demo", folder, "cpu"))
     return folder
 
 
 @pytest.mark.demo
-def test_the_estimate_grows_and_shrinks_as_a_run_does(demo_data: Path) -> None:
+def test_estimate_tracks_the_memory_of_runs(demo_data: Path) -> None:
     """Differences, not totals: what the libraries keep for themselves was 0.1 GiB on one processor, 0.4 on another."""
     few, many, recomputed = (
         run_on_demo(demo_data, batch, activations)
@@ -74,7 +74,7 @@ def test_the_estimate_grows_and_shrinks_as_a_run_does(demo_data: Path) -> None:
 
 
 def run_on_demo(data: Path, batch: int, activations: str) -> tuple[int, int]:
-    """Bytes that were estimated, and that a run took at its peak."""
+    """Return the estimated bytes, and the peak bytes of a run."""
     command = [sys.executable, "-W", "ignore", "-c", RUN, str(data), str(batch), activations]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -82,7 +82,7 @@ def run_on_demo(data: Path, batch: int, activations: str) -> tuple[int, int]:
     return expected, measured
 
 
-def test_what_costs_memory_is_counted(tmp_path: Path) -> None:
+def test_estimate_counts_every_use(tmp_path: Path) -> None:
     def need(**settings: object) -> int:
         chosen = tiny_settings(tmp_path, **settings)
         return make_plan(chosen, *prepared(chosen)).memory.more
@@ -96,7 +96,7 @@ def test_what_costs_memory_is_counted(tmp_path: Path) -> None:
     assert need(optimizer="paged_adamw_8bit") < usual
 
 
-def test_what_cannot_fit_is_an_error(tmp_path: Path) -> None:
+def test_run_that_cannot_fit_is_an_error(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path)
     need = make_plan(settings, *prepared(settings)).memory
     check_memory(need, torch.device("cpu"))
@@ -107,7 +107,7 @@ def test_what_cannot_fit_is_an_error(tmp_path: Path) -> None:
     assert str(replace(need, free=need.more)).endswith("(this is tight)")
 
 
-def test_activations_are_recomputed_where_memory_calls_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activations_are_recomputed_if_memory_is_tight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny_settings(tmp_path)
     base, dataset = prepared(settings)
     kept = make_plan(settings, base, dataset).memory
@@ -119,5 +119,5 @@ def test_activations_are_recomputed_where_memory_calls_for_it(tmp_path: Path, mo
     assert not make_plan(tiny_settings(tmp_path, gradient_checkpointing=False), base, dataset).memory.checkpointing
 
 
-def test_free_memory_is_some(tmp_path: Path) -> None:
+def test_free_memory_is_positive(tmp_path: Path) -> None:
     assert 2**20 < machine.free_memory(torch.device("cpu")) < 2**50

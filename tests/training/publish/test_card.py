@@ -1,4 +1,4 @@
-"""What lies beside an adapter's weights: the card, the plot, and a manifest that is the same wherever it was made."""
+"""The card, the plot, and a manifest that does not depend on where it was made."""
 
 import hashlib
 import json
@@ -67,7 +67,7 @@ def use(ready: tuple[TrainSettings, Base, Dataset]) -> UsageExample:
 def described(
     folder: Path, ready: tuple[TrainSettings, Base, Dataset], judgement: Judgement = JUDGEMENT
 ) -> dict[str, Any]:
-    """A random adapter in ``folder`` with all that goes with it; its manifest as read again."""
+    """Write a random adapter with card and manifest into ``folder``; return the manifest."""
     settings, base, dataset = ready
     save_adapter(tiny_model(), folder, 1, r=4, target_modules=["q_proj"])
     contents = manifest(settings, base, dataset, judgement, folder)
@@ -76,7 +76,7 @@ def described(
     return read
 
 
-def test_the_manifest_says_what_the_server_checks(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
+def test_manifest_has_what_the_server_checks(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
     found = described(tmp_path / "a", ready)
     base = ready[1]
     spec = verify(tmp_path / "a", base.layout, 64)
@@ -93,7 +93,7 @@ def test_the_manifest_says_what_the_server_checks(tmp_path: Path, ready: tuple[T
     ("field", "file"),
     [("weights_sha256", "adapter_model.safetensors"), ("adapter_config_sha256", "adapter_config.json")],
 )
-def test_a_hash_is_of_the_files_bytes(
+def test_file_hashes_are_of_the_bytes(
     field: str, file: str, tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]
 ) -> None:
     found = described(tmp_path / "a", ready)
@@ -103,13 +103,13 @@ def test_a_hash_is_of_the_files_bytes(
 def test_a_config_that_was_changed_after_training_is_refused(
     tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]
 ) -> None:
-    """Twice the scale is another adapter, which nobody judged."""
+    """Twice the scaling is another adapter, which was not judged."""
     folder, layout = tmp_path / "a", ready[1].layout
     found = described(folder, ready)
     set_config(folder, lora_alpha=64)
     with pytest.raises(AdapterRejected, match=r"adapter_config\.json: was changed.*adapter_config_sha256"):
         verify(folder, layout, 64)
-    del found["adapter_config_sha256"]  # as older trainings have it, and whoever changes the config on purpose
+    del found["adapter_config_sha256"]  # as in manifests of older releases, or after a deliberate change
     write_manifest(found, folder)
     assert verify(folder, layout, 64).base_fingerprint == layout.fingerprint
 
@@ -117,7 +117,7 @@ def test_a_config_that_was_changed_after_training_is_refused(
 def test_the_same_training_elsewhere_is_the_same_content(
     tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]
 ) -> None:
-    """Folders, servers and names have no part in it, and neither has time."""
+    """It does not depend on folders, servers, names or time."""
     settings, base, dataset = ready
     described(tmp_path / "a", ready)
     moved = tiny_settings(
@@ -135,7 +135,7 @@ def test_other_settings_are_another_content(tmp_path: Path, ready: tuple[TrainSe
     assert {key for key in one if one[key] != other[key]} == {"seed", "settings"}
 
 
-def test_a_figure_that_is_no_number_is_null_in_json(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
+def test_nan_is_null_in_json(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
     judgement = replace(JUDGEMENT, divergence=math.nan, failures=("the adapter gives NaN on general prompts",))
     found = described(tmp_path / "a", ready, judgement)
     assert found["evaluation"]["divergence"] is None
@@ -158,7 +158,7 @@ def test_the_card_has_front_matter_that_hubs_read(tmp_path: Path, ready: tuple[T
     assert settings["r"] == 4
 
 
-def test_the_card_says_what_was_not_good_enough(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
+def test_card_lists_missed_thresholds(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
     contents = described(tmp_path / "a", ready)
     poor = replace(JUDGEMENT, failures=("exact match is low",))
     said = card("tiny", contents, poor, use(ready), today="2026-01-02")
@@ -166,13 +166,13 @@ def test_the_card_says_what_was_not_good_enough(tmp_path: Path, ready: tuple[Tra
     assert "on 2026-01-02." in said
 
 
-def test_the_plot_is_a_picture(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
+def test_plot_is_a_png(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
     described(tmp_path / "a", ready)
     assert (tmp_path / "a" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "![training and validation loss](loss.png)" in (tmp_path / "a" / "README.md").read_text()
 
 
-def test_the_plot_names_the_curves_it_has_and_lies_over_none() -> None:
+def test_plot_legend_names_the_curves_and_covers_none() -> None:
     history = [{"step": step, "loss": 1.0 / step, "learning_rate": 0.1} for step in range(1, 5)]
     figure = plot(history)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training, each step"]
@@ -183,9 +183,7 @@ def test_the_plot_names_the_curves_it_has_and_lies_over_none() -> None:
     assert all(axes.get_window_extent().y1 <= lowest for axes in figure.axes)
 
 
-def test_a_given_chat_template_travels_with_the_adapter(
-    tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]
-) -> None:
+def test_chat_template_is_saved_with_the_adapter(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
     settings, base, dataset = ready
     template = CHAT_TEMPLATE.replace("user", "customer")
     own = described(tmp_path / "own", ready)
@@ -211,7 +209,7 @@ def test_only_what_was_measured_is_compared() -> None:
     ("model", "named"),
     [("demo", "HuggingFaceTB/SmolLM2-135M-Instruct"), ("owner/model", "owner/model"), (None, None)],
 )
-def test_the_front_matter_names_a_base_that_a_hub_knows(
+def test_front_matter_names_only_bases_on_a_hub(
     tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset], model: str | None, named: str | None
 ) -> None:
     contents = described(tmp_path / "a", ready)
@@ -255,7 +253,7 @@ def test_the_shortest_row_is_shown_whole() -> None:
     ]
 
 
-def test_the_card_shows_the_row_and_its_backticks_end_nothing(
+def test_backticks_of_a_row_do_not_end_the_code_block(
     tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]
 ) -> None:
     contents = described(tmp_path / "a", ready)
@@ -271,7 +269,7 @@ def test_the_card_shows_the_row_and_its_backticks_end_nothing(
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The code blocks of a Markdown text, as a reader has them."""
+    """Return the code blocks of a Markdown text."""
     tokens = MarkdownIt().parse(text)
     return [token.content.removesuffix("\n") for token in tokens if token.type == "fence" and token.info == language]
 
@@ -281,7 +279,7 @@ def asked(row: dict[str, Any], template: str | None = None) -> SampleRequest:
     return sample_request(example, 16, own_template=template is not None)
 
 
-def test_each_format_is_asked_as_it_was_trained() -> None:
+def test_sample_request_of_each_format() -> None:
     greedy = {"max_tokens": 16, "temperature": 0}
     assert asked({"prompt": "2+2=", "completion": "4"}).body == {"prompt": "2+2=", **greedy}
     assert asked({"text": "Once upon a time. " * 9}).body == {"prompt": ("Once upon a time. " * 9)[:60], **greedy}
@@ -290,8 +288,8 @@ def test_each_format_is_asked_as_it_was_trained() -> None:
     assert alpaca.body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 
 
-def test_what_the_server_cannot_render_is_asked_by_token_ids() -> None:
-    """Tools, which it refuses, and a template that is not the base's."""
+def test_unrenderable_prompts_are_sent_as_token_ids() -> None:
+    """Tools, which the server refuses, and a template other than the base's."""
     own = asked(TICKET, "Chat:" + CHAT_TEMPLATE)
     assert own.path == "/v1/completions"
     text = tiny_tokenizer().decode(own.body["prompt"])
@@ -304,7 +302,7 @@ def test_what_the_server_cannot_render_is_asked_by_token_ids() -> None:
     assert "tools" in (tools.reason or "")
 
 
-def test_the_call_works_in_a_shell_whatever_is_in_it() -> None:
+def test_curl_command_is_shell_safe() -> None:
     request = asked(TICKET)
     command = curl_command(shlex.quote("http://127.0.0.1:8000/a b;c"), "team/x", request)
     words = shlex.split(command)

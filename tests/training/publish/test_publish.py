@@ -1,4 +1,4 @@
-"""Publishing to a running server: versions, an alias, and what is told before and after a failure."""
+"""Publishing to a running server: versions, an alias, and error messages before and after training."""
 
 import json
 import socket
@@ -53,7 +53,7 @@ def adapter(folder: Path, seed: int, **origin: str) -> Path:
     return folder
 
 
-def test_the_next_version_and_an_alias_for_exactly_it(live: Live, tmp_path: Path, fingerprint: str) -> None:
+def test_publish_adds_a_version_and_sets_the_alias(live: Live, tmp_path: Path, fingerprint: str) -> None:
     said: list[str] = []
     sent: list[tuple[int, int]] = []
     folders = [adapter(tmp_path / str(seed), seed, base_fingerprint=fingerprint) for seed in (1, 2)]
@@ -73,7 +73,7 @@ def test_the_next_version_and_an_alias_for_exactly_it(live: Live, tmp_path: Path
     assert said[-1].startswith("two@2 has this content already")
 
 
-def test_a_refusal_in_the_servers_words_changes_nothing(live: Live, tmp_path: Path) -> None:
+def test_refusal_has_the_servers_message_and_changes_nothing(live: Live, tmp_path: Path) -> None:
     folder = adapter(tmp_path / "other", 3, base_fingerprint="f" * 64)
     with (
         unchanged(live),
@@ -82,9 +82,7 @@ def test_a_refusal_in_the_servers_words_changes_nothing(live: Live, tmp_path: Pa
         publish(at(live), folder, "refused", "prod")
 
 
-def test_an_alias_that_cannot_be_is_told_with_the_version_that_is_there(
-    live: Live, tmp_path: Path, fingerprint: str
-) -> None:
+def test_failed_alias_is_reported_with_the_published_version(live: Live, tmp_path: Path, fingerprint: str) -> None:
     """The upload went well, so the message must say what is left to do."""
     folder = adapter(tmp_path / "a", 4, base_fingerprint=fingerprint)
     said: list[str] = []
@@ -93,7 +91,7 @@ def test_an_alias_that_cannot_be_is_told_with_the_version_that_is_there(
     assert said == ["published as three@1; three now serves three@1"]
 
 
-def test_a_server_of_the_same_base_is_found_fit_without_generating_anything(live: Live, layout: BaseLayout) -> None:
+def test_server_with_the_same_base_passes_without_generating(live: Live, layout: BaseLayout) -> None:
     before = live.service.engine.stats()
     for url in (address(live), f"{address(live)}/"):
         served = served_base(Server(url))
@@ -103,7 +101,7 @@ def test_a_server_of_the_same_base_is_found_fit_without_generating_anything(live
     assert (after.output_tokens, after.prompt_tokens) == (before.output_tokens, before.prompt_tokens)
 
 
-def test_a_server_that_quantised_before_is_fit_too(layout: BaseLayout) -> None:
+def test_server_with_an_equivalent_fingerprint_passes(layout: BaseLayout) -> None:
     old = replace(layout, equivalents=frozenset({"e" * 64}))
     check_base(Server("http://nowhere"), "e" * 64, old)
     check_base(Server("http://nowhere"), None, old)
@@ -111,12 +109,12 @@ def test_a_server_that_quantised_before_is_fit_too(layout: BaseLayout) -> None:
         check_base(Server("http://nowhere"), "d" * 64, old)
 
 
-def test_a_server_of_another_base_is_told_before_training(tmp_path: Path, layout: BaseLayout) -> None:
+def test_server_with_another_base_is_reported_before_training(tmp_path: Path, layout: BaseLayout) -> None:
     with running(tiny_service(tmp_path)) as other, pytest.raises(ConfigError, match=r"serves another base \(fp_"):
         check_base(at(other), served_base(at(other)), layout)
 
 
-def test_names_that_are_taken_are_told_before_training(live: Live, tmp_path: Path, fingerprint: str) -> None:
+def test_taken_names_are_reported_before_training(live: Live, tmp_path: Path, fingerprint: str) -> None:
     folder = adapter(tmp_path / "a", 5, base_fingerprint=fingerprint)
     publish(at(live), folder, "four", "quatre")
     with pytest.raises(ConfigError, match=r"^--name: quatre is an alias on that server"):
@@ -127,7 +125,7 @@ def test_names_that_are_taken_are_told_before_training(live: Live, tmp_path: Pat
     check_names(Server(f"{address(live)}/v1"), "quatre", "four")
 
 
-def test_nobody_answers() -> None:
+def test_unreachable_server() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -135,13 +133,13 @@ def test_nobody_answers() -> None:
             served_base(Server(url))
 
 
-def test_something_else_answers(live: Live) -> None:
+def test_other_http_servers(live: Live) -> None:
     with pytest.raises(ConfigError, match=r"http://.* answers GET /v1/v1/models with status 404"):
         served_base(Server(f"{address(live)}/v1"))
 
 
 class Scripted(BaseHTTPRequestHandler):
-    """Answers each path with what is left for it, the last of it for ever."""
+    """Sends the next response of each path; repeats the last one."""
 
     answers: ClassVar[dict[str, list[tuple[int, str]]]] = {}
 
@@ -154,7 +152,7 @@ class Scripted(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
     def log_message(self, *_: object) -> None:
-        """Not to stderr."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -188,7 +186,7 @@ def test_a_busy_server_is_waited_for(impatient: None, status: int) -> None:
     assert [f"is busy or starting ({status}); waiting" in line for line in said] == [True, True]
 
 
-def test_a_server_that_stays_busy_is_told_as_that(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_stays_busy_is_reported(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.publish.publish.BUSY_TIMEOUT_SECONDS", 0.05)
     with (
         scripted(models=[(503, "")], version=[VERSION]) as server,
@@ -197,14 +195,14 @@ def test_a_server_that_stays_busy_is_told_as_that(impatient: None, monkeypatch: 
         served_base(server)
 
 
-def test_a_server_that_names_no_base_judges_at_the_upload() -> None:
+def test_server_without_a_fingerprint_checks_at_the_upload() -> None:
     with scripted(models=[MODELS], version=[(404, "")]) as server:
         assert served_base(server) is None
     with scripted(models=[MODELS], version=[(200, '{"version": "0.1"}')]) as server:
         assert served_base(server) is None
 
 
-def test_what_lists_no_models_is_no_server_of_them() -> None:
+def test_server_without_a_model_list_is_refused() -> None:
     for text in ("hello", "[]", '{"data": 1}'):
         with (
             scripted(models=[(200, text)], version=[VERSION]) as server,
@@ -214,7 +212,7 @@ def test_what_lists_no_models_is_no_server_of_them() -> None:
 
 
 class Keeper(BaseHTTPRequestHandler):
-    """A proxy that lets nobody through, and keeps the keys it was shown."""
+    """A proxy that refuses everything, and records the keys it gets."""
 
     keys: ClassVar[list[str | None]] = []
 
@@ -228,10 +226,10 @@ class Keeper(BaseHTTPRequestHandler):
         self.do_GET()
 
     def log_message(self, *_: object) -> None:
-        """Not to stderr."""
+        """Log nothing."""
 
 
-def test_the_key_is_shown_when_asking_and_when_publishing(tmp_path: Path, fingerprint: str) -> None:
+def test_key_is_sent_with_checks_and_uploads(tmp_path: Path, fingerprint: str) -> None:
     folder = adapter(tmp_path / "a", 4, base_fingerprint=fingerprint)
     with ThreadingHTTPServer(("127.0.0.1", 0), Keeper) as keeper:
         thread = threading.Thread(target=keeper.serve_forever)
@@ -252,6 +250,6 @@ def test_the_key_is_shown_when_asking_and_when_publishing(tmp_path: Path, finger
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[", "https:///x"])
-def test_what_is_no_address(url: str) -> None:
+def test_invalid_address(url: str) -> None:
     with pytest.raises(ConfigError, match="--publish: "):
         served_base(Server(url))

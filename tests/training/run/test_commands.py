@@ -75,7 +75,7 @@ def export(root: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-def test_from_rows_to_an_answer(live: Live, train: Run, tmp_path: Path) -> None:
+def test_train_publish_and_generate(live: Live, train: Run, tmp_path: Path) -> None:
     status, said, errors = train("--publish", address(live), "--alias", "prod", "--name", "first")
     assert status == 0, errors
     assert errors == "", "bars and such: nothing here is a terminal"
@@ -111,13 +111,13 @@ def shell(command: str, folder: Path, **environment: str) -> dict[str, Any]:
 
 
 def fences(folder: Path) -> dict[str, str]:
-    """The code of an adapter's card, by its language."""
+    """Return the code of an adapter's card, by language."""
     tokens = MarkdownIt().parse((folder / "README.md").read_text())
     return {token.info: token.content for token in tokens if token.type == "fence"}
 
 
-def test_the_cards_code_runs_as_it_stands(root: Path, train: Run, tmp_path: Path) -> None:
-    """The shell's against a server, Python's alone: both ask with the system prompt, and say what was judged.
+def test_code_of_the_card_runs(root: Path, train: Run, tmp_path: Path) -> None:
+    """Runs the shell code against a server and the Python code alone; both give the judged answer.
 
     Not in NF4: bitsandbytes' own CPU kernel takes no layers as narrow as the tiny model's. The demo's is tried below.
     """
@@ -142,7 +142,7 @@ def test_the_cards_code_runs_as_it_stands(root: Path, train: Run, tmp_path: Path
     assert printed == [shown_sample.split(), shown_sample.split()]
 
 
-def test_bad_rows_are_left_out_where_that_is_asked_for(root: Path, train: Run, tmp_path: Path) -> None:
+def test_bad_rows_are_skipped_on_request(root: Path, train: Run, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl", [*map(question, range(12)), *[{"instruction": "a", "output": ""}] * 3])
     status, said, errors = train(data=data)
     assert (status, "step" in said) == (2, False)
@@ -158,7 +158,7 @@ def test_bad_rows_are_left_out_where_that_is_asked_for(root: Path, train: Run, t
     assert "Left out: 3 bad (--skip-bad)." in (tmp_path / "adapter" / "README.md").read_text()
 
 
-def test_without_a_server_it_says_how_to_go_on(train: Run, tmp_path: Path) -> None:
+def test_without_a_server_the_next_command_is_printed(train: Run, tmp_path: Path) -> None:
     out = tmp_path / "it's mine"
     status, said, _ = train("--out", out)
     assert status == 0
@@ -177,8 +177,8 @@ def test_a_dry_run_trains_and_writes_nothing(live: Live, train: Run, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_says_that_it_kept_the_base(train: Run, tmp_path: Path) -> None:
-    """Quantised once, for the runs to come; the next one has it."""
+def test_dry_run_says_that_the_base_is_cached(train: Run, tmp_path: Path) -> None:
+    """The base is quantised once and cached for later runs."""
     status, said, _ = train("--dry-run", "--data-dir", tmp_path / "data")
     assert status == 0
     (kept,) = (tmp_path / "data" / "bases").glob("base-*")
@@ -186,7 +186,7 @@ def test_a_dry_run_says_that_it_kept_the_base(train: Run, tmp_path: Path) -> Non
     assert "dry run: nothing was trained or written" in train("--dry-run", "--data-dir", tmp_path / "data")[1]
 
 
-def test_nothing_to_judge_by_is_told_before_training(live: Live, train: Run, tmp_path: Path) -> None:
+def test_missing_held_out_rows_are_reported_before_training(live: Live, train: Run, tmp_path: Path) -> None:
     status, said, errors = train("--eval-share", 0, "--publish", address(live))
     assert (status, "step" in said) == (2, False)
     assert "--publish: no row is held out" in errors
@@ -197,7 +197,7 @@ def test_nothing_to_judge_by_is_told_before_training(live: Live, train: Run, tmp
 
 
 class Interrupting(io.StringIO):
-    """Ctrl-C when a line with ``word`` is told."""
+    """Send Ctrl-C when a line with ``word`` is printed."""
 
     def __init__(self, word: str) -> None:
         super().__init__()
@@ -210,15 +210,15 @@ class Interrupting(io.StringIO):
         return super().write(text)
 
 
-def test_ctrl_c_while_judging_is_gone_on_from(root: Path, train: Run, tmp_path: Path) -> None:
-    """With the same command and --resume: nothing is trained twice, and the result is the uninterrupted one's."""
+def test_judging_interrupted_by_ctrl_c_can_be_resumed(root: Path, train: Run, tmp_path: Path) -> None:
+    """Resuming trains nothing twice and gives the same result as an uninterrupted run."""
     console = Interrupting("judging: ")
     short = {"name": "tiny", "out": tmp_path / "adapter", "max_steps": 8, "judge_tokens": 32, "r": 16}
     with pytest.raises(KeyboardInterrupt):
         Job(tiny_settings(root, **short), Console(file=console)).run()
     assert console.getvalue().endswith("stopped; continue with judging by running the same command with --resume\n")
     assert not (tmp_path / "adapter").exists()
-    status, _, errors = train("--model", tmp_path / "no-base")  # told before one is opened
+    status, _, errors = train("--model", tmp_path / "no-base")  # reported before the base is loaded
     assert (status, "continue with --resume" in errors) == (2, True)
     status, said, errors = train("--resume")
     assert status == 0, errors
@@ -230,7 +230,7 @@ def test_ctrl_c_while_judging_is_gone_on_from(root: Path, train: Run, tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "whole"]
 
 
-def test_ctrl_c_while_training_exits_130_and_says_how_to_go_on(root: Path, tmp_path: Path) -> None:
+def test_ctrl_c_while_training_exits_130_and_says_how_to_resume(root: Path, tmp_path: Path) -> None:
     words = [
         "train", root / "rows.jsonl", "--name", "cut", "--model", root / "base", "--data-dir", root / "data",
         "--device", "cpu", "--dtype", "fp32", "--report-to", "none", "--out", tmp_path / "cut", "--max-steps", 100_000,
@@ -250,7 +250,7 @@ def test_ctrl_c_while_training_exits_130_and_says_how_to_go_on(root: Path, tmp_p
     assert re.search(r"stopped; --resume will continue from checkpoint-\d+$", said.strip())
 
 
-def test_what_is_not_good_enough_is_kept_and_not_published(live: Live, train: Run, tmp_path: Path) -> None:
+def test_failed_adapter_is_kept_and_not_published(live: Live, train: Run, tmp_path: Path) -> None:
     with unchanged(live):
         status, said, _ = train("--max-loss-ratio", 0.01, "--publish", address(live))
     assert status == 3
@@ -260,14 +260,14 @@ def test_what_is_not_good_enough_is_kept_and_not_published(live: Live, train: Ru
     assert "It failed the judgement" in (tmp_path / "adapter" / "README.md").read_text()
 
 
-def test_publishing_it_anyway(live: Live, train: Run) -> None:
+def test_publish_anyway(live: Live, train: Run) -> None:
     status, said, _ = train("--max-loss-ratio", 0.01, "--publish", address(live), "--publish-anyway", "--name", "poor")
     assert status == 0
     assert "! judgement failed" in said
     assert live.http.get("/v1/adapters/poor").json()["active"] == 1
 
 
-def test_a_server_of_another_base_is_told_before_training(train: Run, tmp_path: Path) -> None:
+def test_server_with_another_base_is_reported_before_training(train: Run, tmp_path: Path) -> None:
     with running(tiny_service(tmp_path / "other")) as other:
         status, said, errors = train("--publish", address(other))
     assert status == 2
@@ -296,7 +296,9 @@ def test_a_server_of_another_base_is_told_before_training(train: Run, tmp_path: 
         (["--name", "a b"], "--name: "),
     ],
 )
-def test_a_bad_option_is_told_before_training(train: Run, tmp_path: Path, words: list[object], message: str) -> None:
+def test_option_errors_are_reported_before_training(
+    train: Run, tmp_path: Path, words: list[object], message: str
+) -> None:
     status, said, errors = train(*words)
     assert status == 2
     assert message in errors
@@ -319,10 +321,10 @@ def test_a_bad_option_is_told_before_training(train: Run, tmp_path: Path, words:
         ),
     ],
 )
-def test_what_needs_no_base_is_told_before_one_is_opened(
+def test_errors_are_reported_before_the_base_is_loaded(
     train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[object], message: str
 ) -> None:
-    """Quantising a large one takes minutes, which a misspelt name should not cost. Here it is not even there."""
+    """Loading a large base takes minutes, which a misspelt name should not cost. Here the base does not exist."""
     monkeypatch.chdir(ROOT)
     status, said, errors = train(*words, "--model", tmp_path / "no-base")
     assert (status, said) == (2, "")
@@ -339,7 +341,7 @@ BROKEN: dict[str, tuple[list[Any], str]] = {
 
 
 @pytest.mark.parametrize("defect", BROKEN)
-def test_bad_data_is_told_with_the_row_and_writes_nothing(train: Run, tmp_path: Path, defect: str) -> None:
+def test_bad_data_is_reported_with_the_row_and_writes_nothing(train: Run, tmp_path: Path, defect: str) -> None:
     rows, place = BROKEN[defect]
     file = write_rows(tmp_path / "bad.jsonl", [question(1), question(2), *rows])
     if not rows:
@@ -361,8 +363,8 @@ def test_options_from_a_file(root: Path, tmp_path: Path, train: Run) -> None:
     assert (tmp_path / "adapter" / "README.md").read_text().count("# from-flag\n") == 1
 
 
-def test_an_adapter_by_its_name_becomes_plain_weights(train: Run, export: Run, root: Path, tmp_path: Path) -> None:
-    """Base, quantisation and dtype come from the manifest; the base's own place must be said."""
+def test_export_of_an_adapter_by_name(train: Run, export: Run, root: Path, tmp_path: Path) -> None:
+    """Base, quantisation and dtype come from the manifest; the path of the base must be given."""
     assert train("--name", "by-name", "--out", root / "data" / "trained" / "by-name")[0] == 0
     refused = export("by-name", "--out", tmp_path / "out", "--dtype", "fp32")
     assert refused[0] == 2
@@ -377,7 +379,7 @@ def test_an_adapter_by_its_name_becomes_plain_weights(train: Run, export: Run, r
         assert (written(ids).logits - tiny_model()(ids).logits).abs().max() > 1e-3
 
 
-def test_a_merge_of_two_is_an_adapter(
+def test_merge_of_two_adapters(
     train: Run, export: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed in (1, 2):
@@ -408,10 +410,10 @@ def test_a_merge_of_two_is_an_adapter(
     ],
 )
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_merge_that_cannot_be_is_told_before_a_base_is_opened(
+def test_merge_errors_are_reported_before_the_base_is_loaded(
     whole: bool, export: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merge: str, message: str
 ) -> None:
-    """There is none here."""
+    """There is no such folder."""
     monkeypatch.chdir(tmp_path)
     for name, base in (("a", "one"), ("b", "one"), ("c", "two"), ("d", "one")):
         (tmp_path / name).mkdir()
@@ -440,13 +442,13 @@ def test_a_merge_that_cannot_be_is_told_before_a_base_is_opened(
         (["b"], "--out"),
     ],
 )
-def test_a_bad_export(export: Run, words: list[str], message: str) -> None:
+def test_export_errors(export: Run, words: list[str], message: str) -> None:
     status, _, errors = export(*words)
     assert status == 2
     assert message in errors
 
 
-def test_an_adapter_that_is_damaged_is_not_exported(train: Run, export: Run, root: Path, tmp_path: Path) -> None:
+def test_damaged_adapter_is_not_exported(train: Run, export: Run, root: Path, tmp_path: Path) -> None:
     assert train()[0] == 0
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
@@ -458,7 +460,7 @@ def test_an_adapter_that_is_damaged_is_not_exported(train: Run, export: Run, roo
 
 @pytest.mark.parametrize("command", ["train", "export"])
 def test_help_is_quick(command: str) -> None:
-    """It loads none of the libraries that take seconds."""
+    """It imports no library that takes seconds to load."""
     code = f"""
 import sys
 from manylora import main

@@ -1,4 +1,4 @@
-"""Jobs: what a dry run checks, and that a row is read, rendered and packed once, however many stages use it."""
+"""Jobs: what a dry run checks; each row is read, rendered and packed once."""
 
 import io
 from collections import Counter
@@ -24,7 +24,7 @@ from training.run.job import Job
         ({"out_": "new", "early_stopping": 1, "eval_steps": 2, "save_steps": 4}, "^--save-steps: "),
     ],
 )
-def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_dry_run_refuses_the_same_settings(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     out = tmp_path / settings.pop("out_", "taken")
@@ -32,7 +32,7 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path, settings: dict[str
         Job(tiny_settings(tmp_path, out=out, dry_run=True, **settings), Console(file=io.StringIO())).run()
 
 
-def test_a_server_that_is_not_there_is_told_before_the_base_is_opened(tmp_path: Path) -> None:
+def test_unreachable_server_is_reported_before_the_base_is_loaded(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, publish="http://127.0.0.1:9")
     said = io.StringIO()
     with pytest.raises(ConfigError, match=r"^--publish: no answer from http://127.0.0.1:9"):
@@ -43,7 +43,7 @@ def test_a_server_that_is_not_there_is_told_before_the_base_is_opened(tmp_path: 
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_a_job_makes_each_row_once(
+def test_job_renders_each_row_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool, packed: bool
 ) -> None:
     rendered: Counter[str] = Counter()

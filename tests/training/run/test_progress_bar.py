@@ -1,4 +1,4 @@
-"""How far a part of the work is: lines in a log file, a bar on a terminal."""
+"""Progress: lines in a log file, a bar on a terminal."""
 
 import os
 import pty
@@ -12,7 +12,7 @@ from training import progress_bar as progress_bar
 def test_a_log_file_gets_a_line_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The beginning, the end, and in between no more than one in ten seconds."""
+    """The first, the last, and at most one every ten seconds."""
     now = 100.0
     monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now)
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -1,4 +1,4 @@
-"""Runs that are cut off and gone on with, and runs of several processes."""
+"""Resuming interrupted runs, and runs of several processes."""
 
 import math
 import os
@@ -31,7 +31,7 @@ KEEP = "; a resumed run must keep it$"
 
 @pytest.fixture(autouse=True)
 def a_line_for_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs are cut off at the line of a step; ten seconds between lines are longer than these runs."""
+    """Print every step, because runs are killed at a step's line; by default there are ten seconds between lines."""
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
 
 
@@ -44,14 +44,14 @@ RUN = """
 import sys
 from pathlib import Path
 import torch
-torch.set_num_threads(int(sys.argv[2]))  # sums depend on it, and other tests may have changed this process's
+torch.set_num_threads(int(sys.argv[2]))  # sums depend on it, and other tests may have changed it in this process
 from tests.training.run.test_resume import long
 from tests.training.tiny_run import trained
 trained(long(Path(sys.argv[1]), out=Path(sys.argv[1], "killed")))
 """
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     whole = trained(long(tmp_path, out=tmp_path / "whole"))
     run_folder = RunFolder(tmp_path / "killed")
     process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path), str(torch.get_num_threads())])
@@ -90,7 +90,7 @@ def test_ctrl_c_keeps_the_checkpoint(tmp_path: Path) -> None:
     assert trained(long(tmp_path, resume=True)).steps == 12
 
 
-def test_another_runs_checkpoints_are_not_gone_on_with(tmp_path: Path) -> None:
+def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
     run_folder = cut_off(tmp_path)
     with pytest.raises(ConfigError, match=rf"^--resume: -r was 4 when the run began and is now 8{KEEP}"):
         trained(long(tmp_path, resume=True, r=8))
@@ -103,8 +103,8 @@ def test_another_runs_checkpoints_are_not_gone_on_with(tmp_path: Path) -> None:
     assert run_folder.last_checkpoint().name == "checkpoint-3"
 
 
-def test_the_option_that_differs_is_named_and_not_what_follows_from_it(tmp_path: Path) -> None:
-    """The seed and the share choose other rows, the quantisation makes another base of the same model."""
+def test_only_the_option_that_differs_is_named(tmp_path: Path) -> None:
+    """Seed and share select other rows; the quantisation gives another base of the same model."""
     run_folder = cut_off(tmp_path)
     for option, before, now in (
         ("seed", "0", 1),
@@ -122,13 +122,13 @@ def test_the_option_that_differs_is_named_and_not_what_follows_from_it(tmp_path:
     assert run_folder.last_checkpoint().name == "checkpoint-3"
 
 
-def test_files_may_move_while_a_run_is_cut_off(tmp_path: Path) -> None:
+def test_data_files_may_move_before_resuming(tmp_path: Path) -> None:
     cut_off(tmp_path)
     moved = (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
     assert trained(long(tmp_path, resume=True, data=(str(moved),))).steps == 12
 
 
-def test_the_curves_of_an_abandoned_run_are_not_the_next_ones(tmp_path: Path) -> None:
+def test_abandoned_run_leaves_no_curves(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, report_to="tensorboard")
     run_folder = RunFolder(settings.folder)
     run_folder.runs.mkdir(parents=True)
@@ -137,7 +137,7 @@ def test_the_curves_of_an_abandoned_run_are_not_the_next_ones(tmp_path: Path) ->
     assert not (settings.folder / "runs" / "abandoned").exists()
 
 
-def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
+def test_partial_checkpoint_is_ignored(tmp_path: Path) -> None:
     run_folder = cut_off(tmp_path)
     half = run_folder.checkpoints / "checkpoint-6"
     half.mkdir()
@@ -170,7 +170,7 @@ def short(root: Path, stopping: dict[str, Any]) -> TrainSettings:
 def unpublished(
     settings: TrainSettings, say: Say = lambda _: None, *, resume: bool = False
 ) -> tuple[TrainResult, dict[str, Tensor], RunFolder]:
-    """A run to its last step, its weights and where it was: cut off before it is published."""
+    """Run to the last step, without publishing; return the result, weights and run folder."""
     base, dataset = prepared(settings)
     with open_run_folder(settings.folder, run_request(settings, base, dataset), resume=resume) as run_folder:
         run = train(settings, base, make_plan(settings, base, dataset), run_folder, say)
@@ -178,8 +178,8 @@ def unpublished(
 
 
 @STOPPING
-def test_what_is_trained_is_not_trained_again(tmp_path: Path, stopping: dict[str, Any]) -> None:
-    """A run cut off after its last step goes on with what it has, whatever ended it."""
+def test_finished_run_is_not_trained_again(tmp_path: Path, stopping: dict[str, Any]) -> None:
+    """A run killed after its last step keeps its weights, whatever ended it."""
     settings = short(tmp_path, stopping)
     run, before, run_folder = unpublished(settings)
     assert not settings.folder.exists()
@@ -193,9 +193,7 @@ def test_what_is_trained_is_not_trained_again(tmp_path: Path, stopping: dict[str
 
 
 @STOPPING
-def test_a_run_cut_off_before_its_adapter_is_written_makes_no_step_more(
-    tmp_path: Path, stopping: dict[str, Any]
-) -> None:
+def test_run_killed_before_saving_only_saves(tmp_path: Path, stopping: dict[str, Any]) -> None:
     settings = short(tmp_path, stopping)
     run, before, run_folder = unpublished(settings)
     shutil.rmtree(run_folder.adapter)
@@ -204,8 +202,8 @@ def test_a_run_cut_off_before_its_adapter_is_written_makes_no_step_more(
     assert (again.history, again.steps) == (run.history, run.steps)
 
 
-def test_early_stopping_goes_on_counting(tmp_path: Path) -> None:
-    """Of two evaluations without improvement one came before the run was cut off."""
+def test_early_stopping_count_is_resumed(tmp_path: Path) -> None:
+    """One of two evaluations without improvement came before the run was killed."""
     stopping = {"eval_steps": 1, "save_steps": 1, "eval_share": 0.3, "early_stopping": 2, "learning_rate": 1e-1}
     whole = trained(long(tmp_path, out=tmp_path / "whole", **stopping))
     assert whole.steps < 12
@@ -221,7 +219,7 @@ def test_early_stopping_goes_on_counting(tmp_path: Path) -> None:
     assert same(weights(resumed.folder), weights(whole.folder))
 
 
-def test_an_adapter_that_another_run_left_is_not_taken(tmp_path: Path) -> None:
+def test_adapter_of_another_run_is_not_used(tmp_path: Path) -> None:
     run_folder = RunFolder(tmp_path / "adapter")
     run_folder.adapter.mkdir(parents=True)
     (run_folder.adapter / "adapter_model.safetensors").write_bytes(b"left")
@@ -229,8 +227,8 @@ def test_an_adapter_that_another_run_left_is_not_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", [None, "", '{"epoch": 1.'])
-def test_a_checkpoint_whose_state_was_cut_off_is_none(state: str | None, tmp_path: Path) -> None:
-    """It is written last: killed at that moment, a run goes on from the checkpoint before."""
+def test_checkpoint_with_truncated_state_is_ignored(state: str | None, tmp_path: Path) -> None:
+    """The state is written last: a run killed at that moment resumes from the previous checkpoint."""
     run_folder = RunFolder(tmp_path / "adapter")
     whole, cut_off = (run_folder.checkpoints / f"checkpoint-{step}" for step in (2, 4))
     for folder, text in ((whole, "{}"), (cut_off, state)):
@@ -242,7 +240,7 @@ def test_a_checkpoint_whose_state_was_cut_off_is_none(state: str | None, tmp_pat
     assert list(run_folder.checkpoints.iterdir()) == [whole]
 
 
-def test_to_resume_what_has_not_begun_is_to_begin(tmp_path: Path) -> None:
+def test_resume_without_a_checkpoint_starts_the_run(tmp_path: Path) -> None:
     said: list[str] = []
     settings = tiny_settings(tmp_path, resume=True)
     trained(settings, said.append)
@@ -261,7 +259,7 @@ trained(tiny_settings(root, out=root / "shared", batch_size=2, dropout=0.0, lear
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_larger_batch(tmp_path: Path) -> None:
+def test_two_processes_equal_one_larger_batch(tmp_path: Path) -> None:
     data = (str(write_rows(tmp_path / "rows.jsonl", map(question, range(4)))),)
     alone = tiny_settings(tmp_path, data=data, batch_size=4, dropout=0.0, learning_rate=1e-2, out=tmp_path / "alone")
     expected = weights(trained(alone).folder)
@@ -279,5 +277,5 @@ def test_two_processes_are_one_larger_batch(tmp_path: Path) -> None:
     assert [process.wait(120) for process in processes] == [0, 0]
     found = weights(tmp_path / "shared")
     for name in expected:
-        # A hundredth of the learning rate: AdamW makes a step of a gradient near 0 that is rounded otherwise, too.
+        # A hundredth of the learning rate: AdamW also makes steps for gradients near 0 that are rounded differently.
         torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Training runs of a tiny base: what they compute, what they leave behind, and how they end."""
+"""Training runs of a tiny base: losses, files, and errors."""
 
 from itertools import chain
 from pathlib import Path
@@ -37,7 +37,7 @@ needs_avx512_bf16 = pytest.mark.skipif(not functional.has_avx512bf16(), reason="
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_the_loss_is_the_models_own_over_all_logits(architecture: str) -> None:
+def test_loss_equals_the_models_own(architecture: str) -> None:
     """gemma2 caps its logits after the output layer."""
     model = tiny_model(architecture)
     batch = collate(rows_of("Hi", "A longer question, of some words?"), pad=258)
@@ -51,7 +51,7 @@ def rows_of(*texts: str) -> list[Any]:
     return make_rows([renderer.render(chat(text, f"{text}? Yes.")) for text in texts], 256, packing=False, seed=0)
 
 
-def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
+def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
     """Rows of very unequal lengths: a mean of the batches' means would be another loss."""
     rows = [{"prompt": "Say a", "completion": "a" * (1 + 9 * place)} for place in range(8)]
     data = (str(write_rows(tmp_path / "uneven.jsonl", rows)),)
@@ -66,7 +66,7 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_packed_run_has_the_losses_of_an_unpacked_one(tmp_path: Path) -> None:
+def test_packed_run_has_the_losses_of_an_unpacked_run(tmp_path: Path) -> None:
     base, dataset = prepared(tiny_settings(tmp_path, eval_share=0.5))
     found = {}
     for packing in (False, True):
@@ -89,7 +89,7 @@ def test_the_held_out_loss_is_the_mean_over_tokens(tmp_path: Path) -> None:
     assert losses(run.history, "eval_loss") == [pytest.approx(expected, rel=1e-4)]
 
 
-def test_checkpointed_activations_change_nothing(tmp_path: Path) -> None:
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     kept = trained(tiny_settings(tmp_path, gradient_checkpointing=False, out=tmp_path / "kept"))
     again = trained(tiny_settings(tmp_path, gradient_checkpointing=True, out=tmp_path / "again"))
     assert losses(kept.history) == pytest.approx(losses(again.history), rel=1e-6)
@@ -104,7 +104,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert not same(one, other)
 
 
-def test_it_learns(tmp_path: Path) -> None:
+def test_run_reduces_the_loss(tmp_path: Path) -> None:
     run = trained(tiny_settings(tmp_path, max_steps=40, learning_rate=2e-2))
     assert losses(run.history, "eval_loss")[-1] < 0.5 * losses(run.history)[0]
     assert run.steps == 40
@@ -130,11 +130,11 @@ def test_batches_hold_rows_of_similar_lengths_in_random_order() -> None:
     assert [lengths[row] for row in sampler] != list(chain(*first))
 
 
-# bitsandbytes' trap
+# keep_trainable: bitsandbytes repacks weights at the first forward without gradients
 
 
 def gradients(model: PeftModel, evaluate: bool) -> list[torch.Tensor]:
-    """Of one batch, on a model that may have been evaluated before."""
+    """Return the gradients of one batch, on a model that may have been evaluated before."""
     batch = collate(rows_of("How are you today?", "And why?"), pad=258)
     output = model.get_base_model().get_output_embeddings()
     if evaluate:
@@ -144,7 +144,7 @@ def gradients(model: PeftModel, evaluate: bool) -> list[torch.Tensor]:
 
 
 def nf4(root: Path) -> TrainSettings:
-    """Of a base whose layers have the widths that bitsandbytes' fused kernel takes: multiples of 64."""
+    """Settings of a base with layer widths that bitsandbytes' fused kernel supports: multiples of 64."""
     config = tiny_model().config
     config.intermediate_size = 128
     torch.manual_seed(0)
@@ -153,7 +153,7 @@ def nf4(root: Path) -> TrainSettings:
     return tiny_settings(root, quantization="nf4", dtype="bf16", dropout=0.0)
 
 
-def test_an_evaluation_leaves_the_gradients_alone(tmp_path: Path) -> None:
+def test_evaluation_leaves_gradients_unchanged(tmp_path: Path) -> None:
     settings = nf4(tmp_path)
     found = []
     for evaluate in (False, True):
@@ -169,8 +169,8 @@ def test_an_evaluation_leaves_the_gradients_alone(tmp_path: Path) -> None:
 
 @needs_avx512_bf16
 @pytest.mark.filterwarnings("ignore:bitsandbytes..gemv_4bit:UserWarning")
-def test_without_the_guard_an_evaluation_would_spoil_them(tmp_path: Path) -> None:
-    """Shows that the test above tests something: if this fails, the guard may no longer be needed."""
+def test_without_keep_trainable_evaluation_spoils_gradients(tmp_path: Path) -> None:
+    """Shows that the test above can fail: if this fails, keep_trainable may no longer be needed."""
     settings = nf4(tmp_path)
     found = []
     for evaluate in (False, True):
@@ -179,7 +179,7 @@ def test_without_the_guard_an_evaluation_would_spoil_them(tmp_path: Path) -> Non
     assert not all(torch.allclose(before, after, rtol=0.1) for before, after in zip(*found, strict=True))
 
 
-def test_the_guard_is_on_every_layer(tmp_path: Path) -> None:
+def test_keep_trainable_covers_every_layer(tmp_path: Path) -> None:
     layers = [module for module in open_base(nf4(tmp_path)).model.modules() if isinstance(module, Linear4bit)]
     assert len(layers) == 14
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
@@ -188,7 +188,7 @@ def test_the_guard_is_on_every_layer(tmp_path: Path) -> None:
 # What is left behind
 
 
-def test_the_adapter_is_peft_s_own_and_the_servers(tmp_path: Path) -> None:
+def test_adapter_is_readable_by_peft_and_the_server(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, report_to="tensorboard", learning_rate=1e-2)
     base, dataset = prepared(settings)
     fingerprint = base.layout.fingerprint
@@ -208,7 +208,7 @@ def test_the_adapter_is_peft_s_own_and_the_servers(tmp_path: Path) -> None:
     assert again[0] / again[1] == pytest.approx(losses(run.history, "eval_loss")[-1], rel=1e-5)
 
 
-def test_a_full_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_non_empty_folder_is_refused_and_unchanged(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path)
     settings.folder.mkdir()
     (settings.folder / "mine").write_text("x")
@@ -225,7 +225,7 @@ def test_reporting_to_what_is_not_installed_is_refused(tmp_path: Path) -> None:
     assert not RunFolder(tmp_path / "adapter").folder.exists()
 
 
-def test_progress_is_told_line_by_line_where_there_is_no_terminal(tmp_path: Path) -> None:
+def test_progress_without_a_terminal_is_in_lines(tmp_path: Path) -> None:
     said: list[str] = []
     settings = tiny_settings(tmp_path)
     run = trained(settings, said.append)
@@ -270,7 +270,7 @@ def test_early_stopping_needs_rows_that_are_held_out(tmp_path: Path) -> None:
 
 
 def test_packing_needs_a_base_that_keeps_examples_apart(tmp_path: Path) -> None:
-    """OPT does not hand its position ids on to what makes the mask."""
+    """OPT does not pass its position ids to the function that builds the mask."""
     size = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
     config = OPTConfig(vocab_size=320, num_attention_heads=4, max_position_embeddings=256, **size)
     OPTForCausalLM(config).save_pretrained(tmp_path / "base")
@@ -295,14 +295,12 @@ def curve(*points: tuple[float, float]) -> list[dict[str, float]]:
         ([(3, 2), (2, 2.1), (1, 2.0)], False),
     ],
 )
-def test_overfitting_is_validation_rising_twice_while_training_falls(
-    points: list[tuple[float, float]], told: bool
-) -> None:
+def test_overfitting_means_eval_loss_rises_twice(points: list[tuple[float, float]], told: bool) -> None:
     assert overfits(curve(*points)) is told
 
 
 def test_overfitting_is_warned_of_once(tmp_path: Path) -> None:
-    """The learning rate is one at which losses do not leap: at 1e-2 the last bit of a weight decided."""
+    """A learning rate at which losses are smooth: at 1e-2 the result depended on the last bit of a weight."""
     rows = [{"prompt": f"Draw {place}", "completion": str((place * 7919) % 997)} for place in range(16)]
     data = (str(write_rows(tmp_path / "random.jsonl", rows)),)
     settings = tiny_settings(

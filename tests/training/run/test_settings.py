@@ -40,13 +40,13 @@ def test_a_flag_wins_over_the_file(tmp_path: Path) -> None:
     assert (settings.learning_rate, settings.max_length, settings.targets) == (1e-4, 99, "q_proj,o_proj")
 
 
-def test_data_on_the_command_line_win_over_the_files(tmp_path: Path) -> None:
+def test_data_on_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     path = yaml(tmp_path / "c.yml", "data: [a.jsonl, b.jsonl]\nname: x\n")
     assert read_settings([path]).data == ("a.jsonl", "b.jsonl")
     assert read_settings([path, "c.jsonl"]).data == ("c.jsonl",)
 
 
-def test_a_home_folder_is_found_wherever_a_path_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_home_folder_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     text = "data: [~/a.jsonl, ~/b.jsonl=2, c~.jsonl]\nname: x\nout: ~/out\ndata-dir: ~/data\neval_file: ~/e.jsonl\n"
     yaml(tmp_path / "c.yaml", text)
@@ -58,7 +58,7 @@ def test_a_home_folder_is_found_wherever_a_path_stands(monkeypatch: pytest.Monke
         read_settings(["~nobody-here/a.jsonl", "--name", "x"])
 
 
-def test_the_key_comes_from_the_environment_and_is_told_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_comes_from_the_environment_and_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MANYLORA_API_KEY", "sesame")
     settings = TrainSettings(data=("a.jsonl",), name="x")
     assert settings.api_key.get_secret_value() == "sesame"
@@ -121,7 +121,7 @@ def test_the_loss_ratio_is_off_in_the_file_too(tmp_path: Path, off: str) -> None
     assert read_settings([yaml(tmp_path / "c.yaml", text)]).max_loss_ratio is None
 
 
-def test_every_error_is_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_settings([yaml(tmp_path / "c.yaml", "r: 0\nname: x"), "a.jsonl", "--epochs", "-1"])
     assert [line.partition(": must")[0] for line in str(caught.value).splitlines()] == [
@@ -130,7 +130,7 @@ def test_every_error_is_told_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_missing_is_named() -> None:
+def test_missing_option_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^--name: is missing$"):
         read_settings(["rows.jsonl"])
     with pytest.raises(ConfigError, match="DATA"):

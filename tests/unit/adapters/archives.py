@@ -1,4 +1,4 @@
-"""Archives for tests, and a place to unpack them in."""
+"""Archives, and a folder to unpack them in."""
 
 import gzip
 import io
@@ -62,7 +62,7 @@ FORMATS: dict[str, Callable[[dict[str, bytes]], bytes]] = {
 
 
 class Bench:
-    """A folder to unpack in, with a neighbour that must stay as it is."""
+    """Unpacks archives, and asserts that nothing outside the staging folder changes."""
 
     def __init__(self, root: Path) -> None:
         self.archive = root / "upload"

@@ -1,4 +1,4 @@
-"""Registries over tiny adapters, for tests of them."""
+"""Registries of tiny adapters."""
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -26,12 +26,12 @@ def tiny_layout() -> BaseLayout:
 
 
 def write(folder: Path, seed: int, rank: int = 1) -> Path:
-    """A small adapter whose content depends on the seed."""
+    """Write a small adapter whose content depends on the seed."""
     return write_adapter(folder, tiny_layout(), seed=seed, rank=rank, layers=LAYERS[:1])
 
 
 class FakeHooks(RegistryHooks):
-    """Hooks that call what a test passes."""
+    """Hooks that call functions of a test."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class FakeHooks(RegistryHooks):
 def open_registry(
     root: Path, quota: int | None = None, *, url: str | None = None, remote: RemoteStore | None = None, **hooks: Any
 ) -> Iterator[Registry]:
-    """A registry under ``root`` that has taken in what is there, and runs; ``url`` is of a PostgreSQL."""
+    """Open and start the registry under ``root``; ``url``: of a PostgreSQL database."""
     store = AdapterStore(root / "adapters", tiny_layout(), MAX_RANK, remote=remote)
     database = open_sqlite(root / "registry.sqlite3") if url is None else open_postgres(url)
     registry = Registry(database, store, FakeHooks(**{"base": tiny_layout().fingerprint, **hooks}), quota)
@@ -77,17 +77,17 @@ def open_registry(
 
 
 def stored(root: Path) -> set[str]:
-    """What is on disk."""
+    """Return the names of the stored contents."""
     return {path.name for path in (root / "adapters").iterdir()}
 
 
 def ids_in(remote: RemoteStore) -> Iterator[AdapterId]:
-    """Every content of which the remote has anything, half uploads included. Raises RegistryUnavailable."""
+    """Yield every content in the remote, partial uploads included. Raises RegistryUnavailable."""
     try:
-        with remote._reached():
+        with remote._translate_errors():
             paths = remote._files.ls(remote._root, detail=False, refresh=True)
     except FileNotFoundError:
-        # A store nothing has been put into yet has no folder.
+        # An empty store has no folder.
         remote._check_bucket()
         return
     for path in paths:

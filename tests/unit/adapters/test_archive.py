@@ -29,7 +29,7 @@ def bench(tmp_path: Path) -> Bench:
 
 @pytest.mark.parametrize("pack", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("folder", ["", "./", "legal/", "./legal/", "a-" + "ü" * 60 + "/"])
-def test_the_files_come_out_as_they_went_in(
+def test_unpacked_files_equal_packed_files(
     bench: Bench, pack: Callable[[dict[str, bytes]], bytes], folder: str
 ) -> None:
     files = GOOD | {ORIGIN: b"{}"}
@@ -39,8 +39,8 @@ def test_the_files_come_out_as_they_went_in(
 
 
 @pytest.mark.parametrize("pack", FORMATS.values(), ids=FORMATS)
-def test_other_files_are_left_out_and_named(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
-    """However large, wherever they are; in the order they came."""
+def test_other_files_are_ignored_and_named(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
+    """Of any size, anywhere in the archive, and in its order."""
     others = {
         "legal/README.md": b"# legal",
         "legal/checkpoint-500/optimizer.pt": bytes(LIMIT * 3),
@@ -62,7 +62,7 @@ def test_other_files_are_left_out_and_named(bench: Bench, pack: Callable[[dict[s
 
 @pytest.mark.parametrize("pack", FORMATS.values(), ids=FORMATS)
 def test_the_adapter_nearest_the_top_is_taken(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
-    """Wherever its copies stand in the archive; they are named."""
+    """Wherever the other copies are in the archive; these are named."""
     copies = {f"run/{folder}/{name}": b"other" for folder in ("german", "checkpoint-1/x") for name in GOOD}
     mine = {f"run/{name}": content for name, content in GOOD.items()}
     for files in (copies | mine, mine | copies):
@@ -83,14 +83,14 @@ def test_an_adapter_anywhere_is_found_if_it_is_the_only_one(
 
 
 @pytest.mark.parametrize("pack", FORMATS.values(), ids=FORMATS)
-def test_of_several_none_is_taken(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
+def test_several_adapters_are_refused(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
     files = {f"run/checkpoint-{step}/{name}": b"" for step in range(12) for name in GOOD}
     refusal = bench.refused(pack(files), "there are 12 adapters in it: run/checkpoint-0, run/checkpoint-1, ")
-    assert refusal.reason.endswith("run/checkpoint-9 and 2 more; bring one at a time")
+    assert refusal.reason.endswith("run/checkpoint-9 and 2 more; send one at a time")
     assert bench.files() == {}
 
 
-def test_weights_without_a_config_are_not_passed_over(bench: Bench) -> None:
+def test_weights_without_a_config_are_refused(bench: Bench) -> None:
     """A copy further down may be an older one."""
     copy = {f"checkpoint-1/{name}": b"old" for name in GOOD}
     assert bench.refused(tar_of({WEIGHTS: b"new", **copy}), "is missing").file == CONFIG
@@ -98,7 +98,7 @@ def test_weights_without_a_config_are_not_passed_over(bench: Bench) -> None:
     assert pickle.file == "adapter_model.bin"
 
 
-def test_only_some_of_very_many_are_named(bench: Bench) -> None:
+def test_at_most_max_named_ignored_files_are_named(bench: Bench) -> None:
     """And all are counted."""
     many = {f"runs/{index}.json": b"{}" for index in range(MAX_FILES - 2)}
     for pack in (tar_of, zip_of):
@@ -108,7 +108,7 @@ def test_only_some_of_very_many_are_named(bench: Bench) -> None:
 
 @pytest.mark.parametrize("arguments", [["-C", "legal", "."], ["-C", ".", "legal"], ["-C", ".", "./legal"]])
 @pytest.mark.parametrize("format", ["gnu", "pax", "v7", "ustar"])
-def test_what_the_tar_command_writes(bench: Bench, tmp_path: Path, arguments: list[str], format: str) -> None:
+def test_archive_of_the_tar_command(bench: Bench, tmp_path: Path, arguments: list[str], format: str) -> None:
     folder = tmp_path / "staging" / "legal"
     folder.mkdir()
     for name, content in GOOD.items():
@@ -120,7 +120,7 @@ def test_what_the_tar_command_writes(bench: Bench, tmp_path: Path, arguments: li
     assert bench.files() == GOOD
 
 
-def test_folders_of_a_zip(bench: Bench) -> None:
+def test_zip_with_folder_entries(bench: Bench) -> None:
     files = {"legal/": b"", **{f"legal/{name}": content for name, content in GOOD.items()}}
     assert bench.unpack(zip_of(files)) == Selection("legal")
     assert bench.files() == GOOD
@@ -142,11 +142,9 @@ def test_folders_of_a_zip(bench: Bench) -> None:
     ],
     ids=repr,
 )
-def test_members_that_are_refused(
-    bench: Bench, pack: Callable[[dict[str, bytes]], bytes], name: str, reason: str
-) -> None:
+def test_refused_members(bench: Bench, pack: Callable[[dict[str, bytes]], bytes], name: str, reason: str) -> None:
     if pack is FORMATS["ustar"] and len(name) > 1000:
-        return  # it has no room for it
+        return  # the format cannot hold such a long name
     refusal = bench.refused(pack({WEIGHTS: b"x", name: b"{}"}), reason)
     assert refusal.file is not None
     assert refusal.file.isprintable()
@@ -165,66 +163,66 @@ def test_members_that_are_refused(
     ],
 )
 @pytest.mark.parametrize("name", [CONFIG, "checkpoint-500/latest"])
-def test_kinds_of_members_in_a_tar(bench: Bench, kind: bytes, reason: str, name: str) -> None:
+def test_refused_member_types_in_a_tar(bench: Bench, kind: bytes, reason: str, name: str) -> None:
     files = [entry(*item) for item in GOOD.items()]
     refusal = bench.refused(tar(*files, entry(name, b"", type=kind, linkname="/etc/passwd")), reason)
     assert refusal.file == name
     assert bench.files() == {}
 
 
-def test_a_sparse_file_of_the_pax_kind(bench: Bench) -> None:
+def test_sparse_file_in_pax_format(bench: Bench) -> None:
     sparse = entry(CONFIG, b"{}", pax_headers={"GNU.sparse.map": "0,2", "GNU.sparse.size": str(1 << 40)})
     bench.refused(tar(sparse), "is a sparse file")
 
 
 @pytest.mark.parametrize("mode", [0o120777, 0o020644, 0o010644, 0o060644, 0o140644])
-def test_kinds_of_members_in_a_zip(bench: Bench, mode: int) -> None:
+def test_refused_member_types_in_a_zip(bench: Bench, mode: int) -> None:
     bench.refused(zip_of({CONFIG: b"/etc/passwd"}, external_attr=mode << 16), "is a link or a device")
     bench.refused(zip_of({"README.md": b"/etc/passwd"}, external_attr=mode << 16), "is a link or a device")
 
 
-def test_a_folder_that_says_it_is_a_file_in_a_zip(bench: Bench) -> None:
+def test_zip_folder_with_the_mode_of_a_file(bench: Bench) -> None:
     bench.refused(zip_of({"legal/": b""}, external_attr=0o100644 << 16), "is a link or a device")
 
 
-def test_twice_the_same(bench: Bench) -> None:
+def test_duplicate_member_in_a_tar(bench: Bench) -> None:
     weights = entry(WEIGHTS, b"x")
     bench.refused(tar(weights, entry(CONFIG, b"1"), entry(f"./{CONFIG}", b"2")), "occurs twice")
     assert bench.refused(tar(weights, weights, entry(CONFIG, b"1")), "occurs twice").file == WEIGHTS
 
 
-def test_twice_the_same_in_a_zip(bench: Bench) -> None:
+def test_duplicate_member_in_a_zip(bench: Bench) -> None:
     bench.refused(zip_of({WEIGHTS: b"x", CONFIG: b"1", f"./{CONFIG}": b"2"}), "occurs twice")
 
 
 @pytest.mark.parametrize("flag", [0x1, 0x40])
-def test_encrypted(bench: Bench, flag: int) -> None:
+def test_encrypted_zip(bench: Bench, flag: int) -> None:
     data = zip_of({CONFIG: b"{}"})
     place = data.index(b"PK\1\2") + 8
     bench.refused(data[:place] + struct.pack("<H", flag) + data[place + 2 :], "is encrypted")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_other_compression(bench: Bench, method: int) -> None:
+def test_unsupported_zip_compression(bench: Bench, method: int) -> None:
     bench.refused(zip_of({WEIGHTS: b"x", CONFIG: b"{}"}, method), "is compressed by another method")
 
 
 @pytest.mark.parametrize("pack", FORMATS.values(), ids=FORMATS)
-def test_larger_than_allowed(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
+def test_file_larger_than_allowed(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
     large_weights, large_config = GOOD | {WEIGHTS: bytes(LIMIT + 1)}, GOOD | {CONFIG: bytes(MAX_JSON_BYTES + 1)}
     assert bench.refused(pack(large_weights), "is larger than 200000 bytes").file == WEIGHTS
     assert bench.refused(pack(large_config), "is larger than").file == CONFIG
 
 
 @pytest.mark.parametrize("size", [0, 5, 900])
-def test_a_zip_that_lies_about_a_size(bench: Bench, size: int) -> None:
+def test_zip_with_a_wrong_size(bench: Bench, size: int) -> None:
     data = zip_of({CONFIG: b"1234567890", WEIGHTS: b"x"}, zipfile.ZIP_STORED)
     place = data.index(b"PK\1\2") + 20
     bench.refused(data[:place] + struct.pack("<II", size, size) + data[place + 8 :], "damaged|cut short")
     bench.refused(data[: place + 4] + struct.pack("<I", size) + data[place + 8 :], "damaged|cut short")
 
 
-def test_a_tar_that_lies_about_a_size(bench: Bench) -> None:
+def test_tar_with_a_wrong_size(bench: Bench) -> None:
     data = bytearray(tar_of({CONFIG: b"{}", WEIGHTS: b"x" * 600}))
     info = tarfile.TarInfo(CONFIG)
     for size, reason in ((1 << 33, "cut short"), (3_000_000, "cut short"), (-512, "size below zero")):
@@ -238,18 +236,18 @@ def test_too_many_members(bench: Bench) -> None:
     bench.refused(zip_of({str(index): b"" for index in range(MAX_FILES + 1)}), "more than 4096 files and folders")
 
 
-def test_a_directory_of_too_many_members(bench: Bench) -> None:
+def test_zip_directory_too_large(bench: Bench) -> None:
     bench.refused(zip_of({**GOOD, **{f"{number:0200}": b"" for number in range(MAX_FILES)}}), "pack only the adapter's")
 
 
-def test_a_name_with_a_nul(bench: Bench) -> None:
+def test_member_name_with_a_nul(bench: Bench) -> None:
     name = CONFIG.encode()
     data = zip_of({CONFIG: b"{}"}).replace(name, name[:-5] + b"\0json")
     bench.refused(data, "is not a relative path|damaged")
 
 
 @pytest.mark.parametrize("pack", FORMATS.values(), ids=FORMATS)
-def test_cut_short(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
+def test_truncated_archive(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
     data = pack(GOOD)
     whole = len(data.rstrip(b"\0")) if data[:2] not in (b"PK", b"\x1f\x8b") else len(data)
     for length in [*range(0, 600, 7), *range(600, whole, 9973), whole - 1, whole]:
@@ -259,7 +257,7 @@ def test_cut_short(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> N
 
 @pytest.mark.parametrize("pack", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("change", [lambda data: data + data, lambda data: data + b"x", lambda data: b"x" + data])
-def test_more_than_one_archive(
+def test_archive_followed_by_another(
     bench: Bench, pack: Callable[[dict[str, bytes]], bytes], change: Callable[[bytes], bytes]
 ) -> None:
     bench.refused(change(pack(GOOD)), "goes on after its end|bytes before or after|damaged")
@@ -270,12 +268,12 @@ def test_bytes_before_a_zip(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"PK", b"\x1f\x8b", b"Rar!\x1a\x07", b"{}" * 1000, bytes(1024), b"\xff" * 5000])
-def test_what_is_no_archive(bench: Bench, data: bytes) -> None:
+def test_not_an_archive(bench: Bench, data: bytes) -> None:
     """tarfile sees an empty archive in zeros, and so does tar."""
     bench.refused(data, "is missing" if data == bytes(1024) else "damaged|cut short")
 
 
-def test_a_checkpoint_of_the_largest_adapter_fits_beside_it() -> None:
+def test_largest_adapter_fits_with_one_training_checkpoint() -> None:
     """Its weights again and two moments of an optimizer, and four times the largest tokenizer."""
     assert max_bytes(1 << 30) >= (4 << 30) + 4 * 40_000_000
     assert AROUND_BYTES < 1 << 30

@@ -1,4 +1,4 @@
-"""What is told of an adapter that was trained on another base: in what it differs, and what can be done."""
+"""The error for an adapter of another base: which parts differ, and what to do."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def refusal(tmp_path: Path, layout: BaseLayout, **origin: Any) -> str:
             "they differ in how the weights are quantised (none, float32 there, nf4 with double quantisation, bfloat16 "
             "here) and the tokenizer. ",
         ),
-        ({}, "by what manylora.json says of its parts they do not differ, so it is something that it does not tell. "),
+        ({}, "all parts that manylora.json records are the same, so they differ in something else. "),
     ],
 )
 def test_the_parts_that_differ_are_named(
@@ -71,7 +71,7 @@ def test_an_older_manifest_names_no_parts(tmp_path: Path, layout: BaseLayout) ->
 
 
 @pytest.mark.parametrize("parts", [[], "weights", {"weights": 1}])
-def test_parts_that_are_none(tmp_path: Path, layout: BaseLayout, parts: object) -> None:
+def test_malformed_base_parts(tmp_path: Path, layout: BaseLayout, parts: object) -> None:
     assert "base_parts is not an object of strings" in refusal(tmp_path, layout, base_parts=parts)
 
 
@@ -81,5 +81,5 @@ def test_an_equivalent_base_is_this_base(tmp_path: Path, layout: BaseLayout) -> 
     assert verify(folder, layout, 64).base_fingerprint == "3" * 64
 
 
-def test_the_parts_are_those_of_bases() -> None:
+def test_parts_are_those_of_base_parts() -> None:
     assert identify(tiny_model(), tiny_tokenizer()).parts.keys() == HERE.keys()

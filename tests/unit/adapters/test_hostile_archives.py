@@ -1,4 +1,4 @@
-"""Archives that are made to do harm: in little memory they are refused, or give an adapter's files and nothing else."""
+"""Malicious archives are refused or give only an adapter's files, and take little memory."""
 
 import gzip
 import io
@@ -22,7 +22,7 @@ from adapters.format.files import CONFIG, FILES, WEIGHTS
 from tests.unit.adapters.archives import FORMATS, GOOD, LIMIT, MIB, Bench, entry, tar, tar_of, zip_of
 
 SMALL = 16 * MIB
-"""What may come with the adapters of the bombs; the real bound makes slow tests."""
+"""A smaller AROUND_BYTES for the decompression bombs: the real one makes slow tests."""
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_take_little_memory(bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bombs_take_little_memory(bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "AROUND_BYTES", SMALL)
     make, reason = BOMBS[name]
     data = make()
@@ -142,7 +142,7 @@ def test_damaged_archives(format: str, changes: list[tuple[float, bytes]]) -> No
 
 
 def any_outcome(data: bytes) -> None:
-    """Taken or refused, with nothing but the adapter's files in the folder and nothing outside touched."""
+    """Accepted or refused, with only the adapter's files in the folder, and nothing outside changed."""
     with TemporaryDirectory() as root:
         bench = Bench(Path(root))
         with suppress(AdapterRejected):

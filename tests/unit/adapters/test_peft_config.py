@@ -1,4 +1,4 @@
-"""The fields of ``adapter_config.json``: each is decided; what is not known is passed over only where that is asked."""
+"""Fields of ``adapter_config.json``: all of PEFT's are classified; unknown ones are accepted only on request."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 
 from adapters.errors import AdapterRejected
-from adapters.format.peft_config import _HARMLESS, _NOT_SERVED, LoraConfig
+from adapters.format.peft_config import _NO_EFFECT_FIELDS, _UNSUPPORTED_FIELDS, LoraConfig
 from adapters.format.spec import BaseLayout
 from adapters.format.verify import read_spec, verify
 from adapters.format.weights import read_weights
@@ -33,9 +33,9 @@ def folder(tmp_path: Path, layout: BaseLayout) -> Path:
     return write_adapter(tmp_path / "adapter", layout)
 
 
-def test_every_field_of_peft_is_decided_once() -> None:
-    """Fails where a release of PEFT brings a field, or drops one that ``PAST`` does not name yet."""
-    decided = [*_HARMLESS, *_NOT_SERVED, *LoraConfig.model_fields, *TWO_KINDS]
+def test_every_field_of_peft_is_classified_once() -> None:
+    """Fails if a release of PEFT adds a field, or drops one that is not in ``PAST``."""
+    decided = [*_NO_EFFECT_FIELDS, *_UNSUPPORTED_FIELDS, *LoraConfig.model_fields, *TWO_KINDS]
     assert len(set(decided)) == len(decided)
     theirs = {field.name for field in dataclasses.fields(PeftLoraConfig)}
     assert theirs - set(decided) == set(), "decide whether these change the output, in adapters/format/peft_config.py"
@@ -51,10 +51,10 @@ PAST = {
     # Axolotl
     "nvfp4_merge_aware",
 }
-"""Fields that the PEFT at hand does not have."""
+"""Fields that the installed PEFT does not have."""
 
 
-def test_what_peft_writes_by_default_is_known(tmp_path: Path) -> None:
+def test_default_peft_config_has_no_unknown_field(tmp_path: Path) -> None:
     PeftLoraConfig(target_modules=["q_proj"]).save_pretrained(tmp_path)
     assert LoraConfig.model_validate(json.loads((tmp_path / CONFIG).read_text())).unknown == ()
 
@@ -81,11 +81,11 @@ TOOLS: dict[str, dict[str, Any]] = {
     },
     "Unsloth": {"auto_mapping": {"base_model_class": "LlamaForCausalLM", "parent_library": "x", "unsloth_fixed": True}},
 }
-"""Fields as these tools write them, besides those of the PEFT at hand."""
+"""Fields that these tools write besides those of the installed PEFT."""
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_what_tools_write_besides_changes_nothing(tool: str, folder: Path, layout: BaseLayout) -> None:
+def test_fields_of_other_trainers_change_nothing(tool: str, folder: Path, layout: BaseLayout) -> None:
     plain = verify(folder, layout, MAX_RANK)
     set_config(folder, **TOOLS[tool])
     spec = verify(folder, layout, MAX_RANK)
@@ -103,7 +103,7 @@ def test_peft_does_not_look_at_fan_in_fan_out_of_linear_layers(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
-def test_a_config_with_biases_is_taken_where_the_weights_have_none(bias: str, tmp_path: Path) -> None:
+def test_config_with_biases_is_accepted_if_the_weights_have_none(bias: str, tmp_path: Path) -> None:
     """As PEFT writes them for a base without biases."""
     model = tiny_model()
     folder = save_adapter(model, tmp_path, seed=0, r=4, target_modules=["q_proj", "down_proj"], bias=bias)
@@ -115,7 +115,7 @@ def test_a_config_with_biases_is_taken_where_the_weights_have_none(bias: str, tm
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
-def test_biases_that_were_trained_are_refused_by_name(bias: str, tmp_path: Path) -> None:
+def test_trained_biases_are_refused_by_name(bias: str, tmp_path: Path) -> None:
     """As PEFT writes them for a base that has some."""
     model = tiny_model("qwen2")
     get_peft_model(model, PeftLoraConfig(r=4, target_modules=["q_proj"], bias=bias)).save_pretrained(tmp_path)
@@ -134,13 +134,13 @@ def test_unknown_fields_are_refused_together(folder: Path, layout: BaseLayout) -
     assert "allow_unknown_fields: true" in caught.value.reason
 
 
-def test_unknown_fields_are_told_without_what_a_terminal_would_obey(folder: Path, layout: BaseLayout) -> None:
+def test_unknown_fields_are_printed_without_control_characters(folder: Path, layout: BaseLayout) -> None:
     set_config(folder, **{"a\n\x1b[31m": 1})
     with pytest.raises(AdapterRejected, match=r"^adapter_config.json: a\?\?\[31m: is not known"):
         verify(folder, layout, MAX_RANK)
 
 
-def test_unknown_fields_are_passed_over_where_that_is_asked(folder: Path, layout: BaseLayout) -> None:
+def test_unknown_fields_are_accepted_on_request(folder: Path, layout: BaseLayout) -> None:
     plain = verify(folder, layout, MAX_RANK)
     assert plain.unknown_fields == ()
     set_config(folder, use_next_year=True, shift=0.5)
@@ -150,13 +150,13 @@ def test_unknown_fields_are_passed_over_where_that_is_asked(folder: Path, layout
 
 
 @pytest.mark.parametrize("name", ["dora", "fully_trained", "pissa", "loftq", "unknown_init", "many_unknown"])
-def test_what_is_known_to_matter_is_refused_all_the_same(name: str, folder: Path, layout: BaseLayout) -> None:
+def test_unsupported_fields_are_refused_even_on_request(name: str, folder: Path, layout: BaseLayout) -> None:
     DEFECTS["modules_to_save" if name == "fully_trained" else name].spoil(folder)
     with pytest.raises(AdapterRejected):
         verify(folder, layout, MAX_RANK, any_fields=True)
 
 
-def test_loftq_is_not_told_what_helps_pissa(folder: Path, layout: BaseLayout) -> None:
+def test_loftq_refusal_does_not_suggest_conversion(folder: Path, layout: BaseLayout) -> None:
     for init, converted in (("pissa", True), ("loftq", False)):
         set_config(folder, init_lora_weights=init)
         with pytest.raises(AdapterRejected) as caught:

@@ -1,4 +1,4 @@
-"""The registry: versions, aliases, pins, leases; durable, and bytes that stay while somebody refers to them."""
+"""The registry: versions, aliases, pins and leases; it is durable, and keeps bytes while anything refers to them."""
 
 import json
 import random
@@ -28,7 +28,7 @@ from adapters.errors import (
 from adapters.format.spec import AdapterId, AdapterSpec
 from adapters.registry import registry as module
 from adapters.registry import schema
-from adapters.registry.canary import choose
+from adapters.registry.canary import choose_target
 from adapters.registry.catalog import UNCHECKED
 from adapters.registry.database import open_sqlite
 from adapters.registry.registration import RegistrationOptions
@@ -74,7 +74,7 @@ def soon(condition: Callable[[], bool]) -> None:
 
 
 def state(registry: Registry) -> object:
-    """Everything a caller can see, without what differs between two equal registries."""
+    """Return everything a caller can see, without what differs between equal registries."""
     return (
         [(e.name, e.active, e.pinned, {n: v.content for n, v in e.versions.items()}) for e in registry.entries()],
         [(a.name, a.targets) for a in registry.aliases()],
@@ -84,7 +84,7 @@ def state(registry: Registry) -> object:
 # Versions
 
 
-def test_content_after_content_makes_versions(registry: Registry, folders: list[Path]) -> None:
+def test_each_new_content_is_a_version(registry: Registry, folders: list[Path]) -> None:
     first = registry.register_folder("legal", folders[0])
     second = registry.register_folder("legal", folders[1])
     assert (first.version.name, second.version.name) == ("legal@1", "legal@2")
@@ -94,7 +94,7 @@ def test_content_after_content_makes_versions(registry: Registry, folders: list[
     assert registry.version("legal@1") == first.version
 
 
-def test_the_same_content_is_the_same_version_and_active_again(registry: Registry, folders: list[Path]) -> None:
+def test_same_content_reactivates_its_version(registry: Registry, folders: list[Path]) -> None:
     registry.register_folder("legal", folders[0])
     registry.register_folder("legal", folders[1])
     again = registry.register_folder("legal", folders[0])
@@ -122,14 +122,14 @@ def test_activate_rolls_back(registry: Registry, folders: list[Path]) -> None:
         registry.activate("german", 1)
 
 
-def test_numbers_do_not_come_twice(registry: Registry, folders: list[Path]) -> None:
+def test_version_numbers_are_not_reused(registry: Registry, folders: list[Path]) -> None:
     registry.register_folder("legal", folders[0])
     registry.register_folder("legal", folders[1])
     registry.remove("legal")
     assert registry.register_folder("legal", folders[0]).version.name == "legal@3"
 
 
-def test_one_version_can_go(registry: Registry, folders: list[Path], tmp_path: Path) -> None:
+def test_one_version_can_be_removed(registry: Registry, folders: list[Path], tmp_path: Path) -> None:
     registry.register_folder("legal", folders[0])
     new = registry.register_folder("legal", folders[1]).version
     with pytest.raises(AdapterConflict, match="active version"):
@@ -139,7 +139,7 @@ def test_one_version_can_go(registry: Registry, folders: list[Path], tmp_path: P
     settled(tmp_path, {new.content})
 
 
-def test_a_registration_that_is_removed_at_once_was_made(
+def test_registration_removed_at_once_still_returns(
     registry: Registry, folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refresh = registry.refresh
@@ -166,13 +166,13 @@ def canary(registry: Registry, folders: list[Path]) -> Alias:
     return registry.put_alias("prod", [Target("legal", 1, 90), Target("legal", 2, 10)])[0]
 
 
-def test_an_alias_means_its_targets_by_weight(registry: Registry, canary: Alias) -> None:
+def test_alias_chooses_targets_by_weight(registry: Registry, canary: Alias) -> None:
     served = Counter(registry.acquire(["prod"])[0].version.number for _ in range(3000))
     assert 200 < served[2] < 400
     assert registry.acquire(["prod"])[0].alias == "prod"
 
 
-def test_a_user_stays_where_it_is(registry: Registry, canary: Alias) -> None:
+def test_user_always_gets_the_same_target(registry: Registry, canary: Alias) -> None:
     users = [f"user {i}" for i in range(1000)]
     before = {user: registry.acquire(["prod"], user)[0].version.number for user in users}
     assert {user: registry.acquire(["prod"], user)[0].version.number for user in users} == before
@@ -183,19 +183,19 @@ def test_a_user_stays_where_it_is(registry: Registry, canary: Alias) -> None:
     assert 400 < sum(number == 2 for number in after.values()) < 600
 
 
-def test_the_last_target_takes_what_rounding_leaves() -> None:
+def test_last_target_absorbs_rounding() -> None:
     alias = Alias("prod", (Target("a", 1, 5e-324), Target("b", 1, 5e-324)), 0, 0)
-    assert {choose(alias, str(user)).adapter for user in range(100)} <= {"a", "b"}
+    assert {choose_target(alias, str(user)).adapter for user in range(100)} <= {"a", "b"}
 
 
-def test_a_floating_target_follows_the_active_version(registry: Registry, folders: list[Path]) -> None:
+def test_target_without_version_follows_the_active_version(registry: Registry, folders: list[Path]) -> None:
     registry.register_folder("legal", folders[0])
     registry.put_alias("prod", [Target("legal", None, 1)])
     registry.register_folder("legal", folders[1])
     assert registry.acquire(["prod"])[0].version.name == "legal@2"
 
 
-def test_what_an_alias_means_cannot_go(registry: Registry, canary: Alias) -> None:
+def test_alias_target_cannot_be_removed(registry: Registry, canary: Alias) -> None:
     for reference in ("legal", "legal@1"):
         with pytest.raises(AdapterConflict, match="alias `prod`"):
             registry.remove(reference)
@@ -206,7 +206,7 @@ def test_what_an_alias_means_cannot_go(registry: Registry, canary: Alias) -> Non
     assert registry.names() == []
 
 
-def test_targets_are_known_versions_of_adapters(registry: Registry, canary: Alias, folders: list[Path]) -> None:
+def test_alias_targets_must_exist(registry: Registry, canary: Alias, folders: list[Path]) -> None:
     registry.register_folder("quiet", folders[0], QUIETLY)
     before = state(registry)
     for target in (Target("legal", 3, 1), Target("german", None, 1), Target("prod", None, 1)):
@@ -259,7 +259,7 @@ def test_everything_servable_is_listed_in_pages(registry: Registry, canary: Alia
     assert [entry.name for entry in registry.entries("legal", 1)] == ["legal-x"]
 
 
-def test_contents_are_called_by_the_names_they_are_active_under(registry: Registry, canary: Alias) -> None:
+def test_names_of_prefers_the_active_name(registry: Registry, canary: Alias) -> None:
     contents = [registry.version(f"legal@{number}").content for number in (1, 2)]
     assert registry.names_of(contents) == ["legal", "legal@1"]
     assert registry.names_of([AdapterId("0" * 64)]) == []
@@ -269,7 +269,9 @@ def test_contents_are_called_by_the_names_they_are_active_under(registry: Regist
 # Leases
 
 
-def test_leases_outlive_names(registry: Registry, folders: list[Path], tmp_path: Path, unused: list[AdapterId]) -> None:
+def test_leased_content_outlives_its_name(
+    registry: Registry, folders: list[Path], tmp_path: Path, unused: list[AdapterId]
+) -> None:
     registry.register_folder("legal", folders[0])
     leases = registry.acquire(["legal", "legal"])
     content = leases[0].version.content
@@ -284,7 +286,7 @@ def test_leases_outlive_names(registry: Registry, folders: list[Path], tmp_path:
     assert unused == [content]
 
 
-def test_a_mix_is_leased_whole_or_not_at_all(registry: Registry, folders: list[Path], tmp_path: Path) -> None:
+def test_mix_is_leased_atomically(registry: Registry, folders: list[Path], tmp_path: Path) -> None:
     registry.register_folder("legal", folders[0])
     with pytest.raises(UnknownAdapter, match="The adapter `german` does not exist"):
         registry.acquire(["legal", "german"])
@@ -292,7 +294,7 @@ def test_a_mix_is_leased_whole_or_not_at_all(registry: Registry, folders: list[P
     settled(tmp_path, set())
 
 
-def test_a_lease_is_given_back_once(registry: Registry, folders: list[Path]) -> None:
+def test_lease_is_released_only_once(registry: Registry, folders: list[Path]) -> None:
     registry.register_folder("legal", folders[0])
     lease = registry.acquire(["legal"])
     registry.release(lease)
@@ -325,7 +327,7 @@ def test_a_rejected_folder_leaves_the_name_as_it_was(
     assert stored(tmp_path) == {version.content}
 
 
-def test_a_dry_load_that_fails_refuses(tmp_path: Path, folders: list[Path]) -> None:
+def test_failed_dry_load_refuses(tmp_path: Path, folders: list[Path]) -> None:
     def probe(spec: AdapterSpec, keep: bool) -> dict[str, float]:
         if len(probed) == 1:
             raise AdapterRejected("changes nothing")
@@ -342,11 +344,11 @@ def test_a_dry_load_that_fails_refuses(tmp_path: Path, folders: list[Path]) -> N
             registry.register_folder("legal", folders[1])
         assert registry.version("legal") == version
         settled(tmp_path, {version.content})
-        # What has passed on this base is not asked again.
+        # Content that has passed on this base is not checked again.
         assert registry.register_folder("other", folders[0]).new
 
 
-def test_the_quota_is_kept(tmp_path: Path, folders: list[Path]) -> None:
+def test_quota_is_enforced(tmp_path: Path, folders: list[Path]) -> None:
     size = sum(file.stat().st_size for file in folders[0].iterdir())
     with open_registry(tmp_path, quota=2 * size + 100) as registry:
         registry.register_folder("a", folders[0])
@@ -354,7 +356,7 @@ def test_the_quota_is_kept(tmp_path: Path, folders: list[Path]) -> None:
         before = state(registry)
         with pytest.raises(QuotaExceeded, match=r"takes \d+ bytes, and \d+ of the quota"):
             registry.register_folder("c", folders[2])
-        registry.register_folder("c", folders[0])  # no further bytes
+        registry.register_folder("c", folders[0])  # stores no additional bytes
         registry.remove("c")
         assert state(registry) == before
         registry.remove("b")
@@ -362,7 +364,7 @@ def test_the_quota_is_kept(tmp_path: Path, folders: list[Path]) -> None:
         registry.register_folder("c", folders[2])
 
 
-def test_a_change_can_ask_that_nobody_was_faster(registry: Registry, canary: Alias, folders: list[Path]) -> None:
+def test_change_with_an_expected_revision(registry: Registry, canary: Alias, folders: list[Path]) -> None:
     seen = registry.entry("legal").revision
     registry.activate("legal", 1, expected=seen)
     before = state(registry)
@@ -417,7 +419,7 @@ def test_more_pins_than_fit_are_refused(tmp_path: Path, folders: list[Path]) -> 
 # Durability
 
 
-def test_everything_comes_back(tmp_path: Path, folders: list[Path]) -> None:
+def test_state_survives_a_restart(tmp_path: Path, folders: list[Path]) -> None:
     with open_registry(tmp_path) as registry:
         for folder in folders:
             registry.register_folder("legal", folder)
@@ -434,7 +436,7 @@ def test_everything_comes_back(tmp_path: Path, folders: list[Path]) -> None:
         assert registry.register_folder("gone", folders[1]).version.name == "gone@2"
 
 
-def test_a_start_clears_away_what_a_crash_has_left(tmp_path: Path, folders: list[Path]) -> None:
+def test_start_deletes_what_a_crash_left(tmp_path: Path, folders: list[Path]) -> None:
     with open_registry(tmp_path) as registry:
         kept = registry.register_folder("legal", folders[0]).version.content
         registry._contents.reserve(AdapterSpec(AdapterId("f" * 64), {}, 1), 1, None)
@@ -445,7 +447,7 @@ def test_a_start_clears_away_what_a_crash_has_left(tmp_path: Path, folders: list
         assert registry._contents.unreferenced(0) == []
 
 
-def test_bytes_that_somebody_took_away_are_told_and_can_be_brought_back(tmp_path: Path, folders: list[Path]) -> None:
+def test_missing_bytes_are_reported_and_can_be_registered_again(tmp_path: Path, folders: list[Path]) -> None:
     with open_registry(tmp_path) as registry:
         version = registry.register_folder("legal", folders[0]).version
     shutil.rmtree(tmp_path / "adapters" / version.content)
@@ -457,7 +459,7 @@ def test_bytes_that_somebody_took_away_are_told_and_can_be_brought_back(tmp_path
         assert registry.acquire(["legal"])[0].version == version
 
 
-def test_another_base_checks_for_itself(tmp_path: Path, folders: list[Path]) -> None:
+def test_another_base_runs_its_own_checks(tmp_path: Path, folders: list[Path]) -> None:
     probed: list[AdapterId] = []
 
     def probe(spec: AdapterSpec, keep: bool) -> dict[str, float]:
@@ -469,7 +471,7 @@ def test_another_base_checks_for_itself(tmp_path: Path, folders: list[Path]) -> 
     with open_registry(tmp_path) as registry:
         good = registry.register_folder("good", folders[0]).version.content
         bad = registry.register_folder("bad", folders[1]).version.content
-    for _ in range(2):  # the second start knows
+    for _ in range(2):  # the second start has the result
         with open_registry(tmp_path, base="another", probe=probe) as registry:
             assert sorted(probed) == sorted([good, bad])
             assert registry.version("good").refused is None
@@ -479,8 +481,8 @@ def test_another_base_checks_for_itself(tmp_path: Path, folders: list[Path]) -> 
         assert registry.version("bad").refused is None
 
 
-def test_what_was_allowed_on_a_base_is_allowed_under_its_other_fingerprint(tmp_path: Path, folders: list[Path]) -> None:
-    """As where it was quantised anew after an update: an operator's word is not asked for again."""
+def test_allowed_mismatch_holds_for_equivalent_fingerprints(tmp_path: Path, folders: list[Path]) -> None:
+    """As after an update that quantised it again: the operator need not allow it once more."""
     (folders[0] / "manylora.json").write_text(json.dumps({"base_fingerprint": "f" * 64}))
     with open_registry(tmp_path, base="before") as registry:
         registry.register_folder("foreign", folders[0], RegistrationOptions(allow_base_mismatch=True))
@@ -494,7 +496,7 @@ def test_what_was_allowed_on_a_base_is_allowed_under_its_other_fingerprint(tmp_p
         assert "trained on the base" in str(registry.version("foreign").refused)
 
 
-def test_unknown_fields_are_noted_on_every_base_and_asked_about_once(tmp_path: Path, folders: list[Path]) -> None:
+def test_unknown_fields_are_in_every_receipt_and_allowed_once(tmp_path: Path, folders: list[Path]) -> None:
     set_config(folders[0], shift=0.5)
     with open_registry(tmp_path) as registry:
         with pytest.raises(AdapterRejected, match="shift: is not known"):
@@ -510,13 +512,13 @@ def test_unknown_fields_are_noted_on_every_base_and_asked_about_once(tmp_path: P
 
 
 def noted(registry: Registry, version: Version) -> object:
-    """The fields that its receipt names."""
+    """Return the unknown fields that its receipt names."""
     receipt = registry.receipt(version)
     assert receipt is not None
     return receipt["unknown_fields_allowed"]
 
 
-def test_a_server_for_smaller_ranks_says_so(tmp_path: Path) -> None:
+def test_rank_above_max_rank_is_refused_with_the_reason(tmp_path: Path) -> None:
     folder = write(tmp_path / "large", 0, rank=8)
     with open_registry(tmp_path) as registry:
         registry.register_folder("large", folder, RegistrationOptions(pinned=True))
@@ -552,7 +554,7 @@ def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_first_schema_is_migrated(tmp_path: Path) -> None:
-    """As release 0.2 has written it: a registry with an adapter, two versions and an alias."""
+    """A registry as release 0.2 wrote it, with an adapter, two versions and an alias."""
     file = tmp_path / "registry.sqlite3"
     connection = sqlite3.connect(file)
     connection.executescript((Path(__file__).parent / "registry_0001.sql").read_text())
@@ -569,7 +571,7 @@ def test_the_first_schema_is_migrated(tmp_path: Path) -> None:
         assert "taken_from" not in receipt, "nobody has noted that then"
 
 
-def test_content_that_was_missing_comes_back_under_all_its_names(tmp_path: Path, folders: list[Path]) -> None:
+def test_missing_content_is_restored_for_all_its_names(tmp_path: Path, folders: list[Path]) -> None:
     with open_registry(tmp_path) as registry:
         content = registry.register_folder("a", folders[0]).version.content
         registry.register_folder("b", folders[0])
@@ -579,7 +581,7 @@ def test_content_that_was_missing_comes_back_under_all_its_names(tmp_path: Path,
         assert [lease.version.content for lease in registry.acquire(["a", "b"])] == [content] * 2
 
 
-def test_a_later_admission_is_for_all_names_of_the_content(tmp_path: Path, folders: list[Path]) -> None:
+def test_later_admission_applies_to_all_names_of_the_content(tmp_path: Path, folders: list[Path]) -> None:
     outcomes: list[Exception] = [AdapterRejected("changes nothing")]
 
     def probe(spec: AdapterSpec, keep: bool) -> dict[str, float]:
@@ -596,7 +598,7 @@ def test_a_later_admission_is_for_all_names_of_the_content(tmp_path: Path, folde
         assert registry.version("b").refused is None
 
 
-def test_a_check_without_a_result_is_no_obstacle_and_is_made_again(
+def test_failed_check_blocks_nothing_and_is_retried(
     tmp_path: Path, folders: list[Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of three contents, one is damaged, and the engine has no room for the dry load of another."""
@@ -626,7 +628,7 @@ def test_a_check_without_a_result_is_no_obstacle_and_is_made_again(
         assert len(caplog.records) == told, "what is gone is still being checked"
 
 
-def test_pins_that_no_longer_fit_stand_in_the_way_of_more_pins_only(tmp_path: Path, folders: list[Path]) -> None:
+def test_pins_that_no_longer_fit_only_block_more_pins(tmp_path: Path, folders: list[Path]) -> None:
     with open_registry(tmp_path) as registry:
         for name, folder in zip("abc", folders, strict=True):
             registry.register_folder(name, folder, RegistrationOptions(pinned=True))
@@ -642,7 +644,7 @@ def test_pins_that_no_longer_fit_stand_in_the_way_of_more_pins_only(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["a\ud800", "a\0", "\n", "x" * 129])
-def test_what_can_be_no_name_is_unknown(name: str, registry: Registry, folders: list[Path]) -> None:
+def test_invalid_names_are_unknown(name: str, registry: Registry, folders: list[Path]) -> None:
     registry.register_folder("legal", folders[0])
     for change in (
         lambda: registry.remove(name),
@@ -655,14 +657,14 @@ def test_what_can_be_no_name_is_unknown(name: str, registry: Registry, folders: 
             change()
 
 
-def test_a_folder_whose_name_is_no_text(registry: Registry, folders: list[Path], tmp_path: Path) -> None:
+def test_folder_name_that_is_not_utf8(registry: Registry, folders: list[Path], tmp_path: Path) -> None:
     version = registry.register_folder("legal", folders[0].rename(tmp_path / "od\udcffd")).version
     receipt = registry.receipt(version)
     assert receipt is not None
     assert receipt["source"] == "folder od\\udcffd"
 
 
-def test_a_removal_is_done_although_the_bytes_cannot_go_yet(
+def test_removal_succeeds_although_the_bytes_cannot_be_deleted(
     tmp_path: Path, folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Away(RemoteStore):
@@ -685,14 +687,14 @@ def test_a_removal_is_done_although_the_bytes_cannot_go_yet(
         soon(lambda: not list(ids_in(remote)) and registry.usage().bytes == 0)
 
 
-def test_odd_characters_in_the_path_of_the_database(tmp_path: Path) -> None:
+def test_special_characters_in_the_database_path(tmp_path: Path) -> None:
     folder = tmp_path / "what?x=1#%41"
     folder.mkdir()
     open_sqlite(folder / "registry.sqlite3").close()
     assert (folder / "registry.sqlite3").exists()
 
 
-def test_a_damaged_database_is_said_to_be(tmp_path: Path) -> None:
+def test_damaged_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "registry.sqlite3").write_bytes(b"not a database " * 1000)
     with pytest.raises(RegistryUnavailable, match="database is damaged"):
         open_sqlite(tmp_path / "registry.sqlite3")
@@ -701,8 +703,8 @@ def test_a_damaged_database_is_said_to_be(tmp_path: Path) -> None:
 # Many at once
 
 
-def test_threads(registry: Registry, folders: list[Path], tmp_path: Path) -> None:
-    """Eight threads, two names, three contents: a leased content can always be read, nothing is left over."""
+def test_concurrent_acquire_register_and_remove(registry: Registry, folders: list[Path], tmp_path: Path) -> None:
+    """Eight threads, two names, three contents: leased content can always be read, and nothing is left over."""
 
     def work(seed: int) -> int:
         random_ = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Any order of calls, restarts among them, against a plain model of what a registry is."""
+"""Random sequences of calls and restarts, compared with a simple model of a registry."""
 
 import shutil
 import tempfile
@@ -29,7 +29,7 @@ numbers = st.integers(1, 4)
 
 @dataclass
 class Model:
-    """One adapter as it should be."""
+    """The model's state of one adapter."""
 
     active: int | None = None
     pinned: bool = False
@@ -37,7 +37,7 @@ class Model:
 
 
 class RegistryMachine(RuleBasedStateMachine):
-    """What the registry says, and what is on disk, is what the model says; an error has changed nothing."""
+    """Asserts that registry and disk equal the model after each call, and that errors change nothing."""
 
     leases = Bundle("leases")
 
@@ -68,7 +68,7 @@ class RegistryMachine(RuleBasedStateMachine):
         shutil.rmtree(self.root)
 
     def _expect(self, error: type[AdapterError] | None, change: Callable[[], object]) -> bool:
-        """Whether the change went through, which it must exactly where no error is due."""
+        """Make a change; assert that it succeeds unless ``error`` is due. Returns whether it did."""
         if error is None:
             change()
             return True

@@ -1,4 +1,4 @@
-"""The remote store: whole or not there at all, whatever it is kept in, and clear when it does not answer."""
+"""The remote store: content is complete or absent on every file system, and errors are clear."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteStore:
 
 
 def content(folder: Path, *, size: int = 1000, origin: bool = False, seed: int = 0) -> tuple[Path, AdapterId]:
-    """A folder of an adapter's files, and its id. What is in them is nothing to the remote store."""
+    """Write a folder of an adapter's files, return it and its id. The remote store does not read the content."""
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps({"r": seed}))
     (folder / WEIGHTS).write_bytes(bytes([seed]) * size)
@@ -63,14 +63,14 @@ def fetched(remote: RemoteStore, adapter_id: AdapterId, staging: Path, limit: in
 
 
 def put_file(remote: RemoteStore, adapter_id: AdapterId, name: str, data: bytes) -> None:
-    """Put one file there, as another program would."""
+    """Write one file into the store, as another program would."""
     options = {"auto_mkdir": True} if remote.url.startswith("file:") else {}
     with fsspec.open(f"{remote.url}/{adapter_id}/{name}", "wb", **options) as file:
         file.write(data)
 
 
 @pytest.mark.parametrize("origin", [False, True])
-def test_what_was_put_comes_back(remote: RemoteStore, tmp_path: Path, origin: bool) -> None:
+def test_get_returns_what_was_put(remote: RemoteStore, tmp_path: Path, origin: bool) -> None:
     folder, adapter_id = content(tmp_path / "source", origin=origin)
     (folder / "README.md").write_text("not part of the content")
     remote.put(adapter_id, folder)
@@ -80,14 +80,14 @@ def test_what_was_put_comes_back(remote: RemoteStore, tmp_path: Path, origin: bo
     assert list(ids_in(remote)) == [adapter_id]
 
 
-def test_several_files_of_many_parts_come_back(bucket: str, tmp_path: Path) -> None:
+def test_large_files_are_uploaded_in_parts(bucket: str, tmp_path: Path) -> None:
     remote = RemoteStore(f"s3://{bucket}")
     folder, adapter_id = content(tmp_path / "source", size=21 * MIB + 7)
     remote.put(adapter_id, folder)
     assert fetched(remote, adapter_id, tmp_path / "copy", 22 * MIB) == adapter_id
 
 
-def test_what_was_never_put_is_an_error(remote: RemoteStore, tmp_path: Path) -> None:
+def test_unknown_content_is_an_error(remote: RemoteStore, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=f"{NOBODY} is not in the store") as caught:
         fetched(remote, NOBODY, tmp_path / "copy")
     assert type(caught.value) is AdapterError
@@ -96,7 +96,7 @@ def test_what_was_never_put_is_an_error(remote: RemoteStore, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["../0", "x", "A" * 64, ""])
-def test_only_a_digest_is_looked_up(remote: RemoteStore, tmp_path: Path, name: str) -> None:
+def test_invalid_ids_are_refused(remote: RemoteStore, tmp_path: Path, name: str) -> None:
     for call in (
         lambda: remote.get(AdapterId(name), tmp_path, MIB),
         lambda: remote.delete(AdapterId(name)),
@@ -106,7 +106,7 @@ def test_only_a_digest_is_looked_up(remote: RemoteStore, tmp_path: Path, name: s
             call()
 
 
-def test_putting_twice_is_putting_once_and_heals_a_damaged_copy(remote: RemoteStore, tmp_path: Path) -> None:
+def test_put_again_replaces_a_damaged_copy(remote: RemoteStore, tmp_path: Path) -> None:
     folder, adapter_id = content(tmp_path / "source", origin=True)
     remote.put(adapter_id, folder)
     remote.put(adapter_id, folder)
@@ -118,7 +118,7 @@ def test_putting_twice_is_putting_once_and_heals_a_damaged_copy(remote: RemoteSt
     assert list(ids_in(remote)) == [adapter_id]
 
 
-def test_half_an_upload_is_not_taken_for_whole(remote: RemoteStore, tmp_path: Path) -> None:
+def test_partial_upload_does_not_exist(remote: RemoteStore, tmp_path: Path) -> None:
     folder, adapter_id = content(tmp_path / "source", origin=True)
     for name in (ORIGIN, WEIGHTS):
         put_file(remote, adapter_id, name, (folder / name).read_bytes())
@@ -129,10 +129,10 @@ def test_half_an_upload_is_not_taken_for_whole(remote: RemoteStore, tmp_path: Pa
     assert fetched(remote, adapter_id, tmp_path / "after") == adapter_id
 
 
-def test_an_upload_that_breaks_off_leaves_no_config(tmp_path: Path) -> None:
+def test_interrupted_upload_leaves_no_config(tmp_path: Path) -> None:
     remote = RemoteStore(f"file://{tmp_path}/remote")
     folder, adapter_id = content(tmp_path / "source")
-    # In the way of the weights, as nothing that can be written over.
+    # A folder in the place of the weights file cannot be overwritten.
     (tmp_path / "remote" / adapter_id / WEIGHTS / "x").mkdir(parents=True)
     with pytest.raises(RegistryUnavailable, match="IsADirectoryError"):
         remote.put(adapter_id, folder)
@@ -140,7 +140,7 @@ def test_an_upload_that_breaks_off_leaves_no_config(tmp_path: Path) -> None:
         fetched(remote, adapter_id, tmp_path / "copy")
 
 
-def test_what_is_deleted_is_gone_and_deleting_again_is_no_error(remote: RemoteStore, tmp_path: Path) -> None:
+def test_delete_is_idempotent(remote: RemoteStore, tmp_path: Path) -> None:
     folder, adapter_id = content(tmp_path / "source", origin=True)
     other, other_id = content(tmp_path / "other", seed=1)
     remote.put(adapter_id, folder)
@@ -153,13 +153,13 @@ def test_what_is_deleted_is_gone_and_deleting_again_is_no_error(remote: RemoteSt
     assert fetched(remote, other_id, tmp_path / "other-copy") == other_id
 
 
-def test_half_an_upload_can_be_deleted(remote: RemoteStore) -> None:
+def test_partial_upload_can_be_deleted(remote: RemoteStore) -> None:
     put_file(remote, NOBODY, WEIGHTS, b"half")
     remote.delete(NOBODY)
     assert list(ids_in(remote)) == []
 
 
-def test_strangers_in_the_store_are_not_listed(remote: RemoteStore, tmp_path: Path) -> None:
+def test_foreign_files_in_the_store_are_not_listed(remote: RemoteStore, tmp_path: Path) -> None:
     folder, adapter_id = content(tmp_path / "source")
     remote.put(adapter_id, folder)
     put_file(remote, AdapterId("notes"), "README.md", b"hello")
@@ -167,7 +167,7 @@ def test_strangers_in_the_store_are_not_listed(remote: RemoteStore, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("name", "limit"), [(WEIGHTS, 10_000), (CONFIG, MAX_JSON_BYTES), (ORIGIN, MAX_JSON_BYTES)])
-def test_a_file_past_its_limit_is_not_downloaded(remote: RemoteStore, tmp_path: Path, name: str, limit: int) -> None:
+def test_file_above_its_limit_is_not_downloaded(remote: RemoteStore, tmp_path: Path, name: str, limit: int) -> None:
     folder, adapter_id = content(tmp_path / "source", origin=True)
     remote.put(adapter_id, folder)
     put_file(remote, adapter_id, name, b"1" * limit)
@@ -177,7 +177,7 @@ def test_a_file_past_its_limit_is_not_downloaded(remote: RemoteStore, tmp_path: 
         fetched(remote, adapter_id, tmp_path / "does-not", 10_000)
 
 
-def test_a_read_lists_nothing(bucket: str, endpoint: str, tmp_path: Path) -> None:
+def test_get_makes_no_list_request(bucket: str, endpoint: str, tmp_path: Path) -> None:
     folder, adapter_id = content(tmp_path / "source")
     RemoteStore(f"s3://{bucket}/adapters").put(adapter_id, folder)
     asked: list[tuple[str, str]] = []
@@ -193,7 +193,7 @@ def test_a_read_lists_nothing(bucket: str, endpoint: str, tmp_path: Path) -> Non
     ]
 
 
-def test_another_servers_changes_are_seen_at_once(remote: RemoteStore, tmp_path: Path) -> None:
+def test_changes_of_another_server_are_visible_at_once(remote: RemoteStore, tmp_path: Path) -> None:
     folder, adapter_id = content(tmp_path / "source")
     other = RemoteStore(remote.url)
     assert list(ids_in(remote)) == []
@@ -207,8 +207,8 @@ def test_another_servers_changes_are_seen_at_once(remote: RemoteStore, tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["file", "s3"])
-def test_threads_share_it(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    # fsspec's memory:// is left out: its readers of one file share one position.
+def test_concurrent_put_and_get(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    # Without fsspec's memory://: its readers of one file share one position.
     place = f"file://{tmp_path}/remote" if kind == "file" else f"s3://{request.getfixturevalue('bucket')}"
     remote = RemoteStore(place)
     folders = [content(tmp_path / f"source-{i}", size=300_000, seed=i) for i in range(6)]
@@ -222,7 +222,7 @@ def test_threads_share_it(kind: str, request: pytest.FixtureRequest, tmp_path: P
         assert all(pool.map(there_and_back, range(24)))
 
 
-def test_a_server_that_is_down_is_told_quickly(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_server_is_reported_quickly(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
@@ -241,7 +241,7 @@ def test_a_server_that_is_down_is_told_quickly(bucket: str, tmp_path: Path, monk
     assert time.monotonic() - began < 20
 
 
-def test_a_bucket_that_is_not_there_is_no_empty_store(bucket: str, tmp_path: Path) -> None:
+def test_missing_bucket_is_an_error(bucket: str, tmp_path: Path) -> None:
     remote = RemoteStore("s3://no-such-bucket/adapters")
     folder, adapter_id = content(tmp_path / "source")
     for call in (
@@ -254,7 +254,7 @@ def test_a_bucket_that_is_not_there_is_no_empty_store(bucket: str, tmp_path: Pat
             call()
 
 
-def test_an_error_tells_no_key(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_messages_contain_no_key(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     with pytest.raises(RegistryUnavailable) as caught:
@@ -263,13 +263,13 @@ def test_an_error_tells_no_key(bucket: str, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_store_says_so(tmp_path: Path) -> None:
+def test_full_store_is_reported(tmp_path: Path) -> None:
     folder, adapter_id = content(tmp_path / "source")
     remote = RemoteStore(f"file://{tmp_path}/remote")
     entry = tmp_path / "remote" / adapter_id
     entry.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        # Its parts get the one name at which a full device stands.
+        # Name the temporary file so that it is a link to /dev/full.
         patch.setattr("secrets.token_hex", lambda _: "part")
         (entry / f"{WEIGHTS}.part").symlink_to("/dev/full")
         with pytest.raises(StoreFull, match="No space left on device"):
@@ -291,14 +291,14 @@ def test_a_full_store_says_so(tmp_path: Path) -> None:
         "nosuch://bucket",
     ],
 )
-def test_an_address_that_is_no_store_is_refused(url: str) -> None:
+def test_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"must be an address|not known") as caught:
         RemoteStore(url)
     assert "secret" not in str(caught.value)
 
 
-def test_a_missing_extra_is_named_at_once() -> None:
-    # In a process of its own, where s3fs cannot be imported.
+def test_missing_extra_is_named_at_startup() -> None:
+    # In a separate process, where s3fs cannot be imported.
     script = "import sys; sys.modules['s3fs'] = None\nfrom adapters.store.remote_store import RemoteStore\nRemoteStore('s3://bucket')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
@@ -307,7 +307,7 @@ def test_a_missing_extra_is_named_at_once() -> None:
     )
 
 
-def test_importing_loads_no_client() -> None:
+def test_import_loads_no_client_library() -> None:
     clients = "{'fsspec', 's3fs', 'botocore', 'aiohttp'}"
     script = f"import sys, adapters.store.remote_store; print({clients} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
@@ -336,7 +336,7 @@ print(peak() - before)
 
 
 @pytest.mark.parametrize("kind", ["file", "s3"])
-def test_a_large_content_passes_through_in_pieces(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_large_content_is_streamed(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     place = f"file://{tmp_path}/remote" if kind == "file" else f"s3://{request.getfixturevalue('bucket')}"
     small, _ = content(tmp_path / "small", size=1)
     large, large_id = content(tmp_path / "large", size=128 * MIB)

@@ -1,4 +1,4 @@
-"""Which of many files are an adapter's, and what those of other formats are told as."""
+"""Selecting an adapter among many files, and recognising foreign formats."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from adapters.errors import AdapterRejected
 from adapters.format.files import CONFIG, MAX_FILES, ORIGIN, WEIGHTS, listing
-from adapters.format.selection import MAX_NAMED, Selection, choose, survey
+from adapters.format.selection import MAX_NAMED, Selection, select, select_in_folder
 from tests.trainers import FORMATS, TRAINERS, Output
 
 
@@ -19,44 +19,44 @@ def make(folder: Path, files: tuple[str, ...]) -> Path:
 
 
 @pytest.mark.parametrize("tool", TRAINERS)
-def test_the_adapter_in_a_trainers_folder(tool: str) -> None:
+def test_selects_the_adapter_in_a_trainers_folder(tool: str) -> None:
     output = TRAINERS[tool]
     expected = Selection(output.adapter, output.beside(), len(output.beside()), output.others)
-    assert choose(output.files) == expected
+    assert select(output.files) == expected
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_other_formats_are_named_with_the_way_out(format: str, tmp_path: Path) -> None:
+def test_foreign_formats_are_named_with_the_way_to_convert(format: str, tmp_path: Path) -> None:
     files, file, reason = FORMATS[format]
-    for look in (lambda: choose(files), lambda: survey(make(tmp_path, files))):
+    for look in (lambda: select(files), lambda: select_in_folder(make(tmp_path, files))):
         with pytest.raises(AdapterRejected) as refusal:
             look()
         assert (refusal.value.file, reason in refusal.value.reason) == (file, True), refusal.value
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_peft_weights_beside_other_formats_are_what_counts(format: str) -> None:
-    assert choose({*FORMATS[format][0], CONFIG, WEIGHTS}).folder == ""
+def test_peft_weights_win_over_foreign_formats(format: str) -> None:
+    assert select({*FORMATS[format][0], CONFIG, WEIGHTS}).folder == ""
     with pytest.raises(AdapterRejected, match=f"^{CONFIG}: is missing$"):
-        choose({*FORMATS[format][0], WEIGHTS} - {CONFIG})
+        select({*FORMATS[format][0], WEIGHTS} - {CONFIG})
 
 
-def test_a_folder_with_its_adapters_further_down(tmp_path: Path) -> None:
-    """On this machine whoever gives a path can give the right one."""
+def test_adapters_only_in_subfolders_are_refused(tmp_path: Path) -> None:
+    """The caller gives a path on this machine, so it can give the right one."""
     make(tmp_path / "run", (f"checkpoint-1/{CONFIG}", f"checkpoint-1/{WEIGHTS}", CONFIG))
     with pytest.raises(AdapterRejected, match=r"^run: holds no adapter itself, but checkpoint-1 in it does: "):
-        survey(tmp_path / "run")
+        select_in_folder(tmp_path / "run")
     make(tmp_path / "run", (f"checkpoint-2/{CONFIG}", f"checkpoint-2/{WEIGHTS}"))
-    with pytest.raises(AdapterRejected, match=r"^there are 2 adapters in it: checkpoint-1, checkpoint-2; bring one"):
-        survey(tmp_path / "run")
+    with pytest.raises(AdapterRejected, match=r"^there are 2 adapters in it: checkpoint-1, checkpoint-2; send one"):
+        select_in_folder(tmp_path / "run")
     make(tmp_path / "run", (WEIGHTS, ORIGIN))
-    assert survey(tmp_path / "run").others == ("checkpoint-1", "checkpoint-2")
+    assert select_in_folder(tmp_path / "run").others == ("checkpoint-1", "checkpoint-2")
 
 
 def test_a_large_folder_is_not_listed_to_its_end(tmp_path: Path) -> None:
     make(tmp_path, ("zz", *(f"{index}/x" for index in range(MAX_FILES)), CONFIG, WEIGHTS))
     assert len(listing(tmp_path)) == MAX_FILES
-    selection = survey(tmp_path)
+    selection = select_in_folder(tmp_path)
     assert (len(selection.ignored), selection.ignored_count) == (MAX_NAMED, MAX_FILES - 2)
 
 
@@ -66,30 +66,30 @@ def test_nothing_behind_a_link_is_listed(tmp_path: Path) -> None:
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     (folder / WEIGHTS).symlink_to(tmp_path / "elsewhere" / "secret")
     os.mkfifo(folder / "pipe")
-    assert survey(folder).ignored == ("notes.txt", "pipe")
+    assert select_in_folder(folder).ignored == ("notes.txt", "pipe")
 
 
-def test_names_that_are_no_text_are_told_as_far_as_they_go(tmp_path: Path) -> None:
+def test_file_names_that_are_not_utf8_are_printable(tmp_path: Path) -> None:
     folder = make(tmp_path, (CONFIG, WEIGHTS))
     (Path(os.fsdecode(os.fsencode(folder) + b"/\xff\n"))).touch()
-    assert survey(folder).ignored == ("??",)
+    assert select_in_folder(folder).ignored == ("??",)
 
 
 HOSTILE = "a\n\x1b[31m\udcff"
-"""A folder's name with a line break, a terminal's colour, and a byte that is no text."""
+"""A folder's name with a line break, a terminal escape sequence, and a byte that is not UTF-8."""
 
 
-def test_a_folders_name_is_told_without_what_a_terminal_would_obey() -> None:
-    assert choose({f"{HOSTILE}/{CONFIG}", f"{HOSTILE}/{WEIGHTS}"}).receipt()["taken_from"] == "a??[31m?"
+def test_folder_names_are_printed_without_control_characters() -> None:
+    assert select({f"{HOSTILE}/{CONFIG}", f"{HOSTILE}/{WEIGHTS}"}).receipt()["taken_from"] == "a??[31m?"
 
 
 @pytest.mark.parametrize(("there", "missing"), [(CONFIG, WEIGHTS), (WEIGHTS, CONFIG)])
-def test_so_is_that_of_a_missing_file(there: str, missing: str) -> None:
+def test_missing_files_are_printed_without_control_characters(there: str, missing: str) -> None:
     with pytest.raises(AdapterRejected) as refusal:
-        choose({f"{HOSTILE}/{there}"})
+        select({f"{HOSTILE}/{there}"})
     assert refusal.value.file == f"a??[31m?/{missing}"
 
 
-def test_a_mac_writes_no_adapter_of_its_own() -> None:
+def test_macosx_folder_is_ignored() -> None:
     files = Output((f"__MACOSX/{CONFIG}", f"__MACOSX/{WEIGHTS}", f"a/{CONFIG}", f"a/{WEIGHTS}"), "a")
-    assert choose(files.files) == Selection("a", files.files[:2], 2)
+    assert select(files.files) == Selection("a", files.files[:2], 2)

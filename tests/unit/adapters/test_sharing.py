@@ -60,7 +60,7 @@ def soon(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_change_is_seen_by_the_other(pair: tuple[Registry, Registry], folders: list[Path]) -> None:
+def test_change_is_seen_by_other_servers(pair: tuple[Registry, Registry], folders: list[Path]) -> None:
     one, two = pair
     version = one.register_folder("legal", folders[0]).version
     soon(lambda: two.knows("legal"))
@@ -76,12 +76,12 @@ def test_a_change_is_seen_by_the_other(pair: tuple[Registry, Registry], folders:
     one.remove_alias("prod")
     one.remove("legal")
     soon(lambda: not two.knows("legal"))
-    # What is in use there stays readable there.
+    # Content that a server is using stays readable there.
     assert two._store.read(version.content).spec.id == version.content
     two.release(lease)
 
 
-def test_shared_bytes_go_after_a_while_and_copies_at_once(
+def test_shared_bytes_are_deleted_after_grace_and_copies_at_once(
     pair: tuple[Registry, Registry],
     folders: list[Path],
     tmp_path: Path,
@@ -101,10 +101,10 @@ def test_shared_bytes_go_after_a_while_and_copies_at_once(
     assert one.register_folder("legal", folders[0]).version.number == 2
 
 
-def test_the_time_of_grace_begins_with_the_removal(
+def test_grace_period_begins_with_the_removal(
     pair: tuple[Registry, Registry], folders: list[Path], remote: RemoteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another server may be using what was registered long ago and loses its name now."""
+    """Another server may be using content that was registered long ago and has just lost its name."""
     one, _ = pair
     content = one.register_folder("legal", folders[0]).version.content
     monkeypatch.setattr(module, "GRACE_SECONDS", 1)
@@ -117,8 +117,8 @@ def test_the_time_of_grace_begins_with_the_removal(
     assert list(ids_in(remote)) == []
 
 
-def test_of_two_servers_that_clear_up_one_deletes(pair: tuple[Registry, Registry], folders: list[Path]) -> None:
-    """A second deletion, still under way when the first is over, would take the bytes of a new registration along."""
+def test_only_one_of_two_servers_deletes(pair: tuple[Registry, Registry], folders: list[Path]) -> None:
+    """A second deletion that ends after the first would also delete the bytes of a new registration."""
     one, two = pair
     one.register_folder("legal", folders[0])
     one.remove("legal")
@@ -126,7 +126,7 @@ def test_of_two_servers_that_clear_up_one_deletes(pair: tuple[Registry, Registry
     claim = one._contents.begin_delete(content, touched)
     assert claim is not None
     assert two._contents.begin_delete(content, touched) is None
-    # Unless the first has died; should it live after all, its end is not the second's.
+    # If the first has died, another takes over; should it still live, its end_delete does nothing.
     later = two._contents.begin_delete(content, claim)
     assert later is not None
     one._contents.end_delete(content, claim)
@@ -135,7 +135,7 @@ def test_of_two_servers_that_clear_up_one_deletes(pair: tuple[Registry, Registry
     assert one._contents.unreferenced(0) == []
 
 
-def test_servers_with_other_clocks_agree_on_the_time(
+def test_servers_use_the_databases_clock(
     pair: tuple[Registry, Registry], folders: list[Path], remote: RemoteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = pair
@@ -147,7 +147,7 @@ def test_servers_with_other_clocks_agree_on_the_time(
     assert list(ids_in(remote)) == [content]
 
 
-def test_a_server_that_stops_in_the_middle_of_a_change_does_not_hold_up_the_others(
+def test_server_that_dies_during_a_change_does_not_block_others(
     pair: tuple[Registry, Registry], folders: list[Path], monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     monkeypatch.setattr(database, "IDLE_SECONDS", 1)
@@ -158,9 +158,7 @@ def test_a_server_that_stops_in_the_middle_of_a_change_does_not_hold_up_the_othe
     stuck.close()
 
 
-def test_a_database_that_has_gone_back_is_read_anew(
-    pair: tuple[Registry, Registry], folders: list[Path], url: str
-) -> None:
+def test_restored_database_is_loaded_again(pair: tuple[Registry, Registry], folders: list[Path], url: str) -> None:
     """As after the loss of a primary whose last changes had not reached the replica."""
     one, two = pair
     one.register_folder("kept", folders[0])
@@ -176,10 +174,8 @@ def test_a_database_that_has_gone_back_is_read_anew(
         assert registry.knows("kept")
 
 
-def test_a_database_that_takes_no_changes_is_unavailable(
-    pair: tuple[Registry, Registry], folders: list[Path], url: str
-) -> None:
-    """As a replica is that has not been promoted yet."""
+def test_read_only_database_is_unavailable(pair: tuple[Registry, Registry], folders: list[Path], url: str) -> None:
+    """Like a replica that was not promoted yet."""
     one, _ = pair
     one.register_folder("legal", folders[0])
     with psycopg.connect(url, autocommit=True) as connection:
@@ -190,9 +186,7 @@ def test_a_database_that_takes_no_changes_is_unavailable(
     assert one.acquire(["legal"])
 
 
-def test_of_racing_changes_one_wins_and_the_others_learn_it(
-    pair: tuple[Registry, Registry], folders: list[Path]
-) -> None:
+def test_one_of_several_concurrent_changes_wins(pair: tuple[Registry, Registry], folders: list[Path]) -> None:
     one, two = pair
     one.register_folder("legal", folders[0])
     one.register_folder("legal", folders[1])
@@ -221,7 +215,7 @@ def test_of_racing_changes_one_wins_and_the_others_learn_it(
     ]
 
 
-def test_racing_versions_all_count(pair: tuple[Registry, Registry], folders: list[Path]) -> None:
+def test_concurrent_versions_all_get_numbers(pair: tuple[Registry, Registry], folders: list[Path]) -> None:
     with ThreadPoolExecutor(10) as threads:
         numbers = [
             done.version.number
@@ -234,7 +228,7 @@ def test_racing_versions_all_count(pair: tuple[Registry, Registry], folders: lis
     assert pair[0].entry("legal") == pair[1].entry("legal")
 
 
-def test_the_quota_is_everybodys(tmp_path: Path, url: str, remote: RemoteStore, folders: list[Path]) -> None:
+def test_quota_is_shared(tmp_path: Path, url: str, remote: RemoteStore, folders: list[Path]) -> None:
     size = sum(file.stat().st_size for file in folders[0].iterdir())
     with ExitStack() as stack:
         pair = [
@@ -253,7 +247,7 @@ def test_the_quota_is_everybodys(tmp_path: Path, url: str, remote: RemoteStore, 
             assert sum(threads.map(register, range(10))) == 4
 
 
-def test_when_the_database_is_away_lookups_go_on(
+def test_lookups_work_while_the_database_is_down(
     server: Postgres, pair: tuple[Registry, Registry], folders: list[Path], tmp_path: Path
 ) -> None:
     one, two = pair
@@ -280,16 +274,16 @@ def test_when_the_database_is_away_lookups_go_on(
     assert [entry.name for entry in two.entries()] == ["german", "legal"]
 
 
-def test_everything_comes_back(tmp_path: Path, url: str, remote: RemoteStore, folders: list[Path]) -> None:
+def test_state_survives_a_restart(tmp_path: Path, url: str, remote: RemoteStore, folders: list[Path]) -> None:
     with open_registry(tmp_path / "one", url=url, remote=remote) as registry:
         version = registry.register_folder("legal", folders[0]).version
-    # On another machine: nothing but the database and the shared store is left.
+    # As on another machine, with only the database and the shared store.
     with open_registry(tmp_path / "another", url=url, remote=remote) as registry:
         assert registry.version("legal") == version
         assert registry._store.read(version.content).spec.id == version.content
 
 
-def test_errors_are_the_same_as_with_a_file(pair: tuple[Registry, Registry], folders: list[Path]) -> None:
+def test_errors_equal_those_of_sqlite(pair: tuple[Registry, Registry], folders: list[Path]) -> None:
     one, two = pair
     one.register_folder("legal", folders[0])
     one.put_alias("prod", [Target("legal", 1, 1)])

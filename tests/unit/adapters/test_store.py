@@ -1,4 +1,4 @@
-"""The store: content under its digest, complete or not there at all, and never served damaged."""
+"""The store: content by its digest, complete or absent, and never served damaged."""
 
 import errno
 import os
@@ -76,7 +76,7 @@ def test_same_content_is_one_entry(store: AdapterStore, tmp_path: Path, layout: 
     assert entries(store) == sorted([first.id, other.id])
 
 
-def test_links_become_files(store: AdapterStore, folder: Path, tmp_path: Path) -> None:
+def test_links_are_copied_as_files(store: AdapterStore, folder: Path, tmp_path: Path) -> None:
     linked = tmp_path / "linked"
     linked.mkdir()
     for name in (CONFIG, WEIGHTS):
@@ -86,21 +86,21 @@ def test_links_become_files(store: AdapterStore, folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("defect", ["nan", "cut_in_data", "pickle", "weights_fifo", "config_device", "config_large"])
-def test_what_is_rejected_leaves_nothing(defect: str, store: AdapterStore, folder: Path) -> None:
+def test_rejected_content_leaves_nothing(defect: str, store: AdapterStore, folder: Path) -> None:
     DEFECTS[defect].spoil(folder)
     with pytest.raises(AdapterRejected, match=DEFECTS[defect].reason.split("{")[0]):
         add(store, folder)
     assert entries(store) == []
 
 
-def test_weights_that_no_adapter_can_have_are_not_copied(store: AdapterStore, folder: Path) -> None:
+def test_weights_larger_than_any_adapter_are_not_copied(store: AdapterStore, folder: Path) -> None:
     os.truncate(folder / WEIGHTS, 1 << 40)
     with pytest.raises(AdapterRejected, match="is larger than"):
         add(store, folder)
     assert entries(store) == []
 
 
-def test_reads_the_weights_into_memory_of_their_own(store: AdapterStore, folder: Path) -> None:
+def test_weights_are_copied_to_memory(store: AdapterStore, folder: Path) -> None:
     spec = add(store, folder)
     weights = store.read(spec.id)
     expected = load_file(folder / WEIGHTS)[KEY_A]
@@ -111,7 +111,7 @@ def test_reads_the_weights_into_memory_of_their_own(store: AdapterStore, folder:
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_damage_is_noticed_and_healed_by_adding_again(name: str, store: AdapterStore, folder: Path) -> None:
+def test_damage_is_detected_and_repaired_by_adding_again(name: str, store: AdapterStore, folder: Path) -> None:
     spec = add(store, folder)
     path = store.path(spec.id) / name
     content = bytearray(path.read_bytes())
@@ -124,14 +124,14 @@ def test_damage_is_noticed_and_healed_by_adding_again(name: str, store: AdapterS
     assert entries(store) == [spec.id]
 
 
-def test_a_lost_file_is_damage(store: AdapterStore, folder: Path) -> None:
+def test_missing_file_is_damage(store: AdapterStore, folder: Path) -> None:
     spec = add(store, folder)
     (store.path(spec.id) / WEIGHTS).unlink()
     with pytest.raises(AdapterError, match="is damaged on disk"):
         store.read(spec.id)
 
 
-def test_what_is_removed_is_gone(store: AdapterStore, folder: Path) -> None:
+def test_removed_entry_is_gone(store: AdapterStore, folder: Path) -> None:
     spec = add(store, folder)
     assert spec.id in store
     store.erase(spec.id)
@@ -139,14 +139,14 @@ def test_what_is_removed_is_gone(store: AdapterStore, folder: Path) -> None:
     assert entries(store) == []
 
 
-def test_what_was_never_stored_is_an_error(store: AdapterStore) -> None:
+def test_missing_entry_is_an_error(store: AdapterStore) -> None:
     with pytest.raises(AdapterError, match="is not stored"):
         store.read(NOBODY)
     assert store.detach(NOBODY) is None
     store.erase(NOBODY)
 
 
-def test_memory_for_configs_is_bounded(
+def test_spec_cache_is_bounded(
     store: AdapterStore, tmp_path: Path, layout: BaseLayout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_SPECS", 2)
@@ -157,7 +157,7 @@ def test_memory_for_configs_is_bounded(
 
 
 def test_an_adapter_of_another_base(store: AdapterStore, folder: Path) -> None:
-    """What was taken all the same can be read all the same."""
+    """An adapter accepted despite another base can be read."""
     (folder / ORIGIN).write_text('{"base_fingerprint": "another"}')
     with pytest.raises(AdapterRejected, match="trained on the base another") as refusal:
         add(store, folder)
@@ -169,8 +169,8 @@ def test_an_adapter_of_another_base(store: AdapterStore, folder: Path) -> None:
     assert store.read(spec.id).spec.base_fingerprint == "another"
 
 
-def test_without_a_remote_nothing_makes_way(tmp_path: Path, layout: BaseLayout) -> None:
-    """What is under the root is all there is then."""
+def test_without_a_remote_nothing_is_evicted(tmp_path: Path, layout: BaseLayout) -> None:
+    """Then the root holds the only copies."""
     store = AdapterStore(tmp_path / "store", layout, MAX_RANK, cache=1)
     specs = [add(store, write_adapter(tmp_path / f"{seed}", layout, seed=seed)) for seed in range(3)]
     assert store.ids() == {spec.id for spec in specs}
@@ -178,8 +178,8 @@ def test_without_a_remote_nothing_makes_way(tmp_path: Path, layout: BaseLayout) 
         store.read(spec.id)
 
 
-def test_copies_of_the_remote_come_and_go(tmp_path: Path, layout: BaseLayout) -> None:
-    """The remote keeps all of them, the disk the last that were read."""
+def test_copies_of_the_remote_are_evicted_and_restored(tmp_path: Path, layout: BaseLayout) -> None:
+    """The remote keeps all contents, the disk the most recently read."""
     remote = RemoteStore(f"file://{tmp_path}/remote")
     size = folder_bytes(write_adapter(tmp_path / "0", layout))
     store = AdapterStore(tmp_path / "store", layout, MAX_RANK, remote=remote, cache=2 * size + 100)
@@ -197,7 +197,9 @@ def test_copies_of_the_remote_come_and_go(tmp_path: Path, layout: BaseLayout) ->
         store.read(ids[0])
 
 
-def test_damage_here_is_healed_by_the_remote_and_damage_there_is_noticed(tmp_path: Path, layout: BaseLayout) -> None:
+def test_local_damage_is_repaired_from_the_remote_and_remote_damage_detected(
+    tmp_path: Path, layout: BaseLayout
+) -> None:
     remote = RemoteStore(f"file://{tmp_path}/remote")
     store = AdapterStore(tmp_path / "store", layout, MAX_RANK, remote=remote)
     adapter_id = add(store, write_adapter(tmp_path / "source", layout)).id
@@ -212,8 +214,8 @@ def test_damage_here_is_healed_by_the_remote_and_damage_there_is_noticed(tmp_pat
     assert adapter_id not in store
 
 
-def test_a_copy_stays_while_it_is_uploaded(tmp_path: Path, layout: BaseLayout) -> None:
-    """Although the copies take too much, and another adapter comes meanwhile."""
+def test_copy_is_not_evicted_during_upload(tmp_path: Path, layout: BaseLayout) -> None:
+    """Although the copies exceed the limit, and another adapter is added meanwhile."""
     folders = [write_adapter(tmp_path / str(seed), layout, seed=seed) for seed in range(2)]
 
     class Crowded(RemoteStore):
@@ -228,10 +230,10 @@ def test_a_copy_stays_while_it_is_uploaded(tmp_path: Path, layout: BaseLayout) -
 
 
 @pytest.mark.parametrize("call", ["iterdir", "rename", "rmtree"])
-def test_loads_go_on_while_a_trim_waits_for_the_disk(
+def test_loads_are_not_blocked_by_a_slow_eviction(
     call: str, tmp_path: Path, layout: BaseLayout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever of its calls the file system does not answer."""
+    """Whichever file system call hangs."""
     size = folder_bytes(write_adapter(tmp_path / "0", layout))
     remote = RemoteStore(f"file://{tmp_path}/remote")
     store = AdapterStore(tmp_path / "store", layout, MAX_RANK, remote=remote, cache=3 * size + 100)
@@ -268,14 +270,12 @@ def test_loads_go_on_while_a_trim_waits_for_the_disk(
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "0" * 63, "0" * 64 + "\n", "G" * 64])
-def test_only_ids_are_paths(name: str, store: AdapterStore) -> None:
+def test_path_requires_a_valid_id(name: str, store: AdapterStore) -> None:
     with pytest.raises(AdapterError, match="is not an adapter id"):
         store.path(AdapterId(name))
 
 
-def test_a_sweep_leaves_what_is_kept_and_what_is_not_ours(
-    store: AdapterStore, tmp_path: Path, layout: BaseLayout
-) -> None:
+def test_sweep_keeps_referenced_and_foreign_files(store: AdapterStore, tmp_path: Path, layout: BaseLayout) -> None:
     kept = add(store, write_adapter(tmp_path / "a", layout))
     add(store, write_adapter(tmp_path / "b", layout, seed=1))
     (store.root / ".tmp-crashed").mkdir()
@@ -285,12 +285,12 @@ def test_a_sweep_leaves_what_is_kept_and_what_is_not_ours(
     assert entries(store) == sorted([kept.id, "notes.txt"])
 
 
-def test_a_store_opened_again_has_what_it_had(store: AdapterStore, folder: Path, layout: BaseLayout) -> None:
+def test_reopened_store_has_its_entries(store: AdapterStore, folder: Path, layout: BaseLayout) -> None:
     spec = add(store, folder)
     assert AdapterStore(store.root, layout, MAX_RANK).read(spec.id).spec == spec
 
 
-def test_no_room_while_writing(store: AdapterStore, folder: Path) -> None:
+def test_disk_full_while_writing(store: AdapterStore, folder: Path) -> None:
     with file_size_limit(1000), pytest.raises(StoreFull, match="no room to store the adapter"):
         add(store, folder)
     assert entries(store) == []
@@ -298,7 +298,9 @@ def test_no_room_while_writing(store: AdapterStore, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_no_room_told_late(code: int, store: AdapterStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_full_reported_by_fsync(
+    code: int, store: AdapterStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """File systems that allocate late report a full disk at fsync."""
 
     def full(descriptor: int) -> None:

@@ -21,12 +21,12 @@ from tests.adapter_folders import FINGERPRINT, LAYERS, ORIGIN, write_adapter
 from tests.unit.adapters.registries import FakeHooks
 
 SMALL_FILES = 128 << 10
-"""Bytes of everything else that is read meanwhile: config, SQLite's pages, Python's own files."""
+"""Allowance in bytes for all other reads: config, SQLite's pages, Python's own files."""
 LAYOUT = BaseLayout(FINGERPRINT, dict.fromkeys(LAYERS, (8192, 8192)))
 
 
 def bytes_read() -> int:
-    """Return the bytes this thread has been given by read(2) and its kin."""
+    """Return the bytes that this thread has read with read(2) and similar calls."""
     lines = Path("/proc/thread-self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["rchar"])
 
@@ -35,7 +35,7 @@ safe_open = verify_module.safe_open
 
 
 class HeaderOnly:
-    """safetensors' reader, with nothing but its check of the header."""
+    """Stands in for safetensors' ``safe_open``: allows only its check of the header."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._opened = safe_open(*arguments, **options)

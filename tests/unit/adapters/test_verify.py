@@ -1,4 +1,4 @@
-"""verify: what PEFT writes is accepted and means what PEFT means by it; every defect is refused by name."""
+"""verify: adapters of PEFT are accepted with PEFT's meaning; every defect is refused by name."""
 
 import hashlib
 import json
@@ -121,7 +121,7 @@ CONTAINERS = [
     rank_pattern=st.dictionaries(st.sampled_from(PATTERNS), numbers, max_size=3),
     alpha_pattern=st.dictionaries(st.sampled_from(PATTERNS), numbers, max_size=3),
 )
-def test_declares_the_layers_ranks_and_scales_that_peft_does(layout: BaseLayout, **fields: object) -> None:
+def test_targets_ranks_and_scaling_equal_pefts(layout: BaseLayout, **fields: object) -> None:
     if isinstance(fields["target_modules"], str) or fields["layers_to_transform"] is None:
         fields |= {"layers_to_transform": None, "layers_pattern": None}
     bare = BaseLayout(layout.fingerprint, layout.linears)
@@ -138,7 +138,7 @@ def test_declares_the_layers_ranks_and_scales_that_peft_does(layout: BaseLayout,
 
 
 def test_a_good_folder_is_accepted(folder: Path, layout: BaseLayout) -> None:
-    """Without this, every defect below might be refused for what the builder does."""
+    """Otherwise every defect below might be refused because of the helper that writes the folder."""
     spec = verify(folder, layout, MAX_RANK)
     assert set(spec.targets) == set(LAYERS)
     assert spec.base_fingerprint is None
@@ -162,13 +162,13 @@ def test_a_missing_folder_is_refused(tmp_path: Path, layout: BaseLayout) -> None
 
 
 @pytest.mark.parametrize("value", [None, False, [], {}, ""])
-def test_an_unknown_field_that_is_empty_is_accepted(value: object, folder: Path, layout: BaseLayout) -> None:
+def test_empty_unknown_field_is_accepted(value: object, folder: Path, layout: BaseLayout) -> None:
     set_config(folder, use_next_year=value)
     verify(folder, layout, MAX_RANK)
 
 
 @pytest.mark.parametrize("init", [True, False, None, "gaussian", "eva", "orthogonal", "mica"])
-def test_initialisations_that_leave_the_base_alone_are_accepted(init: object, folder: Path, layout: BaseLayout) -> None:
+def test_base_preserving_initialisations_are_accepted(init: object, folder: Path, layout: BaseLayout) -> None:
     set_config(folder, init_lora_weights=init)
     verify(folder, layout, MAX_RANK)
 
@@ -194,7 +194,7 @@ def test_names_the_base_it_was_trained_on(folder: Path, layout: BaseLayout) -> N
     assert verify(folder, layout, MAX_RANK).base_fingerprint == FINGERPRINT
 
 
-def test_weights_that_are_not_those_that_were_trained_are_refused(folder: Path, layout: BaseLayout) -> None:
+def test_weights_changed_after_training_are_refused(folder: Path, layout: BaseLayout) -> None:
     weights = (folder / WEIGHTS).read_bytes()
     (folder / ORIGIN).write_text(json.dumps({"weights_sha256": hashlib.sha256(weights).hexdigest()}))
     verify(folder, layout, MAX_RANK)
@@ -227,8 +227,8 @@ def test_the_id_is_the_content(folder: Path, layout: BaseLayout) -> None:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damaged_files_are_refused_and_nothing_worse(data: st.DataObject, folder: Path, layout: BaseLayout) -> None:
-    """Whatever a few changed bytes do to the header or the config: an answer, or AdapterRejected."""
+def test_damaged_files_raise_only_adapter_rejected(data: st.DataObject, folder: Path, layout: BaseLayout) -> None:
+    """Random byte changes in header or config give a spec or AdapterRejected, no other error."""
     name = data.draw(st.sampled_from([CONFIG, WEIGHTS]))
     good = (folder / name).read_bytes()
     damaged = bytearray(good)

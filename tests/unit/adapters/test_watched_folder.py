@@ -1,4 +1,4 @@
-"""The watched folder: what appears or changes is registered, what is bad is listed, and nothing is read in vain."""
+"""The watched folder: new and changed folders are registered, bad ones listed, unchanged ones not read."""
 
 import logging
 import os
@@ -14,16 +14,16 @@ from adapters.errors import AdapterUnavailable, RegistryUnavailable, StoreFull
 from adapters.registry.registration import Registered
 from adapters.registry.registry import Registry
 from adapters.sources.folder_states import FolderState
-from adapters.sources.watched_folder import RETRY, SETTLE, WatchedFolder
+from adapters.sources.watched_folder import RETRY_SECONDS, SETTLE_SECONDS, WatchedFolder
 from tests.adapter_folders import CONFIG, DEFECTS, WEIGHTS
 from tests.unit.adapters.registries import open_registry, write
 
-LATER = time.time() + 86_400  # of the collection: the tests before may take long
-"""When all files have settled."""
+LATER = time.time() + 86_400  # computed at collection; other tests may run first
+"""A time (Unix, seconds) when all files have settled."""
 
 
 class Memory(dict[str, FolderState]):
-    """What outlives a watch."""
+    """The saved states, which survive a restart."""
 
     def put(self, folder: str, seen: FolderState | None) -> None:
         self.pop(folder, None)
@@ -58,13 +58,15 @@ def reasons(watch: WatchedFolder) -> dict[str, str]:
 
 
 def replace(folder: Path, seed: int) -> None:
-    """Other content, written as a careful operator would: beside the old, then renamed."""
+    """Replace the content as a careful operator would: write beside the old files, then rename."""
     other = write(folder.parent / ".other", seed)
     for name in (CONFIG, WEIGHTS):
         (other / name).replace(folder / name)
 
 
-def test_each_folder_is_an_adapter_and_a_change_a_version(watch: WatchedFolder, registry: Registry, root: Path) -> None:
+def test_each_folder_is_an_adapter_and_each_change_a_version(
+    watch: WatchedFolder, registry: Registry, root: Path
+) -> None:
     write(root / "legal", 0)
     write(root / "medical", 1)
     assert sorted(watch.scan(LATER)) == ["legal", "medical"]
@@ -76,7 +78,7 @@ def test_each_folder_is_an_adapter_and_a_change_a_version(watch: WatchedFolder, 
     assert watch.refusals() == []
 
 
-def test_what_is_still_being_written_waits(watch: WatchedFolder, root: Path) -> None:
+def test_folder_being_written_is_not_registered_yet(watch: WatchedFolder, root: Path) -> None:
     now = time.time()
     folder = write(root / "legal", 0)
     assert watch.scan(now) == []
@@ -91,14 +93,14 @@ def test_what_is_still_being_written_waits(watch: WatchedFolder, root: Path) -> 
     assert watch.refusals() == []
 
 
-def test_files_that_are_old_are_taken_at_once(registry: Registry, root: Path, memory: Memory) -> None:
+def test_settled_files_are_registered_at_once(registry: Registry, root: Path, memory: Memory) -> None:
     folder = write(root / "legal", 0)
     now = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-    assert WatchedFolder(root, registry, memory, memory.put).scan(now + SETTLE - 0.1) == []
-    assert WatchedFolder(root, registry, memory, memory.put).scan(now + SETTLE + 0.1) == ["legal"]
+    assert WatchedFolder(root, registry, memory, memory.put).scan(now + SETTLE_SECONDS - 0.1) == []
+    assert WatchedFolder(root, registry, memory, memory.put).scan(now + SETTLE_SECONDS + 0.1) == ["legal"]
 
 
-def test_a_bad_folder_is_listed_until_it_is_good(watch: WatchedFolder, registry: Registry, root: Path) -> None:
+def test_refused_folder_is_listed_until_it_is_repaired(watch: WatchedFolder, registry: Registry, root: Path) -> None:
     for name in ("a", "bad", "z"):
         write(root / name, 0)
     DEFECTS["cut_in_data"].spoil(root / "bad")
@@ -114,7 +116,7 @@ def test_a_bad_folder_is_listed_until_it_is_good(watch: WatchedFolder, registry:
     assert registry.version("bad").number == 1
 
 
-def test_a_bad_replacement_leaves_the_version_before(watch: WatchedFolder, registry: Registry, root: Path) -> None:
+def test_refused_replacement_keeps_the_previous_version(watch: WatchedFolder, registry: Registry, root: Path) -> None:
     write(root / "legal", 0)
     watch.scan(LATER)
     (root / "legal" / CONFIG).unlink()
@@ -124,7 +126,7 @@ def test_a_bad_replacement_leaves_the_version_before(watch: WatchedFolder, regis
 
 
 @pytest.mark.parametrize("name", ["with space", "base", "legal@2", "ünïcode", os.fsdecode(b"\xff\xfe")])
-def test_names_that_no_adapter_can_have(watch: WatchedFolder, root: Path, name: str) -> None:
+def test_folder_with_an_invalid_name_is_refused(watch: WatchedFolder, root: Path, name: str) -> None:
     write(root / name, 0)
     assert watch.scan(LATER) == []
     assert "cannot name an adapter" in reasons(watch)[name]
@@ -133,7 +135,7 @@ def test_names_that_no_adapter_can_have(watch: WatchedFolder, root: Path, name: 
     assert watch.refusals() == []
 
 
-def test_what_is_no_folder_is_not_looked_at(watch: WatchedFolder, root: Path, tmp_path: Path) -> None:
+def test_files_and_hidden_folders_are_ignored(watch: WatchedFolder, root: Path, tmp_path: Path) -> None:
     write(root / ".hidden", 0)
     (root / "file").write_text("x")
     (root / "dangling").symlink_to(tmp_path / "nothing")
@@ -141,7 +143,7 @@ def test_what_is_no_folder_is_not_looked_at(watch: WatchedFolder, root: Path, tm
     assert watch.refusals() == []
 
 
-def test_a_link_that_leads_nowhere_but_to_itself_is_listed(watch: WatchedFolder, root: Path) -> None:
+def test_link_to_itself_is_refused(watch: WatchedFolder, root: Path) -> None:
     (root / "loop").symlink_to(root / "loop")
     write(root / "legal", 0)
     assert watch.scan(LATER) == ["legal"]
@@ -163,7 +165,7 @@ def test_a_kubernetes_volume(watch: WatchedFolder, registry: Registry, root: Pat
     assert registry.version("legal").name == "legal@2"
 
 
-def test_a_restart_reads_nothing_again(
+def test_restart_registers_nothing_again(
     watch: WatchedFolder, registry: Registry, root: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(root / "legal", 0)
@@ -187,9 +189,7 @@ def test_a_restart_reads_nothing_again(
     assert sorted(memory) == [f"{root}/bad", f"{root}/legal"]
 
 
-def test_a_folder_that_goes_leaves_its_adapter(
-    watch: WatchedFolder, registry: Registry, root: Path, tmp_path: Path
-) -> None:
+def test_removed_folder_keeps_its_adapter(watch: WatchedFolder, registry: Registry, root: Path, tmp_path: Path) -> None:
     write(root / "legal", 0)
     watch.scan(LATER)
     (root / "legal").rename(tmp_path / "aside")
@@ -200,7 +200,7 @@ def test_a_folder_that_goes_leaves_its_adapter(
 
 
 class Failing:
-    """A registry that fails as told, then works."""
+    """A registry that raises ``failures``, then works."""
 
     def __init__(self, registry: Registry, *failures: Exception) -> None:
         self._registry = registry
@@ -223,24 +223,24 @@ class Failing:
         (RuntimeError("the engine is busy"), "something went wrong on the server; it is in its log"),
     ],
 )
-def test_what_is_not_its_fault_is_tried_again(
+def test_errors_of_the_server_are_retried(
     registry: Registry, root: Path, memory: Memory, error: Exception, reason: str
 ) -> None:
     failing = Failing(registry, error, error)
     watch = WatchedFolder(root, failing, memory, memory.put)
     write(root / "legal", 0)
     for late in range(2):
-        assert watch.scan(LATER + late * RETRY) == []
-        assert watch.scan(LATER + late * RETRY + 1) == []  # not at once
+        assert watch.scan(LATER + late * RETRY_SECONDS) == []
+        assert watch.scan(LATER + late * RETRY_SECONDS + 1) == []  # too early
         assert [(refusal.reason, refusal.since) for refusal in watch.refusals()] == [(reason, int(LATER))]
         assert memory == {}
     assert failing.calls == 2
-    assert watch.scan(LATER + 2 * RETRY) == ["legal"]
+    assert watch.scan(LATER + 2 * RETRY_SECONDS) == ["legal"]
     assert watch.refusals() == []
     assert len(memory) == 1
 
 
-def test_what_cannot_be_remembered_is_tried_again(registry: Registry, root: Path, memory: Memory) -> None:
+def test_state_that_cannot_be_saved_is_retried(registry: Registry, root: Path, memory: Memory) -> None:
     down = True
 
     def remember(folder: str, seen: FolderState | None) -> None:
@@ -255,7 +255,7 @@ def test_what_cannot_be_remembered_is_tried_again(registry: Registry, root: Path
     assert watch.scan(LATER) == []
     assert reasons(watch) == {"legal": "no database", "bad": "no database"}
     down = False
-    assert watch.scan(LATER + RETRY) == ["legal"]
+    assert watch.scan(LATER + RETRY_SECONDS) == ["legal"]
     down = True
     shutil.rmtree(root / "bad")
     watch.scan(LATER)
@@ -266,7 +266,7 @@ def test_what_cannot_be_remembered_is_tried_again(registry: Registry, root: Path
     assert list(memory) == [f"{root}/legal"]
 
 
-def test_the_unforeseen_is_logged_and_stops_nobody(
+def test_unexpected_error_is_logged_and_other_folders_are_registered(
     registry: Registry, root: Path, memory: Memory, caplog: pytest.LogCaptureFixture
 ) -> None:
     failing = Failing(registry, ZeroDivisionError("boom"))
@@ -281,7 +281,7 @@ def test_the_unforeseen_is_logged_and_stops_nobody(
     assert list(memory) == [f"{root}/{registered}"]
 
 
-def test_a_folder_that_cannot_be_read_is_said_once(
+def test_unreadable_watched_folder_is_logged_once(
     watch: WatchedFolder, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(root / "legal", 0)
@@ -302,7 +302,7 @@ def test_a_folder_that_cannot_be_read_is_said_once(
 
 @pytest.fixture
 def run() -> Iterator[Callable[[WatchedFolder], threading.Event]]:
-    """Run a watch on a thread of its own for the length of the test."""
+    """Run a watched folder on a thread until the test ends."""
     stop = threading.Event()
     threads: list[threading.Thread] = []
 
@@ -318,7 +318,7 @@ def run() -> Iterator[Callable[[WatchedFolder], threading.Event]]:
         assert not thread.is_alive()
 
 
-def test_it_runs_until_it_is_stopped(
+def test_run_scans_until_stopped(
     watch: WatchedFolder, registry: Registry, root: Path, run: Callable[[WatchedFolder], threading.Event]
 ) -> None:
     run(watch)
@@ -329,12 +329,12 @@ def test_it_runs_until_it_is_stopped(
         time.sleep(0.01)
 
 
-def test_folders_that_do_not_change_cost_little(watch: WatchedFolder, root: Path, memory: Memory) -> None:
+def test_scan_of_unchanged_folders_is_cheap(watch: WatchedFolder, root: Path, memory: Memory) -> None:
     for index in range(2000):
         (root / f"a{index}").mkdir()
     assert watch.scan(LATER) == []
     assert len(watch.refusals()) == 2000
     begun = time.thread_time()
     watch.scan(LATER)
-    # 10 microseconds a folder here; a folder that is opened and listed costs some 40, one that is read far more.
+    # Measured: 10 us per folder. Opening and listing a folder costs about 40, reading its files far more.
     assert time.thread_time() - begun < 2000 * 100e-6

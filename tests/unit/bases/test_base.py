@@ -46,7 +46,7 @@ def test_architectures_that_are_served(architecture: str) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_checking_leaves_the_model_as_it_was() -> None:
+def test_check_architecture_does_not_change_the_model() -> None:
     model = tiny_model("gemma2")
     before = copy.deepcopy(model.config.to_dict()), model.config._attn_implementation
     make_base(model, tiny_tokenizer(), "tiny")
@@ -54,7 +54,7 @@ def test_checking_leaves_the_model_as_it_was() -> None:
 
 
 def shrunk(kind: str, **more: object) -> PreTrainedConfig:
-    """A default config of this kind with little in it."""
+    """Return a small default config of this architecture."""
     small = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 99}
     return CONFIG_MAPPING[kind](**{**small, **more})
 
@@ -123,7 +123,7 @@ def test_a_longer_context_than_the_model_has_is_refused() -> None:
         make_base(tiny_model(), tiny_tokenizer(), "tiny", max_model_len=CONTEXT + 1)
 
 
-def test_end_tokens_come_from_all_three_places() -> None:
+def test_eos_tokens_of_config_generation_config_and_tokenizer() -> None:
     model = tiny_model()
     model.config.eos_token_id = 5
     model.generation_config.eos_token_id = [6, 7]
@@ -148,7 +148,7 @@ def test_a_changed_source_is_quantised_anew(folder: Path, tmp_path: Path) -> Non
     assert load_base(settings(tmp_path, folder).base).layout.fingerprint != first.layout.fingerprint
 
 
-def test_unquantised_weights_are_served_from_where_they_are(folder: Path, tmp_path: Path) -> None:
+def test_unquantised_weights_are_not_copied(folder: Path, tmp_path: Path) -> None:
     base = load_base(settings(tmp_path, folder, quantization="none", dtype="fp32").base)
     original = tiny_model("llama").state_dict()
     assert all(torch.equal(tensor, original[name]) for name, tensor in base.model.state_dict().items())
@@ -192,7 +192,7 @@ def test_an_already_quantised_model_is_refused(folder: Path, tmp_path: Path) -> 
         ("{tmp}/weights.bin", "neither a folder nor a .gguf file"),
     ],
 )
-def test_a_model_that_is_not_there(tmp_path: Path, model: str, message: str) -> None:
+def test_missing_model(tmp_path: Path, model: str, message: str) -> None:
     for name in ("weights.bin", "gguf/small.gguf", "adapter/adapter_config.json", "adapter/config.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -223,7 +223,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """Bytes of all tensors, quantisation state included, shared ones once."""
+    """Return the bytes of all tensors with quantisation state; shared ones count once."""
     tensors = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()}
     return sum(tensors.values())
 
@@ -239,7 +239,7 @@ def test_the_demo_base(demo: Demo) -> None:
     assert base.max_model_len == 8192
     assert base.dtype == torch.bfloat16
     assert base.tokenizer.chat_template
-    # As it always was on x86 with AVX2, and as it was elsewhere: there are adapters that name these.
+    # On x86 with AVX2, and elsewhere. They must never change: adapters name them.
     assert base.layout.fingerprint == "110caadad6ed77a4839c7841a43330856d371310d20c01d0742c35c57e183b79"
     assert base.layout.equivalents == {"201f04e3ee0a76942126972054645dbabbdac12492085e77058b936d4f66c5cd"}
 

@@ -14,7 +14,7 @@ SERVING = "import server.api.serve, server.doctor, server.api.commands, adapters
 
 
 def run_without(missing: set[str], code: str) -> subprocess.CompletedProcess[str]:
-    """A process in which no module of these packages can be imported."""
+    """Run Python with these packages made unimportable."""
     script = f"import sys\nsys.modules.update(dict.fromkeys({missing!r}))\n{code}"
     return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from bases.file_modes import apply_umask
 
 
-def test_files_below_too_and_links_left_alone(tmp_path: Path) -> None:
+def test_modes_are_set_recursively_but_not_on_links(tmp_path: Path) -> None:
     folder, outside = tmp_path / "folder", tmp_path / "outside"
     (folder / "below").mkdir(parents=True)
     for file in (folder / "a", folder / "below" / "b", outside):
@@ -23,7 +23,7 @@ def test_files_below_too_and_links_left_alone(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["a", "below", "link"]
 
 
-def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_harmless(tmp_path: Path) -> None:
     (tmp_path / ".mode").touch(0o600)
     (tmp_path / "a").touch(0o600)
     apply_umask(tmp_path)

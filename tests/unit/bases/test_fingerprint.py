@@ -19,7 +19,7 @@ from tests.adapter_folders import write_adapter
 from tests.tiny import tiny_model, tiny_tokenizer
 
 DEMO = "110caadad6ed77a4839c7841a43330856d371310d20c01d0742c35c57e183b79"
-"""Of the demo model, as it always was on x86 with AVX2: there are adapters that name it."""
+"""The demo model's fingerprint on x86 with AVX2. It must never change: adapters name it."""
 QUANTISE = """
 import sys, torch
 from pathlib import Path
@@ -48,14 +48,14 @@ def base(folder: Path) -> Base:
 
 
 def elsewhere(model: str, data: Path, *dtypes: str, capability: str, threads: int) -> list[str]:
-    """The fingerprints as they come out in another process, with torch's vectors of this width."""
+    """Return the fingerprints computed in another process with this vector width of torch."""
     command = [sys.executable, "-c", QUANTISE, model, str(data), str(threads), *dtypes]
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
 
 
 def with_table(base: Base, *, fused: bool) -> Identity:
-    """Which base it would be had its table of codes been rounded so."""
+    """Return the fingerprint of the base with this rounding of the code table."""
     layers = [module for module in base.model.modules() if isinstance(module, Linear4bit)]
     kept = [layer.weight.quant_state.state2.code for layer in layers]
     try:
@@ -67,7 +67,7 @@ def with_table(base: Base, *, fused: bool) -> Identity:
             layer.weight.quant_state.state2.code = table
 
 
-def test_every_width_of_vectors_and_number_of_threads_gives_the_same(folder: Path, tmp_path: Path) -> None:
+def test_fingerprint_does_not_depend_on_vector_width_or_threads(folder: Path, tmp_path: Path) -> None:
     narrow = elsewhere(str(folder), tmp_path / "narrow", "bf16", "fp32", capability="default", threads=1)
     wide = elsewhere(str(folder), tmp_path / "wide", "bf16", "fp32", capability="avx2", threads=2)
     assert len(set(narrow)) == 2
@@ -77,12 +77,12 @@ def test_every_width_of_vectors_and_number_of_threads_gives_the_same(folder: Pat
 @pytest.mark.slow
 @pytest.mark.demo
 @pytest.mark.parametrize(("capability", "threads"), [("default", 1), ("avx2", 2)])
-def test_the_demo_is_the_same_everywhere_and_what_it_always_was(tmp_path: Path, capability: str, threads: int) -> None:
+def test_fingerprint_of_the_demo_has_not_changed(tmp_path: Path, capability: str, threads: int) -> None:
     assert elsewhere("demo", tmp_path, "bf16", capability=capability, threads=threads) == [DEMO]
 
 
-def test_a_base_that_was_rounded_otherwise_is_the_same_base(base: Base, tmp_path: Path) -> None:
-    """Adapters go both ways between what is quantised now and an old data folder of a processor without FMA."""
+def test_differently_rounded_base_is_equivalent(base: Base, tmp_path: Path) -> None:
+    """Adapters work on both: today's quantisation, and old data folders of processors without FMA."""
     old = with_table(base, fused=False)
     assert old.fingerprint != base.layout.fingerprint
     assert old.equivalents == {base.layout.fingerprint}
@@ -106,7 +106,7 @@ def test_another_table_has_no_equivalents(base: Base) -> None:
     assert changed.fingerprint not in {base.layout.fingerprint, *base.layout.equivalents}
 
 
-def test_it_depends_on_weights_tokenizer_and_template_and_says_on_which() -> None:
+def test_fingerprint_parts_are_weights_tokenizer_and_template() -> None:
     plain = identify(tiny_model(), tiny_tokenizer())
     assert identify(tiny_model(), tiny_tokenizer()) == plain
     assert plain.equivalents == frozenset()

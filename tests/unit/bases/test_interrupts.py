@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of any command is silent, and the status is 130."""
+"""Ctrl-C at any moment of any command prints no traceback and exits with 130."""
 
 import re
 import signal
@@ -28,7 +28,7 @@ at = int(sys.argv.pop(1))
 sys.meta_path.insert(0, Interrupt())
 sys.exit(manylora.main())
 """
-"""The command line, with a Ctrl-C when the n-th module is looked for."""
+"""A program that runs the command line, with a Ctrl-C when the n-th module is imported."""
 RAISED = """
 import signal, sys, time
 from bases import interrupts
@@ -75,14 +75,14 @@ def heard() -> Iterator[None]:
 
 
 def run(code: str, *words: str) -> tuple[int, str, str]:
-    """Status, output and errors of a process."""
+    """Run a process; return exit status, stdout and stderr."""
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("at", [1, 10, 80])
 @pytest.mark.parametrize("command", ["train", "export", "adapters", "bench", "doctor", "serve"])
-def test_while_a_command_is_imported(command: str, at: int) -> None:
+def test_interrupt_while_a_command_is_imported(command: str, at: int) -> None:
     assert run(IMPORTING, str(at), command, "--help") == (130, "", "")
 
 
@@ -93,7 +93,7 @@ def test_while_the_libraries_are_imported(at: int, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_is_ignored_where_it_was() -> None:
+def test_sigint_stays_ignored_if_it_was() -> None:
     """As in a shell's background jobs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     status, out, err = run(IMPORTING, "10", "train", "--help")
@@ -101,14 +101,14 @@ def test_it_is_ignored_where_it_was() -> None:
     assert "--data-dir" in out
 
 
-# Python by itself would end by the signal; print the error and go on; raise it in the middle of the import.
+# By default Python would: exit by the signal; print the error and continue; raise it within the import.
 @pytest.mark.parametrize(("name", "said"), [("compiled", ""), ("swallowed", ""), ("imported", "found out\n")])
-def test_where_something_is_put_away(name: str, said: str) -> None:
+def test_interrupt_runs_cleanup_and_exits_130(name: str, said: str) -> None:
     assert run(RAISED.format(name=name)) == (130, f"{said}put away\n", "")
 
 
 def serve_until(line: str, folder: Path) -> tuple[int, str]:
-    """Status and errors of a server of a tiny model that gets a Ctrl-C when it has said a line that begins so."""
+    """Return status and stderr of a server that gets a Ctrl-C when it prints a line that starts with ``line``."""
     model = folder / "model"
     tiny_model().save_pretrained(model)
     tiny_tokenizer().save_pretrained(model)
@@ -135,12 +135,12 @@ def serve_until(line: str, folder: Path) -> tuple[int, str]:
     return process.returncode, err
 
 
-def test_a_base_in_the_making_leaves_nothing(tmp_path: Path) -> None:
+def test_interrupted_base_leaves_no_files(tmp_path: Path) -> None:
     assert serve_until("quantising", tmp_path) == (130, "")
     assert [path.name for path in (tmp_path / "bases").iterdir()] == ["lock"]
 
 
-def test_no_progress_bars_where_no_terminal_is(tmp_path: Path) -> None:
+def test_no_progress_bars_without_a_terminal(tmp_path: Path) -> None:
     status, err = serve_until("curl", tmp_path)
     assert status == 0
     assert all(re.match(r"\d{4}-\d\d-\d\d .* INFO ", line) for line in err.splitlines()), err
@@ -161,7 +161,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_command_that_is_ended_takes_away_what_is_half_made(tmp_path: Path, number: signal.Signals) -> None:
+def test_terminated_command_deletes_partial_files(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen([sys.executable, "-c", ENDED, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "working\n"

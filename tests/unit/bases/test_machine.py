@@ -1,4 +1,4 @@
-"""What a process may use, read from trees of control groups as Linux writes them, and from real ones."""
+"""Limits of a process, read from cgroup trees as Linux writes them, and from real cgroups."""
 
 import os
 import platform
@@ -38,7 +38,7 @@ def statistics(*, inactive: int, active: int) -> str:
     return f"anon 1\nfile {inactive + active}\ninactive_file {inactive}\nactive_file {active}\n"
 
 
-def test_a_container_of_version_2(tmp_path: Path) -> None:
+def test_limits_of_cgroup_v2(tmp_path: Path) -> None:
     files = {
         "memory.max": f"{300 * MIB}\n",
         "memory.high": "max\n",
@@ -53,13 +53,13 @@ def test_a_container_of_version_2(tmp_path: Path) -> None:
     assert machine.cpu_quota(root) == 2.5
 
 
-def test_what_is_over_memory_high_is_not_there(tmp_path: Path) -> None:
+def test_memory_high_is_a_limit(tmp_path: Path) -> None:
     files = {"memory.max": f"{300 * MIB}\n", "memory.high": f"{200 * MIB}\n", "memory.current": f"{250 * MIB}\n"}
     found = machine.memory(tree(tmp_path, "0::/\n", V2, files))
     assert (found.free, found.limit and found.limit.name) == (0, "memory.high")
 
 
-def test_a_group_around_may_be_tighter(tmp_path: Path) -> None:
+def test_limits_of_parent_cgroups_apply(tmp_path: Path) -> None:
     files = {
         "pods/memory.max": f"{100 * MIB}\n",
         "pods/memory.current": f"{90 * MIB}\n",
@@ -74,7 +74,7 @@ def test_a_group_around_may_be_tighter(tmp_path: Path) -> None:
     assert machine.usable_cores(root) == 1
 
 
-def test_a_container_of_version_1_that_sees_the_machine_s_paths(tmp_path: Path) -> None:
+def test_limits_of_cgroup_v1_with_host_paths(tmp_path: Path) -> None:
     files = {
         "memory/memory.limit_in_bytes": f"{400 * MIB}\n",
         "memory/memory.usage_in_bytes": f"{200 * MIB}\n",
@@ -88,7 +88,7 @@ def test_a_container_of_version_1_that_sees_the_machine_s_paths(tmp_path: Path) 
     assert machine.cpu_quota(root) == 3
 
 
-def test_without_limits_there_is_the_machine(tmp_path: Path) -> None:
+def test_without_limits_the_whole_machine_is_reported(tmp_path: Path) -> None:
     files = {
         "memory/memory.limit_in_bytes": UNLIMITED,
         "memory/memory.usage_in_bytes": f"{200 * MIB}\n",
@@ -103,7 +103,7 @@ def test_without_limits_there_is_the_machine(tmp_path: Path) -> None:
         assert machine.usable_cores(root) == len(os.sched_getaffinity(0))
 
 
-def test_threads_of_one_core_count_once(tmp_path: Path) -> None:
+def test_hyperthreads_count_as_one_core(tmp_path: Path) -> None:
     usable = sorted(os.sched_getaffinity(0))
     for processor in usable:
         topology = tmp_path / f"sys/devices/system/cpu/cpu{processor}/topology"
@@ -113,7 +113,7 @@ def test_threads_of_one_core_count_once(tmp_path: Path) -> None:
     assert machine.usable_cpus() == len(usable) <= machine.total_cpus()
 
 
-def test_a_processor_s_instructions_and_caches(tmp_path: Path) -> None:
+def test_instruction_sets_and_caches(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text(
         "processor\t: 0\nmodel name\t: X\nflags\t\t: fpu avx2 amx_bf16\nbugs\t: none\n"
@@ -135,7 +135,7 @@ def test_a_processor_s_instructions_and_caches(tmp_path: Path) -> None:
 
 @pytest.fixture
 def real_group() -> Iterator[Path]:
-    """A control group of version 1 inside this process's own, for memory, where this machine lets us make one."""
+    """A memory cgroup (v1) inside this process's own, if this machine allows creating one."""
     own = next(machine._groups("memory", machine.ROOT), None)
     if own is None or not (own / "memory.limit_in_bytes").exists():
         pytest.skip("no memory control group of version 1")
@@ -148,7 +148,7 @@ def real_group() -> Iterator[Path]:
     group.rmdir()
 
 
-def test_a_real_limit_is_seen(real_group: Path) -> None:
+def test_real_cgroup_limit(real_group: Path) -> None:
     (real_group / "memory.limit_in_bytes").write_text(str(512 * MIB))
     code = (
         "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))\n"

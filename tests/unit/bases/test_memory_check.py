@@ -1,4 +1,4 @@
-"""Weights that cannot be in memory are refused before they are read."""
+"""Models larger than memory are refused before they are read."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def hollow(file: Path, size: int) -> Path:
-    """A file that is this long and takes no room on the disk."""
+    """Make a sparse file of this size."""
     file.touch()
     with file.open("r+b") as opened:
         opened.truncate(size)
@@ -26,13 +26,13 @@ def hollow(file: Path, size: int) -> Path:
 
 
 def hollow_tensor(file: Path, size: int) -> None:
-    """The same as a whole safetensors file, of one tensor of this many bytes."""
+    """Make a sparse safetensors file with one tensor of this many bytes."""
     header = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
     file.write_bytes(len(header).to_bytes(8, "little") + header)
     hollow(file, 8 + len(header) + size)
 
 
-def test_what_is_larger_than_memory(tmp_path: Path) -> None:
+def test_model_larger_than_memory(tmp_path: Path) -> None:
     total = psutil.virtual_memory().total
     file = hollow(tmp_path / "model-00001-of-00002.safetensors", 2 * total)
     with pytest.raises(ConfigError, match=r"^--model: the weights in .* need \S+ GiB of memory, and \S+ GiB are free"):
@@ -45,13 +45,13 @@ def test_what_is_larger_than_memory(tmp_path: Path) -> None:
         check_memory(hollow(tmp_path / "x.gguf", 3 * total), UNPACKED, CPU)
 
 
-def test_weights_of_another_kind_beside_them_do_not_count(tmp_path: Path) -> None:
+def test_weights_in_other_formats_do_not_count(tmp_path: Path) -> None:
     hollow(tmp_path / "consolidated.safetensors", 2 * psutil.virtual_memory().total)
     check_memory(tmp_path, LOADED, CPU)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_such_a_model_is_refused_before_it_is_read(tmp_path: Path, quantization: Literal["nf4", "none"]) -> None:
+def test_too_large_model_is_refused_before_it_is_read(tmp_path: Path, quantization: Literal["nf4", "none"]) -> None:
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     hollow_tensor(tmp_path / "model/model.safetensors", 9 * psutil.virtual_memory().total)

@@ -21,7 +21,7 @@ from tests.tiny import CONTEXT, tiny_model, tiny_tokenizer
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen 2 in several files. transformers makes its tokenizer of nothing where there is none."""
+    """A tiny Qwen 2 in several files. Without tokenizer files, transformers invents a tokenizer."""
     folder = tmp_path_factory.mktemp("whole") / "tiny"
     tiny_model("qwen2").save_pretrained(folder, max_shard_size="50KB")
     tiny_tokenizer().save_pretrained(folder)

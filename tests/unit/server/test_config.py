@@ -25,7 +25,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert settings.adapter == {}
 
 
-def test_the_constructor_does_not_read_argv(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_constructor_does_not_read_argv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["manylora", "--port", "1"])
     assert Settings().port == 8000
 
@@ -261,13 +261,13 @@ def test_settings_are_frozen() -> None:
         (["a (b", "c"], "there is no option or command 'a (b c'; options begin with --"),
     ],
 )
-def test_a_bad_value_gets_one_line(words: list[str], message: str) -> None:
+def test_invalid_value_is_one_line(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         read_settings(words)
     assert str(raised.value) == message
 
 
-def test_each_bad_value_gets_its_own_line() -> None:
+def test_each_invalid_value_is_its_own_line() -> None:
     with pytest.raises(ConfigError) as raised:
         Settings(max_rank=0, port=-1, nix=3)
     assert str(raised.value).splitlines() == [

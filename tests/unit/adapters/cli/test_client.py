@@ -25,11 +25,11 @@ EMPTY_LIST = b'{"object": "list", "data": [], "has_more": false, "refused": [], 
 
 @dataclass
 class Peer:
-    """Something that listens and answers each request with the next of ``answers``; None hangs up instead."""
+    """A server that sends the next of ``answers`` to each request; for None it closes the connection."""
 
     answers: list[tuple[int, dict[str, str], bytes] | None]
     reads: bool = True
-    """Whether it reads a request's body before it answers."""
+    """Whether it reads a request's body before it responds."""
     asked: list[str] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     received: int = 0
@@ -57,7 +57,7 @@ class Peer:
 
 @pytest.fixture
 def listen() -> Iterator[Callable[[Peer], Peer]]:
-    """Let a peer listen on a free port until the test is over."""
+    """Start a peer on a free port; stop it after the test."""
     servers = []
 
     def start(peer: Peer) -> Peer:
@@ -68,7 +68,7 @@ def listen() -> Iterator[Callable[[Peer], Peer]]:
         for method in ("GET", "POST", "PUT", "DELETE"):
             setattr(Handler, f"do_{method}", lambda request: peer.serve(request))
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.handle_error = lambda *_: None  # a client that leaves is part of these tests
+        server.handle_error = lambda *_: None  # clients disconnect in these tests
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         servers.append(server)
         peer.url = f"http://127.0.0.1:{server.server_port}"
@@ -82,7 +82,7 @@ def listen() -> Iterator[Callable[[Peer], Peer]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The files of an adapter, with nothing sensible in them: 32 MiB of zeros are its weights."""
+    """Files named as an adapter's; the weights are 32 MiB of zeros."""
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").touch()
     os.truncate(tmp_path / "adapter_model.safetensors", 32 << 20)
@@ -94,7 +94,7 @@ def refusal(status: int, body: bytes = b"", **headers: str) -> tuple[int, dict[s
     return status, headers, body
 
 
-def test_where_nobody_listens_the_address_is_told() -> None:
+def test_refused_connection_names_the_address() -> None:
     with (
         AdapterClient(NOWHERE) as client,
         pytest.raises(ServerUnreachable) as caught,
@@ -104,7 +104,7 @@ def test_where_nobody_listens_the_address_is_told() -> None:
     assert str(caught.value) == f"no answer from {NOWHERE}: {why}"
 
 
-def test_each_way_to_get_no_answer_is_told_in_our_words(
+def test_each_connection_error_has_its_own_message(
     listen: Callable[[Peer], Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told(url: str, ask: Callable[[AdapterClient], object]) -> str:
@@ -117,10 +117,10 @@ def test_each_way_to_get_no_answer_is_told_in_our_words(
 
     plain = listen(Peer([None] * 9))
     looking = told(plain.url, list_all)
-    assert looking.startswith("it closed the connection before its answer was whole")
+    assert looking.startswith("it closed the connection before its answer was complete")
     assert looking.endswith("; try again later")
     changing = told(plain.url, lambda client: client.pin("legal", True))
-    assert changing.endswith("what was asked for may have happened: look before you ask again")
+    assert changing.endswith("the change may have been made: check before you try again")
     with socket.create_server(("127.0.0.1", 0)) as garbled:
         threading.Thread(target=_speak, args=(garbled,), daemon=True).start()
         https = f"https://127.0.0.1:{garbled.getsockname()[1]}"
@@ -130,7 +130,7 @@ def test_each_way_to_get_no_answer_is_told_in_our_words(
 
 
 def _speak(listener: socket.socket) -> None:
-    """What an HTTP server says to a greeting of TLS."""
+    """As an HTTP server answers a TLS handshake."""
     client, _ = listener.accept()
     with client:
         client.recv(1024)
@@ -141,7 +141,7 @@ def _unknown(*_: object, **__: object) -> None:
     raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
-def test_a_server_that_says_nothing_is_not_waited_for_for_ever(listen: Callable[[Peer], Peer]) -> None:
+def test_silent_server_times_out(listen: Callable[[Peer], Peer]) -> None:
     gate = threading.Event()
 
     class Silent(Peer):
@@ -149,12 +149,12 @@ def test_a_server_that_says_nothing_is_not_waited_for_for_ever(listen: Callable[
             gate.wait(10)
 
     with AdapterClient(listen(Silent([])).url, timeout=0.05) as client:
-        with pytest.raises(ServerUnreachable, match=r": it said nothing for 0\.05 s, so it is busy or hangs; try"):
+        with pytest.raises(ServerUnreachable, match=r": it sent nothing for 0\.05 s, so it is busy or hangs; try"):
             client.list()
         gate.set()
 
 
-def test_looking_is_tried_once_more(listen: Callable[[Peer], Peer]) -> None:
+def test_dropped_get_is_retried_once(listen: Callable[[Peer], Peer]) -> None:
     peer = listen(Peer([None, (200, {}, EMPTY_LIST), None, None, None]))
     with AdapterClient(peer.url) as client:
         assert client.list().adapters == []
@@ -173,10 +173,10 @@ def test_looking_is_tried_once_more(listen: Callable[[Peer], Peer]) -> None:
     ],
     ids=["push", "activate", "remove", "alias"],
 )
-def test_a_change_is_never_asked_for_twice(
+def test_change_is_never_retried(
     listen: Callable[[Peer], Peer], folder: Path, change: Callable[[AdapterClient, Path], object]
 ) -> None:
-    """It may have happened before the connection dropped."""
+    """It may have taken effect before the connection dropped."""
     peer = listen(Peer([None, None]))
     with AdapterClient(peer.url) as client, pytest.raises(ServerUnreachable):
         change(client, folder)
@@ -207,10 +207,8 @@ def test_an_upload_is_streamed_and_counted(listen: Callable[[Peer], Peer], folde
     assert places == sorted(places), "the server must know the fields before the files come"
 
 
-def test_a_server_of_an_older_release_is_told_nothing_of_what_is_left_out(
-    listen: Callable[[Peer], Peer], folder: Path
-) -> None:
-    """It refuses a field that it does not know, and has then registered nothing."""
+def test_older_server_gets_no_left_out_field(listen: Callable[[Peer], Peer], folder: Path) -> None:
+    """It refuses an unknown field without registering anything."""
     os.truncate(folder / "adapter_model.safetensors", 10)
     body = b'{"error": {"message": "Unknown field.", "param": "left_out", "code": "unknown_parameter"}}'
     peer = listen(Peer([refusal(400, body), (201, {}, b'{"id": "legal", "object": "adapter", "version": 7}')]))
@@ -228,15 +226,15 @@ def test_the_same_content_is_not_new(listen: Callable[[Peer], Peer], folder: Pat
         assert not client.push(folder, "legal").new
 
 
-def test_a_refusal_in_the_middle_of_an_upload_is_heard(listen: Callable[[Peer], Peer], folder: Path) -> None:
-    """A server may answer before it has read what it will not keep."""
+def test_refusal_during_an_upload_is_reported(listen: Callable[[Peer], Peer], folder: Path) -> None:
+    """A server may respond before it has read the whole upload."""
     os.truncate(folder / "adapter_model.safetensors", 1 << 20)
 
     class Early(Peer):
         def serve(self, request: BaseHTTPRequestHandler) -> None:
             super().serve(request)
             request.wfile.flush()
-            while request.rfile.read1(1 << 16):  # as uvicorn does: it does not slam the door
+            while request.rfile.read1(1 << 16):  # like uvicorn, which reads on before it closes
                 pass
 
     body = b'{"error": {"message": "too large", "type": "x", "param": null, "code": "store_full"}}'
@@ -247,9 +245,7 @@ def test_a_refusal_in_the_middle_of_an_upload_is_heard(listen: Callable[[Peer], 
 
 
 @pytest.mark.parametrize("size", [16 << 20, 33 << 20])
-def test_a_file_that_changes_under_way_is_not_sent_as_if_whole(
-    listen: Callable[[Peer], Peer], folder: Path, size: int
-) -> None:
+def test_file_that_changes_during_upload_is_an_error(listen: Callable[[Peer], Peer], folder: Path, size: int) -> None:
     weights = folder / "adapter_model.safetensors"
     peer = listen(Peer([refusal(400)]))
     with (
@@ -279,7 +275,7 @@ def test_a_folder_without_an_adapter_is_refused_before_anything_is_sent(folder: 
         (lambda client: client.push(Path(), "a,b"), AdapterNameError),
     ],
 )
-def test_what_cannot_be_a_name_is_never_asked_for(
+def test_invalid_names_are_refused_without_a_request(
     ask: Callable[[AdapterClient], object], error: type[AdapterError]
 ) -> None:
     """``..`` would lead to another resource."""
@@ -288,12 +284,12 @@ def test_what_cannot_be_a_name_is_never_asked_for(
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "localhost", "ftp://x", "http://", "http://x:port"])
-def test_addresses_that_are_none(url: str) -> None:
+def test_invalid_addresses(url: str) -> None:
     with pytest.raises(ValueError, match="is not an address"):
         AdapterClient(url)
 
 
-def test_the_key_goes_with_every_request_and_into_no_message(listen: Callable[[Peer], Peer]) -> None:
+def test_key_is_sent_with_every_request_and_never_printed(listen: Callable[[Peer], Peer]) -> None:
     peer = listen(Peer([(200, {}, EMPTY_LIST)]))
     with AdapterClient(peer.url, api_key="sesame") as client:
         client.list()
@@ -315,10 +311,10 @@ def test_the_key_goes_with_every_request_and_into_no_message(listen: Callable[[P
         (refusal(307, location="https://elsewhere/v1/adapters"), "has moved to https://elsewhere/v1/adapters"),
     ],
 )
-def test_answers_that_are_not_a_manyloras(
+def test_responses_of_other_servers(
     listen: Callable[[Peer], Peer], answer: tuple[int, dict[str, str], bytes], said: str
 ) -> None:
-    """Told with the address, without the password in it."""
+    """Messages contain the address without its password."""
     peer = listen(Peer([answer]))
     with AdapterClient(peer.url.replace("//", "//user:secret@")) as client, pytest.raises(ServerRefused) as refused:
         client.show("legal")

@@ -1,4 +1,4 @@
-"""How far an upload is: lines in a log file, a bar on a terminal that can draw one."""
+"""Progress of an upload: lines in a log file, a bar on a terminal that can draw one."""
 
 import os
 import pty
@@ -9,7 +9,7 @@ from rich.console import Console
 from adapters.cli import upload_bar
 
 
-def test_a_log_file_gets_a_line_now_and_then(
+def test_log_file_gets_a_line_from_time_to_time(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     now = 100.0
@@ -28,7 +28,7 @@ def test_a_log_file_gets_a_line_now_and_then(
     ]
 
 
-def test_a_quick_upload_is_told_by_its_result_alone(capfd: pytest.CaptureFixture[str]) -> None:
+def test_quick_upload_prints_no_progress(capfd: pytest.CaptureFixture[str]) -> None:
     with upload_bar.upload_bar("legal") as advance:
         advance(1, 2)
         advance(2, 2)
@@ -36,7 +36,7 @@ def test_a_quick_upload_is_told_by_its_result_alone(capfd: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(("term", "bar"), [("xterm", True), ("dumb", False), ("unknown", False)])
-def test_a_terminal_that_only_takes_text_gets_lines_too(term: str, bar: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dumb_terminal_gets_lines(term: str, bar: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", term)
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb"), os.fdopen(theirs, "w") as terminal:
