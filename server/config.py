@@ -88,7 +88,7 @@ class Settings(Options):
 
     model_config = SettingsConfigDict(env_prefix="MANYLORA_")
     panels: ClassVar[Mapping[str, Sequence[str]]] = {
-        "Model": ("model", "quantization", "dtype", "device", "threads", "max_model_len", "data_dir"),
+        "Model": ("model", "quantization", "dtype", "device", "cpu", "threads", "max_model_len", "data_dir"),
         "Adapters": ("adapter", "adapter_root", "adapter_dir", "allow_source", "max_rank"),
         "Registry": ("store_url", "database_url", "store_quota_gib", "store_cache_gib"),
         "Memory": ("max_device_adapters", "device_ranks", "host_cache_gib", "kv_memory_gib", "block_size"),
@@ -119,6 +119,9 @@ class Settings(Options):
         default_factory=default_data, description="folder for bases and adapters (unset: manylora in XDG_DATA_HOME)"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    cpu: Literal["auto", "amx", "avx512bf16", "avx512", "avx2", "portable", "torch"] = Field(
+        "auto", description="kernels on a CPU; torch: none of our own, which is many times slower"
+    )
     quantization: Literal["nf4", "none"] = Field("nf4", description="of the base's linear layers")
     dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="of activations, keys and values; auto is bf16")
     adapter: Annotated[dict[str, Path], NoDecode, BeforeValidator(_split_pairs)] = Field(

@@ -26,7 +26,7 @@ class Runner:
     def __init__(self, base: Base, settings: Settings, backend: Backend | None = None) -> None:
         """``backend``: what computes a step; by default the fastest for the base's device."""
         self.base = base
-        self.backend = backend or choose_backend(base.device, base.dtype)
+        self.backend = backend or choose_backend(base.device, base.dtype, settings.cpu)
         self.pool = AdapterPool(pages_for(settings.rank_columns), self.backend)
         self.pool.install(base.model, base.layout)
         register_attention()

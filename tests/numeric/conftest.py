@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from server.compute.cpu.kernels import Kernels
+from server.compute.cpu.variants import EMULATED_AMX, VARIANTS
+from tests.numeric.kernels import kernels_of
 from tests.numeric.lab import Lab, make_lab
 
 
@@ -37,3 +40,9 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[*VARIANTS, EMULATED_AMX], ids=lambda variant: variant.name)
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    """The C kernels, for each kind of processor that this one can stand in for."""
+    return kernels_of(request.param)

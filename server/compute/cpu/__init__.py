@@ -1,6 +1,6 @@
-"""C kernels for CPUs with AMX, compiled by the machine's own compiler when they are first needed.
+"""The CPU backend: C kernels, compiled for this kind of processor by the machine's own compiler when first needed.
 
-They are optional, part by part: where the processor, a compiler or a shape is not what they take, bitsandbytes' fused
+They are optional, part by part: where a compiler is missing, or a shape is not what they take, bitsandbytes' fused
 4-bit kernel and the reference serve. Called through ctypes, which lets go of the interpreter lock.
 """
 
@@ -11,11 +11,12 @@ from server.compute.backend import Backend
 
 def unsupported_reason(device: torch.device) -> str | None:
     """Why it cannot compute on ``device``."""
-    return None if device.type == "cpu" else "it is for CPUs"
+    return None if device.type == "cpu" else "it computes on CPUs only"
 
 
-def make(device: torch.device, dtype: torch.dtype) -> Backend:
-    """Its backend."""
+def make(device: torch.device, dtype: torch.dtype, cpu: str = "auto") -> Backend:
+    """The backend, with activations, keys and values of ``dtype``, and the kernels that ``cpu`` names."""
     from server.compute.cpu.backend import CpuBackend
+    from server.compute.cpu.kernels import load
 
-    return CpuBackend(device, dtype)
+    return CpuBackend(device, dtype, load(cpu))

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from server.compute.attention import AttentionParams, PagedAttention, cache_indices, paged_chunks
-from server.compute.cpu.batches import PagedRuns
+from server.compute.cpu.batches import PagedChunks
 from server.compute.cpu.kernels import Kernels
 from server.compute.cpu.memory import HugePages
+from server.compute.cpu.structures import ATTENTION_MAX_WIDTH
 from server.compute.reference.attention import TorchKvCache
 from server.engine.sequence import Batch
 
@@ -27,7 +28,7 @@ class KernelKvCache(TorchKvCache):
     @staticmethod
     def takes(shapes: Mapping[int, tuple[int, int]], size: int, dtype: torch.dtype) -> bool:
         """Whether the kernel attends over blocks of ``size`` tokens and heads of these widths."""
-        widths = all(width % 32 == 0 and width <= 256 for _, width in shapes.values())
+        widths = all(width % 32 == 0 and width <= ATTENTION_MAX_WIDTH for _, width in shapes.values())
         return size % 16 == 0 and widths and dtype == torch.bfloat16
 
     def _zeros(self, layers: int, blocks: int, heads: int, width: int) -> Tensor:
@@ -47,18 +48,18 @@ class KernelAttention:
         self.cache = cache
 
     @cached_property
-    def where(self) -> Tensor:
+    def slots(self) -> Tensor:
         """[T] place of each row's token in the cache, in tokens."""
         return torch.tensor(cache_indices(self.batch, self.cache.size))
 
     @cached_property
-    def runs(self) -> PagedRuns:
+    def chunks(self) -> PagedChunks:
         """All chunks and their blocks."""
-        return PagedRuns(list(paged_chunks(self.batch, self.cache.size)), self.cache.size)
+        return PagedChunks(list(paged_chunks(self.batch, self.cache.size)), self.cache.size)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
         """Q [T, H, D], k and v [T, KVH, D] -> [T, H, D]."""
         keys, values = self.cache.layers[layer]
-        place = (self.where // self.cache.size, self.where % self.cache.size)
+        place = (self.slots // self.cache.size, self.slots % self.cache.size)
         keys[place], values[place] = k, v
-        return self.cache.kernels.attend(q, keys, values, self.runs, params.window, params.scale, params.softcap)
+        return self.cache.kernels.attend(q, keys, values, self.chunks, params.window, params.scale, params.softcap)

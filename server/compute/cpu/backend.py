@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bases.nf4 import Linear4bit, functional
+from bases.nf4 import Linear4bit
 from server.compute.backend import Forward, GroupLinear, GroupLora, GroupShape, KvCache, ServedModel
-from server.compute.cpu import kernels
 from server.compute.cpu.attention import KernelKvCache
 from server.compute.cpu.decoder import Decoder
+from server.compute.cpu.kernels import Kernels
 from server.compute.cpu.linear import FusedNf4, leave_checkpoint
 from server.compute.cpu.lora import KernelLora
 from server.compute.pool import page_runs
@@ -20,19 +20,18 @@ from server.compute.reference.backend import ReferenceBackend
 class CpuBackend(ReferenceBackend):
     """See :class:`server.compute.backend.Backend`."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, kernels: Kernels | None) -> None:
+        """``kernels``: None where there are none for this machine."""
         super().__init__(device, dtype)
-        self.kernels = kernels.load()
-        """None where this machine does not run them."""
-        if self.kernels:
-            self.sampling = self.kernels
+        self.kernels = kernels
+        if kernels:
+            self.sampling = kernels
 
     def group_linear(self, layers: Sequence[nn.Module]) -> GroupLinear:
-        """4-bit layers as one matrix for a fused kernel, on CPUs with AVX512-BF16; they lose their own weights."""
-        if functional.has_avx512bf16() and all(
-            isinstance(layer, Linear4bit) and FusedNf4.takes(layer) for layer in layers
-        ):
-            return FusedNf4(layers, self.kernels)
+        """4-bit layers as one matrix for a fused kernel, ours or bitsandbytes'; they lose their own weights."""
+        for ours in (self.kernels if self.dtype == torch.bfloat16 else None, None):
+            if all(isinstance(layer, Linear4bit) and FusedNf4.takes(layer, ours=bool(ours)) for layer in layers):
+                return FusedNf4(layers, ours)
         return super().group_linear(layers)
 
     def group_lora(self, shape: GroupShape, pages: int) -> GroupLora:

@@ -7,21 +7,18 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from server.compute.cpu.structures import LoraBatch
-
-TILE_ROWS = 16
-KEY_STEP = 32
+from server.compute.cpu.structures import KEY_STEP, LoraBatch
 
 
-class PagedRuns:
-    """Rows that follow each other in one sequence, run by run, for ``attention.c``."""
+class PagedChunks:
+    """Rows that follow each other in one sequence, chunk by chunk, for ``attention.c``."""
 
-    def __init__(self, runs: Sequence[tuple[int, int, int, Sequence[int]]], size: int) -> None:
-        """``runs`` are (first row of the batch, rows, position of the first, blocks); blocks hold ``size`` tokens."""
-        starts = list(accumulate((len(blocks) for *_, blocks in runs), initial=0))
-        self.table = torch.tensor([(*run, at) for (*run, _), at in zip(runs, starts, strict=False)])
-        self.blocks = torch.tensor([block for *_, blocks in runs for block in blocks])
-        longest = max(len(blocks) for *_, blocks in runs) * size
+    def __init__(self, chunks: Sequence[tuple[int, int, int, Sequence[int]]], size: int) -> None:
+        """``chunks`` are (first row of the batch, rows, position of the first, blocks); blocks hold ``size`` tokens."""
+        starts = list(accumulate((len(blocks) for *_, blocks in chunks), initial=0))
+        self.table = torch.tensor([(*chunk, at) for (*chunk, _), at in zip(chunks, starts, strict=False)])
+        self.blocks = torch.tensor([block for *_, blocks in chunks for block in blocks])
+        longest = max(len(blocks) for *_, blocks in chunks) * size
         self.context = -(-longest // KEY_STEP) * KEY_STEP
 
 

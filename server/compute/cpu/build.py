@@ -8,10 +8,12 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from server.compute.cpu.variants import Variant
+
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = (
-    *("-O3", "-shared", "-fPIC", "-fopenmp"),
-    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+    *("-O3", "-shared", "-fPIC", "-fopenmp", "-Wno-psabi"),
+    "-ffp-contract=off",  # a fused multiply-add only where the source says so: the same bits from every variant
 )
 
 
@@ -19,7 +21,7 @@ class NoCompiler(RuntimeError):
     """There is no C compiler on this machine."""
 
 
-def library() -> Path:
+def library(variant: Variant) -> Path:
     """The compiled library, built unless it is in the cache. Raises NoCompiler, CalledProcessError, OSError."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if not compiler or shutil.which(compiler[0]) is None:
@@ -27,10 +29,11 @@ def library() -> Path:
     version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True).stdout
     sources = sorted(SOURCES.glob("*.c"))
     texts = (path.read_bytes() for path in (*sources, *sorted(SOURCES.glob("*.h"))))
-    parts = [version.encode(), *texts, *(word.encode() for word in (*compiler, *FLAGS))]
-    found = _cache() / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
+    command = (*compiler, *FLAGS, *variant.flags)
+    parts = [version.encode(), *texts, *(word.encode() for word in command)]
+    found = _cache() / f"kernels-{variant.name}-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
     if not found.exists():
-        _compile([*compiler, *FLAGS, *map(str, sources)], found)
+        _compile([*command, *map(str, sources)], found)
     return found
 
 

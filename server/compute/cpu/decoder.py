@@ -18,21 +18,33 @@ from torch import Tensor, nn
 
 from server.compute.backend import ServedModel
 from server.compute.cpu.attention import KernelAttention, KernelKvCache
-from server.compute.cpu.batches import TILE_ROWS
-from server.compute.cpu.kernels import Kernels, absence, pad_rows
+from server.compute.cpu.kernels import Kernels, pad_rows
 from server.compute.cpu.linear import FusedNf4
 from server.compute.cpu.lora import KernelLora, lora_rows
-from server.compute.cpu.structures import Layer, Linear, Lora, Model, Nf4, Step, Work, address
+from server.compute.cpu.structures import (
+    ATTENTION_SCRATCH,
+    HEAD_MIN_TOKENS,
+    MEMBERS,
+    NF4_SCRATCH,
+    TILE_ROWS,
+    Layer,
+    Linear,
+    Lora,
+    Model,
+    Nf4,
+    Step,
+    Workspace,
+    address,
+)
 from server.compute.layers import LinearGroup
 from server.compute.llama import is_llama_shaped
 from server.compute.lora_mapping import make_mapping
 from server.compute.model_inputs import make_inputs
 from server.engine.sequence import Batch
+from server.engine.slots import PAGE
 
 STATIC = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose angles depend on nothing but the position."""
-HEAD_BLOCK = 64
-"""Tokens that the output layer's kernel takes at once; a vocabulary has at least as many."""
 GROUPS = (
     ("qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
     ("o", ("self_attn.o_proj",)),
@@ -73,10 +85,12 @@ class Decoder:
     @classmethod
     def of(cls, model: ServedModel, kernels: Kernels | None) -> Self | None:
         """The model's decoder, or None where its layers, their shapes or this machine are not what the kernels take."""
-        misfit = _misfit(model) if kernels else absence()
-        if kernels and misfit is None:
+        if kernels is None:
+            return None
+        reason = unsupported_reason(model)
+        if reason is None:
             return cls(model, kernels)
-        log.info("Layers are computed one by one: %s", misfit)
+        log.warning("Layers are computed one by one, which is several times slower: %s.", reason)
         return None
 
     def _layer(self, index: int) -> Layer:
@@ -119,8 +133,8 @@ class Decoder:
             self._refresh()
         tokens, positions, keep = make_inputs(batch)
         x = self.model.embed_tokens(torch.tensor(tokens))
-        where = torch.tensor(positions)
-        cosine, sine = self.cosine[where], self.sine[where]
+        at = torch.tensor(positions)
+        cosine, sine = self.cosine[at], self.sine[at]
         logits = torch.empty(len(keep), self.vocabulary)
         mapping, paged, kept = (
             make_mapping(batch, self.pool.resident),
@@ -129,8 +143,8 @@ class Decoder:
         )
         lora = lora_rows(mapping) if mapping.segments else None
         step = Step(
-            *(len(tokens), len(paged.runs.table), len(keep), paged.runs.context),
-            *(address(t) for t in (paged.runs.table, paged.runs.blocks, paged.where, cosine, sine)),
+            *(len(tokens), len(paged.chunks.table), len(keep), paged.chunks.context),
+            *(address(t) for t in (paged.chunks.table, paged.chunks.blocks, paged.slots, cosine, sine)),
             *(
                 lora.address if lora else None,
                 self.active(mapping.targets).ctypes.data,
@@ -140,7 +154,7 @@ class Decoder:
             ),
         )
         threads = torch.get_num_threads()
-        work, room = self._work(x, 0 if lora is None else lora.pages, paged.runs.context, threads)
+        work, room = self._work(x, 0 if lora is None else lora.pages, paged.chunks.context, threads)
         self.kernels.decode_step(self.native, step, work, threads)
         del room  # until here the kernels wrote to it
         return logits
@@ -155,7 +169,7 @@ class Decoder:
             dtype=np.uint8,
         )
 
-    def _work(self, x: Tensor, pages: int, context: int, threads: int) -> tuple[Work, list[Tensor]]:
+    def _work(self, x: Tensor, pages: int, context: int, threads: int) -> tuple[Workspace, list[Tensor]]:
         """Room for a step, and what must stay alive for it: ``x`` [rows, hidden], padded, comes first."""
         padded = pad_rows(len(x))
         queries = self.heads * self.width
@@ -163,11 +177,11 @@ class Decoder:
         widths = (self.hidden, self.hidden, wide, queries, queries, self.intermediate, self.hidden)
         room = [torch.empty(padded, width, dtype=torch.bfloat16) for width in widths]
         room[0][: len(x)] = x
-        room.append(torch.empty(pages * 3 * TILE_ROWS * 8, dtype=torch.bfloat16))
-        room.append(torch.empty(padded, self.hidden, dtype=torch.bfloat16))
-        room.append(torch.empty(threads * max(self.hidden, self.intermediate, queries) * 16))
-        room.append(torch.empty(threads * context * 24))
-        return Work(*(address(tensor) for tensor in room)), room
+        room.append(torch.empty(pages * MEMBERS * TILE_ROWS * PAGE, dtype=torch.bfloat16))
+        room.append(torch.empty(padded, self.hidden, dtype=torch.int32))
+        room.append(torch.empty(threads * max(self.hidden, self.intermediate, queries) * NF4_SCRATCH))
+        room.append(torch.empty(threads * context * ATTENTION_SCRATCH))
+        return Workspace(*(address(tensor) for tensor in room)), room
 
 
 def _named_groups(layer: int) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -182,7 +196,7 @@ def _groups(model: ServedModel) -> dict[str, LinearGroup]:
     return {group.names[0]: group for group in model.pool.groups}
 
 
-def _misfit(model: ServedModel) -> str | None:
+def unsupported_reason(model: ServedModel) -> str | None:
     """Why the kernels cannot compute this model's layers; None if they can."""
     causal: Any = model.base.model
     if not is_llama_shaped(causal):
@@ -204,7 +218,9 @@ def _misfit(model: ServedModel) -> str | None:
 def _plain(head: nn.Module) -> bool:
     if type(head) is not nn.Linear or _bias(head) is not None:
         return False
-    return head.weight.is_contiguous() and head.weight.dtype == torch.bfloat16 and head.weight.shape[0] >= HEAD_BLOCK
+    return (
+        head.weight.is_contiguous() and head.weight.dtype == torch.bfloat16 and head.weight.shape[0] >= HEAD_MIN_TOKENS
+    )
 
 
 def _norms(model: Any) -> Iterator[Tensor]:

@@ -13,23 +13,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bases import machine
-from server.compute.cpu.batches import TILE_ROWS, LoraRows, PagedRuns
+from bases.errors import ConfigError
+from server.compute.cpu.batches import LoraRows, PagedChunks
 from server.compute.cpu.build import NoCompiler, library
-from server.compute.cpu.structures import Attention, Lora, Model, Nf4, Step, Work, check_layout
+from server.compute.cpu.structures import (
+    ATTENTION_SCRATCH,
+    NF4_SCRATCH,
+    TILE_ROWS,
+    Attention,
+    Lora,
+    Model,
+    Nf4,
+    Step,
+    Workspace,
+    check_layout,
+)
+from server.compute.cpu.variants import VARIANTS, Variant
+from server.engine.slots import PAGE
 
 log = logging.getLogger(__name__)
 
 Addresses = NDArray[np.int64]
 
-INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16")
-"""What the kernels are compiled for, as Linux names it."""
-
 
 class Kernels:
-    """The compiled library. This processor runs its kernels if ``amx``."""
+    """The compiled library of one variant."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, variant: Variant, path: Path) -> None:
+        """Raises OSError where Linux does not let this process use what the variant needs."""
         lib = ctypes.CDLL(str(path))
         check_layout(lib)
         lib.nf4_matmul.argtypes = [c_void_p, c_int64, *[c_void_p] * 3, c_int]
@@ -43,8 +54,10 @@ class Kernels:
         kernels = (lib.nf4_matmul, lib.lora_rows, lib.write_pieces, lib.attend, lib.decode_step)
         for function in (*kernels, lib.row_peaks, lib.draw_rows, lib.top_rows):
             function.restype = None
+        if lib.kernels_init():
+            raise NotPermittedError("Linux does not let this process use the tile registers")
+        self.variant = variant
         self._lib = lib
-        self.amx: bool = lib.amx_init() == 0
 
     def nf4_matmul(self, x: Tensor, layer: Nf4) -> Tensor:
         """Multiply x [rows, in] bf16 by the layer's weights and add its bias -> [rows, out] bf16."""
@@ -55,7 +68,7 @@ class Kernels:
             x = torch.nn.functional.pad(x, (0, 0, 0, padded - rows))
         out = torch.empty(rows, layer.out, dtype=torch.bfloat16)
         threads = torch.get_num_threads()
-        scratch = torch.empty(threads * layer.inputs * 16)
+        scratch = torch.empty(threads * layer.inputs * NF4_SCRATCH)
         self._lib.nf4_matmul(byref(layer), rows, x.data_ptr(), out.data_ptr(), scratch.data_ptr(), threads)
         return out
 
@@ -65,7 +78,7 @@ class Kernels:
         """Add to the ``active`` members' ``outputs`` [rows, out] bf16 what adapters make of ``x`` [rows, in] bf16."""
         members = len(outputs)
         x = x.contiguous()
-        h = torch.empty(rows.pages * members * TILE_ROWS * 8, dtype=torch.bfloat16)
+        h = torch.empty(rows.pages * members * TILE_ROWS * PAGE, dtype=torch.bfloat16)
         self._lib.lora_rows(
             *(byref(lora), rows.address, sum(1 << member for member in active), x.shape[1], x.data_ptr()),
             (c_void_p * members)(*(y.data_ptr() for y in outputs)),
@@ -84,7 +97,7 @@ class Kernels:
         q: Tensor,
         keys: Tensor,
         values: Tensor,
-        runs: PagedRuns,
+        chunks: PagedChunks,
         window: int | None,
         scale: float,
         softcap: float | None,
@@ -101,16 +114,16 @@ class Kernels:
         q = q.contiguous()
         out = torch.empty_like(q)
         threads = torch.get_num_threads()
-        scratch = torch.empty(threads * runs.context * 24)
+        scratch = torch.empty(threads * chunks.context * ATTENTION_SCRATCH)
         job = Attention(
             *(heads, kv_heads, width, size, window or 0, scale, softcap or 0.0),
-            *(tensor.data_ptr() for tensor in (q, keys, values, runs.blocks, out)),
+            *(tensor.data_ptr() for tensor in (q, keys, values, chunks.blocks, out)),
         )
-        run = (len(runs.table), runs.table.data_ptr(), scratch.data_ptr(), runs.context)
-        self._lib.attend(byref(job), *run, threads)
+        table = (len(chunks.table), chunks.table.data_ptr())
+        self._lib.attend(byref(job), *table, scratch.data_ptr(), chunks.context, threads)
         return out
 
-    def decode_step(self, model: Model, step: Step, work: Work, threads: int) -> None:
+    def decode_step(self, model: Model, step: Step, work: Workspace, threads: int) -> None:
         """All layers of a model, embeddings to logits, as the decoder asks for. ``work`` has room for ``threads``."""
         self._lib.decode_step(byref(model), byref(step), byref(work), threads)
 
@@ -150,39 +163,53 @@ def pad_rows(rows: int) -> int:
     return -(-rows // TILE_ROWS) * TILE_ROWS
 
 
-def lacking() -> list[str]:
-    """The INSTRUCTIONS that this processor does not have."""
-    has = machine.instructions()
-    return [name for name in INSTRUCTIONS if name not in has]
+class NotPermittedError(OSError):
+    """The processor has what a variant needs, and this process may not use it."""
 
 
-def absence() -> str:
-    """Why :func:`load` has nothing to give."""
-    missing = lacking()
-    return f"this processor has no {', '.join(missing)}" if missing else "no C compiler that could build them"
+def unavailable(variant: Variant) -> str | None:
+    """Why this processor does not run ``variant``; None if it does, as far as can be seen without trying."""
+    missing = variant.lacking()
+    return f"this processor has no {', '.join(missing)}" if missing else None
 
 
 @cache
-def load() -> Kernels | None:
-    """The kernels, compiled if this source was not compiled here before; None where they cannot run.
+def load(cpu: str = "auto") -> Kernels | None:
+    """The kernels of the best variant that runs here (``auto``), or of one by its name; None for ``torch``.
 
-    The processor is asked first: a compiler may take a minute over kernels that nobody can run. Raises RuntimeError for
-    a library that does not fit :mod:`server.compute.cpu.structures`.
+    Compiled if they were not compiled here before. None for ``auto`` where nothing can compile them, after a warning.
+    Raises ConfigError for a named variant that cannot run here, and RuntimeError for a library that does not fit
+    :mod:`server.compute.cpu.structures`.
     """
-    if lacking():
+    if cpu == "torch":
         return None
-    try:
-        path = library()
+    for variant in VARIANTS:
+        if cpu not in ("auto", variant.name):
+            continue
+        reason = unavailable(variant)
         try:
-            kernels = Kernels(path)
-        except OSError:  # damaged, by a crash while it was written
-            path.unlink()
-            kernels = Kernels(library())
-    except NoCompiler:
-        log.warning("No C compiler: the kernels of bitsandbytes and torch are used, which are slower on CPUs with AMX.")
-        return None
-    except (OSError, subprocess.CalledProcessError) as error:
-        detail = getattr(error, "stderr", None) or error
-        log.warning("The C kernels could not be built, those of bitsandbytes and torch are used: %s", detail)
-        return None
-    return kernels if kernels.amx else None
+            if reason is None:
+                return compiled(variant)
+        except (NoCompiler, OSError, subprocess.CalledProcessError) as error:
+            reason = str(getattr(error, "stderr", None) or error)
+            if cpu == "auto" and not isinstance(error, NotPermittedError):
+                log.warning(
+                    "The C kernels cannot be built, and torch's are used, which are many times slower: %s", reason
+                )
+                return None
+        if cpu != "auto":
+            raise ConfigError(f"--cpu {cpu}: {reason}")
+        log.debug("Not %s: %s", variant.name, reason)
+    raise ConfigError(f"--cpu {cpu}: there are auto, torch, {', '.join(variant.name for variant in VARIANTS)}")
+
+
+def compiled(variant: Variant) -> Kernels:
+    """The kernels of one variant. Raises as :func:`server.compute.cpu.build.library` and :class:`Kernels` do."""
+    path = library(variant)
+    try:
+        return Kernels(variant, path)
+    except NotPermittedError:
+        raise
+    except OSError:  # damaged, by a crash while it was written
+        path.unlink()
+        return Kernels(variant, library(variant))

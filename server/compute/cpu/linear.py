@@ -9,24 +9,19 @@ from torch import Tensor, nn
 from bases.nf4 import functional
 from server.compute.cpu.kernels import Kernels
 from server.compute.cpu.memory import huge_pages
-from server.compute.cpu.structures import Nf4, address
-
-KERNEL_OUTS = 32
-"""The kernels work on this many outputs at a time."""
-KERNEL_BLOCK = 64
-"""Inputs that share a scale, for our own kernel."""
+from server.compute.cpu.structures import NF4_BLOCK, NF4_OUTPUTS, Nf4, address
 
 
 class FusedNf4:
     """NF4 layers over one input as one matrix in the layout of bitsandbytes' fused CPU kernel.
 
     The weights are [out, in / 2] bytes, packed for 32 outputs at a time, and the scales [in / blocksize, out] bf16
-    (read in ``bitsandbytes/functional.py`` 0.50), so matrices join along ``out`` without touching a value. On
-    processors with AMX our own kernel reads the same layout; :meth:`reference` is bitsandbytes'.
+    (read in ``bitsandbytes/functional.py`` 0.50), so matrices join along ``out`` without touching a value. Our
+    own kernel reads the same layout; :meth:`reference` is bitsandbytes', for CPUs with AVX512-BF16.
     """
 
     def __init__(self, layers: Sequence[Any], kernels: Kernels | None) -> None:
-        """``layers`` have to be of a kind it :meth:`takes`. ``kernels``: ours, where the machine runs them."""
+        """``layers`` have to be of a kind it :meth:`takes`. ``kernels``: ours, where they compute these layers."""
         packed = [
             functional._convert_weight_packed_for_cpu(layer.weight.data, layer.weight.quant_state) for layer in layers
         ]
@@ -49,17 +44,18 @@ class FusedNf4:
         )
         addresses = (address(tensor) for tensor in (self.weight, self.absmax, self.bias))
         self.native = Nf4(self.shape[0], self.shape[1], *addresses)
-        self.kernels = kernels if self.blocksize == KERNEL_BLOCK else None
+        self.kernels = kernels
         for layer in layers:
             layer.weight = None
 
     @staticmethod
-    def takes(layer: Any) -> bool:
-        """Whether the kernels compute a 4-bit layer of this shape."""
+    def takes(layer: Any, *, ours: bool) -> bool:
+        """Whether ``ours``, or else bitsandbytes' kernel, computes a 4-bit layer of this shape."""
         state = layer.weight.quant_state
         return (
-            state.quant_type == "nf4"
-            and state.shape[0] % KERNEL_OUTS == 0
+            (state.blocksize == NF4_BLOCK if ours else functional.has_avx512bf16())
+            and state.quant_type == "nf4"
+            and state.shape[0] % NF4_OUTPUTS == 0
             and state.shape[1] % state.blocksize == 0
             and not getattr(state, "packing_format_for_cpu", False)
         )

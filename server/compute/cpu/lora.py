@@ -6,16 +6,13 @@ import torch
 from torch import Tensor
 
 from server.compute.backend import GroupShape, PackedGroup
-from server.compute.cpu.batches import TILE_ROWS, LoraRows
+from server.compute.cpu.batches import LoraRows
 from server.compute.cpu.kernels import Kernels
 from server.compute.cpu.memory import huge_pages
-from server.compute.cpu.structures import Lora
+from server.compute.cpu.structures import LORA_MAX_INPUTS, TILE_ROWS, Lora
 from server.compute.lora_mapping import LoraMapping, WeightedPage
 from server.compute.reference.lora import TorchLora
 from server.engine.sequence import Adaptation
-
-MAX_IN = 16384
-"""Inputs of a layer that the kernel can take."""
 
 
 class KernelLora(TorchLora):
@@ -33,7 +30,7 @@ class KernelLora(TorchLora):
     @staticmethod
     def takes(shape: GroupShape, dtype: torch.dtype) -> bool:
         """Whether the kernel computes layers of this shape."""
-        fits = shape.inputs % 32 == 0 and shape.inputs <= MAX_IN and all(out % 16 == 0 for out in shape.outs)
+        fits = shape.inputs % 32 == 0 and shape.inputs <= LORA_MAX_INPUTS and all(out % 16 == 0 for out in shape.outs)
         return fits and dtype == torch.bfloat16
 
     def pack(self, a: Tensor, bs: Sequence[Tensor | None]) -> PackedGroup:

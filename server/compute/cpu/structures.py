@@ -9,8 +9,39 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 
 from torch import Tensor
 
+from server.engine.slots import PAGE
+
 MEMBERS = 3
 """Layers that share an input, at most."""
+NF4_BLOCK = 64
+"""Inputs of an NF4 layer that share a scale."""
+NF4_OUTPUTS = 32
+"""Outputs of an NF4 layer that are packed together."""
+NF4_SCRATCH = 32
+"""Floats of scratch for each input and thread of an NF4 product."""
+LORA_MAX_INPUTS = 16384
+TILE_ROWS = 16
+KEY_STEP = 32
+"""Keys that are multiplied with their values together."""
+ATTENTION_MAX_WIDTH = 256
+ATTENTION_SCRATCH = 24
+"""Floats of scratch for each key and thread of attention."""
+HEAD_MIN_TOKENS = 64
+"""Of a vocabulary."""
+CONSTANTS = {
+    "MEMBERS": MEMBERS,
+    "NF4_BLOCK": NF4_BLOCK,
+    "NF4_OUTPUTS": NF4_OUTPUTS,
+    "NF4_SCRATCH": NF4_SCRATCH,
+    "LORA_PAGE": PAGE,
+    "LORA_MAX_INPUTS": LORA_MAX_INPUTS,
+    "TILE_ROWS": TILE_ROWS,
+    "KEY_STEP": KEY_STEP,
+    "ATTENTION_MAX_WIDTH": ATTENTION_MAX_WIDTH,
+    "ATTENTION_SCRATCH": ATTENTION_SCRATCH,
+    "HEAD_MIN_TOKENS": HEAD_MIN_TOKENS,
+}
+"""Those of ``kernels.h``, in the order of ``layout.c``."""
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -24,8 +55,8 @@ class Nf4(ctypes.Structure):
     _fields_ = (("out", c_int64), ("inputs", c_int64), ("weight", c_void_p), ("scale", c_void_p), ("bias", c_void_p))
 
 
-class Run(ctypes.Structure):
-    """A row of :attr:`server.compute.cpu.batches.PagedRuns.table`."""
+class Chunk(ctypes.Structure):
+    """A row of :attr:`server.compute.cpu.batches.PagedChunks.table`."""
 
     _fields_ = tuple((name, c_int64) for name in ("row", "rows", "start", "table"))
 
@@ -100,11 +131,11 @@ class Step(ctypes.Structure):
     """What one step runs."""
 
     _fields_ = (
-        *((name, c_int64) for name in ("rows", "runs", "sampled", "context")),
+        *((name, c_int64) for name in ("rows", "chunks", "sampled", "context")),
         *(
             (name, c_void_p)
             for name in (
-                *("run", "tables", "where", "cosine", "sine", "lora", "active", "sampled_rows", "logits", "seconds"),
+                *("chunk", "tables", "slots", "cosine", "sine", "lora", "active", "sampled_rows", "logits", "seconds"),
             )
         ),
     )
@@ -114,7 +145,7 @@ PHASES = ("norms", "NF4 products", "LoRA", "rotary", "attention", "gate", "outpu
 """What ``Step.seconds`` counts."""
 
 
-class Work(ctypes.Structure):
+class Workspace(ctypes.Structure):
     """Room for what is between the phases of a step."""
 
     _fields_ = tuple(
@@ -124,28 +155,35 @@ class Work(ctypes.Structure):
 
 
 STRUCTURES: tuple[type[ctypes.Structure], ...] = (
-    *(Nf4, Run, Attention, Lora, LoraGroup, LoraBatch),
-    *(Linear, Layer, Model, Step, Work),
+    *(Nf4, Chunk, Attention, Lora, LoraGroup, LoraBatch),
+    *(Linear, Layer, Model, Step, Workspace),
 )
 """All of them, in the order of ``layout.c``."""
 
 
 def check_layout(library: ctypes.CDLL) -> None:
-    """Raises RuntimeError where the compiler put a field elsewhere than it is written to here."""
+    """Raises RuntimeError where C puts a field elsewhere than it is written to here, or has another constant."""
+    for (name, here), there in zip(CONSTANTS.items(), _array(library, "constants", len(CONSTANTS)), strict=True):
+        if here != there:
+            raise RuntimeError(f"{name} is {here} in structures.py and {there} in kernels.h: {_BOTH}")
     mine = [
         (f"{kind.__name__}.{field}" if field else f"the size of {kind.__name__}", at)
         for kind in STRUCTURES
         for field, at in _layout(kind)
     ]
-    length = c_int64.in_dll(library, "layout_length").value
-    if length != len(mine):
-        raise RuntimeError(f"layout.c tells of {length} sizes and fields, structures.py has {len(mine)}: {_BOTH}")
-    for (what, here), there in zip(mine, (c_int64 * length).in_dll(library, "layout"), strict=True):
+    for (what, here), there in zip(mine, _array(library, "layout", len(mine)), strict=True):
         if here != there:
             raise RuntimeError(f"{what} is {here} in structures.py and {there} in kernels.h, in bytes: {_BOTH}")
 
 
-_BOTH = "a structure was changed in one place only, and the kernels would read and write at wrong addresses"
+_BOTH = "it was changed in one place only, and the kernels would read and write at wrong addresses"
+
+
+def _array(library: ctypes.CDLL, name: str, count: int) -> Sequence[int]:
+    length = c_int64.in_dll(library, f"{name}_length").value
+    if length != count:
+        raise RuntimeError(f"layout.c has {length} {name}, structures.py {count}: {_BOTH}")
+    return list((c_int64 * length).in_dll(library, name))
 
 
 def _layout(kind: type[ctypes.Structure]) -> list[tuple[str, int]]:

@@ -10,8 +10,8 @@ def unsupported_reason(device: torch.device) -> str | None:
     return None
 
 
-def make(device: torch.device, dtype: torch.dtype) -> Backend:
-    """The backend for ``device``, with activations, keys and values of ``dtype``."""
+def make(device: torch.device, dtype: torch.dtype, cpu: str = "auto") -> Backend:
+    """The backend for ``device``, with activations, keys and values of ``dtype``; it has no kernels to choose from."""
     from server.compute.reference.backend import ReferenceBackend
 
     return ReferenceBackend(device, dtype)

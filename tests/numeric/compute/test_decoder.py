@@ -24,13 +24,15 @@ from adapters.format.weights import AdapterWeights
 from bases.base import Base, make_base
 from bases.nf4 import Linear4bit, functional
 from server.compute.backend import Forward
-from server.compute.cpu import kernels
+from server.compute.cpu.backend import CpuBackend
 from server.compute.cpu.decoder import Decoder
+from server.compute.cpu.kernels import Kernels
 from server.compute.model_inputs import transformers_forward
 from server.compute.reference.backend import EagerForward
 from server.config import Settings
 from server.engine.runner import Runner
 from server.engine.sequence import Adaptation, Batch, Chunk, SamplingParams, Sequence, WeightedAdapter
+from tests.numeric.kernels import require_compiler, runnable
 from tests.tiny import tiny_tokenizer
 
 SHAPE = {
@@ -57,8 +59,7 @@ LENGTHS = (1, 1, 1, 1, 40, 3, 17, 2)
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
-    if kernels.load() is None:
-        pytest.skip("no AMX, or no compiler")
+    require_compiler()
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -108,11 +109,13 @@ class Lab:
     config: PreTrainedConfig
     data: Path
     changes: dict[str, int] = field(default_factory=dict)
+    kernels: Kernels | None = None
 
     def __post_init__(self) -> None:
         self.base: Base = make_base(quantised(self.config), tiny_tokenizer(), "tiny", "cpu", max_model_len=128)
         settings = Settings(data_dir=self.data, device="cpu", kv_memory_gib=0.01, max_model_len=128, **self.changes)
-        self.runner = Runner(self.base, settings)
+        backend = self.kernels and CpuBackend(torch.device("cpu"), torch.bfloat16, self.kernels)
+        self.runner = Runner(self.base, settings, backend)
         self.decoder: Forward = self.runner.forward
         self.modules: Forward = EagerForward(self.runner.model, transformers_forward(self.base.model))
 
@@ -175,9 +178,26 @@ def test_the_decoder_is_as_near_to_float32_as_the_modules_are(name: str, tmp_pat
     assert error(mine, exact) < 1.3 * error(theirs, exact)
 
 
-def test_a_row_does_not_depend_on_the_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_kind_of_processor_gives_the_same_bits(name: str, tmp_path: Path) -> None:
+    """On AMX, too, by its tile instructions written in C where this processor has none."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for kernels in runnable():
+        lab = Lab(CONFIGS[name], tmp_path, kernels=kernels)
+        assert isinstance(lab.decoder, Decoder)
+        lab.place("b", 5, (4,), "q_proj", "v_proj", "up_proj")
+        lab.place("a", 16, (3, 9), "proj")
+        found[kernels.variant.name] = lab.logits(ADAPTERS)
+    first, *others = found
+    assert others
+    for other in others:
+        for one, another in zip(found[first], found[other], strict=True):
+            assert torch.equal(one, another), f"{first} and {other}"
+
+
+def test_a_row_does_not_depend_on_the_others(kernels: Kernels, tmp_path: Path) -> None:
     """More rows are sampled than fit in two tiles."""
-    lab = Lab(CONFIGS["qwen 3"], tmp_path)
+    lab = Lab(CONFIGS["qwen 3"], tmp_path, kernels=kernels)
     lab.place("a", 16, (3, 9), "proj")
     sequences = [Sequence(f"{i}", [i, 2 * i], SamplingParams(), ADAPTERS[i % 2]) for i in range(45)]
     for i, sequence in enumerate(sequences):

@@ -4,10 +4,11 @@ import psutil
 import pytest
 import torch
 
+from bases.nf4 import functional
 from server.compute import cpu
 from server.compute.attention import AttentionParams, block_bytes
 from server.compute.cpu.attention import KernelAttention, KernelKvCache
-from server.compute.cpu.kernels import Kernels, load
+from server.compute.cpu.kernels import Kernels
 from server.compute.cpu.linear import FusedNf4
 from server.engine.sequence import Batch, Chunk, SamplingParams, Sequence
 from tests.numeric.backends import BF16, nf4_layer
@@ -15,23 +16,34 @@ from tests.numeric.backends import BF16, nf4_layer
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 
-@pytest.fixture
-def kernels() -> Kernels:
-    found = load()
-    if found is None:
-        pytest.skip("no AMX, or no compiler")
-    return found
+@pytest.mark.parametrize("rows", [1, 3, 16, 50])
+def test_the_nf4_kernel_multiplies_by_what_the_weights_are(kernels: Kernels, rows: int) -> None:
+    torch.manual_seed(0)
+    layer, weights = nf4_layer(576, 192, bias=True)
+    bias = layer.bias.float()
+    fused = FusedNf4([layer], kernels)
+    x = torch.randn(rows, 576, dtype=BF16)
+    mine = kernels.nf4_matmul(x, fused.native)
+    torch.testing.assert_close(mine.float(), x.float() @ weights.T + bias, rtol=0.02, atol=0.02)
 
 
-def test_the_nf4_kernel_is_bitsandbytes_and_a_row_does_not_depend_on_the_others(kernels: Kernels) -> None:
+@pytest.mark.skipif(not functional.has_avx512bf16(), reason="bitsandbytes' kernel needs AVX512-BF16")
+def test_the_nf4_kernel_is_bitsandbytes(kernels: Kernels) -> None:
     torch.manual_seed(0)
     fused = FusedNf4([nf4_layer(576, 192)[0]], kernels)
     x = torch.randn(50, 576, dtype=BF16)
     mine, theirs = kernels.nf4_matmul(x, fused.native), fused.reference(x)
     assert (mine != theirs).float().mean() < 0.01, "more than a last-bit difference here and there"
     torch.testing.assert_close(mine, theirs, rtol=0.01, atol=1e-3)
+
+
+def test_a_row_of_the_nf4_product_does_not_depend_on_the_others(kernels: Kernels) -> None:
+    torch.manual_seed(0)
+    fused = FusedNf4([nf4_layer(576, 192)[0]], kernels)
+    x = torch.randn(75, 576, dtype=BF16)
     alone = torch.cat([kernels.nf4_matmul(row.unsqueeze(0), fused.native) for row in x])
-    assert torch.equal(mine, alone)
+    for rows in (2, 3, 5, 16, 17, 33, 75):
+        assert torch.equal(kernels.nf4_matmul(x[:rows], fused.native), alone[:rows])
 
 
 def test_strided_input_to_the_nf4_kernel(kernels: Kernels) -> None:

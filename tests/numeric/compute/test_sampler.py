@@ -22,7 +22,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from server.compute.cpu.kernels import Kernels, load
+from server.compute.cpu.kernels import Kernels
 from server.compute.reference.sampling import TorchSampling
 from server.engine.sampler import CANDIDATES, sample
 from server.engine.sequence import SamplingParams, Sequence
@@ -241,14 +241,6 @@ def test_filters_that_keep_more_than_the_candidates_need_a_second_read() -> None
         tokens = sample(torch.zeros(6, 4 * CANDIDATES), a_row_of_each_kind(), TorchSampling())
     assert None not in tokens
     assert (crossings.read, crossings.sent) == (2, 3)
-
-
-@pytest.fixture
-def kernels() -> Kernels:
-    found = load()
-    if found is None:
-        pytest.skip("no AMX, or no compiler")
-    return found
 
 
 @pytest.mark.parametrize("vocabulary", [64, 100, 1000])

@@ -15,12 +15,12 @@ from torch import Tensor
 from adapters.format.spec import AdapterId, AdapterSpec, BaseLayout, LoraTarget
 from adapters.format.weights import AdapterWeights
 from bases.base import load_base
-from server.compute.cpu import kernels
 from server.config import Settings
 from server.engine.engine import Engine
 from server.engine.runner import Runner
 from server.engine.sequence import Adaptation, Failed, SamplingParams, Sequence, WeightedAdapter
 from tests.numeric.drive import recorded_logits
+from tests.numeric.kernels import require_compiler
 
 pytestmark = pytest.mark.demo
 
@@ -89,8 +89,7 @@ def _run(served: Engine, sequences: list[Sequence], rng: random.Random | None) -
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if kernels.load() is None:
-        pytest.skip("no AMX, or no compiler")
+    require_compiler()
     return tmp_path_factory.mktemp("exact")
 
 

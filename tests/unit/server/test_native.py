@@ -5,39 +5,102 @@ from pathlib import Path
 
 import pytest
 
+from bases import machine
+from bases.errors import ConfigError
 from server.compute.cpu import build, kernels
+from server.compute.cpu.variants import NAMES, VARIANTS
+from server.config import Settings
+
+load = kernels.load.__wrapped__
 
 
-def test_a_processor_without_the_instructions_is_asked_before_a_compiler(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiler = tmp_path / "cc"
-    compiler.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CC", str(compiler))
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A compiler that fails and leaves a file behind when it is called."""
+    path = tmp_path / "cc"
+    path.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\nexit 1\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("CC", str(path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(kernels, "INSTRUCTIONS", ("fpu", "no_such_instruction"))
-    assert kernels.load.__wrapped__() is None
-    assert not (tmp_path / "called").exists()
-    assert kernels.absence() == "this processor has no no_such_instruction"
-    monkeypatch.setattr(kernels, "INSTRUCTIONS", ())
-    assert kernels.load.__wrapped__() is None
-    assert (tmp_path / "called").exists()
+    return tmp_path / "called"
+
+
+@pytest.mark.parametrize(
+    ("has", "chosen"),
+    [
+        (set(), "portable"),
+        ({"avx2"}, "portable"),
+        ({"avx2", "fma"}, "avx2"),
+        ({"avx2", "fma", "avx512f", "avx512bw", "avx512vl"}, "avx512"),
+        ({"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16"}, "avx512bf16"),
+        ({"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"}, "amx"),
+    ],
+)
+def test_the_best_variant_that_the_processor_runs_is_taken(
+    has: set[str], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "instructions", lambda: has)
+    monkeypatch.setattr(kernels, "compiled", lambda variant: variant)
+    assert load("auto").name == chosen
+    assert load(chosen).name == chosen
+    assert load("torch") is None
+    for better in NAMES[: NAMES.index(chosen)]:
+        with pytest.raises(ConfigError, match=f"--cpu {better}: this processor has no "):
+            load(better)
+
+
+def test_a_processor_is_asked_before_a_compiler(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "instructions", set)
+    with pytest.raises(ConfigError, match="this processor has no avx512f, .*amx_tile"):
+        load("amx")
+    assert not compiler.exists()
+
+
+def test_without_a_compiler_auto_warns_and_a_named_variant_is_refused(
+    compiler: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert load("auto") is None
+    assert compiler.exists()
+    assert "many times slower" in caplog.text
+    with pytest.raises(ConfigError, match="--cpu portable"):
+        load("portable")
+
+
+def test_tiles_that_linux_does_not_give_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some virtual machines show AMX and do not let processes use it."""
+
+    def refuse_amx(variant: kernels.Variant) -> kernels.Variant:
+        if variant.name == "amx":
+            raise kernels.NotPermittedError("Linux does not let this process use the tile registers")
+        return variant
+
+    monkeypatch.setattr(machine, "instructions", lambda: set(VARIANTS[0].instructions))
+    monkeypatch.setattr(kernels, "compiled", refuse_amx)
+    assert load("auto").name == "avx512bf16"
+    with pytest.raises(ConfigError, match="--cpu amx: Linux does not let"):
+        load("amx")
+
+
+def test_the_option_names_all_variants() -> None:
+    for name in ("auto", *NAMES, "torch"):
+        assert Settings(cpu=name).cpu == name
 
 
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        ("int64_t rows, runs, sampled, context;", "int64_t runs, rows, sampled, context;", "Step.rows is 0 in"),
+        ("int64_t rows, chunks, sampled, context;", "int64_t chunks, rows, sampled, context;", "Step.rows is 0 in"),
         ("float scale;\n} Layer;", "double scale;\n    int64_t more;\n} Layer;", "the size of Layer is"),
-        ("#define MEMBERS 3", "#define MEMBERS 4", "the size of Lora is"),
+        ("#define MEMBERS 3", "#define MEMBERS 4", "MEMBERS is 3 in"),
+        ("#define LORA_PAGE 8 ", "#define LORA_PAGE 16 ", "LORA_PAGE is 8 in"),
+        ("#define KEY_STEP 32", "#define KEY_STEP 64", "KEY_STEP is 32 in"),
     ],
 )
-def test_a_structure_that_was_changed_in_c_alone_is_refused(
+def test_what_was_changed_in_c_alone_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str, said: str
 ) -> None:
-    if kernels.load() is None:
-        pytest.skip(kernels.absence())
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
     sources = Path(shutil.copytree(build.SOURCES, tmp_path / "native"))
     header = sources / "kernels.h"
     assert before in header.read_text()
@@ -46,4 +109,4 @@ def test_a_structure_that_was_changed_in_c_alone_is_refused(
     monkeypatch.setattr(build, "FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in build.FLAGS))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(RuntimeError, match=said):
-        kernels.Kernels(build.library())
+        kernels.compiled(VARIANTS[-1])

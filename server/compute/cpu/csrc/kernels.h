@@ -6,6 +6,17 @@
 
 #include <stdint.h>
 
+// What Python has to know, too: compared with structures.py when the library is loaded (layout.c).
+#define NF4_BLOCK 64           // inputs that share a scale
+#define NF4_OUTPUTS 32         // outputs that are packed together
+#define NF4_SCRATCH 32         // floats for each input and thread
+#define LORA_PAGE 8            // rank columns
+#define LORA_MAX_INPUTS 16384
+#define KEY_STEP 32            // keys that are multiplied with their values together
+#define ATTENTION_MAX_WIDTH 256
+#define ATTENTION_SCRATCH 24   // floats for each key and thread
+#define HEAD_MIN_TOKENS 64     // of a vocabulary
+
 // Python fills these structures in (structures.py). A field that is added here must be added there and in layout.c.
 
 typedef struct {
@@ -16,7 +27,7 @@ typedef struct {
 
 typedef struct {
     int64_t row, rows, start, table;  // first row of the batch, rows, position of the first, offset into tables
-} Run;
+} Chunk;
 
 typedef struct {
     int64_t heads, kv_heads, width, size, window;  // window: positions a query sees, itself included, 0 for all
@@ -68,10 +79,10 @@ typedef struct {
 } Model;
 
 typedef struct {
-    int64_t rows, runs, sampled, context;
-    const Run *run;
+    int64_t rows, chunks, sampled, context;
+    const Chunk *chunk;
     const int64_t *tables;
-    const int64_t *where;    // [rows] place in the cache, in tokens
+    const int64_t *slots;    // [rows] place in the cache, in tokens
     const uint16_t *cosine, *sine;  // [rows, width]
     const LoraBatch *lora;
     const uint8_t *active;   // [layers, 4]: qkv, o, gate_up, down
@@ -88,11 +99,12 @@ typedef struct {
     uint16_t *q, *mixed;  // [rows, heads * width]
     uint16_t *act;     // [rows, intermediate]
     uint16_t *added;   // [rows, hidden]
-    uint16_t *h, *packed;
+    uint16_t *h;
+    uint32_t *packed;  // [rows, hidden]
     float *totals, *scores;
-} Work;
+} Workspace;
 
-// scratch: for each thread, 16 floats an input, aligned to 64 bytes. out: rows of layer->out.
+// scratch: for each thread, NF4_SCRATCH floats an input, aligned to 64 bytes. out: rows of layer->out.
 void nf4_share(const Nf4 *layer, int64_t rows, const uint16_t *x, uint16_t *out, float *scratch);
 
 // h: 128 values for each page of the batch and member. active: bit j for member j.
@@ -100,11 +112,11 @@ void lora_shrink_share(const Lora *lora, const LoraBatch *batch, int active, int
 void lora_expand_share(const Lora *lora, const LoraBatch *batch, int active, const uint16_t *h, uint16_t *const *y,
                        const int64_t *y_stride);
 
-// scratch: for each thread, 24 * context words of 32 bits. units [runs + 1]: as attention_units() leaves it.
-void attention_units(const Attention *job, int64_t runs, const Run *run, int64_t *units);
-void attention_share(const Attention *job, int64_t runs, const Run *run, const int64_t *units, float *scratch,
+// scratch: for each thread, ATTENTION_SCRATCH * context words of 32 bits. units [chunks + 1]: as attention_units() leaves it.
+void attention_units(const Attention *job, int64_t chunks, const Chunk *chunk, int64_t *units);
+void attention_share(const Attention *job, int64_t chunks, const Chunk *chunk, const int64_t *units, float *scratch,
                      int64_t context);
 
-// logits [rows, vocabulary] float32 of x [rows, in]; packed: 16 * in values for every 16 rows. Has a barrier inside.
+// logits [rows, vocabulary] float32 of x [rows, in]; packed: [rows, in]. Has a barrier inside.
 void head_share(int64_t rows, int64_t vocabulary, int64_t in, const uint16_t *x, const uint16_t *weight,
-                uint16_t *packed, float *logits);
+                uint32_t *packed, float *logits);

@@ -1,10 +1,15 @@
-// Where the compiler put the fields of what Python fills in. It is compared with structures.py when the library is loaded:
-// an address that is written to the wrong place would be read as something else.
+// Constants that Python has, too, and where the compiler put the fields of what Python fills in. Both are compared with
+// structures.py when the library is loaded: an address that is written to the wrong place would be read as something else.
 
 #include "kernels.h"
+#include "tiles.h"
 
 #include <stddef.h>
 #include <stdint.h>
+
+const int64_t constants[] = {MEMBERS,   NF4_BLOCK, NF4_OUTPUTS,         NF4_SCRATCH,       LORA_PAGE,      LORA_MAX_INPUTS,
+                             TILE_ROWS, KEY_STEP,  ATTENTION_MAX_WIDTH, ATTENTION_SCRATCH, HEAD_MIN_TOKENS};
+const int64_t constants_length = sizeof(constants) / sizeof(*constants);
 
 #define AT(field) offsetof(STRUCTURE, field)
 
@@ -13,8 +18,8 @@ const int64_t layout[] = {
 #define STRUCTURE Nf4
     sizeof(Nf4), AT(out), AT(in), AT(weight), AT(scale), AT(bias),
 #undef STRUCTURE
-#define STRUCTURE Run
-    sizeof(Run), AT(row), AT(rows), AT(start), AT(table),
+#define STRUCTURE Chunk
+    sizeof(Chunk), AT(row), AT(rows), AT(start), AT(table),
 #undef STRUCTURE
 #define STRUCTURE Attention
     sizeof(Attention), AT(heads), AT(kv_heads), AT(width), AT(size), AT(window), AT(scale), AT(softcap),
@@ -41,11 +46,11 @@ const int64_t layout[] = {
         AT(vocabulary), AT(eps), AT(layer), AT(final_norm), AT(head),
 #undef STRUCTURE
 #define STRUCTURE Step
-    sizeof(Step), AT(rows), AT(runs), AT(sampled), AT(context), AT(run), AT(tables), AT(where), AT(cosine),
+    sizeof(Step), AT(rows), AT(chunks), AT(sampled), AT(context), AT(chunk), AT(tables), AT(slots), AT(cosine),
         AT(sine), AT(lora), AT(active), AT(sampled_rows), AT(logits), AT(seconds),
 #undef STRUCTURE
-#define STRUCTURE Work
-    sizeof(Work), AT(x), AT(normed), AT(wide), AT(q), AT(mixed), AT(act), AT(added), AT(h), AT(packed),
+#define STRUCTURE Workspace
+    sizeof(Workspace), AT(x), AT(normed), AT(wide), AT(q), AT(mixed), AT(act), AT(added), AT(h), AT(packed),
         AT(totals), AT(scores),
 #undef STRUCTURE
 };

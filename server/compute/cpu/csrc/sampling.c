@@ -1,9 +1,8 @@
 // What sampling asks of whole rows of logits: the peak, a draw, the likeliest tokens. A row's answer depends on its own
 // logits alone: sums go over blocks of tokens in their order.
 
-#include "tiles.h"
+#include "vec.h"
 
-#include <immintrin.h>
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -16,16 +15,15 @@
 // A row's largest logit, NaN if it has one, and the first token that has it.
 static float row_peak(const float *x, int64_t vocabulary, int64_t *token) {
     const int64_t whole = vocabulary / 16 * 16;
-    const __mmask16 left = (__mmask16)((1 << (vocabulary - whole)) - 1);
-    const __m512 least = _mm512_set1_ps(-INFINITY), rest = _mm512_mask_loadu_ps(least, left, x + whole);
-    __m512 most = rest;
-    __mmask16 nan = _mm512_cmp_ps_mask(rest, rest, _CMP_UNORD_Q);
+    const vec rest = vload_part(x + whole, vocabulary - whole, -INFINITY);
+    vec most = rest;
+    uint32_t nan = mbits(vdiffers(rest, rest));
     for (int64_t i = 0; i < whole; i += 16) {
-        const __m512 v = _mm512_loadu_ps(x + i);
-        most = _mm512_max_ps(most, v);
-        nan |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+        const vec v = vload(x + i);
+        most = vmax(most, v);
+        nan |= mbits(vdiffers(v, v));
     }
-    const float peak = _mm512_reduce_max_ps(most);
+    const float peak = vreduce_max(most);
     *token = 0;
     while (!nan && *token < vocabulary - 1 && x[*token] != peak) ++*token;
     return nan ? NAN : peak;
@@ -38,28 +36,25 @@ void row_peaks(int64_t rows, int64_t vocabulary, const float *logits, float *pea
 }
 
 // 16 tokens from `first`; -inf past the end.
-static inline __m512 load_logits(const float *x, int64_t vocabulary, int64_t first) {
-    const int64_t left = vocabulary - first;
-    const __mmask16 there = left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1 << left) - 1) : 0;
-    return _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), there, x + first);
+static inline vec load_logits(const float *x, int64_t vocabulary, int64_t first) {
+    return vload_part(x + first, vocabulary - first, -INFINITY);
 }
 
 // exp((x - peak) / temperature), 0 for -inf.
-static inline __m512 weigh(__m512 x, __m512 peak, __m512 temperature) {
-    const __mmask16 possible = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-INFINITY), _CMP_NEQ_UQ);
-    return _mm512_maskz_mov_ps(possible, exp_negative(_mm512_div_ps(_mm512_sub_ps(x, peak), temperature)));
+static inline vec weigh(vec x, vec peak, vec temperature) {
+    return vselect(vdiffers(x, vset1(-INFINITY)), exp_negative(vdiv(vsub(x, peak), temperature)), vzero());
 }
 
 // Sums of the weights of each block of tokens; returns all of it.
 static double sum_blocks(const float *x, int64_t vocabulary, float peak, float temperature, double *sums) {
-    const __m512 most = _mm512_set1_ps(peak), heat = _mm512_set1_ps(temperature);
+    const vec most = vset1(peak), heat = vset1(temperature);
     double total = 0;
     for (int64_t first = 0; first < vocabulary; first += BLOCK, sums++) {
-        __m512 sum = _mm512_setzero_ps();
+        vec sum = vzero();
         for (int64_t i = first; i < first + BLOCK && i < vocabulary; i += 16) {
-            sum = _mm512_add_ps(sum, weigh(load_logits(x, vocabulary, i), most, heat));
+            sum = vadd(sum, weigh(load_logits(x, vocabulary, i), most, heat));
         }
-        *sums = _mm512_reduce_add_ps(sum);
+        *sums = vreduce_add(sum);
         total += *sums;
     }
     return total;
@@ -75,7 +70,7 @@ static int64_t draw(const float *x, int64_t vocabulary, float temperature, doubl
     while (block < blocks - 1 && before + sums[block] <= target) before += sums[block++];
     for (int64_t i = block * BLOCK; i < (block + 1) * BLOCK && i < vocabulary; i += 16) {
         float weights[16];
-        _mm512_storeu_ps(weights, weigh(load_logits(x, vocabulary, i), _mm512_set1_ps(peak), _mm512_set1_ps(temperature)));
+        vstore(weights, weigh(load_logits(x, vocabulary, i), vset1(peak), vset1(temperature)));
         for (int64_t j = 0; j < 16; j++) {
             if (weights[j] > 0) token = i + j;
             before += weights[j];
@@ -113,11 +108,11 @@ static float bound(const float *x, int64_t vocabulary, int64_t width, uint64_t *
     const int64_t branches = (vocabulary + BRANCH - 1) / BRANCH;
     if (branches <= width) return -INFINITY;
     for (int64_t branch = 0; branch < branches; branch++) {
-        __m512 most = _mm512_set1_ps(-INFINITY);
+        vec most = vset1(-INFINITY);
         for (int64_t i = 0; i < BRANCH; i += 16) {
-            most = _mm512_max_ps(load_logits(x, vocabulary, branch * BRANCH + i), most);
+            most = vmax(load_logits(x, vocabulary, branch * BRANCH + i), most);
         }
-        keys[branch] = key(_mm512_reduce_max_ps(most), branch);
+        keys[branch] = key(vreduce_max(most), branch);
     }
     qsort(keys, branches, sizeof(*keys), descending);
     const uint32_t bits = (uint32_t)(keys[width - 1] >> 32), raw = bits >> 31 ? bits & 0x7fffffffu : ~bits;
@@ -133,7 +128,7 @@ static void top(const float *x, int64_t vocabulary, float temperature, int64_t w
     const float peak = row_peak(x, vocabulary, &token), least = bound(x, vocabulary, width, keys);
     const double total = sum_blocks(x, vocabulary, peak, temperature, sums);
     for (int64_t i = 0; i < vocabulary; i += 16) {
-        __mmask16 in = _mm512_cmp_ps_mask(load_logits(x, vocabulary, i), _mm512_set1_ps(least), _CMP_GE_OQ);
+        uint32_t in = mbits(vgreater_equal(load_logits(x, vocabulary, i), vset1(least)));
         for (; in; in &= in - 1) {
             const int64_t at = i + __builtin_ctz(in);
             if (at < vocabulary) keys[count++] = key(x[at], at);
@@ -142,8 +137,8 @@ static void top(const float *x, int64_t vocabulary, float temperature, int64_t w
     qsort(keys, count, sizeof(*keys), descending);
     for (int64_t i = 0; i < width; i++) {  // a row with a NaN has fewer, and is not used
         tokens[i] = i < count ? (int64_t)(uint32_t)~keys[i] : 0;
-        const __m512 weight = weigh(_mm512_set1_ps(x[tokens[i]]), _mm512_set1_ps(peak), _mm512_set1_ps(temperature));
-        probs[i] = i < count ? (float)(_mm512_cvtss_f32(weight) / total) : 0;
+        const vec weight = weigh(vset1(x[tokens[i]]), vset1(peak), vset1(temperature));
+        probs[i] = i < count ? (float)(vfirst(weight) / total) : 0;
     }
 }
 
