@@ -67,21 +67,37 @@ static inline void tiles_end(void) {}
         if (row_ < (total)) block(1, row_, __VA_ARGS__);                    \
     } while (0)
 
-// Adds to sums [rows] the products of 32 inputs: rows of words `stride` apart, and pairs of inputs `bytes` apart.
-INLINE void multiply_pairs(const int rows, const uint32_t *words, int64_t stride, const void *pairs, int64_t bytes, vec *sums) {
-    vec even[4], odd[4];
-    for (int r = 0; r < rows; r++) even[r] = odd[r] = vzero();
-#pragma GCC unroll 2
+// Pairs of 32 inputs in 16 columns, `bytes` apart, as words of the chains: [2][CHAIN].
+INLINE void split_columns(const void *pairs, int64_t bytes, ivec *to) {
     for (int i = 0; i < CHAIN; i++) {
-        ivec p[PAIRS], e, o;
+        ivec p[PAIRS];
         for (int j = 0; j < PAIRS; j++) p[j] = iload((const char *)pairs + (i * PAIRS + j) * bytes);
-        split_pairs(p, &e, &o);
-        for (int r = 0; r < rows; r++) {
-            even[r] = chain(even[r], iset1((int32_t)words[r * stride + i]), e);
-            odd[r] = chain(odd[r], iset1((int32_t)words[r * stride + CHAIN + i]), o);
+        split_pairs(p, to + i, to + CHAIN + i);
+    }
+}
+
+#ifdef __AVX512F__
+#define PASSES 1  // over the columns: there are registers for both chains of 4 rows
+#else
+#define PASSES 2
+#endif
+
+// Adds to sums [rows] the products of 32 inputs: of rows, whose words are `stride` apart, and columns.
+INLINE void multiply_columns(const int rows, const uint32_t *words, int64_t stride, const ivec *columns, vec *sums) {
+    vec both[2][4];
+    for (int r = 0; r < rows; r++) both[0][r] = both[1][r] = vzero();
+    for (int pass = 0; pass < PASSES; pass++) {
+#pragma GCC unroll 4
+        for (int i = 0; i < CHAIN; i++) {
+            for (int odd = pass; odd < 2; odd += PASSES) {
+                for (int r = 0; r < rows; r++) {
+                    const ivec input = iset1((int32_t)words[r * stride + odd * CHAIN + i]);
+                    both[odd][r] = chain(both[odd][r], input, columns[odd * CHAIN + i]);
+                }
+            }
         }
     }
-    for (int r = 0; r < rows; r++) sums[r] = vadd(sums[r], vadd(even[r], odd[r]));
+    for (int r = 0; r < rows; r++) sums[r] = vadd(sums[r], vadd(both[0][r], both[1][r]));
 }
 
 // NF4: blocks of 64 inputs by 32 outputs.
@@ -332,13 +348,13 @@ static inline void expand_store(float *delta) { (void)delta; }
 
 #define NARROW 4  // columns
 
-typedef const void *Queries;
+typedef const ivec *Queries;
 
-// queries [width / 2, columns]: pairs. 4 columns are brought into chains once: room for [width / 32][2][CHAIN].
+// queries [width / 2, columns]: pairs. They are brought into chains once: room for [width / 32][2][CHAIN].
 static inline Queries score_begin(int64_t columns, int64_t width, const uint32_t *queries, ivec *room) {
-    if (columns != NARROW) return queries;
     for (int64_t d = 0; d < width / 32; d++, room += WORDS) {
-        for (int i = 0; i < CHAIN; i++) {
+        if (columns != NARROW) split_columns(queries + d * 256, 64, room);
+        for (int i = 0; columns == NARROW && i < CHAIN; i++) {
             ivec p[PAIRS];
             for (int j = 0; j < PAIRS; j++) p[j] = irepeat(queries + (d * 16 + i * PAIRS + j) * NARROW);
             split_pairs(p, room + i, room + CHAIN + i);
@@ -372,11 +388,11 @@ INLINE void score_narrow(int64_t width, const ivec *queries, const uint16_t *key
     }
 }
 
-INLINE void score_rows(const int rows, int64_t row, int64_t width, const uint32_t *words, const uint32_t *queries, float *scores) {
+INLINE void score_rows(const int rows, int64_t row, int64_t width, const uint32_t *words, const ivec *queries, float *scores) {
     vec total[4];
     for (int r = 0; r < rows; r++) total[r] = vzero();
     for (int64_t d = 0; d < width / 32; d++) {
-        multiply_pairs(rows, words + (row * (width / 32) + d) * WORDS, width / 32 * WORDS, queries + d * 256, 64, total);
+        multiply_columns(rows, words + (row * (width / 32) + d) * WORDS, width / 32 * WORDS, queries + d * WORDS, total);
     }
     for (int r = 0; r < rows; r++) vstore(scores + (row + r) * 16, total[r]);
 }
@@ -405,27 +421,26 @@ static inline void mix_zero(float *result, float *sum) {
     if (sum) memset(sum, 0, 256 * sizeof(float));
 }
 
-INLINE void mix_rows(const int rows, int64_t row, const uint32_t *words, const uint32_t *pairs, float *result) {
+INLINE void mix_rows(const int rows, int64_t row, const uint32_t *words, const ivec *values, float *result) {
     vec sums[4];
     for (int r = 0; r < rows; r++) sums[r] = vload(result + (row + r) * 16);
-    multiply_pairs(rows, words + row * WORDS, WORDS, pairs, 64, sums);
+    multiply_columns(rows, words + row * WORDS, WORDS, values, sums);
     for (int r = 0; r < rows; r++) vstore(result + (row + r) * 16, sums[r]);
 }
 
 // Adds weights [columns, 32 keys] times two tiles of pairs of values [16, 16] each, and times ones unless sum is NULL.
 static inline void mix_add(int64_t columns, const uint32_t *weights, const uint32_t *pairs, float *result, float *sum) {
-    uint32_t words[16 * WORDS] __attribute__((aligned(64)));
+    uint32_t words[16 * WORDS] __attribute__((aligned(64))), ones[16] __attribute__((aligned(64)));
+    ivec values[WORDS];
     for (int64_t c = 0; c < columns; c++) split_row((const uint16_t *)(weights + c * 16), words + c * WORDS);
-    BY_ROWS(columns, mix_rows, words, pairs, result);
-    BY_ROWS(columns, mix_rows, words, pairs + 256, result + 256);
-    uint32_t ones[16] __attribute__((aligned(64)));
+    split_columns(pairs, 64, values);
+    BY_ROWS(columns, mix_rows, words, values, result);
+    split_columns(pairs + 256, 64, values);
+    BY_ROWS(columns, mix_rows, words, values, result + 256);
+    if (!sum) return;
     for (int i = 0; i < 16; i++) ones[i] = 0x3f803f80;
-    for (int64_t c = 0; sum && c < columns; c += 4) {
-        vec sums[4];
-        for (int r = 0; r < 4; r++) sums[r] = vload(sum + (c + r) * 16);
-        multiply_pairs(4, words + c * WORDS, WORDS, ones, 0, sums);
-        for (int r = 0; r < 4; r++) vstore(sum + (c + r) * 16, sums[r]);
-    }
+    split_columns(ones, 0, values);
+    BY_ROWS(columns, mix_rows, words, values, sum);
 }
 
 static inline void mix_store(float *result, float *sum) { (void)result, (void)sum; }
@@ -442,10 +457,10 @@ static inline void head_pack(int64_t rows, int64_t in, const uint16_t *x, uint32
 
 static inline void head_begin(void) {}
 
-INLINE void head_rows(const int rows, int64_t row, int64_t in, const uint32_t *words, const ivec *pairs, float *totals) {
+INLINE void head_rows(const int rows, int64_t row, int64_t in, const uint32_t *words, const ivec *tokens, float *totals) {
     vec sums[4];
     for (int r = 0; r < rows; r++) sums[r] = vload(totals + (row + r) * 16);
-    multiply_pairs(rows, words + row * (in / 32) * WORDS, in / 32 * WORDS, pairs, sizeof(ivec), sums);
+    multiply_columns(rows, words + row * (in / 32) * WORDS, in / 32 * WORDS, tokens, sums);
     for (int r = 0; r < rows; r++) vstore(totals + (row + r) * 16, sums[r]);
 }
 
@@ -455,10 +470,14 @@ static inline void head_multiply(int64_t rows, int64_t in, const uint16_t *w, co
     float totals[HEAD_ROWS * 16] __attribute__((aligned(64)));
     memset(totals, 0, rows * 64);
     for (int64_t k = 0; k < in; k += 32) {
-        ivec pairs[16];
-        for (int64_t i = 0; i < 16; i++) pairs[i] = iload(w + i * in + k);
+        ivec pairs[16], tokens[WORDS];
+        for (int64_t i = 0; i < 16; i++) {
+            __builtin_prefetch(w + (16 + i) * in + k, 0, 2);  // the next tokens': rows are too short for the processor's own
+            pairs[i] = iload(w + i * in + k);
+        }
         transpose(pairs);
-        BY_ROWS(rows, head_rows, in, packed + k / 32 * WORDS, pairs, totals);
+        split_columns(pairs, sizeof(ivec), tokens);
+        BY_ROWS(rows, head_rows, in, packed + k / 32 * WORDS, tokens, totals);
     }
     for (int64_t row = 0; row < rows; row++) vstore(logits + row * stride, vload(totals + row * 16));
 }
