@@ -14,7 +14,6 @@ from rich.console import Console
 from bases import machine
 from bases.errors import BaseRejected, ConfigError
 from bases.model_source import DEMO, find_source, on_hub
-from bases.nf4 import functional
 from bases.preflight import check_source
 from server.compute.cpu import kernels as cpu_kernels
 from server.config import Settings
@@ -53,7 +52,7 @@ def findings(settings: Settings) -> list[tuple[str, str]]:
         ("caches", ", ".join(machine.caches()) or "unknown"),
         ("memory", f"{memory.free / _GIB:.1f} GiB free of {memory.total / _GIB:.1f}{_limit(memory)}"),
         ("C compiler", shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or "none"),
-        ("kernels", _kernels()),
+        ("kernels", _kernels(settings)),
         ("libraries", ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)),
         ("demo model", _demo()),
         ("data", str(settings.data_dir)),
@@ -69,6 +68,7 @@ def problems(settings: Settings) -> list[str]:
         _port_problem,
         _data_problem,
         _memory_problem,
+        _cpu_problem,
         _block_problem,
         _kernels_problem,
     )
@@ -102,17 +102,28 @@ def _limit(memory: machine.Memory) -> str:
 
 def _processor() -> str:
     has = machine.instructions()
-    names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"}
-    features = ", ".join(name if key in has else f"no {name}" for key, name in names.items())
-    kernel = "fused" if functional.has_avx512bf16() else "plain (slower: no AVX512-BF16)"
-    return f"{features}; 4-bit kernel on CPU: {kernel}"
+    names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX"}
+    return ", ".join(name if key in has else f"no {name}" for key, name in names.items())
 
 
-def _kernels() -> str:
-    kernels = cpu_kernels.load()
+def _kernels(settings: Settings) -> str:
+    try:
+        kernels = cpu_kernels.load(settings.cpu)
+    except ConfigError as error:
+        return str(error)
     if kernels is None:
-        return f"bitsandbytes' and torch's ({cpu_kernels.absence()})"
-    return "own C kernels for AMX: NF4 products, attention, LoRA; Llama, Mistral, Qwen 2 and Qwen 3 run in one call"
+        return "none of our own: torch's, which are many times slower"
+    return cpu_kernels.describe(kernels.variant)
+
+
+def _cpu_problem(settings: Settings) -> str | None:
+    try:
+        kernels = cpu_kernels.load(settings.cpu)
+    except ConfigError as error:
+        return str(error)
+    if kernels is None and settings.cpu == "auto":
+        return "kernels: there is no C compiler that can build ours, and torch's are many times slower; install gcc"
+    return None
 
 
 def _demo() -> str:
@@ -178,7 +189,7 @@ def _memory_problem(settings: Settings) -> str | None:
 
 
 def _block_problem(settings: Settings) -> str | None:
-    if settings.device == "cuda" or settings.block_size % 16 == 0 or cpu_kernels.load() is None:
+    if settings.device == "cuda" or settings.block_size % 16 == 0 or settings.cpu == "torch":
         return None
     return f"--block-size: {settings.block_size} is not a multiple of 16, so the faster kernels for this CPU go unused"
 

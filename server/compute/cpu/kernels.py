@@ -173,6 +173,14 @@ def unavailable(variant: Variant) -> str | None:
     return f"this processor has no {', '.join(missing)}" if missing else None
 
 
+def describe(variant: Variant) -> str:
+    """One line: the variant, and why not a better one."""
+    reasons = []
+    for better in VARIANTS[: VARIANTS.index(variant)]:
+        reasons.append(f"not {better.name}: {unavailable(better) or 'not permitted, or --cpu says so'}")
+    return "; ".join((variant.name, *reasons))
+
+
 @cache
 def load(cpu: str = "auto") -> Kernels | None:
     """The kernels of the best variant that runs here (``auto``), or of one by its name; None for ``torch``.
@@ -189,7 +197,9 @@ def load(cpu: str = "auto") -> Kernels | None:
         reason = unavailable(variant)
         try:
             if reason is None:
-                return compiled(variant)
+                kernels = compiled(variant)
+                log.info("CPU kernels: %s", describe(variant))
+                return kernels
         except (NoCompiler, OSError, subprocess.CalledProcessError) as error:
             reason = str(getattr(error, "stderr", None) or error)
             if cpu == "auto" and not isinstance(error, NotPermittedError):
