@@ -51,7 +51,7 @@ def test_the_best_variant_that_the_processor_runs_is_taken(
 
 def test_a_processor_is_asked_before_a_compiler(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "instructions", set)
-    with pytest.raises(ConfigError, match="this processor has no avx512f, .*amx_tile"):
+    with pytest.raises(ConfigError, match=r"this processor has no avx512f, .*amx_tile"):
         load("amx")
     assert not compiler.exists()
 
