@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from loadtests.micro.gpu import Bench
+from loadtests.micro.gpu import StepBenchmark
 from loadtests.micro.random_base import TINY, random_base
 from server.engine.sequence import SamplingParams
 
@@ -21,8 +21,8 @@ PARAMS = (
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return Bench(random_base(TINY, torch.device("cuda")), 64, 64, 1)
+def bench() -> StepBenchmark:
+    return StepBenchmark(random_base(TINY, torch.device("cuda")), 64, 64, 1)
 
 
 def waits(run: Callable[[], object]) -> list[str]:
@@ -44,7 +44,7 @@ def test_waits_are_counted() -> None:
 
 @pytest.mark.parametrize("adapters", [0, 3])
 @pytest.mark.parametrize("new", [1, 9], ids=["decode", "prefill"])
-def test_a_step_waits_once(bench: Bench, new: int, adapters: int) -> None:
+def test_a_step_waits_once(bench: StepBenchmark, new: int, adapters: int) -> None:
     from server.compute.cuda.backend import CudaForward
 
     batch = bench.batch(len(PARAMS), adapters, 30, new)
