@@ -21,8 +21,8 @@ from adapters.registry.admission import AdmissionControl
 from adapters.registry.catalog import Catalog, Change, Changes
 from adapters.registry.contents import Contents
 from adapters.registry.database import Database, storable
-from adapters.registry.directory import Directory
 from adapters.registry.hooks import RegistryHooks
+from adapters.registry.in_memory import InMemoryRegistry
 from adapters.registry.names import check_name, parse_reference
 from adapters.registry.registration import DEFAULT_OPTIONS, Registered, RegistrationOptions
 from adapters.registry.snapshot import Alias, Entry, Target, Version
@@ -53,7 +53,7 @@ class StoreUsage:
     versions: int
 
 
-class Registry(Directory):
+class Registry(InMemoryRegistry):
     """Names, versions, aliases, pins and leases over a store. Any thread may call any method.
 
     Methods that change something are slow, and durable once they return; if they raise an AdapterError, nothing has

@@ -1,4 +1,4 @@
-"""Where adapters live on disk: one directory per content, named by its sha256, never changed once it is there."""
+"""AdapterStore: adapters on disk, one folder per content, named by its sha256, never changed once it is there."""
 
 import errno
 import os
@@ -119,7 +119,7 @@ class AdapterStore:
         return {AdapterId(path.name) for path in self.root.iterdir() if _ID.fullmatch(path.name)}
 
     def path(self, adapter_id: AdapterId) -> Path:
-        """Return the entry's directory, whether it exists or not."""
+        """Return the entry's folder, whether it exists or not."""
         if not _ID.fullmatch(adapter_id):
             raise AdapterError(f"{adapter_id!r} is not an adapter id")
         return self.root / adapter_id
@@ -144,7 +144,7 @@ class AdapterStore:
         return self._read_intact(adapter_id, check)
 
     def detach(self, adapter_id: AdapterId) -> Path | None:
-        """Remove an entry from ``root`` atomically; return the directory that now holds its bytes, if any."""
+        """Remove an entry from ``root`` atomically; return the folder that now holds its bytes, if any."""
         self._specs.pop(adapter_id, None)
         self._sizes.pop(adapter_id, None)
         trash = self.root / f"{_TEMPORARY}{secrets.token_hex(8)}"
@@ -190,7 +190,7 @@ class AdapterStore:
             return False
 
     def _read_intact(self, adapter_id: AdapterId, read: Callable[[Path], T]) -> T:
-        """Return what ``read`` makes of an entry's directory, which stays while it reads.
+        """Return what ``read`` makes of an entry's folder, which stays while it reads.
 
         ``read`` compares the digest and raises AdapterError for an entry that is damaged; that is then fetched from the
         remote, and read again.

@@ -6,7 +6,7 @@ from typing import Any
 
 from adapters.errors import UnknownAdapter
 from adapters.format.spec import AdapterId
-from adapters.registry.directory import Lease
+from adapters.registry.in_memory import Lease
 from adapters.registry.registry import Registry
 from server.api.schemas.generation import GenerationRequest, MixEntry
 from server.engine.sequence import Adaptation, WeightedAdapter

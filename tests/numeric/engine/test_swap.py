@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adapters.registry.database import open_sqlite
-from adapters.registry.directory import Lease
+from adapters.registry.in_memory import Lease
 from adapters.registry.registry import Registry
 from server.engine.sequence import SamplingParams, WeightedAdapter
 from tests.numeric.drive import Drive

@@ -15,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from adapters.errors import AdapterConflict, AdapterError, AdapterNameError, UnknownAdapter
 from adapters.format.spec import AdapterId
-from adapters.registry.directory import Lease
+from adapters.registry.in_memory import Lease
 from adapters.registry.registration import RegistrationOptions
 from adapters.registry.registry import Registry
 from adapters.registry.snapshot import Target

@@ -1,4 +1,4 @@
-"""Directory: names, and the leases of requests on adapters, in memory."""
+"""InMemoryRegistry: the part of the registry that requests use, in memory: names, and leases on adapters."""
 
 import threading
 from collections import Counter
@@ -26,8 +26,8 @@ class Lease:
     """The alias that the request named, if it did."""
 
 
-class Directory:
-    """Names, leases and holds. Any thread may call any method; all are quick, and none queries a database."""
+class InMemoryRegistry:
+    """Names, and leases on content. Any thread may call any method; all are quick, and none queries a database."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
