@@ -15,7 +15,7 @@ from bases.interrupts import sigterm_raises
 from loadtests import cancellation, error_text
 from loadtests.drive.peers import PeerName, Target
 from loadtests.drive.progress import Display
-from loadtests.drive.registration import AdapterClient, AdapterSetup, find_peer, registered_adapters
+from loadtests.drive.registration import AdapterRegistrar, AdapterSetup, find_peer, registered_adapters
 from loadtests.drive.rounds import Round, run_closed, run_open
 from loadtests.drive.server_process import spawned
 from loadtests.errors import ServerUnusable
@@ -94,7 +94,7 @@ class Benchmark:
                 target = Target(peer, settings.endpoint)
                 count = max(work.adapters for work in self.workloads)
                 async with registered_adapters(
-                    AdapterClient(http, settings.peer, setup), has, count, self.display
+                    AdapterRegistrar(http, settings.peer, setup), has, count, self.display
                 ) as left:
                     results = [await self._work(http, target, work) for work in self.workloads]
                 return {**server, "left_behind": left}, results

@@ -34,15 +34,15 @@ REMOVAL_SECONDS = 0.25
 """Added to the time for removing adapters, for each adapter."""
 
 
-class _Card(BaseModel):
+class _Model(BaseModel):
     """A model in ``/v1/models``."""
 
     id: str
     parent: str | None = None
 
 
-class _Cards(BaseModel):
-    data: list[_Card]
+class _ModelList(BaseModel):
+    data: list[_Model]
 
 
 class _Loaded(BaseModel):
@@ -64,7 +64,7 @@ class AdapterSetup:
 
 
 @dataclass(slots=True)
-class AdapterClient:
+class AdapterRegistrar:
     """Registers adapters with one server and keeps track of those to remove."""
 
     http: aiohttp.ClientSession
@@ -120,14 +120,14 @@ async def find_peer(http: aiohttp.ClientSession, name: PeerName, base: str | Non
     Raises :class:`ServerUnusable`, and :class:`BadOption` if the server is not of the kind ``name`` or has no base
     ``base``.
     """
-    cards = (await _get(http, "v1/models", _Cards, name)).data
-    bases = [card.id for card in cards if card.parent is None]
+    models = (await _get(http, "v1/models", _ModelList, name)).data
+    bases = [model.id for model in models if model.parent is None]
     if base is not None and bases and name != "llamacpp" and base not in bases:  # llama.cpp takes any name
         raise BadOption(f"--base: the server has no base `{base}`; it has {', '.join(bases)}")
     if base is None and not bases:
         raise ServerUnusable("/v1/models lists no base; name it with --base")
     base = base or bases[0]
-    adapters = {card.id for card in cards} - {base}
+    adapters = {model.id for model in models} - {base}
     match name:
         case "manylora":
             return Manylora(base), adapters
@@ -141,7 +141,7 @@ async def find_peer(http: aiohttp.ClientSession, name: PeerName, base: str | Non
 
 @asynccontextmanager
 async def registered_adapters(
-    client: AdapterClient, has: set[str], count: int, display: Display
+    registrar: AdapterRegistrar, has: set[str], count: int, display: Display
 ) -> AsyncIterator[list[str]]:
     """Have the first ``count`` adapters of the benchmark on the server; at the end remove those that were registered.
 
@@ -150,25 +150,25 @@ async def registered_adapters(
     """
     left: list[str] = []
     names = [adapter_name(number) for number in range(count)]
-    given_at_start = client.peer == "llamacpp" or (client.peer == "vllm" and client.setup.folder is None)
-    if client.setup.present or given_at_start:
+    given_at_start = registrar.peer == "llamacpp" or (registrar.peer == "vllm" and registrar.setup.folder is None)
+    if registrar.setup.present or given_at_start:
         if missing := [name for name in names if name not in has]:
-            raise ServerUnusable(_missing(missing, client))
+            raise ServerUnusable(_missing(missing, registrar))
         yield left
         return
     if taken := [name for name in names if name in has]:
         raise ServerUnusable(_taken(taken[0]))
     try:
         with display.counting("registering adapters", count) as tick:
-            await _register_all(client, count, tick)
+            await _register_all(registrar, count, tick)
         yield left
     finally:
         try:
-            with display.counting("removing adapters", len(client.registered)) as tick:
-                left += await _finished(asyncio.ensure_future(_remove_all(client, tick)))
+            with display.counting("removing adapters", len(registrar.registered)) as tick:
+                left += await _finished(asyncio.ensure_future(_remove_all(registrar, tick)))
         except asyncio.CancelledError:
-            if client.registered:
-                display.say(f"LEFT ON THE SERVER: {', '.join(sorted(client.registered))}")
+            if registrar.registered:
+                display.say(f"LEFT ON THE SERVER: {', '.join(sorted(registrar.registered))}")
             raise
         for line in left:
             display.say(line)
@@ -187,9 +187,9 @@ async def _finished(work: asyncio.Future[T]) -> T:
         raise
 
 
-async def _remove_all(client: AdapterClient, tick: Tick) -> list[str]:
+async def _remove_all(registrar: AdapterRegistrar, tick: Tick) -> list[str]:
     """Remove all registered adapters, within a time limit. Returns a line for each that could not be removed."""
-    names = sorted(client.registered)
+    names = sorted(registrar.registered)
     seconds = END_SECONDS + REMOVAL_SECONDS * len(names)
     reasons = dict.fromkeys(names, f"the server took more than {seconds:.0f} s")
     free = asyncio.Semaphore(CONCURRENCY)
@@ -197,7 +197,7 @@ async def _remove_all(client: AdapterClient, tick: Tick) -> list[str]:
     async def remove(name: str) -> None:
         async with free:
             try:
-                await client.remove(name)
+                await registrar.remove(name)
             except (ServerUnusable, aiohttp.ClientError, OSError) as error:
                 reasons[name] = str(error) if isinstance(error, ServerUnusable) else error_text.connection_error(error)
         tick()
@@ -205,10 +205,10 @@ async def _remove_all(client: AdapterClient, tick: Tick) -> list[str]:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await asyncio.gather(*map(remove, names))
-    return [f"{name} was not removed: {reasons[name]}" for name in sorted(client.registered)]
+    return [f"{name} was not removed: {reasons[name]}" for name in sorted(registrar.registered)]
 
 
-async def _register_all(client: AdapterClient, count: int, tick: Tick) -> None:
+async def _register_all(registrar: AdapterRegistrar, count: int, tick: Tick) -> None:
     """Register ``count`` adapters, several at a time, until one fails.
 
     On cancellation, registrations in flight get END_SECONDS to end: a server may complete one after the client has
@@ -219,7 +219,7 @@ async def _register_all(client: AdapterClient, count: int, tick: Tick) -> None:
     async def work() -> None:
         for number in left:
             try:
-                await client.register(number)
+                await registrar.register(number)
             except Exception as error:  # raised below
                 errors.append(error)
                 ended.set()
@@ -283,10 +283,10 @@ def _taken(name: str) -> str:
     return f"the server already has an adapter {name}: use it with --registered, or remove it"
 
 
-def _missing(names: Sequence[str], client: AdapterClient) -> str:
+def _missing(names: Sequence[str], registrar: AdapterRegistrar) -> str:
     how = {
         "manylora": "leave out --registered to have them generated",
         "vllm": "start it with --lora-modules, or with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and give --adapter-folder",
         "llamacpp": "start it with --lora and files of `python -m loadtests.workload.adapters --gguf`",
-    }[client.peer]
+    }[registrar.peer]
     return f"the server lacks {len(names)} adapters, e.g. {names[0]}: {how}"

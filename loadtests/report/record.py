@@ -34,41 +34,41 @@ WorkRecord = dict[str, Any]
 """One workload of a run."""
 
 
-class _RequestShape(BaseModel):
+class _RequestSchema(BaseModel):
     ttft: FiniteFloat | None = None
     tpot: FiniteFloat | None = None
     e2e: FiniteFloat
 
 
-class _RoundShape(BaseModel):
-    requests: list[_RequestShape]
+class _RoundSchema(BaseModel):
+    requests: list[_RequestSchema]
 
 
-class _WorkShape(BaseModel):
+class _WorkSchema(BaseModel):
     name: str
     asked: dict[str, Any]
     requests: int
     failed: int
     figures: dict[str, FiniteFloat | None]
     spread: dict[str, FiniteFloat | None]
-    rounds: list[_RoundShape]
+    rounds: list[_RoundSchema]
 
 
-class _ServerShape(BaseModel):
+class _ServerSchema(BaseModel):
     peer: str
     base: str
     version: str | None
 
 
-class _RecordShape(BaseModel):
+class _RecordSchema(BaseModel):
     """The fields of a record that comparing needs."""
 
     version: str
     started: str
-    server: _ServerShape
+    server: _ServerSchema
     machine: dict[str, Any]
     conditions: dict[str, Any]
-    workloads: list[_WorkShape]
+    workloads: list[_WorkSchema]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def read_record(path: Path) -> Record:
             f"{record.get('schema')}, this version reads {SCHEMA}): measure again"
         )
     try:
-        _RecordShape.model_validate(record)
+        _RecordSchema.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
         problem = f"`{pydantic_errors.path(first)}` {pydantic_errors.message(first)}"

@@ -21,7 +21,7 @@ from rich.console import Console
 from loadtests.drive import registration
 from loadtests.drive.peers import PeerName
 from loadtests.drive.progress import Display
-from loadtests.drive.registration import AdapterClient, AdapterSetup, find_peer, registered_adapters
+from loadtests.drive.registration import AdapterRegistrar, AdapterSetup, find_peer, registered_adapters
 from loadtests.errors import BadOption, BenchError
 from loadtests.workload.adapters import AdapterGenerator, ModelShape
 
@@ -216,7 +216,7 @@ def test_a_signal_during_removal_lets_it_end(tmp_path: Path) -> None:
 
 async def register_two(server: TestServer, display: Display) -> list[str]:
     async with aiohttp.ClientSession(server.make_url("/")) as http:
-        client = AdapterClient(http, "manylora", AdapterSetup(AdapterGenerator(TINY, ranks=(1,))))
+        client = AdapterRegistrar(http, "manylora", AdapterSetup(AdapterGenerator(TINY, ranks=(1,))))
         async with registered_adapters(client, set(), 2, display) as left:
             pass
     return left
