@@ -78,13 +78,13 @@ def build() -> "typer.Typer":
     import typer
     from typer.core import TyperGroup
 
-    from bases.command_line import hide_flag_types
+    from bases.command_line import plain_help
     from bases.extras import require
 
     class Commands(TyperGroup):
         def __init__(self, *args: "Any", **options: "Any") -> None:
             super().__init__(*args, **options)
-            hide_flag_types(self)
+            plain_help(self)
 
         def resolve_command(self, ctx: "Any", args: list[str]) -> "Any":
             name, _, rest = super().resolve_command(ctx, args)
@@ -92,7 +92,7 @@ def build() -> "typer.Typer":
             module, extra, _ = COMMANDS[name]
             if extra is not None:
                 require(extra, name)
-            return name, hide_flag_types(typer.main.get_command(getattr(import_module(module), name))), rest
+            return name, plain_help(typer.main.get_command(getattr(import_module(module), name))), rest
 
         def invoke(self, ctx: "Any") -> "Any":
             try:

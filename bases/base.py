@@ -147,7 +147,7 @@ def _ready_folder(source: ModelSource, options: BaseOptions, dtype: torch.dtype,
     if options.quantization == "none" and not source.gguf:
         check_source(source, options.max_model_len)
         return source.path
-    bases = options.data / "bases"
+    bases = options.data_dir / "bases"
     try:
         bases.mkdir(parents=True, exist_ok=True)
     except OSError as error:

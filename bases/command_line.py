@@ -32,6 +32,8 @@ APP: Mapping[str, Any] = {
 Given = dict[str, Any]
 """Field -> value on the command line: a str, a tuple of them, or a bool. Only fields that were given."""
 _WORDS = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT", SecretStr: "TEXT"}
+LONGEST_CHOICES = 20
+"""With more characters than this, the choices of an option are listed in its description."""
 _ENDINGS = {"_gib": "GIB", "_mib": "MIB", "_seconds": "SECONDS", "url": "URL", "timeout": "SECONDS"}
 """End of a field's name -> its metavar in the help, where that says more than the type."""
 
@@ -147,7 +149,7 @@ def parse(options: type[Options], words: Sequence[str], program: str) -> Given:
         return 0
 
     try:
-        run = hide_flag_types(typer.main.get_command(single_command(options, keep)))
+        run = plain_help(typer.main.get_command(single_command(options, keep)))
         run(list(words), prog_name=program, standalone_mode=False)
     except typer.TyperException as error:
         raise options.error(usage_error(error)) from None
@@ -156,20 +158,36 @@ def parse(options: type[Options], words: Sequence[str], program: str) -> Given:
     return found[0]
 
 
-def hide_flag_types(command: Any) -> Any:
-    """Return a click command after removing ``<bool>``, typer's type of a flag, from its help and sub-commands'."""
-    get_params = command.get_params
+def plain_help(command: Any) -> Any:
+    """Return a click command after removing Python's types from its help and that of its sub-commands.
+
+    Also leaves out ``--no-NAME`` beside ``--NAME``, which would take half of the width: descriptions mention it.
+    """
+    get_params, format_help = command.get_params, command.format_help
 
     def without_types(context: "typer.Context") -> list[Any]:
         params: list[Any] = get_params(context)
         for param in params:
             if getattr(param, "is_flag", False):
                 param.metavar = ""
+            if param.param_type_name == "argument":
+                param.display_type_rich = lambda ctx: None
+                param._get_number_range_help_str = lambda: None
         return params
 
-    command.get_params = without_types
+    def without_negatives(context: "typer.Context", formatter: Any) -> None:
+        negatives = [(param, param.secondary_opts) for param in command.params]
+        for param, _ in negatives:
+            param.secondary_opts = []
+        try:
+            format_help(context, formatter)
+        finally:
+            for param, flags in negatives:
+                param.secondary_opts = flags
+
+    command.get_params, command.format_help = without_types, without_negatives
     for subcommand in getattr(command, "commands", {}).values():
-        hide_flag_types(subcommand)
+        plain_help(subcommand)
     return command
 
 
@@ -210,7 +228,12 @@ def _parameter(options: type[Options], field: str, panel: str) -> inspect.Parame
     info = options.model_fields[field]
     kind = _plain(info.annotation)
     default = _default(info)
-    text = (info.description or "") + (f" [default: {default}]" if default else "")
+    text = info.description or ""
+    if len(_choices(kind)) > LONGEST_CHOICES:
+        *others, last = get_args(kind)
+        text += f" ({', '.join(others)} or {last})"
+    if default:
+        text += f" [default: {default}]"
     shared: dict[str, Any] = {"help": escape(text), "metavar": _metavar(options, field), "rich_help_panel": panel}
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     if choices:
@@ -238,6 +261,11 @@ def _plain(annotation: Any) -> Any:
     return annotation
 
 
+def _choices(kind: Any) -> str:
+    """``"nf4|none"`` for ``Literal["nf4", "none"]``; empty for other types."""
+    return "|".join(map(str, get_args(kind))) if get_origin(kind) is Literal else ""
+
+
 def _takes_several(kind: Any) -> bool:
     return get_origin(kind) in (tuple, dict)
 
@@ -246,8 +274,8 @@ def _metavar(options: type[Options], field: str) -> str:
     if field in options.metavars:
         return options.metavars[field]
     kind = _plain(options.model_fields[field].annotation)
-    if get_origin(kind) is Literal:
-        return "|".join(map(str, get_args(kind)))
+    if choices := _choices(kind):
+        return choices if len(choices) <= LONGEST_CHOICES else field.upper()
     for ending, word in _ENDINGS.items():
         if field.endswith(ending):
             return word

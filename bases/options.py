@@ -14,7 +14,7 @@ class BaseOptions:
 
     model: str
     """``demo``, a Hugging Face folder, a GGUF file, or a hub id."""
-    data: Path
+    data_dir: Path
     """Folder whose ``bases`` has the cache of quantised weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     quantization: Literal["nf4", "none"] = "nf4"
@@ -24,7 +24,7 @@ class BaseOptions:
     """Most tokens of prompt and answer; None for the model's context length."""
 
 
-def default_data() -> Path:
+def default_data_dir() -> Path:
     """Return the default folder of bases and adapters: ``manylora`` in the user's data folder (XDG)."""
     home = os.environ.get("XDG_DATA_HOME")
     try:

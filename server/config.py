@@ -12,7 +12,7 @@ from pydantic_settings import EnvSettingsSource, NoDecode, PydanticBaseSettingsS
 from bases import machine
 from bases.command_line import Given, Options, parse
 from bases.errors import ConfigError
-from bases.options import BaseOptions, default_data
+from bases.options import BaseOptions, default_data_dir
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
 _DEFAULT_PORT = re.compile(r"(?<=^http)(://.*):80$|(?<=^https)(://.*):443$")
@@ -116,11 +116,11 @@ class Settings(Options):
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes any free one")
     data_dir: Path = Field(
-        default_factory=default_data, description="folder for bases and adapters (unset: manylora in XDG_DATA_HOME)"
+        default_factory=default_data_dir, description="folder for bases and adapters (unset: manylora in XDG_DATA_HOME)"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     cpu: Literal["auto", "amx", "avx512bf16", "avx512", "avx2", "portable", "torch"] = Field(
-        "auto", description="kernels on a CPU; torch: none of our own, which is many times slower"
+        "auto", description="which CPU kernels to use; torch uses none and is many times slower"
     )
     quantization: Literal["nf4", "none"] = Field("nf4", description="of the base's linear layers")
     dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="of activations, keys and values; auto is bf16")
@@ -161,7 +161,7 @@ class Settings(Options):
     max_batch_sequences: int = Field(32, ge=1, description="sequences that run at once")
     max_batch_tokens: int = Field(256, ge=1, description="tokens in one step")
     max_model_len: int | None = Field(None, ge=1, description="longest prompt and answer (unset: the model's limit)")
-    max_queue: int = Field(512, ge=1, description="requests that wait at most; further ones get 429")
+    max_queue: int = Field(512, ge=1, description="most requests that may wait; further ones get 429")
     max_wait_seconds: float = Field(
         2.0, ge=0, description="after waiting this long for an adapter slot, a request gets the next one"
     )

@@ -1,7 +1,7 @@
 """``manylora train`` and ``manylora export``.
 
-Exit status 0; 1 for a failure; 2 for a bad option or bad data; 3 where an adapter was trained and kept, but not
-published because the judgement failed.
+Exit status: 0; 1 for a failure; 2 for a bad option or bad data; 3 if the adapter was trained and kept, but failed the
+judgement.
 """
 
 import os
@@ -17,8 +17,8 @@ from adapters.format.files import CONFIG, ORIGIN, read_json
 from bases import interrupts
 from bases.command_line import Given, Options, single_command
 from bases.errors import ConfigError
-from bases.options import BaseOptions, default_data
-from training.settings import TrainSettings, at_home, make_settings
+from bases.options import BaseOptions, default_data_dir
+from training.settings import TrainSettings, expand_home, make_settings
 
 
 class ExportSettings(Options):
@@ -63,7 +63,7 @@ class ExportSettings(Options):
         None, description="of the base (unset: as the adapter was trained, or nf4)"
     )
     data_dir: Path = Field(
-        default_factory=default_data, description="folder for bases and adapters (unset: manylora in XDG_DATA_HOME)"
+        default_factory=default_data_dir, description="folder for bases and adapters (unset: manylora in XDG_DATA_HOME)"
     )
     allow_base_mismatch: bool = Field(False, description="accept an adapter that names another base")
     allow_unknown_fields: bool = Field(False, description="accept an adapter whose config has unknown fields")
@@ -71,7 +71,7 @@ class ExportSettings(Options):
     @field_validator("out", "data_dir")
     @classmethod
     def _expanded(cls, path: Path) -> Path:
-        return at_home(path)
+        return expand_home(path)
 
     @model_validator(mode="after")
     def _consistent(self) -> "ExportSettings":
@@ -85,7 +85,7 @@ class ExportSettings(Options):
 
 
 def run_train(given: Given) -> int:
-    """Train. Raises ConfigError, DataError and whatever else stands in the way."""
+    """Run ``manylora train``. Raises ConfigError, DataError, TrainingError or PublishFailed."""
     settings = make_settings(given)
     from rich.console import Console
 
@@ -97,7 +97,7 @@ def run_train(given: Given) -> int:
 
 
 def run_export(given: Given) -> int:
-    """Export. Raises ConfigError and whatever else stands in the way."""
+    """Run ``manylora export``. Raises ConfigError, BaseRejected, AdapterRejected or ExportDiverges."""
     settings = ExportSettings(**given)
     with interrupts.sigint_raises(), interrupts.sigterm_raises():
         _export(settings)
@@ -123,9 +123,9 @@ def _weighted(text: str) -> list[tuple[str, float]]:
 
 
 def find_adapter(name: str, data: Path) -> Path:
-    """The folder of an adapter that was trained here under a name, or that a path leads to. Raises ConfigError."""
+    """Return the folder of an adapter: the one trained under this name, or the path itself. Raises ConfigError."""
     try:
-        path = at_home(Path(name))
+        path = expand_home(Path(name))
     except ValueError as error:
         raise ConfigError(f"NAME_OR_FOLDER: {error}") from None
     for folder in (data / "trained" / name, path):
@@ -157,20 +157,22 @@ def _export(settings: ExportSettings) -> None:
 def _base(
     adapter: Path | None, data: Path, model: str | None, quantization: Literal["nf4", "none"] | None
 ) -> BaseOptions:
-    """The base in the form that ``adapter`` was trained on, as far as its manifest says, and no option says otherwise.
+    """Return the base that ``adapter`` was trained on, from its manifest; ``model`` and ``quantization`` override it.
 
-    Raises ConfigError where it was trained on a file or folder, which may be anywhere by now.
+    Raises ConfigError if the base was a file or folder, whose path the manifest does not have, and ``model`` is None.
     """
-    said = read_json(adapter, ORIGIN) if adapter and (adapter / ORIGIN).is_file() else {}
-    stored, trained_on = said.get("quantization", {}), said.get("base", {"model": "demo"})
+    manifest = read_json(adapter, ORIGIN) if adapter and (adapter / ORIGIN).is_file() else {}
+    stored, trained_on = manifest.get("quantization", {}), manifest.get("base", {"model": "demo"})
     if not isinstance(stored, dict) or not isinstance(trained_on, dict) or not {"model"} <= trained_on.keys():
-        raise ConfigError(f"{adapter}: its {ORIGIN} does not say which base, in what form")
+        raise ConfigError(f"{adapter}: its {ORIGIN} does not name the base and its quantization")
     if model is None and trained_on["model"] is None:
-        raise ConfigError(f"--model: is missing; {adapter} was trained on {trained_on.get('name')}, a file or folder")
+        raise ConfigError(
+            f"--model: must be given, since {adapter} was trained on {trained_on.get('name')}, a file or folder"
+        )
     float32 = "float32" in (stored.get("compute_dtype"), stored.get("dtype"))
     return BaseOptions(
         model=model or trained_on["model"],
-        data=data,
+        data_dir=data,
         device="cpu",
         quantization=quantization or stored.get("method", "nf4"),
         dtype="fp32" if float32 else "auto",
@@ -178,8 +180,8 @@ def _base(
 
 
 def _check_merge(parts: list[tuple[Path, float]], out: Path, method: str, rank: int | None, any_base: bool) -> None:
-    """Raises what stands in the way of the merge, before the base is opened, which takes long."""
-    from bases import nf4  # noqa: F401  (before PEFT, which would import bitsandbytes as it comes)
+    """Check the merge before the base is loaded, which takes long. Raises ConfigError or AdapterRejected."""
+    from bases import nf4  # noqa: F401  (before PEFT, whose import of it may download code)
     from training.export.merge import check_merge
 
     check_merge(parts, out, method, rank, any_base=any_base)
@@ -194,7 +196,7 @@ def _merge(parts: list[tuple[Path, float]], base: BaseOptions, out: Path, option
 
 
 def _write(adapter: Path | None, base: BaseOptions, out: Path, options: dict[str, Any]) -> None:
-    from bases import nf4  # noqa: F401  (before PEFT, which would import bitsandbytes as it comes)
+    from bases import nf4  # noqa: F401  (before PEFT, whose import of it may download code)
     from training.export.export import export
 
     for line in export(adapter, base, out, say=_say, **options).lines():

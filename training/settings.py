@@ -16,10 +16,10 @@ from adapters.errors import AdapterNameError
 from adapters.registry.names import check_name
 from bases.command_line import Given, Options, parse
 from bases.errors import ConfigError
-from bases.options import BaseOptions, default_data
+from bases.options import BaseOptions, default_data_dir
 
 API_KEY = "MANYLORA_API_KEY"
-"""The one option that is better not seen on a command line."""
+"""The environment variable of ``--api-key``: a key on a command line can be seen by other users."""
 _FILE_ENDINGS = (".yaml", ".yml")
 
 
@@ -33,15 +33,15 @@ def _joined(value: object) -> object:
     return ",".join(value) if isinstance(value, list) and all(isinstance(word, str) for word in value) else value
 
 
-def at_home(path: Path) -> Path:
-    """``path`` with ``~`` resolved."""
+def expand_home(path: Path) -> Path:
+    """Return ``path`` with ``~`` replaced by the home folder. Raises ValueError."""
     try:
         return path.expanduser()
     except RuntimeError:
         raise ValueError(f"{str(path)!r} names a home folder that is not known") from None
 
 
-def _key_of_environment() -> SecretStr | None:
+def _key_from_environment() -> SecretStr | None:
     key = os.environ.get(API_KEY)
     return SecretStr(key) if key else None
 
@@ -99,7 +99,7 @@ class TrainSettings(Options):
     out: Path | None = Field(None, description="folder for the adapter (unset: trained/NAME under --data-dir)")
     publish: str | None = Field(None, description="running server to upload the adapter to")
     api_key: SecretStr | None = Field(
-        default_factory=_key_of_environment,
+        default_factory=_key_from_environment,
         description=f"API key of that server (unset: {API_KEY})",
     )
     alias: str | None = Field(None, min_length=1, description="alias on that server to point to the new version")
@@ -107,7 +107,7 @@ class TrainSettings(Options):
 
     model: str = Field("demo", min_length=1, description="demo, a Hugging Face folder, a GGUF file, or a hub id")
     data_dir: Path = Field(
-        default_factory=default_data, description="folder for bases and adapters (unset: manylora in XDG_DATA_HOME)"
+        default_factory=default_data_dir, description="folder for bases and adapters (unset: manylora in XDG_DATA_HOME)"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     quantization: Literal["nf4", "none"] = Field("nf4", description="of the base's linear layers; nf4 is QLoRA")
@@ -150,10 +150,12 @@ class TrainSettings(Options):
     weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="clip gradients to this norm")
     optimizer: Literal["auto", "adamw", "paged_adamw_8bit"] = Field(
-        "auto", description="auto is paged_adamw_8bit on CUDA, else adamw"
+        "auto", description="optimizer; auto is paged_adamw_8bit on CUDA, else adamw"
     )
     gradient_checkpointing: bool | None = Field(
-        None, description="recompute activations to save memory (unset: if memory is short)"
+        None,
+        description="recompute activations to save memory; --no-gradient-checkpointing: never "
+        "(unset: if memory is short)",
     )
 
     eval_steps: int | None = Field(None, ge=1, description="steps between evaluations (unset: four per run)")
@@ -206,12 +208,12 @@ class TrainSettings(Options):
     @field_validator("out", "data_dir", "eval_file", "mix_general", "chat_template")
     @classmethod
     def _expanded(cls, path: Path | None) -> Path | None:
-        return path and at_home(path)
+        return path and expand_home(path)
 
     @field_validator("data")
     @classmethod
     def _files(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(str(at_home(Path(name))) if name.startswith("~") else name for name in names)
+        return tuple(str(expand_home(Path(name))) if name.startswith("~") else name for name in names)
 
     @field_validator("max_loss_ratio", mode="before")
     @classmethod
@@ -230,12 +232,12 @@ class TrainSettings(Options):
 
     @property
     def base(self) -> BaseOptions:
-        """Which base to train on."""
+        """The options of the base to train on."""
         return BaseOptions(self.model, self.data_dir, self.device, self.quantization, self.dtype)
 
     @property
     def folder(self) -> Path:
-        """Where the adapter is written."""
+        """The folder that the adapter is written to."""
         return (self.out or self.data_dir / "trained" / self.name).absolute()
 
     @property
@@ -245,7 +247,7 @@ class TrainSettings(Options):
 
 
 def read_settings(words: Sequence[str]) -> TrainSettings:
-    """The settings from the words after ``manylora train`` and the YAML file among them.
+    """Return the settings from the words after ``manylora train`` and the YAML file among them.
 
     Prints the help and raises SystemExit for ``--help``. Raises ConfigError, one line per error.
     """
@@ -253,7 +255,7 @@ def read_settings(words: Sequence[str]) -> TrainSettings:
 
 
 def make_settings(given: Given) -> TrainSettings:
-    """The settings from the command line, then the YAML file named in it. Raises ConfigError, one line per error."""
+    """Return the settings from the command line and the YAML file it names. Raises ConfigError, one line per error."""
     words = given.pop("data", ())
     files = [word for word in words if word.lower().endswith(_FILE_ENDINGS)]
     if len(files) > 1:
@@ -271,9 +273,9 @@ def flag(field: str) -> str:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    """A flat mapping; a key that stands twice would otherwise be lost in silence."""
+    """Return the options in a YAML file. Raises ConfigError, also for duplicate keys, of which YAML would drop one."""
     try:
-        text = at_home(path).read_text(encoding="utf-8")
+        text = expand_home(path).read_text(encoding="utf-8")
         node = yaml.compose(text, yaml.SafeLoader)
         values = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:

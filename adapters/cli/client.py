@@ -26,7 +26,7 @@ from adapters.registry.names import check_name, parse_reference
 from adapters.registry.snapshot import Target
 from bases.errors import ManyloraError, one_line
 
-Card = dict[str, Any]
+JsonObject = dict[str, Any]
 """An adapter or alias, as the server's JSON."""
 Progress = Callable[[int, int], None]
 """Called with (bytes sent, bytes in total)."""
@@ -77,10 +77,10 @@ class ServerUnreachable(RemoteError):
 class Listing:
     """All adapters of a server."""
 
-    adapters: list[Card]
-    refused: list[Card]
+    adapters: list[JsonObject]
+    refused: list[JsonObject]
     """Folders of the watched folder that cannot be served: name, source, reason and since when."""
-    store: Card
+    store: JsonObject
     """Bytes that the adapters take, and the quota."""
 
 
@@ -88,7 +88,7 @@ class Listing:
 class Pushed:
     """The result of an upload."""
 
-    card: Card
+    adapter: JsonObject
     version: int
     new: bool
     """False if this content was already a version of this name."""
@@ -126,10 +126,10 @@ class AdapterClient:
     def list(self) -> Listing:
         """Return all adapters, in the order of their names."""
         pages = self._pages("/v1/adapters")
-        cards = [card for page in pages for card in page["data"]]
-        return Listing(cards, pages[-1]["refused"], pages[-1]["store"])
+        adapters = [item for page in pages for item in page["data"]]
+        return Listing(adapters, pages[-1]["refused"], pages[-1]["store"])
 
-    def show(self, reference: str) -> Card:
+    def show(self, reference: str) -> JsonObject:
         """Return an adapter (``legal``) or one version (``legal@2``), with the receipt of its checks."""
         return self._request_object("GET", _adapter(reference))
 
@@ -165,14 +165,14 @@ class AdapterClient:
         if _does_not_know(response, LEFT_OUT):
             # A server of an older release, which has registered nothing: send it again without the field.
             response = self._upload(folder, fields, progress)
-        card = _object(response)
-        return Pushed(card, card["version"], response.status_code == httpx2.codes.CREATED, selection)
+        answer = _object(response)
+        return Pushed(answer, answer["version"], response.status_code == httpx2.codes.CREATED, selection)
 
-    def pin(self, name: str, pinned: bool) -> Card:
+    def pin(self, name: str, pinned: bool) -> JsonObject:
         """Pin the adapter to the device, or unpin it."""
         return self._request_object("POST", f"{_adapter(name)}/pin", json={"pinned": pinned})
 
-    def activate(self, name: str, version: int) -> Card:
+    def activate(self, name: str, version: int) -> JsonObject:
         """Make ``version`` the active version of ``name``."""
         return self._request_object("POST", f"{_adapter(name)}/activate", json={"version": version})
 
@@ -180,11 +180,11 @@ class AdapterClient:
         """Remove an adapter, or one of its versions."""
         self._request_object("DELETE", _adapter(reference))
 
-    def aliases(self) -> Sequence[Card]:
+    def aliases(self) -> Sequence[JsonObject]:
         """Return all aliases, in the order of their names."""
-        return [card for page in self._pages("/v1/aliases") for card in page["data"]]
+        return [item for page in self._pages("/v1/aliases") for item in page["data"]]
 
-    def put_alias(self, name: str, targets: Sequence[Target]) -> Card:
+    def put_alias(self, name: str, targets: Sequence[Target]) -> JsonObject:
         """Create or replace the alias ``name``."""
         wanted = [{"adapter": target.reference, "weight": target.weight} for target in targets]
         return self._request_object("PUT", _alias(name), json={"targets": wanted})
@@ -201,7 +201,7 @@ class AdapterClient:
             parts = [("file", (part, _MeteredFile(file, part, meter))) for part, file in files]
             return self._send("POST", "/v1/adapters", data=fields, files=parts, timeout=timeout)
 
-    def _pages(self, path: str) -> Sequence[Card]:
+    def _pages(self, path: str) -> Sequence[JsonObject]:
         """Return all pages of a list."""
         pages = [self._request_object("GET", path, params={"limit": PAGE})]
         # Stop at an empty page, although the server says there are more.
@@ -210,7 +210,7 @@ class AdapterClient:
             pages.append(self._request_object("GET", path, params={"limit": PAGE, "after": last}))
         return pages
 
-    def _request_object(self, method: str, path: str, **content: Any) -> Card:
+    def _request_object(self, method: str, path: str, **content: Any) -> JsonObject:
         return _object(self._send(method, path, **content))
 
     def _send(self, method: str, path: str, **content: Any) -> httpx2.Response:
@@ -314,7 +314,7 @@ def _alias(name: str) -> str:
     return f"/v1/aliases/{name}"
 
 
-def _object(response: httpx2.Response) -> Card:
+def _object(response: httpx2.Response) -> JsonObject:
     """Return the response's JSON object. Raises ServerRefused for an error, or a server that is not manylora."""
     try:
         body = response.json()

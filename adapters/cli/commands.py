@@ -1,4 +1,4 @@
-"""``manylora adapters``: the adapters of a running server, from the command line.
+"""``manylora adapters``: manages the adapters of a running server.
 
 Exit status: 0; 1 if the server refuses or cannot be reached, or the folder holds no adapter; 2 for a bad option.
 """
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
-from adapters.cli.client import AdapterClient, Card, Pushed
+from adapters.cli.client import AdapterClient, JsonObject, Pushed
 from adapters.cli.tables import minute, show_fields, show_table
 from adapters.cli.upload_bar import upload_bar
 from adapters.registry.names import check_name, parse_reference
@@ -30,7 +30,11 @@ NO_ADAPTERS = "no adapters are registered; upload one with: manylora adapters pu
 NO_ALIASES = "there are no aliases; make one with: manylora adapters alias set ALIAS NAME"
 
 adapters = typer.Typer(no_args_is_help=True, **APP)
-alias = typer.Typer(help="Names that mean one of several versions, by weight.", no_args_is_help=True, **APP)
+alias = typer.Typer(
+    help="List, set and remove aliases: names that mean one of several versions, by weight.",
+    no_args_is_help=True,
+    **APP,
+)
 adapters.add_typer(alias, name="alias")
 
 
@@ -75,27 +79,30 @@ Server = Annotated[
     AdapterClient,
     typer.Option(
         "--url", metavar="URL", parser=str, callback=_connect, default_factory=lambda: None, show_default=False,
-        help="The server's address.",
+        help="the server's address",
     ),
 ]  # fmt: skip
-Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
-ReferenceWord = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON, for scripts.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask for confirmation.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="name of an adapter", show_default=False)]
+AliasName = Annotated[str, typer.Argument(metavar="ALIAS", help="name of the alias", show_default=False)]
+ReferenceWord = Annotated[
+    str, typer.Argument(metavar="NAME[@VERSION]", help="an adapter, or one of its versions", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="print JSON, for scripts")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", metavar="", help="do not ask for confirmation")]
 
 
 @adapters.callback()
 def connection(
     context: typer.Context,
-    url: Annotated[str, typer.Option(envvar="MANYLORA_URL", metavar="URL", help="The server's address.")] = DEFAULT_URL,
+    url: Annotated[str, typer.Option(envvar="MANYLORA_URL", metavar="URL", help="the server's address")] = DEFAULT_URL,
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="MANYLORA_API_KEY", metavar="KEY", help="API key of the server, or of its proxy."),
+        typer.Option(envvar="MANYLORA_API_KEY", metavar="KEY", help="API key of the server, or of its proxy"),
     ] = None,
 ) -> None:
     """List, push, activate and remove the adapters of a running server.
 
-    Example: manylora adapters push ./legal --name legal --alias prod
+    Example: manylora adapters list --url http://127.0.0.1:8000
     """
     context.with_resource(interrupts.sigint_raises())
     context.obj = _Connection(url, api_key or None)
@@ -105,14 +112,14 @@ def connection(
 def list_adapters(server: Server, as_json: Json = False) -> None:
     """List all adapters.
 
-    Folders of the watched folder that were refused follow, with the reason.
+    Also list the refused folders in the watched folder, with the reason.
     """
     listing = server.list()
     if as_json:
         _json({"data": listing.adapters, "refused": listing.refused, "store": listing.store})
         return
     columns = ("name", "version", "versions", "rank", "size", "residency", "pinned", "status")
-    show_table(columns, (_row(card) for card in listing.adapters), NO_ADAPTERS)
+    show_table(columns, (_row(item) for item in listing.adapters), NO_ADAPTERS)
     if listing.refused:
         typer.echo("\nrefused in the watched folder:")
         show_table(
@@ -126,15 +133,15 @@ def list_adapters(server: Server, as_json: Json = False) -> None:
 def show(server: Server, name: ReferenceWord, as_json: Json = False) -> None:
     """Show an adapter or version, with its receipt.
 
-    The receipt has the results of the checks at registration. A terminal shows digests shortened.
+    The receipt has the results of the checks at registration. On a terminal digests are shortened.
     """
-    card = server.show(name)
+    answer = server.show(name)
     if as_json:
-        _json(card)
+        _json(answer)
         return
-    versions = card.get("version_details")
+    versions = answer.get("version_details")
     listed_below = {"object", "version_details", *(["versions"] if versions is not None else [])}
-    show_fields({key: value for key, value in card.items() if key not in listed_below})
+    show_fields({key: value for key, value in answer.items() if key not in listed_below})
     if versions is not None:
         typer.echo()
         columns = ("version", "created (UTC)", "rank", "size", "residency", "status", "content")
@@ -144,28 +151,43 @@ def show(server: Server, name: ReferenceWord, as_json: Json = False) -> None:
 @adapters.command()
 def push(
     server: Server,
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, metavar="DIR", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            exists=True,
+            file_okay=False,
+            metavar="DIR",
+            help="the adapter's folder, as PEFT or a trainer saves it",
+            show_default=False,
+        ),
+    ],
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Its name (unset: the folder's).", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="the adapter's name (unset: the folder's)", show_default=False)
     ] = None,
     no_activate: Annotated[
-        bool, typer.Option("--no-activate", metavar="", help="Only store it; keep the active version.")
+        bool, typer.Option("--no-activate", metavar="", help="store the version without making it the active one")
     ] = False,
-    pin: Annotated[bool, typer.Option("--pin", metavar="", help="Keep it on the device.")] = False,
-    preload: Annotated[bool, typer.Option("--preload", metavar="", help="Load it to the device at once.")] = False,
+    pin: Annotated[bool, typer.Option("--pin", metavar="", help="keep the adapter on the device")] = False,
+    preload: Annotated[
+        bool, typer.Option("--preload", metavar="", help="load the adapter to the device at once")
+    ] = False,
     allow_base_mismatch: Annotated[
-        bool, typer.Option("--allow-base-mismatch", metavar="", help="Accept an adapter of another base.")
+        bool,
+        typer.Option("--allow-base-mismatch", metavar="", help="accept an adapter that was trained on another base"),
     ] = False,
     allow_unknown_fields: Annotated[
         bool,
-        typer.Option("--allow-unknown-fields", metavar="", help="Accept unknown fields in its config."),
+        typer.Option("--allow-unknown-fields", metavar="", help="accept an adapter whose config has unknown fields"),
     ] = False,
     to: Annotated[
-        str | None, typer.Option("--alias", metavar="NAME", help="Alias to point to this version alone.")
+        str | None, typer.Option("--alias", metavar="NAME", help="alias to point to the new version alone")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Upload DIR as the next version of a name."""
+    """Upload DIR as the next version of a name.
+
+    Example: manylora adapters push ./legal --name legal --alias prod
+    """
     name = name or folder.resolve().name
     if to is not None:
         check_name(to)  # before the upload, not after it
@@ -190,33 +212,37 @@ def push(
         if not as_json:
             typer.echo(f"{to} means {name}@{pushed.version}")
     if as_json:
-        _json({**pushed.card, "new": pushed.new})
+        _json({**pushed.adapter, "new": pushed.new})
 
 
 @adapters.command()
 def pin(
-    server: Server, name: Name, off: Annotated[bool, typer.Option("--off", metavar="", help="Unpin it.")] = False
+    server: Server,
+    name: Name,
+    off: Annotated[bool, typer.Option("--off", metavar="", help="unpin the adapter")] = False,
 ) -> None:
     """Keep an adapter on the device."""
-    card = server.pin(name, not off)
-    typer.echo(f"{name} is {'pinned' if card['pinned'] else 'not pinned'}")
+    answer = server.pin(name, not off)
+    typer.echo(f"{name} is {'pinned' if answer['pinned'] else 'not pinned'}")
 
 
 @adapters.command()
 def activate(
     server: Server,
     name: ReferenceWord,
-    version: Annotated[int | None, typer.Argument(min=1, metavar="VERSION", show_default=False)] = None,
+    version: Annotated[
+        int | None, typer.Argument(min=1, metavar="VERSION", help="number of the version", show_default=False)
+    ] = None,
 ) -> None:
     """Make another version of an adapter the active one.
 
-    As `activate legal 1`, or `activate legal@1`.
+    Example: manylora adapters activate legal 1
     """
     reference = parse_reference(name)
     match reference.version, version:
         case (int(number), None) | (None, int(number)):
-            card = server.activate(reference.name, number)
-            typer.echo(f"{reference.name} means {reference.name}@{card['active']}")
+            answer = server.activate(reference.name, number)
+            typer.echo(f"{reference.name} means {reference.name}@{answer['active']}")
         case _:
             raise typer.BadParameter("give the version once, as NAME@VERSION or as NAME VERSION", param_hint="VERSION")
 
@@ -241,11 +267,11 @@ def rm(server: Server, name: ReferenceWord, yes: Yes = False) -> None:
 @alias.command("list")
 def list_aliases(server: Server, as_json: Json = False) -> None:
     """List all aliases with their targets."""
-    cards = server.aliases()
+    aliases = server.aliases()
     if as_json:
-        _json({"data": cards})
+        _json({"data": aliases})
         return
-    targets = ((card["id"], target) for card in cards for target in card["targets"])
+    targets = ((item["id"], target) for item in aliases for target in item["targets"])
     show_table(
         ("alias", "target", "weight", "serves"),
         ([name, each["adapter"], f"{each['weight']:g}", each["serves"]] for name, each in targets),
@@ -256,20 +282,25 @@ def list_aliases(server: Server, as_json: Json = False) -> None:
 @alias.command("set")
 def set_alias(
     server: Server,
-    name: Name,
-    targets: Annotated[list[str], typer.Argument(metavar="NAME[@VERSION]=WEIGHT", show_default=False)],
+    name: AliasName,
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME[@VERSION]=WEIGHT", help="adapters or versions; the default weight is 1", show_default=False
+        ),
+    ],
 ) -> None:
     """Point an alias to one or more versions, by weight.
 
-    Example: alias set prod legal@1=90 legal@2=10. A weight is 1 unless given.
+    Example: manylora adapters alias set prod legal@1=90 legal@2=10
     """
-    card = server.put_alias(name, _targets(targets))
-    shown_targets = (f"{target['adapter']}={target['weight']:g}" for target in card["targets"])
+    answer = server.put_alias(name, _targets(targets))
+    shown_targets = (f"{target['adapter']}={target['weight']:g}" for target in answer["targets"])
     typer.echo(f"{name} means {', '.join(shown_targets)}")
 
 
 @alias.command("rm")
-def remove_alias(server: Server, name: Name) -> None:
+def remove_alias(server: Server, name: AliasName) -> None:
     """Remove an alias.
 
     Its targets stay.
@@ -278,31 +309,31 @@ def remove_alias(server: Server, name: Name) -> None:
     typer.echo(f"removed {name}")
 
 
-def _row(card: Card) -> list[object]:
+def _row(item: JsonObject) -> list[object]:
     """Return an adapter's row of the list."""
-    versions = len(card["versions"])
-    pinned = "pinned" if card["pinned"] else None
-    return [card["id"], card["active"], versions, card["rank"], _size(card), card["residency"], pinned, _status(card)]
+    versions = len(item["versions"])
+    pinned = "pinned" if item["pinned"] else None
+    return [item["id"], item["active"], versions, item["rank"], _size(item), item["residency"], pinned, _status(item)]
 
 
-def _version(card: Card) -> list[object]:
+def _version(item: JsonObject) -> list[object]:
     """Return a version's row of an adapter's list."""
-    of_content = (card["rank"], _size(card), card["residency"], _status(card), card["content"])
-    return [card["version"], minute(card["created"]), *of_content]
+    of_content = (item["rank"], _size(item), item["residency"], _status(item), item["content"])
+    return [item["version"], minute(item["created"]), *of_content]
 
 
-def _size(card: Card) -> str | None:
-    size = card["size_bytes"]
+def _size(item: JsonObject) -> str | None:
+    size = item["size_bytes"]
     return None if size is None else decimal(size)
 
 
-def _status(card: Card) -> str:
-    return f"{card['status']}: {card['reason']}" if card.get("reason") else str(card["status"])
+def _status(item: JsonObject) -> str:
+    return f"{item['status']}: {item['reason']}" if item.get("reason") else str(item["status"])
 
 
 def _registered(name: str, pushed: Pushed) -> str:
     """Return the result of an upload as a sentence."""
-    version, active = f"{name}@{pushed.version}", pushed.card["active"]
+    version, active = f"{name}@{pushed.version}", pushed.adapter["active"]
     done = f"registered {version}" if pushed.new else f"{version} has this content already"
     means = f"{name} means {name}@{active}" if active else f"{name} means none of its versions yet"
     return f"{done}; {means}"

@@ -41,9 +41,9 @@ def show_table(columns: Sequence[str], rows: Iterable[Iterable[object]], none: s
         console.print(table)
 
 
-def show_fields(card: Mapping[str, object]) -> None:
+def show_fields(fields: Mapping[str, object]) -> None:
     """Print the fields of a JSON object, nested ones by their path: ``receipt.probe.kl``."""
-    show_table(("field", "value"), _flat(card))
+    show_table(("field", "value"), _flat(fields))
 
 
 def cell_text(value: object) -> str:

@@ -28,7 +28,7 @@ _BUSY = (429, 503)
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class PublishTarget:
     """The server to publish to."""
 
     url: str
@@ -57,7 +57,7 @@ class Published:
     alias: str | None
 
 
-def served_base(server: Server, say: Say = lambda _: None) -> str | None:
+def served_base(server: PublishTarget, say: Say = lambda _: None) -> str | None:
     """Return the fingerprint of the server's base, or None if the server does not give it.
 
     Waits for a busy server. Raises ConfigError if there is no model server at the address.
@@ -76,7 +76,7 @@ def served_base(server: Server, say: Say = lambda _: None) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def check_base(server: Server, served: str | None, layout: BaseLayout) -> None:
+def check_base(server: PublishTarget, served: str | None, layout: BaseLayout) -> None:
     """Raise ConfigError if the server serves another base; if that is unknown, it is checked at the upload."""
     if served is not None and served not in (layout.fingerprint, *layout.equivalents):
         raise ConfigError(
@@ -85,7 +85,7 @@ def check_base(server: Server, served: str | None, layout: BaseLayout) -> None:
         )
 
 
-def check_names(server: Server, name: str, alias: str | None) -> None:
+def check_names(server: PublishTarget, name: str, alias: str | None) -> None:
     """Raise ConfigError if the adapter's name is an alias on the server, or the alias is an adapter there.
 
     For a server that lists neither, this is checked at the upload.
@@ -97,7 +97,7 @@ def check_names(server: Server, name: str, alias: str | None) -> None:
 
 
 def publish(
-    server: Server,
+    server: PublishTarget,
     folder: Path,
     name: str,
     alias: str | None,
@@ -115,7 +115,7 @@ def publish(
             raise PublishFailed(f"not published: {error}; the adapter is in {folder}") from error
         version = f"{name}@{pushed.version}"
         done = f"published as {version}" if pushed.new else f"{version} has this content already"
-        active = pushed.card["active"]
+        active = pushed.adapter["active"]
         say(f"{done}; {name} now serves {name}@{active}" if active else f"{done}; {name} has no active version yet")
         if alias is not None:
             try:
@@ -128,13 +128,13 @@ def publish(
     return Published(version, pushed.new, alias)
 
 
-def _answers(server: Server, path: str) -> bool:
+def _answers(server: PublishTarget, path: str) -> bool:
     """Return whether GET ``path`` succeeds."""
     with _http(server) as http:
         return _get(http, path, _shown(server)).is_success
 
 
-def _http(server: Server) -> httpx2.Client:
+def _http(server: PublishTarget) -> httpx2.Client:
     headers = {} if server.api_key is None else {"Authorization": f"Bearer {server.api_key}"}
     return httpx2.Client(base_url=server.url, headers=headers, timeout=SECONDS)
 
@@ -168,7 +168,7 @@ def _json(response: httpx2.Response) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _shown(server: Server) -> str:
+def _shown(server: PublishTarget) -> str:
     """Return the server's address without a password."""
     client = server.client()
     client.close()

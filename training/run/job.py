@@ -1,4 +1,4 @@
-"""One training from its settings to a published adapter: check, train, judge, describe, publish."""
+"""Job: one ``manylora train``, from its settings to the published adapter."""
 
 import gc
 import shlex
@@ -23,7 +23,7 @@ from training.model.lora import check_findings, lint
 from training.model.memory import check_memory
 from training.publish.card import TWO_LOSSES, UsageExample, comparison, shown_sample, transcript, write_card
 from training.publish.manifest import manifest
-from training.publish.publish import Server, check_base, check_names, publish, served_base
+from training.publish.publish import PublishTarget, check_base, check_names, publish, served_base
 from training.publish.sample_request import SampleRequest, curl_command, sample_request, shortest_prompt
 from training.run.plan import TrainingPlan, check_before_base, make_plan
 from training.run.run import TrainResult, train
@@ -106,7 +106,7 @@ class Job:
         return served
 
     def _check(self, base: Base, dataset: Dataset) -> TrainingPlan:
-        """Print and check all that is known before training; return the plan."""
+        """Print the data report and the memory estimate, check them, and return the plan."""
         settings = self._settings
         self._console.print(data_report.render(dataset.report))
         if dataset.report.bad:
@@ -131,12 +131,12 @@ class Job:
         check_memory(plan.memory, base.device)
         return plan
 
-    def _server(self, url: str) -> Server:
+    def _server(self, url: str) -> PublishTarget:
         key = self._settings.api_key
-        return Server(url, key.get_secret_value() or None if key else None)
+        return PublishTarget(url, key.get_secret_value() or None if key else None)
 
     def _judge(self, trained: TrainResult, dataset: Dataset) -> Judgement:
-        """Judge the adapter, write its card and manifest beside it, and print the result."""
+        """Judge the adapter, write its model card and manifest, and print the result."""
         settings = self._settings
         base = open_base(settings)
         judgement = judge(settings, base, trained.folder, dataset, self._say)
@@ -181,7 +181,7 @@ class Job:
         return 0
 
     def _say(self, line: str) -> None:
-        # Text, because a path or message may contain what rich would take for markup.
+        # As Text: rich would interpret square brackets in a string as markup.
         self._console.print(Text(line), soft_wrap=True)
 
     def _warn(self, line: str) -> None:

@@ -137,7 +137,7 @@ def test_trainer_folder_by_path_and_by_push(live: Live, outputs: Mapping[str, Pa
         live.http.delete(f"/v1/adapters/{gone}").raise_for_status()
         pushed = client.push(folder, gone)
         check_receipt(receipt(live, gone), output)
-    assert pushed.card["content"] == content_id(folder)
+    assert pushed.adapter["content"] == content_id(folder)
 
 
 def test_trainer_folder_in_the_watched_folder(outputs: Mapping[str, Path], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.tiny import save_adapter, tiny_model
 from tests.training.tiny_run import tiny_settings
 from tests.training.tiny_server import address, serving
 from training.model.base import open_base
-from training.publish.publish import PublishFailed, Server, check_base, check_names, publish, served_base
+from training.publish.publish import PublishFailed, PublishTarget, check_base, check_names, publish, served_base
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def live(root: Path) -> Iterator[Live]:
         yield live
 
 
-def at(live: Live) -> Server:
-    return Server(address(live))
+def at(live: Live) -> PublishTarget:
+    return PublishTarget(address(live))
 
 
 def adapter(folder: Path, seed: int, **origin: str) -> Path:
@@ -94,19 +94,19 @@ def test_failed_alias_is_reported_with_the_published_version(live: Live, tmp_pat
 def test_server_with_the_same_base_passes_without_generating(live: Live, layout: BaseLayout) -> None:
     before = live.service.engine.stats()
     for url in (address(live), f"{address(live)}/"):
-        served = served_base(Server(url))
+        served = served_base(PublishTarget(url))
         assert served == layout.fingerprint
-        check_base(Server(url), served, layout)
+        check_base(PublishTarget(url), served, layout)
     after = live.service.engine.stats()
     assert (after.output_tokens, after.prompt_tokens) == (before.output_tokens, before.prompt_tokens)
 
 
 def test_server_with_an_equivalent_fingerprint_passes(layout: BaseLayout) -> None:
     old = replace(layout, equivalents=frozenset({"e" * 64}))
-    check_base(Server("http://nowhere"), "e" * 64, old)
-    check_base(Server("http://nowhere"), None, old)
+    check_base(PublishTarget("http://nowhere"), "e" * 64, old)
+    check_base(PublishTarget("http://nowhere"), None, old)
     with pytest.raises(ConfigError, match=r"serves another base \(fp_dddddddddddd\)"):
-        check_base(Server("http://nowhere"), "d" * 64, old)
+        check_base(PublishTarget("http://nowhere"), "d" * 64, old)
 
 
 def test_server_with_another_base_is_reported_before_training(tmp_path: Path, layout: BaseLayout) -> None:
@@ -122,7 +122,7 @@ def test_taken_names_are_reported_before_training(live: Live, tmp_path: Path, fi
     with pytest.raises(ConfigError, match=r"^--alias: four is an adapter on that server"):
         check_names(at(live), "new", "four")
     check_names(at(live), "four", "quatre")
-    check_names(Server(f"{address(live)}/v1"), "quatre", "four")
+    check_names(PublishTarget(f"{address(live)}/v1"), "quatre", "four")
 
 
 def test_unreachable_server() -> None:
@@ -130,12 +130,12 @@ def test_unreachable_server() -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ConfigError, match=r"--publish: no answer from http://127.0.0.1:.*refused"):
-            served_base(Server(url))
+            served_base(PublishTarget(url))
 
 
 def test_other_http_servers(live: Live) -> None:
     with pytest.raises(ConfigError, match=r"http://.* answers GET /v1/v1/models with status 404"):
-        served_base(Server(f"{address(live)}/v1"))
+        served_base(PublishTarget(f"{address(live)}/v1"))
 
 
 class Scripted(BaseHTTPRequestHandler):
@@ -156,13 +156,13 @@ class Scripted(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def scripted(**answers: list[tuple[int, str]]) -> Iterator[Server]:
+def scripted(**answers: list[tuple[int, str]]) -> Iterator[PublishTarget]:
     Scripted.answers = {{"models": "/v1/models", "version": "/version"}[name]: each for name, each in answers.items()}
     with ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield Server(f"http://127.0.0.1:{server.server_port}")
+            yield PublishTarget(f"http://127.0.0.1:{server.server_port}")
         finally:
             server.shutdown()
             thread.join()
@@ -234,7 +234,7 @@ def test_key_is_sent_with_checks_and_uploads(tmp_path: Path, fingerprint: str) -
     with ThreadingHTTPServer(("127.0.0.1", 0), Keeper) as keeper:
         thread = threading.Thread(target=keeper.serve_forever)
         thread.start()
-        server = Server(f"http://127.0.0.1:{keeper.server_port}", "sesame")
+        server = PublishTarget(f"http://127.0.0.1:{keeper.server_port}", "sesame")
         try:
             with pytest.raises(
                 ConfigError, match=r"answers GET /v1/models with status 401; set a valid API key "
@@ -252,4 +252,4 @@ def test_key_is_sent_with_checks_and_uploads(tmp_path: Path, fingerprint: str) -
 @pytest.mark.parametrize("url", ["http://", "http://[", "https:///x"])
 def test_invalid_address(url: str) -> None:
     with pytest.raises(ConfigError, match="--publish: "):
-        served_base(Server(url))
+        served_base(PublishTarget(url))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bases.errors import ConfigError
-from training.publish.manifest import learned_with
+from training.publish.manifest import recorded_settings
 from training.settings import TrainSettings, read_settings
 
 
@@ -22,7 +22,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert settings.data == ("rows.jsonl",)
     assert (settings.r, settings.lora_alpha, settings.dropout, settings.targets) == (16, 32.0, 0.05, "all-linear")
     assert settings.folder == tmp_path / "manylora" / "trained" / "team/legal"
-    assert (settings.base.model, settings.base.data) == ("demo", tmp_path / "manylora")
+    assert (settings.base.model, settings.base.data_dir) == ("demo", tmp_path / "manylora")
 
 
 def test_flags_and_files_of_data() -> None:
@@ -63,7 +63,7 @@ def test_key_comes_from_the_environment_and_is_never_printed(monkeypatch: pytest
     settings = TrainSettings(data=("a.jsonl",), name="x")
     assert settings.api_key.get_secret_value() == "sesame"
     assert "sesame" not in f"{settings!r} {settings.model_dump_json()}"
-    assert "api_key" not in learned_with(settings)
+    assert "api_key" not in recorded_settings(settings)
     given = read_settings(["a.jsonl", "--name", "x", "--api-key", "open"])
     assert given.api_key.get_secret_value() == "open"
     monkeypatch.setenv("MANYLORA_API_KEY", "")

@@ -29,7 +29,7 @@ from bases.options import BaseOptions
 model, data, threads, *dtypes = sys.argv[1:]
 torch.set_num_threads(int(threads))
 for dtype in dtypes:
-    print(load_base(BaseOptions(model=model, data=Path(data), device="cpu", dtype=dtype)).layout.fingerprint)
+    print(load_base(BaseOptions(model=model, data_dir=Path(data), device="cpu", dtype=dtype)).layout.fingerprint)
 """
 
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(folder: Path) -> Base:
-    return load_base(BaseOptions(model=str(folder), data=folder.parent / "data", device="cpu"))
+    return load_base(BaseOptions(model=str(folder), data_dir=folder.parent / "data", device="cpu"))
 
 
 def elsewhere(model: str, data: Path, *dtypes: str, capability: str, threads: int) -> list[str]:
