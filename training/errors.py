@@ -1,12 +1,12 @@
-"""What is raised on purpose by a training run, beside what :mod:`bases.errors` and the data have.
+"""The errors of a training run, besides those of :mod:`bases.errors` and of the data.
 
 ::
 
     bases.errors.ManyloraError
-    ├── bases.errors.ConfigError       an option that cannot work
-    ├── conversation.DataError         data that cannot be trained on, with the row
-    └── TrainingError                  a run that ended before its end; what it has saved is kept
-        └── Diverged                   a loss or a gradient that is no finite number
+    ├── bases.errors.ConfigError       an option is invalid
+    ├── conversation.DataError         a row or file cannot be trained on
+    └── TrainingError                  a run failed; its checkpoints are kept
+        └── Diverged                   a loss or a gradient is not finite
 """
 
 from bases.errors import ManyloraError
@@ -16,8 +16,8 @@ __all__ = ["DataError", "Diverged", "TrainingError"]
 
 
 class TrainingError(ManyloraError):
-    """A run that ended before its end. No adapter was written; its checkpoints are kept."""
+    """A run failed. No adapter was written; its checkpoints are kept."""
 
 
 class Diverged(TrainingError):
-    """The loss, or the gradients, stopped being finite numbers."""
+    """A loss or a gradient is infinite or NaN."""

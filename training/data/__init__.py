@@ -1,1 +1,1 @@
-"""From files of rows to token ids and labels."""
+"""Reads files of rows and converts them to token ids and labels."""

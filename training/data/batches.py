@@ -9,8 +9,7 @@ from training.data.packing import PackedRow, pack
 from training.data.rendering import Example
 
 SORTED_BATCHES = 16
-"""Rows are sorted by length within groups of this many batches: enough to save most padding, but few enough that
-batches are still random."""
+"""Rows are sorted by length within groups of this many batches: this saves most padding and keeps batches random."""
 
 
 def make_rows(examples: Sequence[Example], max_length: int, packing: bool, seed: int) -> list[PackedRow]:
@@ -39,9 +38,9 @@ class LengthGroupedSampler(Sampler[int]):
         return len(self._lengths)
 
     def __iter__(self) -> Iterator[int]:
-        chance = random.Random(f"{self._seed}-{self._epoch}-order")
+        rng = random.Random(f"{self._seed}-{self._epoch}-order")
         order = list(range(len(self._lengths)))
-        chance.shuffle(order)
+        rng.shuffle(order)
         size = self._batch_size
         rest = len(order) % size
         # The incomplete batch must be last, since the data loader cuts the indices into batches by counting.
@@ -49,13 +48,13 @@ class LengthGroupedSampler(Sampler[int]):
         group = size * SORTED_BATCHES
         batches = []
         for start in range(0, len(full), group):
-            near = sorted(full[start : start + group], key=lambda row: self._lengths[row])
-            batches += [near[place : place + size] for place in range(0, len(near), size)]
-        chance.shuffle(batches)
+            by_length = sorted(full[start : start + group], key=lambda row: self._lengths[row])
+            batches += [by_length[place : place + size] for place in range(0, len(by_length), size)]
+        rng.shuffle(batches)
         return iter([row for batch in batches for row in batch] + last)
 
 
 def sorted_batches(rows: Sequence[PackedRow], batch_size: int) -> list[list[PackedRow]]:
     """Return all rows in batches, sorted by length, for evaluation."""
-    near = sorted(rows, key=lambda row: len(row.input_ids))
-    return [near[start : start + batch_size] for start in range(0, len(near), batch_size)]
+    by_length = sorted(rows, key=lambda row: len(row.input_ids))
+    return [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]

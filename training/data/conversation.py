@@ -55,6 +55,6 @@ class Conversation:
     tools: list[dict[str, Any]] | None = None
     """JSON schemas of the functions the assistant may call."""
     prompt: str | None = None
-    """What ``text`` completes; None where ``text`` is plain text."""
+    """The prompt that ``text`` completes; None if ``text`` is plain text."""
     text: str | None = None
     """Plain text or a completion; all of it is trained on."""

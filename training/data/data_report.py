@@ -26,7 +26,7 @@ FEW_HELD_OUT = 20
 MIN_ANSWERS_TO_COMPARE = 20
 """Minimum number of answers for judging whether they are all alike, or all different."""
 SHORT_ANSWER = 20
-"""Answers of at most this many trained tokens may be mere facts."""
+"""Number of trained tokens up to which an answer counts as short: many short, different answers are facts."""
 
 
 @dataclass
@@ -113,9 +113,7 @@ def advise(report: DataReport, train: Sequence[Example]) -> list[str]:
 def _on_counts(report: DataReport) -> Iterator[str]:
     distinct = report.train - report.mixed
     if distinct < FEW_ROWS:
-        yield (
-            f"Only {distinct} rows to train on: below {FEW_ROWS}, more and more varied rows help more than any setting."
-        )
+        yield (f"Only {distinct} rows to train on: below {FEW_ROWS}, adding varied rows helps more than any setting.")
     if report.evaluation == 0:
         yield "No row is held out, so the result cannot be judged: give more rows, or --eval-file."
     elif report.evaluation < FEW_HELD_OUT:
@@ -141,7 +139,7 @@ def _on_lengths(report: DataReport) -> Iterator[str]:
         yield f"{near} of {report.train} rows are within 10% of the limit of {report.max_length} tokens (--max-length)."
     if report.trained_share < 0.05:
         yield (
-            f"Only {report.trained_share:.1%} of the tokens are trained, the rest is computed for its context: "
+            f"Only {report.trained_share:.1%} of the tokens are trained on; the others cost as much time: "
             "shorten the prompts if you can."
         )
 

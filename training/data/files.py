@@ -14,7 +14,7 @@ from training.data.conversation import DataError, OnRowError, raise_error
 Row = tuple[int, dict[str, Any]]
 """(number, row). Numbers start at 1: the line in JSON Lines, else the record, without a CSV's header."""
 _Unread = tuple[int, Callable[[], dict[str, Any]]]
-"""(number, function that parses the row, or raises DataError if the row is invalid)."""
+"""(number, function that parses the row and raises DataError if it is invalid)."""
 
 
 def read_rows(path: Path, on_error: OnRowError = raise_error) -> Iterator[Row]:
@@ -89,23 +89,23 @@ def _begins_with_bracket(file: BinaryIO) -> bool:
 def _csv(path: Path, file: BinaryIO) -> Iterator[_Unread]:
     csv.field_size_limit(sys.maxsize)
     lines = (_decode(line, f"{path}, line {number}") for number, line in enumerate(file, start=1))
-    reader = csv.DictReader(_without_mark(lines), strict=True)
+    reader = csv.DictReader(_without_byte_order_mark(lines), strict=True)
     number = 0
     try:
         _check_header(reader.fieldnames or [], path)
         for number, record in enumerate(reader, start=1):
-            yield number, partial(_full, record, f"{path}:{number}")
+            yield number, partial(_check_complete, record, f"{path}:{number}")
     except csv.Error as error:
         raise DataError(f"invalid CSV: {error}", f"{path}:{number + 1}") from None
 
 
-def _full(record: dict[str, Any], source: str) -> dict[str, Any]:
+def _check_complete(record: dict[str, Any], source: str) -> dict[str, Any]:
     if None in record or None in record.values():
         raise DataError("the row and the header have different numbers of fields", source)
     return record
 
 
-def _without_mark(lines: Iterator[str]) -> Iterator[str]:
+def _without_byte_order_mark(lines: Iterator[str]) -> Iterator[str]:
     for first in lines:
         yield first.removeprefix("\ufeff")
         break
@@ -138,7 +138,7 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[_Unread]:
 
 
 def _parquet_row(row: Any, source: str) -> dict[str, Any]:
-    """Convert a batch of one row to Python. Raises DataError for what Python lacks: far dates, duplicate keys."""
+    """Convert a batch of one row to Python. Raises DataError for dates out of Python's range and duplicate keys."""
     try:
         record: dict[str, Any] = row.to_pylist(maps_as_pydicts="strict")[0]
     except (ValueError, KeyError, ArithmeticError) as error:

@@ -36,8 +36,8 @@ _ALSO_USED: Mapping[str, tuple[str, ...]] = {
 }
 _UNSUPPORTED = {"functions": "use `tools`", "function_call": "use `tool_calls`", "history": "use the chat format"}
 """Fields that would change the meaning of a row and are not supported -> what to use instead."""
-_PASSED_ON = ("name", "tool_call_id")
-_IN_TURNS = frozenset({"role", "content", "from", "value", "weight", "tool_calls", *_PASSED_ON})
+_COPIED_FIELDS = ("name", "tool_call_id")
+_TURN_FIELDS = frozenset({"role", "content", "from", "value", "weight", "tool_calls", *_COPIED_FIELDS})
 
 _OPENAI: Mapping[str, str] = {
     # As OpenAI and the server map it: chat templates have no role `developer`.
@@ -83,7 +83,7 @@ def read_conversations(
 def recognise(row: Mapping[str, Any], source: str) -> str:
     """Return a row's format by its fields; ``text`` only if no other format fits. Raises DataError."""
     given = [name for name, value in row.items() if value is not None]
-    found = _fits(given) or _fits(list(row))
+    found = _matching(given) or _matching(list(row))
     if not found:
         fields = ", ".join(f"`{name}`" for name in list(row)[:8]) or "no fields"
         known = "; ".join(f"{format} ({', '.join(names)})" for format, names in REQUIRED.items())
@@ -93,7 +93,7 @@ def recognise(row: Mapping[str, Any], source: str) -> str:
     return found[0]
 
 
-def _fits(names: list[str]) -> list[str]:
+def _matching(names: list[str]) -> list[str]:
     return [format for format, required in REQUIRED.items() if set(required) <= set(names)]
 
 
@@ -104,7 +104,7 @@ def unused(row: Mapping[str, Any], format: str) -> frozenset[str]:
     if format in _ROLES:
         list_ = REQUIRED[format][0]
         for turn in row[list_]:
-            names |= {f"{list_}[].{name}" for name in turn.keys() - _IN_TURNS if turn[name] is not None}
+            names |= {f"{list_}[].{name}" for name in turn.keys() - _TURN_FIELDS if turn[name] is not None}
     return frozenset(names)
 
 
@@ -121,7 +121,7 @@ def to_conversation(row: Mapping[str, Any], format: str, source: str) -> Convers
 
 
 def _missing(row: Mapping[str, Any], name: str, format: str) -> str:
-    others = [other for other in _fits([key for key, value in row.items() if value is not None]) if other != format]
+    others = [other for other in _matching([key for key, value in row.items() if value is not None]) if other != format]
     if others:
         return f"the row is {others[0]}, but the rows before it are {format}: a file must have one format"
     return f"`{name}` is {'null' if name in row else 'missing'}"
@@ -177,12 +177,12 @@ def _turn(message: Any, place: str, format: str, tools: Sequence[Mapping[str, An
         raise DataError(f"`{place}` must be an object, not {_kind(message)}")
     _check_unsupported(message)
     role_field, content_field = ("role", "content") if message.get("from") is None else ("from", "value")
-    said = _text(message.get(role_field), f"{place}.{role_field}")
-    role = _ROLES[format].get(said)
+    name = _text(message.get(role_field), f"{place}.{role_field}")
+    role = _ROLES[format].get(name)
     if role is None:
         known = ", ".join(_ROLES[format])
-        raise DataError(f"`{place}.{role_field}` is {said[:40]!r}, an unknown role (known: {known})")
-    more = {name: message[name] for name in _PASSED_ON if message.get(name)}
+        raise DataError(f"`{place}.{role_field}` is {name[:40]!r}, an unknown role (known: {known})")
+    more = {name: message[name] for name in _COPIED_FIELDS if message.get(name)}
     if calls := read_calls(message.get("tool_calls"), f"{place}.tool_calls", tools):
         more["tool_calls"] = calls
     content = _content(message.get(content_field), f"{place}.{content_field}", calls=bool(calls))
@@ -216,11 +216,11 @@ def _trained(weight: Any, role: str, field: str) -> bool:
 
 
 def _checked(turns: list[Turn]) -> tuple[Turn, ...]:
-    spoken = [turn for turn in turns if turn.role != "system"]
-    if not any(turn.role == "assistant" for turn in spoken):
+    dialogue = [turn for turn in turns if turn.role != "system"]
+    if not any(turn.role == "assistant" for turn in dialogue):
         raise DataError("the assistant has no turn")
-    if spoken[0].role != "user":
-        raise DataError(f"the first turn after the system turn must be the user's, not the {spoken[0].role}'s")
+    if dialogue[0].role != "user":
+        raise DataError(f"the first turn after the system turn must be the user's, not the {dialogue[0].role}'s")
     if turns[-1].role != "assistant":
         raise DataError(f"the last turn must be the assistant's, not the {turns[-1].role}'s")
     if not any(turn.trained for turn in turns):

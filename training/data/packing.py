@@ -1,8 +1,8 @@
 """Packs several examples into one row, such that no example attends to another.
 
-Position ids restart at 0 with each example. From them alone transformers (5.23, ``masking_utils``) builds a
-block-diagonal mask for every attention implementation, provided that it gets no attention mask and uses no cache. So a
-packed batch has neither; its padding is one more example, of which no token is trained.
+Position ids restart at 0 with each example. From them transformers (5.23, ``masking_utils``) builds a
+block-diagonal mask for every attention implementation, but only without an attention mask and a cache. So a packed
+batch has neither; its padding is one more example, of which no token is trained.
 """
 
 import random
@@ -77,7 +77,7 @@ def collate(rows: Sequence[PackedRow], pad: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def check_borders(model: nn.Module) -> None:
+def check_no_leak(model: nn.Module) -> None:
     """Raise ConfigError if an example attends to the one before it, as in models that ignore position ids."""
     first, other = (_logits_after(model, token) for token in (1, 2))
     if (first - other).norm() > MAX_LEAK * first.norm():

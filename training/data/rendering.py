@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from training.data.conversation import Conversation, DataError, OnRowError, Turn, raise_error
-from training.data.tools import Message, in_python, shapes
+from training.data.tools import Message, message_forms, written_in_python
 
 UNTRAINED = -100
 """Label of tokens that the loss ignores; the default ``ignore_index`` of torch's cross entropy."""
@@ -42,7 +42,7 @@ class Example:
     answer: str
     """The last answer as a server would give it, tool calls as the template writes them; empty without a prompt."""
     row: Conversation | None = None
-    """The conversation it was rendered from, if any."""
+    """The conversation that the example was rendered from, if any."""
 
     @property
     def prompt(self) -> list[int]:
@@ -81,8 +81,8 @@ class Rendered:
     prompts: tuple[str, ...] = ()
 
     @property
-    def special(self) -> bool:
-        """Whether the tokenizer adds special tokens, as it does to plain prompts."""
+    def add_special_tokens(self) -> bool:
+        """Whether the tokenizer adds special tokens: to plain text, not to chats, whose template writes them."""
         return not self.row.turns
 
 
@@ -116,7 +116,9 @@ class Renderer:
                 rendered.append(self._rendered(conversation))
             except DataError as error:
                 on_error(error)
-        encoded = self._encode([(text, row.special) for row in rendered for text in (row.whole, *row.prompts)])
+        encoded = self._encode(
+            [(text, row.add_special_tokens) for row in rendered for text in (row.whole, *row.prompts)]
+        )
         examples = []
         for row in rendered:
             whole, *prompts = [next(encoded) for _ in (row.whole, *row.prompts)]
@@ -167,9 +169,9 @@ class Renderer:
         return Rendered(row, whole, tuple(prompts))
 
     def _render_first_valid(self, row: Conversation) -> tuple[list[Message], str]:
-        """Return the messages in the first form that the template renders correctly, and the rendered text."""
+        """Return the first of :func:`message_forms` that the template renders correctly, and its text."""
         errors: list[DataError] = []
-        for messages in shapes([turn.message() for turn in row.turns]):
+        for messages in message_forms([turn.message() for turn in row.turns]):
             try:
                 whole = self._apply(messages, row)
                 self._check_calls(messages, whole, row)
@@ -177,7 +179,7 @@ class Renderer:
                 errors.append(error)
             else:
                 return messages, whole
-        raise min(errors, key=_accidental)
+        raise min(errors, key=_from_wrong_form)
 
     def _apply(
         self, messages: list[dict[str, Any]], conversation: Conversation, *, prompt: bool = False, tools: bool = True
@@ -201,8 +203,8 @@ class Renderer:
 
     def _check_calls(self, messages: list[Message], whole: str, row: Conversation) -> None:
         """Raise DataError if the template ignores a call, or does not write arguments as JSON."""
-        if in_python(messages, whole):
-            raise DataError("the chat template writes the arguments of `tool_calls` not as JSON", row.source)
+        if written_in_python(messages, whole):
+            raise DataError("the chat template does not write the arguments of `tool_calls` as JSON", row.source)
         for index, message in enumerate(messages):
             if "tool_calls" not in message:
                 continue
@@ -212,7 +214,7 @@ class Renderer:
                 raise DataError("the row has `tool_calls`, which the chat template ignores", row.source)
 
     def _chat_examples(self, row: Rendered, whole: list[int], prompts: list[list[int]]) -> list[Example]:
-        """Return one example for each earlier answer that shares a token with its prompt, then one with all others."""
+        """Return an example for each earlier answer that shares a token with its prompt, then one with the others."""
         places = list(zip(_answers(row.row), row.prompts, prompts, strict=True))
         ids = self._joined(row, whole, row.prompts[-1], prompts[-1])
         labels = [UNTRAINED] * len(ids)
@@ -244,7 +246,7 @@ class Renderer:
         rest = row.whole[len(text) :]
         read = self._decode(whole)
         # Some tokenizers put a space before a text's first word, but not after a special token; others let a special
-        # token swallow the white space after it.
+        # token strip the white space after it.
         anchor = self._end_text or self._tokenizer.eos_token
         for before in (anchor, ""):
             anchors = next(self._encode([(before, False)])) if before else []
@@ -303,7 +305,7 @@ class Renderer:
         return int(end)
 
 
-def _accidental(error: DataError) -> bool:
+def _from_wrong_form(error: DataError) -> bool:
     """Return whether the error only comes from a message form that the template was not written for.
 
     Errors found here, or raised by the template itself, are more helpful.

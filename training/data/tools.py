@@ -11,9 +11,9 @@ from typing import Any
 
 from training.data.conversation import DataError
 
-_OF_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+_SCHEMAS_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 """Keywords of JSON Schema whose keys are names, and whose values are schemas."""
-_OF_DATA = frozenset({"default", "const", "enum", "examples", "example"})
+_DATA_KEYWORDS = frozenset({"default", "const", "enum", "examples", "example"})
 """Keywords whose value is data, in which a null has a meaning."""
 
 MAX_DEPTH = 100
@@ -48,7 +48,7 @@ def read_calls(value: Any, field: str, tools: Sequence[Mapping[str, Any]]) -> li
     return calls
 
 
-def shapes(messages: Sequence[Message]) -> Iterator[list[Message]]:
+def message_forms(messages: Sequence[Message]) -> Iterator[list[Message]]:
     """Yield the messages in every form that a template may expect, the most common first.
 
     Arguments are objects or text; the content of a turn that has only calls is None or an empty string.
@@ -57,13 +57,13 @@ def shapes(messages: Sequence[Message]) -> Iterator[list[Message]]:
         yield list(messages)
         return
     for as_text in (False, True):
-        shaped = [_shaped(message, as_text=as_text) for message in messages]
-        yield shaped
-        if any(message["content"] is None for message in shaped):
-            yield [{**message, "content": message["content"] or ""} for message in shaped]
+        converted = [_with_all_arguments(message, as_text=as_text) for message in messages]
+        yield converted
+        if any(message["content"] is None for message in converted):
+            yield [{**message, "content": message["content"] or ""} for message in converted]
 
 
-def in_python(messages: Sequence[Message], text: str) -> bool:
+def written_in_python(messages: Sequence[Message], text: str) -> bool:
     """Return whether a template wrote arguments as a Python dict, ``{'a': None}``, instead of JSON.
 
     A template that writes the whole call as a Python dict does so on purpose.
@@ -112,9 +112,9 @@ def _schema(value: Any) -> Any:
         return value
     cleaned = {}
     for key, item in value.items():
-        if key in _OF_DATA:
+        if key in _DATA_KEYWORDS:
             cleaned[key] = item
-        elif key in _OF_SCHEMAS and isinstance(item, dict):
+        elif key in _SCHEMAS_BY_NAME and isinstance(item, dict):
             cleaned[key] = {name: _schema(schema) for name, schema in item.items() if schema is not None}
         elif item is not None:
             cleaned[key] = _schema(item)
@@ -127,7 +127,7 @@ def _with_arguments(function: dict[str, Any], field: str, tools: Sequence[Mappin
     if arguments in (None, "") or arguments == []:  # PHP encodes an empty object as an empty list
         return function | {"arguments": {}}
     if isinstance(arguments, dict):
-        return function | {"arguments": _given(arguments, _parameters(function.get("name"), tools))}
+        return function | {"arguments": _without_disallowed_nulls(arguments, _parameters(function.get("name"), tools))}
     written = _loaded(arguments, field)
     if not isinstance(written, dict):
         raise DataError(f"`{field}` must be an object, or one as JSON text")
@@ -148,17 +148,17 @@ def _parameters(name: Any, tools: Sequence[Mapping[str, Any]]) -> Any:
     return next((function.get("parameters") for function in functions if function.get("name") == name), None)
 
 
-def _given(value: Any, schema: Any) -> Any:
-    """Return the arguments without nulls that their schema does not allow: these are keys of other calls."""
+def _without_disallowed_nulls(value: Any, schema: Any) -> Any:
+    """Return the arguments without nulls that their schema does not allow: Arrow adds them for keys of other calls."""
     schema = schema if isinstance(schema, dict) else {}
     if isinstance(value, list):
-        return [_given(item, schema.get("items")) for item in value]
+        return [_without_disallowed_nulls(item, schema.get("items")) for item in value]
     if not isinstance(value, dict):
         return value
     known = schema.get("properties")
     known = known if isinstance(known, dict) else {}
     return {
-        key: _given(item, known.get(key))
+        key: _without_disallowed_nulls(item, known.get(key))
         for key, item in value.items()
         if item is not None or _may_be_null(known.get(key))
     }
@@ -168,21 +168,21 @@ def _may_be_null(schema: Any) -> bool:
     if not isinstance(schema, dict):
         return False
     kinds, enum = schema.get("type"), schema.get("enum")
-    unions = [option for name in ("anyOf", "oneOf") for option in _list(schema.get(name))]
+    unions = [option for name in ("anyOf", "oneOf") for option in _as_list(schema.get(name))]
     return (
-        "null" in [kinds, *_list(kinds)]
+        "null" in [kinds, *_as_list(kinds)]
         or schema.get("nullable") is True
-        or None in _list(enum)
+        or None in _as_list(enum)
         or any(map(_may_be_null, unions))
     )
 
 
-def _list(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     """Return a keyword's value if it is a list, else an empty list."""
     return value if isinstance(value, list) else []
 
 
-def _shaped(message: Message, *, as_text: bool) -> Message:
+def _with_all_arguments(message: Message, *, as_text: bool) -> Message:
     """Return the message with the arguments of all calls as text, or all as objects."""
     if "tool_calls" not in message:
         return message

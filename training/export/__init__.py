@@ -1,1 +1,1 @@
-"""Plain weights: a base with an adapter merged into it."""
+"""Merges adapters into plain weights or into one adapter, and writes safetensors or GGUF files."""

@@ -121,7 +121,7 @@ def compare(reference: ModelOutputs, observed: ModelOutputs) -> Divergence:
         mean_kl=kl.mean().item(),
         max_kl=kl.max().item() if not kl.isnan().any() else math.nan,
         top1=torch.cat(same).float().mean().item(),
-        greedy=sum(_agree(*pair) for pair in zip(reference.answers, observed.answers, strict=True)),
+        greedy=sum(_common_length(*pair) for pair in zip(reference.answers, observed.answers, strict=True)),
         greedy_of=sum(map(len, reference.answers)),
         positions=kl.numel(),
     )
@@ -134,7 +134,7 @@ def _answer(model: Any, prompt: Sequence[int], advance: Advance) -> tuple[int, .
         attention_mask=torch.ones_like(ids),
         do_sample=False,
         max_new_tokens=NEW_TOKENS,
-        # Unset the generation config's sampling options, of which transformers would warn.
+        # Unset the generation config's sampling options: transformers warns about them in greedy decoding.
         temperature=None,
         top_p=None,
         top_k=None,
@@ -145,11 +145,12 @@ def _answer(model: Any, prompt: Sequence[int], advance: Advance) -> tuple[int, .
 
 
 def _logits(model: Any, ids: Sequence[int]) -> Tensor:
-    """float32 [tokens, vocabulary]."""
+    """Return the logits at each position, float32 [tokens, vocabulary]."""
     logits: Tensor = model(torch.tensor([list(ids)], device=model.device)).logits
     return logits[0].float().cpu()
 
 
-def _agree(one: Sequence[int], other: Sequence[int]) -> int:
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the number of tokens before the first difference."""
     differ = (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differ, min(len(one), len(other)))

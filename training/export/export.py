@@ -92,7 +92,8 @@ class ExportReport:
     divergence: Divergence
     """Divergence of the export from the unmerged adapter on the weights it was merged onto."""
     from_trained: Divergence
-    """Divergence of the export from the adapter on the base it was trained on; the same if merged onto that."""
+    """Divergence of the export from the adapter on the base it was trained on; equal to ``divergence`` if merged onto
+    that base."""
 
     def lines(self) -> Iterator[str]:
         """Yield the report as lines of text."""
@@ -110,7 +111,7 @@ class ExportReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _ExportRequest:
+class _ExportOptions:
     """The options of an export."""
 
     adapter: Path | None
@@ -168,22 +169,22 @@ def export(
     """
     name = name or (adapter.resolve().name if adapter else None)
     base = dataclasses.replace(base, device="cpu")
-    request = _ExportRequest(
+    options = _ExportOptions(
         adapter, name, base, onto, dtype, format, max_shard_bytes, allow_base_mismatch, allow_unknown_fields, say
     )
-    _check_request(request, out)
+    _check_options(options, out)
     started = time.monotonic()
-    trained, merged_onto = _references(request)
+    trained, merged_onto = _references(options)
     weights = MergedWeights(Shards(merged_onto.folder), trained.adapter, DTYPES[dtype])
     _check_disk_space(out, weights.size_bytes)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary, out.name)
         folder.mkdir()
-        _write(request, merged_onto, weights, folder)
+        _write(options, merged_onto, weights, folder)
         say("reading the export back")
-        outputs = _reload(request, folder, merged_onto)
+        outputs = _reload(options, folder, merged_onto)
         seconds = time.monotonic() - started
-        report = _report(request, out, (trained, merged_onto), outputs, weights.size_bytes, seconds)
+        report = _report(options, out, (trained, merged_onto), outputs, weights.size_bytes, seconds)
         (folder / ORIGIN).write_text(json.dumps(dataclasses.asdict(report), indent=1, default=str))
         apply_umask(folder)
         _check_divergence(report, folder, keep_failed)
@@ -191,17 +192,17 @@ def export(
     return report
 
 
-def _references(request: _ExportRequest) -> tuple[_Reference, _Reference]:
+def _references(options: _ExportOptions) -> tuple[_Reference, _Reference]:
     """Return the base that the adapter was trained on, and the one to merge it onto, which may be the same."""
-    trained = _open(request, request.base)
-    if request.onto == "dequantized" or request.base.quantization == "none":
+    trained = _open(options, options.base)
+    if options.onto == "dequantized" or options.base.quantization == "none":
         return trained, trained
-    request.say("loading the original weights")
-    return trained, _open(request, dataclasses.replace(request.base, quantization="none"), trained)
+    options.say("loading the original weights")
+    return trained, _open(options, dataclasses.replace(options.base, quantization="none"), trained)
 
 
 def _report(
-    request: _ExportRequest,
+    options: _ExportOptions,
     out: Path,
     references: tuple[_Reference, _Reference],
     outputs: ModelOutputs,
@@ -215,9 +216,9 @@ def _report(
         base=trained.name,
         base_fingerprint=trained.fingerprint,
         adapter=trained.adapter.spec.id if trained.adapter else None,
-        onto=request.onto,
-        dtype=request.dtype,
-        format=request.format,
+        onto=options.onto,
+        dtype=options.dtype,
+        format=options.format,
         size_bytes=size_bytes,
         seconds=seconds,
         effect=merged_onto.effect,
@@ -226,14 +227,14 @@ def _report(
     )
 
 
-def _check_request(request: _ExportRequest, out: Path) -> None:
+def _check_options(options: _ExportOptions, out: Path) -> None:
     """Raise ConfigError for invalid options, before anything slow."""
     for option, choices in (("onto", Onto), ("dtype", DType), ("format", Format)):
-        value = getattr(request, option)
+        value = getattr(options, option)
         if value not in get_args(choices):
             raise ConfigError(f"--{option}: must be one of {', '.join(get_args(choices))} (got {value!r})")
-    if request.max_shard_bytes < 1:
-        raise ConfigError(f"--max-shard-size: must be at least 1 byte (got {request.max_shard_bytes})")
+    if options.max_shard_bytes < 1:
+        raise ConfigError(f"--max-shard-gib: must be above 0 (got {options.max_shard_bytes})")
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():
@@ -254,27 +255,27 @@ def _check_disk_space(out: Path, size_bytes: int) -> None:
         )
 
 
-def _open(request: _ExportRequest, options: BaseOptions, trained: _Reference | None = None) -> _Reference:
+def _open(options: _ExportOptions, base_options: BaseOptions, trained: _Reference | None = None) -> _Reference:
     """Load a base and record the outputs of base + adapter, unmerged. The model is freed on return.
 
-    Its files, not the model, are merged: running it may have repacked its weights.
+    The merge reads the base's files, not this model: a forward pass may have repacked the model's weights.
     """
-    base = load_base(options, request.say)
+    base = load_base(base_options, options.say)
     # The original weights have another fingerprint; the adapter was checked against the base it was trained on.
-    spec = _verified(request, base, any_base=request.any_base or trained is not None)
+    spec = _verified(options, base, any_base=options.any_base or trained is not None)
     tokenizer = base.tokenizer
     folder = Path(str(base.model.name_or_path))
-    _use_template(tokenizer, request.adapter)
-    if request.format == "gguf":
+    _use_template(tokenizer, options.adapter)
+    if options.format == "gguf":
         check_gguf(folder, tokenizer)
-    weights = read_weights(request.adapter, spec) if request.adapter and spec else None
+    weights = read_weights(options.adapter, spec) if options.adapter and spec else None
     compute_exactly(base.model)
     with quiet_libraries():
-        model = PeftModel.from_pretrained(base.model, request.adapter) if request.adapter else base.model
+        model = PeftModel.from_pretrained(base.model, options.adapter) if options.adapter else base.model
     prompts, effect = encode_prompts(tokenizer), None
-    asked = len(prompts) * (2 if request.adapter else 1)
-    what = "base and adapter, unmerged" if request.adapter else "the base"
-    with progress_bar(f"answers of {what}", asked, request.say) as advance:
+    asked = len(prompts) * (2 if options.adapter else 1)
+    what = "base and adapter, unmerged" if options.adapter else "the base"
+    with progress_bar(f"answers of {what}", asked, options.say) as advance:
         outputs = collect_outputs(model, prompts, trained.outputs if trained else None, advance)
         if isinstance(model, PeftModel):
             with model.disable_adapter():
@@ -282,10 +283,10 @@ def _open(request: _ExportRequest, options: BaseOptions, trained: _Reference | N
     return _Reference(base.name, folder, base.layout.fingerprint, tokenizer, weights, outputs, effect)
 
 
-def _verified(request: _ExportRequest, base: Base, any_base: bool) -> AdapterSpec | None:
-    if request.adapter is None:
+def _verified(options: _ExportOptions, base: Base, any_base: bool) -> AdapterSpec | None:
+    if options.adapter is None:
         return None
-    return verify(request.adapter, base.layout, MAX_RANK, any_base=any_base, any_fields=request.any_fields)
+    return verify(options.adapter, base.layout, MAX_RANK, any_base=any_base, any_fields=options.any_fields)
 
 
 def _use_template(tokenizer: PreTrainedTokenizerBase, adapter: Path | None) -> None:
@@ -294,15 +295,15 @@ def _use_template(tokenizer: PreTrainedTokenizerBase, adapter: Path | None) -> N
         tokenizer.chat_template = (adapter / CHAT_TEMPLATE_FILE).read_text()
 
 
-def _write(request: _ExportRequest, base: _Reference, weights: MergedWeights, folder: Path) -> None:
+def _write(options: _ExportOptions, base: _Reference, weights: MergedWeights, folder: Path) -> None:
     """Write all files of the export except the report."""
     with progress_bar(
-        f"merging and writing {request.dtype} weights", weights.size_bytes, request.say, in_bytes=True
+        f"merging and writing {options.dtype} weights", weights.size_bytes, options.say, in_bytes=True
     ) as advance:
-        if request.format == "gguf":
-            write_gguf(weights, base.folder, base.tokenizer, folder / _gguf_name(request, base), advance)
+        if options.format == "gguf":
+            write_gguf(weights, base.folder, base.tokenizer, folder / _gguf_name(options, base), advance)
             return
-        write_shards(weights.each(advance), folder, request.max_shard_bytes, request.say)
+        write_shards(weights.each(advance), folder, options.max_shard_bytes, options.say)
     config = AutoConfig.from_pretrained(base.folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -313,23 +314,23 @@ def _write(request: _ExportRequest, base: _Reference, weights: MergedWeights, fo
         shutil.copy(base.folder / GENERATION, folder)
 
 
-def _reload(request: _ExportRequest, folder: Path, base: _Reference) -> ModelOutputs:
+def _reload(options: _ExportOptions, folder: Path, base: _Reference) -> ModelOutputs:
     """Load the export with plain transformers, as any program would, and return its outputs. Raises ExportDiverges."""
-    file: dict[str, Any] = {"gguf_file": _gguf_name(request, base)} if request.format == "gguf" else {}
+    file: dict[str, Any] = {"gguf_file": _gguf_name(options, base)} if options.format == "gguf" else {}
     unpack: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if file else {}
-    # In float32, which is exact for the written weights and rounds nothing else.
+    # float32 holds the written weights exactly, and its activations are hardly rounded.
     with quiet_libraries():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **file, **unpack).eval()
         prompts = encode_prompts(AutoTokenizer.from_pretrained(folder, **file))
     if prompts != encode_prompts(base.tokenizer):
         raise ExportDiverges("the exported tokenizer gives other token ids than the base's")
-    with progress_bar("answers of what was read back", len(prompts), request.say) as advance:
+    with progress_bar("answers of the export", len(prompts), options.say) as advance:
         return collect_outputs(model, prompts, base.outputs, advance)
 
 
-def _gguf_name(request: _ExportRequest, base: _Reference) -> str:
+def _gguf_name(options: _ExportOptions, base: _Reference) -> str:
     """Return the gguf file's name, after the adapter, which distinguishes the exports of a base."""
-    return f"{request.name or base.name}.gguf"
+    return f"{options.name or base.name}.gguf"
 
 
 def _check_divergence(report: ExportReport, folder: Path, keep_failed: bool) -> None:

@@ -1,8 +1,10 @@
 """Writes merged weights as a GGUF file for llama.cpp, tensor by tensor, with the ``gguf`` package.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Only the Llama architecture with a byte-level BPE
-tokenizer is supported; anything else is refused at once. llama.cpp does not read a tokenizer's own splitting rules, but
-knows a list of them by name, so a tokenizer with rules not on that list cannot be exported correctly.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+
+Only the Llama architecture with a byte-level BPE
+tokenizer is supported; anything else is refused before anything is written. llama.cpp does not read a
+tokenizer's own splitting rules but knows some by name; a tokenizer with other rules cannot be exported.
 """
 
 import json
@@ -64,7 +66,7 @@ def write_gguf(
     writer = gguf.GGUFWriter(file, "llama")
     _add_shape(writer, config, file.stem, weights.dtype)
     _add_vocabulary(writer, tokenizer, config.vocab_size)
-    _add_ends(writer, tokenizer, source)
+    _add_special_tokens(writer, tokenizer, source)
     freqs = _rope_factors(config)
     if freqs is not None:
         writer.add_tensor_info(_ROPE_FREQS, freqs.shape, freqs.dtype, freqs.nbytes)
@@ -116,7 +118,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase,
     writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
 
 
-def _add_ends(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, source: Path) -> None:
+def _add_special_tokens(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, source: Path) -> None:
     """Add the special tokens, whether a prompt starts with one, and the chat template."""
     for kind in ("bos", "eos", "unk", "pad"):
         index = getattr(tokenizer, f"{kind}_token_id")
@@ -124,7 +126,7 @@ def _add_ends(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, sourc
             getattr(writer, f"add_{kind}_token_id")(index)
     ends = _generation_ends(source) - {tokenizer.eos_token_id}
     if ends:
-        # llama.cpp has one more place for an end, and stops at either.
+        # llama.cpp has a second field for an end token (EOT) and stops at either.
         writer.add_eot_token_id(min(ends))
     writer.add_add_bos_token(tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
     if tokenizer.chat_template is not None:
@@ -138,11 +140,13 @@ def _generation_ends(source: Path) -> set[int]:
 
 
 def _splitting(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What llama.cpp calls the rules by which the tokenizer splits text before it merges."""
+    """Return llama.cpp's name for the tokenizer's rules for splitting text before merges. Raises BaseRejected."""
     parsed = json.loads(tokenizer.backend_tokenizer.to_str())
     model, steps = parsed["model"], parsed["pre_tokenizer"] or {}
     if model["type"] != "BPE" or model.get("byte_fallback") or parsed["normalizer"]:
-        raise BaseRejected("--format gguf: byte-level BPE tokenizers can be written, this base has another kind")
+        raise BaseRejected(
+            "--format gguf: only byte-level BPE tokenizers can be exported, and this base has another kind"
+        )
     match steps.get("pretokenizers", [steps]):
         case [{"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}]:
             return "gpt-2"

@@ -29,9 +29,9 @@ from training.publish.card import CHAT_TEMPLATE_FILE
 from training.publish.manifest import file_hashes, write_manifest
 
 Method = Literal["linear", "cat", "svd", "ties", "dare_ties"]
-"""linear, cat: the weighted sum itself, at the sum of the ranks. svd: its best approximation at one adapter's rank.
-ties: small entries dropped, a sign elected for each entry, what agrees added; dare_ties: random entries dropped and the
-rest scaled up instead; both then as svd."""
+"""linear, cat: the exact weighted sum, whose rank is the sum of the ranks. svd: its best approximation at ``rank``.
+ties: drops small entries, elects a sign for each entry, adds the entries of that sign. dare_ties: drops random entries
+and scales up the rest instead. Both then approximate the result at ``rank``, as svd does."""
 
 Origin = Mapping[str, Any]
 """The contents of an adapter's ``manylora.json``; empty if it has none."""
@@ -49,7 +49,7 @@ _BASE_FIELDS = (
 )
 """Fields of ``manylora.json`` that describe the base."""
 _BASE_IDENTITY = ("base_parts", "quantization", "tokenizer_sha256")
-"""Those that are equal for the same base even if the processor's rounding changed its fingerprint."""
+"""The fields that do not change when a processor's rounding gives the same base another fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Merge:
 
     spec: AdapterSpec
     lost: float
-    """Share of the merged update (its Frobenius norm) that the rank could not hold; 0 for linear and cat."""
+    """Share of the merged update (in the Frobenius norm) that its rank cannot represent; 0 for linear and cat."""
 
 
 def merge(
@@ -141,7 +141,7 @@ def _check_options(
         if not math.isfinite(weight) or weight == 0:
             raise ConfigError(f"--merge: the weight of {folder.name} must be a number other than 0 (got {weight})")
     if rank is not None and method in _EXACT:
-        raise ConfigError(f"--rank: {method} keeps the sum of the adapters' ranks; svd holds the sum at a lower rank")
+        raise ConfigError(f"--rank: {method} keeps the sum of the adapters' ranks; use svd for a lower rank")
     if rank is not None and not 1 <= rank <= MAX_RANK:
         raise ConfigError(f"--rank: must be 1 to {MAX_RANK} (got {rank})")
     if not 0 < density < 1:
@@ -189,7 +189,7 @@ def _parts(read: Sequence[tuple[AdapterWeights, float]], layer: str) -> list[_Pa
 def _merge_layer(
     parts: Sequence[_Part], method: Method, rank: int, density: float
 ) -> tuple[tuple[Tensor, Tensor], tuple[float, float]]:
-    """Return (A, B) at scaling 1, and the norms of (what they lose, the whole update)."""
+    """Return (A, B) at scaling 1, and the norms of (the part of the update that they lack, the whole update)."""
     if method in ("linear", "cat", "svd"):
         a = torch.cat([part.a for part in parts])
         b = torch.cat([part.weight * part.b for part in parts], dim=1)
@@ -252,9 +252,9 @@ def _check_one_base(
 
 
 def _same_base_parts(one: Origin, other: Origin) -> bool:
-    """Return whether all fields about the base that both have are equal: only the base knows its fingerprints."""
-    said = [field for field in _BASE_IDENTITY if field in one and field in other]
-    return bool(said) and all(one[field] == other[field] for field in said)
+    """Return whether the fields about the base that both have are equal; only the base knows its other fingerprints."""
+    shared = [field for field in _BASE_IDENTITY if field in one and field in other]
+    return bool(shared) and all(one[field] == other[field] for field in shared)
 
 
 def _on_this_base(origin: Origin, layout: BaseLayout) -> Origin:

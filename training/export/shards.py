@@ -48,7 +48,7 @@ class Shards:
             return stored
         parts: dict[str, Any] = {key: self._stored(key) for key in self._files if key.startswith(f"{name}.")}
         state = functional.QuantState.from_dict(parts, torch.device("cpu"))
-        # Not the dtype that its layer computes in, in which it would be rounded twice: now and after the merge.
+        # In the layer's own dtype it would be rounded twice, here and after the merge.
         state.dtype = torch.float32
         plain: Tensor = functional.dequantize_4bit(stored, state)
         return plain
@@ -66,7 +66,7 @@ class Shards:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Return key -> file that has it. Raises BaseRejected."""
+    """Return the file of each tensor. Raises BaseRejected."""
     try:
         if (folder / INDEX).is_file():
             names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))

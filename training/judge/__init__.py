@@ -1,1 +1,1 @@
-"""Judging an adapter: its answers to held-out rows beside the base's."""
+"""Judges an adapter: compares it with the base on held-out rows."""

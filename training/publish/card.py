@@ -128,7 +128,7 @@ def comparison(judgement: Judgement) -> list[tuple[str, str, str]]:
     rows = [("held-out loss, as saved", _number(judgement.base.loss), _number(judgement.adapter.loss))]
     for what, field in (
         ("exact match", "exact_match"),
-        ("ends by itself", "stop_share"),
+        ("ends with an EOS token", "stop_share"),
         ("JSON that parses", "json_validity"),
         ("JSON that is equal", "json_equality"),
     ):

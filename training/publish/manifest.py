@@ -48,7 +48,7 @@ def manifest(
         "tokenizer_sha256": _sha256(tokenizer.backend_tokenizer.to_str()),
         "chat_template_sha256": None if template is None else _sha256(_text(template)),
         "data": {"sha256": dataset.data_hash, **dataset.report.counts()},
-        "settings": learned_with(settings),
+        "settings": recorded_settings(settings),
         "seed": settings.seed,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "evaluation": evaluation(judgement),
@@ -84,7 +84,7 @@ def quantization(base: Base) -> dict[str, Any]:
     }
 
 
-def learned_with(settings: TrainSettings) -> dict[str, Any]:
+def recorded_settings(settings: TrainSettings) -> dict[str, Any]:
     """Return the settings that affect the weights; files by name, without folders."""
     kept = settings.model_dump(mode="json", exclude=_NOT_RECORDED)
     kept["data"] = [Path(name).name for name in settings.data]

@@ -1,1 +1,1 @@
-"""A training run, from its command to its last checkpoint."""
+"""One ``manylora train``: its plan, steps, checkpoints and working folder."""

@@ -10,7 +10,7 @@ from bases.base import Base
 from bases.errors import ConfigError
 from training.data.batches import make_rows
 from training.data.dataset import Dataset
-from training.data.packing import PackedRow, check_borders
+from training.data.packing import PackedRow, check_no_leak
 from training.model.memory import MemoryEstimate, estimate_memory
 from training.run.run_folder import check_free
 from training.settings import TrainSettings
@@ -28,7 +28,7 @@ class TrainingPlan:
     rows: list[PackedRow]
     """Training rows, packed if ``--packing`` is set."""
     held_out: list[PackedRow]
-    """Rows that are evaluated on."""
+    """Held-out rows, for the evaluations during training."""
     steps: int
     eval_steps: int
     save_steps: int
@@ -37,14 +37,14 @@ class TrainingPlan:
 
 
 def make_plan(settings: TrainSettings, base: Base, dataset: Dataset) -> TrainingPlan:
-    """Return the plan of a run, which makes the rows of all batches. Writes nothing.
+    """Make the rows of all batches and return the plan of the run. Writes nothing.
 
-    Raises ConfigError if the run could not start or an option needs held-out rows and there are none. Whether the
-    memory suffices is for :func:`training.model.memory.check_memory` to say.
+    Raises ConfigError if the run could not start, or if an option needs held-out rows and there are none. Memory is
+    checked by :func:`training.model.memory.check_memory`, not here.
     """
     check_before_base(settings)
     if settings.packing:
-        check_borders(base.model)
+        check_no_leak(base.model)
     rows = make_rows(dataset.train, dataset.max_length, settings.packing, settings.seed)
     held_out = make_rows(dataset.evaluation, dataset.max_length, settings.packing, settings.seed)
     if settings.early_stopping is not None and not held_out:
@@ -54,7 +54,7 @@ def make_plan(settings: TrainSettings, base: Base, dataset: Dataset) -> Training
     eval_steps = settings.eval_steps or math.ceil(steps / EVALUATIONS)
     save_steps = settings.save_steps or eval_steps
     if settings.early_stopping is not None and save_steps != eval_steps:
-        # The weights of the best evaluation are kept. Without a checkpoint at that step, others would be, silently.
+        # Early stopping keeps the weights of the best evaluation, so that step must have a checkpoint.
         raise ConfigError(f"--save-steps: must equal --eval-steps ({eval_steps}) with --early-stopping")
     warmup = max(5, round(0.03 * steps)) if settings.warmup_steps is None else settings.warmup_steps
     memory = estimate_memory(settings, base, [*rows, *held_out])

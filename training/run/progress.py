@@ -62,7 +62,7 @@ class ProgressCallback(TrainerCallback):
             self._show(state)
 
     def close(self) -> None:
-        """Remove the bar from the terminal, however the run ended."""
+        """Remove the bar from the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -44,7 +44,7 @@ class TrainResult:
     """The log in order: entries with ``step``, and ``loss``, ``grad_norm``, ``learning_rate``, or ``eval_loss``."""
     steps: int
     seconds: float
-    """Duration in this process, without what a resumed run took before."""
+    """Duration in this process; excludes the time before an interruption."""
     tokens: int
     """Number of tokens trained on in this process."""
     warnings: list[str]
@@ -59,7 +59,7 @@ def train(
     the checkpoints stay for ``--resume``.
     """
     if run_folder.adapter.is_dir():
-        say("training was finished by an earlier run; its adapter is used")
+        say("an earlier run finished the training; using its adapter")
         return _finished_result(run_folder)
     started = time.monotonic()
     with (
@@ -147,7 +147,9 @@ def _run(settings: TrainSettings, trainer: AdapterTrainer, run_folder: RunFolder
     checkpoint = run_folder.last_checkpoint()
     if settings.resume:
         say(
-            f"resuming from {checkpoint.name}" if checkpoint else "there is no checkpoint to resume from: starting anew"
+            f"resuming from {checkpoint.name}"
+            if checkpoint
+            else "no checkpoint to resume from: starting from the first step"
         )
     try:
         _train_or_resume(trainer, checkpoint)
@@ -183,7 +185,7 @@ def _train_or_resume(trainer: AdapterTrainer, checkpoint: Path | None) -> None:
 def _fit_attention(base: Base, plan: TrainingPlan) -> Iterator[None]:
     """Use eager attention for short rows on CPUs, where the backward pass of torch's fused attention is slow.
 
-    The fused one took 16% of a step with rows of 68 tokens; with 512 tokens both are equally fast.
+    The fused pass took 16% of a step with rows of 68 tokens; with 512 tokens both are equally fast.
     """
     before = base.model.config._attn_implementation
     if base.device.type == "cpu" and max(len(row.input_ids) for row in plan.rows) <= SHORT_ROWS:

@@ -28,14 +28,14 @@ _WEIGHT_SETTINGS = frozenset({
     "warmup_steps", "epochs", "max_steps", "batch_size", "accumulation", "weight_decay", "max_grad_norm", "optimizer",
     "early_stopping", "seed", "quantization", "dtype", "eval_steps", "save_steps",
 })  # fmt: skip
-"""Settings that affect the weights, besides base and data, and those that a Trainer restores from its checkpoint. A
-resumed run must have the same."""
+"""Settings that affect the weights (besides base and data) or that a Trainer restores from its checkpoint. A resumed
+run must have the same."""
 _ROW_SETTINGS = frozenset({
     "data", "format", "eval_file", "eval_share", "mix_general", "mix_share", "skip_bad", "too_long", "chat_template",
 })  # fmt: skip
 """Settings that select the rows. A resumed run may change them if the rows stay the same: a file may have moved."""
 
-Request = dict[str, Any]
+RunRequest = dict[str, Any]
 """The settings and rows of a run, as JSON."""
 
 
@@ -70,7 +70,7 @@ class RunFolder:
 
     @property
     def request_file(self) -> Path:
-        """The file that holds the run's settings (:data:`Request`)."""
+        """The file that holds the run's settings (:data:`RunRequest`)."""
         return self.folder / "request.json"
 
     @property
@@ -112,7 +112,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def _move(folder: Path, to: Path) -> None:
-    """Rename ``folder`` durably: after a power cut it is at ``to`` complete, or not at all."""
+    """Rename ``folder`` durably: after a power cut ``to`` is complete or does not exist."""
     apply_umask(folder)
     for path in (*folder.rglob("*"), folder):
         sync(path)
@@ -137,7 +137,7 @@ def check_no_unfinished_run(out: Path, *, resume: bool) -> None:
 
 
 @contextmanager
-def open_run_folder(out: Path, request: Request, *, resume: bool) -> Iterator[RunFolder]:
+def open_run_folder(out: Path, request: RunRequest, *, resume: bool) -> Iterator[RunFolder]:
     """Lock and prepare the working folder of the run that writes to ``out``; the processes of one run share it.
 
     Raises ConfigError if ``out`` is taken, another run is using the folder, or an interrupted run with other settings
@@ -166,7 +166,7 @@ def _locked(folder: Path) -> Iterator[None]:
         raise ConfigError(f"--out: another run is using {folder}; wait for it, or choose another --out") from None
 
 
-def _open(run_folder: RunFolder, resume: bool, request: Request) -> None:
+def _open(run_folder: RunFolder, resume: bool, request: RunRequest) -> None:
     check_no_unfinished_run(run_folder.out, resume=resume)
     if run_folder.resumable:
         _check_same(json.loads(run_folder.request_file.read_text()), request)
@@ -177,30 +177,30 @@ def _open(run_folder: RunFolder, resume: bool, request: Request) -> None:
     run_folder.request_file.write_text(json.dumps(request, indent=2))
 
 
-def run_request(settings: TrainSettings, base: Base, dataset: Dataset) -> Request:
-    """Return what must be the same for an interrupted run to be resumed exactly."""
-    shaping = settings.model_dump(mode="json", include=set(_WEIGHT_SETTINGS))
+def run_request(settings: TrainSettings, base: Base, dataset: Dataset) -> RunRequest:
+    """Return the settings and rows that must be the same when an interrupted run is resumed."""
+    weight_settings = settings.model_dump(mode="json", include=set(_WEIGHT_SETTINGS))
     return {
-        "options": {**shaping, "max_length": dataset.max_length, "model": base.layout.fingerprint},
+        "options": {**weight_settings, "max_length": dataset.max_length, "model": base.layout.fingerprint},
         "choice": settings.model_dump(mode="json", include=set(_ROW_SETTINGS)),
         "rows": [_rows_sha256(dataset.train), _rows_sha256(dataset.evaluation)],
     }
 
 
 def _rows_sha256(examples: Sequence[Example]) -> str:
-    """Return the SHA-256 of the rows in their order, which a resumed run needs to know which of them it has seen."""
+    """Return the SHA-256 of the rows in their order: a resumed run skips those that it has trained on."""
     return hashlib.sha256(b"".join(example.digest for example in examples)).hexdigest()
 
 
-def _check_same(before: Request, now: Request) -> None:
-    """Compare options before rows: if the rows differ, an option is the likely reason."""
+def _check_same(before: RunRequest, now: RunRequest) -> None:
+    """Raise ConfigError if a resumed run differs. Compares options first: they are the likely reason for other rows."""
     _check_options(before.get("options", {}), now["options"])
     if before.get("rows") != now["rows"]:
         _check_options(before.get("choice", {}), now["choice"])
         raise ConfigError("--resume: a data file has changed since the run began: it has other rows, or another order")
 
 
-def _check_options(before: Request, now: Request) -> None:
+def _check_options(before: RunRequest, now: RunRequest) -> None:
     for name, value in now.items():
         if before.get(name) != value:
             change = f"was {before.get(name)} when the run began and is now {value}"

@@ -13,7 +13,7 @@ from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from tests.training.demo_base import demo_model, demo_tokenizer
 from tests.training.rows import chat
 from training.data.conversation import Conversation
-from training.data.packing import check_borders, collate, pack
+from training.data.packing import check_no_leak, collate, pack
 from training.data.rendering import UNTRAINED, Example, Renderer
 
 SAID = (
@@ -89,7 +89,7 @@ def test_packed_loss_equals_the_unpacked_one(architecture: str, attention: str |
     assert (batch["labels"] != UNTRAINED).sum() == sum(example.trained for example in given_)
     leaking = {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
     assert loss(model, leaking) != pytest.approx(expected, rel=1e-4), "this test would see a leak"
-    check_borders(model)
+    check_no_leak(model)
 
 
 def test_packed_mean_loss_equals_the_models_own() -> None:

@@ -136,7 +136,7 @@ def test_template_that_reads_arguments_neither_as_text_nor_object(tmp_path: Path
     neither = each(
         "{% if f.arguments is string %}{{ f.arguments.nothing.at.all }}{% else %}{{ f.arguments }}{% endif %}"
     )
-    with pytest.raises(DataError, match="not as JSON"):
+    with pytest.raises(DataError, match="as JSON"):
         written(tmp_path, TEXT, neither)
 
 

@@ -119,7 +119,7 @@ def test_each_slow_step_is_reported(root: Path, tmp_path: Path) -> None:
         "loading llama", "answers of base and adapter, unmerged: 0 of 12", "loading the original weights",
         "answers of base and adapter, unmerged: 12 of 12", "merging and writing fp32 weights: 0 bytes of ",
         "wrote weights file 1", "wrote weights file 2", "reading the export back",
-        "answers of what was read back: 6 of 6",
+        "answers of the export: 6 of 6",
     )  # fmt: skip
     places = [told.index(step) for step in steps]
     assert places[0] < places[1] < places[2] < places[4] < places[5] < places[6] < places[7] < places[8]
@@ -285,7 +285,7 @@ def test_weights_that_overflow_the_dtype_are_refused(root: Path, tmp_path: Path)
         ({"onto": "nf4"}, "--onto: must be one of dequantized, original"),
         ({"dtype": "int8"}, "--dtype: must be one of bf16, fp16, fp32"),
         ({"format": "onnx"}, "--format: must be one of safetensors, gguf"),
-        ({"max_shard_bytes": 0}, "--max-shard-size"),
+        ({"max_shard_bytes": 0}, "--max-shard-gib"),
     ],
 )
 def test_option_errors(root: Path, tmp_path: Path, options: dict[str, Any], reason: str) -> None:

@@ -26,7 +26,7 @@ from training.data.rendering import Renderer
 from training.judge.judge import Judgement, SampleAnswers
 from training.judge.scores import Scores
 from training.publish.card import TWO_LOSSES, UsageExample, card, comparison, plot, shown_sample, transcript, write_card
-from training.publish.manifest import learned_with, manifest, write_manifest
+from training.publish.manifest import manifest, recorded_settings, write_manifest
 from training.publish.sample_request import SampleRequest, curl_command, sample_request, shortest_prompt
 from training.settings import TrainSettings
 
@@ -125,7 +125,7 @@ def test_the_same_training_elsewhere_is_the_same_content(
     )
     described(tmp_path / "b", (moved, base, dataset))
     assert content_id(tmp_path / "a") == content_id(tmp_path / "b")
-    assert "/" not in json.dumps(learned_with(settings))
+    assert "/" not in json.dumps(recorded_settings(settings))
 
 
 def test_other_settings_are_another_content(tmp_path: Path, ready: tuple[TrainSettings, Base, Dataset]) -> None:
@@ -198,7 +198,7 @@ def test_only_what_was_measured_is_compared() -> None:
     assert [what for what, *_ in comparison(plain)] == [
         "held-out loss, as saved",
         "exact match",
-        "ends by itself",
+        "ends with an EOS token",
         "KL from the base, general prompts",
     ]
     nothing = replace(JUDGEMENT, base=Scores(), adapter=Scores(), rows=0, answered=0)

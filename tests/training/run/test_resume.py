@@ -187,7 +187,7 @@ def test_finished_run_is_not_trained_again(tmp_path: Path, stopping: dict[str, A
     said: list[str] = []
     again, after, run_folder = unpublished(settings, said.append, resume=True)
     assert same(after, before)
-    assert said == ["training was finished by an earlier run; its adapter is used"]
+    assert said == ["an earlier run finished the training; using its adapter"]
     assert (again.history, again.steps) == (run.history, run.steps)
     assert not run_folder.unfinished.exists()
 
@@ -244,7 +244,7 @@ def test_resume_without_a_checkpoint_starts_the_run(tmp_path: Path) -> None:
     said: list[str] = []
     settings = tiny_settings(tmp_path, resume=True)
     trained(settings, said.append)
-    assert said[0] == "there is no checkpoint to resume from: starting anew"
+    assert said[0] == "no checkpoint to resume from: starting from the first step"
 
 
 # Several processes
