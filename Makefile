@@ -13,10 +13,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 help:
 	@echo "make serve       install what is needed and serve the demo model on 127.0.0.1:8000"
 	@echo "make test        the same, then style, types and tests"
-	@echo "make lint        style and types alone"
+	@echo "make lint        style and types only"
 	@echo "make test-slow   the tests that take minutes"
-	@echo "make bench       measure a server of its own over HTTP"
-	@echo "make doctor      what this machine can do, and problems that serving would have"
+	@echo "make bench       start a server and measure it over HTTP"
+	@echo "make doctor      show this machine, and problems that serving would have here"
 	@echo "make format      format the code"
 	@echo "make clean       remove the virtual environment and caches"
 

@@ -40,7 +40,7 @@ class AdapterError(ManyloraError):
 class AdapterRejected(AdapterError):
     """The adapter's content cannot be served correctly.
 
-    ``file`` and ``tensor`` say where the problem is, if that is known; ``code`` lets programs tell reasons apart.
+    ``file`` and ``tensor`` say where the problem is, if that is known; ``code`` identifies the reason for programs.
     """
 
     def __init__(

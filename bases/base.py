@@ -85,7 +85,7 @@ def load_base(options: BaseOptions, say: Say = lambda _: None) -> Base:
     The first time, it quantises the weights, on the CPU so that they are equal on every machine, and caches them.
     Raises ConfigError or BaseRejected.
     """
-    # By itself torch uses all of the machine's cores, also in a container whose CPU quota is less.
+    # By default torch uses all of the machine's cores, also in a container whose CPU quota is less.
     torch.set_num_threads(min(torch.get_num_threads(), machine.usable_cores()))
     device = _device(options.device)
     dtype = torch.float32 if options.dtype == "fp32" else torch.bfloat16

@@ -89,7 +89,7 @@ class Options(BaseSettings):
 
     @classmethod
     def other_sources(cls) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Sources of values that were not given, the most important first. None by default.
+        """Return the sources of values that were not given, the most important first. None by default.
 
         So pydantic does not read a variable called NAME or SEED, which was not meant for this program.
         """
@@ -104,7 +104,7 @@ class Options(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Keyword arguments, then :meth:`other_sources`."""
+        """Return keyword arguments, then :meth:`other_sources`."""
         return (init_settings, *cls.other_sources())
 
 
@@ -253,7 +253,7 @@ def _parameter(options: type[Options], field: str, panel: str) -> inspect.Parame
 
 
 def _plain(annotation: Any) -> Any:
-    """The type without ``Annotated`` and ``| None``."""
+    """Return the type without ``Annotated`` and ``| None``."""
     if get_origin(annotation) is Annotated:
         return _plain(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -285,7 +285,7 @@ def _metavar(options: type[Options], field: str) -> str:
 
 
 def _default(info: FieldInfo) -> str | None:
-    """The default as a user would write it; None if there is none to show."""
+    """Return the default as a user would write it; None if there is none to show."""
     value = info.default
     if value is None or value is PydanticUndefined or isinstance(value, bool) or value == () or value == {}:
         return None

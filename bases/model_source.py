@@ -35,7 +35,7 @@ class ModelSource:
         return self.path.is_file()
 
     def identity(self) -> list[tuple[str, int, int]]:
-        """Return (name, bytes, modification time in ns) of each file, to tell whether the files have changed."""
+        """Return (name, bytes, modification time in ns) of each file, which shows whether the files have changed."""
         files = [self.path] if self.gguf else sorted(path for path in self.path.iterdir() if path.is_file())
         return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 

@@ -70,7 +70,7 @@ class DryLoad:
         }
 
     def _base_logits(self) -> Logits:
-        """[vocabulary]. Computed by the first call only."""
+        """Return the base's logits, [vocabulary]; computed by the first call only."""
         with self._lock:
             if self._base_cache is None:
                 logits = self._probe((), keep=False)

@@ -45,7 +45,7 @@ class Codec:
         return self._tokenizer.chat_template is not None
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation (``role``, ``content``), up to where the assistant's answer begins."""
+        """Return the token ids of a conversation (``role``, ``content``), up to where the assistant's answer begins."""
         if not self.has_chat_template:
             raise InvalidRequest("This model has no chat template; use /v1/completions.", param="messages")
         try:
@@ -55,7 +55,7 @@ class Codec:
         return self._encode(text, "messages", special=False)
 
     def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
-        """Token ids of a prompt. A prompt of token ids is returned as it is, if the model has them all."""
+        """Return the token ids of a prompt. A prompt of token ids is returned as it is, if the model has them all."""
         if isinstance(prompt, str):
             return self._encode(prompt, "prompt", special=True)
         for token in prompt:
@@ -170,7 +170,7 @@ class StopStrings:
         return self._held
 
     def _partial_stop(self, text: str) -> int:
-        """Length of the longest suffix of ``text`` that is a proper prefix of a stop string."""
+        """Return the length of the longest suffix of ``text`` that is a proper prefix of a stop string."""
         longest = max(min(len(stop) - 1, len(text)) for stop in self._stops)
         for length in range(longest, 0, -1):
             end = text[-length:]

@@ -153,7 +153,7 @@ def _tar_members(reader: "_ForwardReader") -> Iterator[_Member]:
             deque(content, maxlen=0)  # skip what was not read
             reader.next_member()
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
-    # tarfile takes whatever it does not understand after the first member for the end.
+    # After the first member tarfile treats any damaged header as the end of the archive.
     if reader.last != bytes(tarfile.BLOCKSIZE):
         raise AdapterRejected("the archive is damaged or cut short")
     if any(chunk.strip(b"\0") for chunk in reader.rest()):

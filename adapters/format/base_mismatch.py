@@ -47,7 +47,7 @@ def _differences(origin: Mapping[str, Any], layout: BaseLayout) -> str:
     if not different:
         return f"all parts that {ORIGIN} records are the same, so they differ in something else"
     if "quantization" in different:
-        # Weights of another format differ in every byte, even for the same model: that tells nothing more.
+        # Weights of another format differ in every byte, even for the same model, so naming them adds nothing.
         different = [part for part in different if part != "weights"]
     words = _PARTS | {"quantization": _quantization(theirs, layout)}
     *others, last = [words[part] for part in different]

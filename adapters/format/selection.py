@@ -64,8 +64,8 @@ NO_OTHER_FILES = Selection()
 def select(paths: Collection[str]) -> Selection:
     """Select the adapter among files, given by their paths as :func:`normalise_path` returns them.
 
-    Raises :class:`AdapterRejected` if there is none (and names a foreign format found instead), or if several are
-    equally near the top.
+    Raises :class:`AdapterRejected` if there is none (and names a foreign format found instead), or if several
+    have equally few folders above them.
     """
     names = _by_folder(paths)
     adapters = _adapter_folders(names)

@@ -260,7 +260,7 @@ class Registry(InMemoryRegistry):
         return replace(changes, gone=sorted(lost))
 
     def _mark_found(self, content: AdapterId) -> None:
-        """Bytes that were missing are back: load the versions that refer to them again."""
+        """Handle bytes that were missing and are back: load the versions that refer to them again."""
         with self._refreshing:
             if content in self._missing:
                 self._missing -= {content}

@@ -131,7 +131,7 @@ class _BucketFolder:
         for name, info in infos.items():
             receive(self._read(name, info), staging / name, limit if name == WEIGHTS else MAX_JSON_BYTES)
         source = self._exact_address(infos)
-        # _read checks each file by itself. If none has changed since the first query, they belong together.
+        # _read checks each file separately. If none has changed since the first query, they belong together.
         if self._exact_address(self._file_infos()) != source:
             raise self._changed()
         return source

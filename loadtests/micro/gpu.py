@@ -2,12 +2,12 @@
 
     python -m loadtests.micro.gpu --json gpu.json
 
-makes a random model with the dimensions of Llama 3.1 8B in NF4 on the device. It prints the time of each step beside
+makes a random model with the dimensions of Llama 3.1 8B in NF4 on the device. It prints the time of each step and
 its lower bound (the bytes that it must read, at the measured bandwidth), the time of PEFT's mixed batch
 (``adapter_names``), the time of steps while adapters are loaded, and which goals for one H100 are met.
 ``--tiny --device cpu`` checks that it runs.
 
-Unlike the other load tests this one imports the server: it measures the runner alone.
+Unlike the other load tests this one imports the server: it measures the runner only.
 """
 
 import argparse

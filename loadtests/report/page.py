@@ -113,7 +113,7 @@ def _distributions(heading: str, curves: plots.Curves) -> _Section:
 
 def _over_time(work: WorkRecord) -> _Section:
     rounds = [f"round {number}" for number in range(1, len(work["rounds"]) + 1)]
-    # With more rounds than colours the curves cannot be told apart; a single curve needs no legend.
+    # With more rounds than colours the curves cannot be distinguished; a single curve needs no legend.
     named = 1 < len(rounds) <= len(plots.COLOURS)
     legend = [(name, Style(colour)) for name, colour in zip(rounds, plots.COLOURS, strict=False)] if named else []
     if any("error" in request for run in work["rounds"] for request in run["requests"]):

@@ -6,7 +6,7 @@ from server.config import Settings, make_settings
 
 
 def run_serve(given: Given) -> int:
-    """Serve until the process is told to stop. Raises ConfigError and BaseRejected."""
+    """Serve until SIGINT or SIGTERM. Raises ConfigError and BaseRejected."""
     settings = make_settings(given)
     from server.api.serve import serve
 

@@ -78,8 +78,8 @@ def open_service(
     """Start the engine and the registry for ``base``, and register the adapters that the settings name.
 
     ``report`` receives lines about the progress. ``opened`` is the result of :func:`open_resources`, which the service
-    then owns and closes; None opens it here. Raises ConfigError if an adapter is rejected, and whatever
-    :func:`open_resources` raises; everything that was started is stopped first.
+    then owns and closes; None opens it here. Raises ConfigError if an adapter is rejected, and the errors of
+    :func:`open_resources`; stops everything that it started first.
     """
     opened = opened or open_resources(settings)
     with ExitStack() as resources:

@@ -53,7 +53,7 @@ def kv_cache_size(
 
 
 def adapter_bytes(groups: Iterable[LinearGroup], settings: Settings, dtype: torch.dtype) -> int:
-    """Bytes that adapters need on the device, once every linear layer has had one."""
+    """Return the bytes that adapters need on the device, once every linear layer has had one."""
     columns = pages_for(settings.rank_columns) * PAGE * dtype.itemsize
     return sum(columns * (len(group.names) * group.shape.inputs + sum(group.shape.outs)) for group in groups)
 

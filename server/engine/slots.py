@@ -16,7 +16,7 @@ PAGE = 8
 
 
 def pages_for(rank: int) -> int:
-    """Number of pages that ``rank`` columns need."""
+    """Return the number of pages that ``rank`` columns need."""
     return -(-rank // PAGE)
 
 
@@ -64,16 +64,16 @@ class SlotTable:
         return self._resident.keys()
 
     def pages_of(self, adapter: AdapterId) -> tuple[int, ...]:
-        """The pages of a resident adapter, in the order of its columns."""
+        """Return the pages of a resident adapter, in the order of its columns."""
         return self._resident[adapter].pages
 
     def leases(self, adapter: AdapterId) -> int:
-        """Number of leases on an adapter; 0 if it is not resident."""
+        """Return the number of leases on an adapter; 0 if it is not resident."""
         slot = self._resident.get(adapter)
         return slot.leases if slot else 0
 
     def fit_error(self, adaptation: Adaptation) -> str | None:
-        """Message if these adapters can never be on the device together beside the pinned ones. For any thread."""
+        """Return why these adapters cannot be on the device together with the pinned ones, or None. For any thread."""
         wanted = [adapter.rank for adapter in adaptation]
         ids = {adapter.id for adapter in adaptation}
         others = [rank for adapter, rank in self.pinned.items() if adapter not in ids]
@@ -130,7 +130,7 @@ class SlotTable:
         return slot.pages
 
     def next_to_evict(self, ranks: Collection[int], keep: Collection[AdapterId]) -> set[AdapterId]:
-        """Adapters to evict for new ones of ``ranks``. They may be leased: give no more leases until they are idle."""
+        """Return adapters to evict for new ones of ``ranks``. If leased, give them no new leases."""
         order = sorted(self._evictable(keep), key=self.leases)
         return set(self._to_evict(_pages(ranks), iter(order), slots=len(ranks)) or ())
 
@@ -138,7 +138,7 @@ class SlotTable:
         return (adapter for adapter in self._resident if adapter not in keep and adapter not in self.pinned)
 
     def _to_evict(self, needed: int, candidates: Iterable[AdapterId], slots: int = 1) -> tuple[AdapterId, ...] | None:
-        """The first ``candidates`` that free ``needed`` pages and ``slots`` slots; None if even all are too few."""
+        """Return the first ``candidates`` that free ``needed`` pages and ``slots`` slots, or None if all are too few."""
         chosen: list[AdapterId] = []
         pages, free_slots = len(self._free), self.slots - len(self._resident)
         remaining = iter(candidates)

@@ -83,7 +83,7 @@ def _replace(module: nn.Module, forward: Any, patched: list[nn.Module]) -> None:
 
 
 def _frozen(weight: Weight, layer: Any, x: Tensor) -> Tensor:
-    """Forward of a layer without an adapter; ``x`` may have any dtype, as in bitsandbytes."""
+    """Run the forward of a layer without an adapter; ``x`` may have any dtype, as in bitsandbytes."""
     unpacked = weight()
     bias = None if layer.bias is None else layer.bias.to(unpacked.dtype)
     return F.linear(x.to(unpacked.dtype), unpacked, bias).to(x.dtype)

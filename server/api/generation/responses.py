@@ -93,16 +93,16 @@ class GenerationResponse(Response):
         raise NotImplementedError
 
     def _head(self, kind: str) -> dict[str, Any]:
-        """The fields that every object of the response begins with."""
+        """Return the fields that every object of the response begins with."""
         return {"id": self._generation.id, "object": kind, **self._fields, "adapter": self._adapters}
 
     def _adapter_header(self) -> dict[str, str]:
-        """The header that names the adapter contents used for the answer, if any."""
+        """Return the header that names the adapter contents used for the answer, if any."""
         value = ";".join(f"{adapter['name']}={adapter['id']}" for adapter in self._adapters)
         return {"x-manylora-adapter": value} if value else {}
 
     def _usage(self) -> dict[str, Any]:
-        """Token counts as OpenAI reports them. A stop token counts as part of the completion."""
+        """Return token counts as OpenAI reports them. A stop token counts as part of the completion."""
         generation = self._generation
         return {
             "prompt_tokens": generation.prompt_tokens,

@@ -143,7 +143,7 @@ def install_handlers(app: FastAPI) -> None:
 
 
 def respond(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> JsonResponse:
-    """Return an error response, with the headers that tell clients whether to retry."""
+    """Return an error response, with the headers that say whether clients should retry."""
     retry = {"retry-after": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
     if status in NO_RETRY:
         retry["x-should-retry"] = "false"

@@ -39,7 +39,7 @@ ERROR_DESCRIPTIONS: Mapping[int, str] = {
 RETRY = {"Retry-After": {"description": "Seconds to wait before a retry.", "schema": {"type": "string"}}}
 NO_RETRY = {
     "x-should-retry": {
-        "description": "Tells OpenAI's clients not to retry.",
+        "description": "Prevents OpenAI's clients from retrying.",
         "schema": {"type": "string", "const": "false"},
     }
 }
