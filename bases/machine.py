@@ -1,8 +1,8 @@
 """What this process may use: memory, CPUs, caches and instruction sets. In a container that is less than the machine.
 
-This is the one module that looks. A container's limits are those of its control groups (Linux cgroups, version 1 or
+No other module looks these up. A container's limits are those of its control groups (Linux cgroups, version 1 or
 2); they are nested, and the tightest counts. ``root`` is the folder that holds ``/proc`` and ``/sys``, so that tests
-can bring their own; a file that is missing there sets no limit.
+can pass their own; a file that is missing there sets no limit.
 """
 
 import math

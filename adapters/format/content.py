@@ -115,7 +115,7 @@ def content_id(folder: Path) -> AdapterId:
 def read_tensors(file: HashingFile, header: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of a weights file as (key, tensor), in the order in which they are stored.
 
-    ``file`` stands behind its header, which :func:`~adapters.format.safetensors_header.read_header` returned. Each
+    ``file`` must be just after its header, which :func:`~adapters.format.safetensors_header.read_header` returned. Each
     tensor has memory of its own. Raises AdapterRejected if the file is shorter than its header says.
     """
     for key, stored in sorted(header.items(), key=lambda item: (item[1].begin, item[1].end)):

@@ -40,7 +40,7 @@ class SizedFile(Protocol):
 
 
 def read_header(file: SizedFile) -> Mapping[str, StoredTensor]:
-    """Return key -> tensor, in key order. ``file`` stands at its beginning, and then behind the header.
+    """Return key -> tensor, in key order. Reads ``file`` from its beginning to the end of the header.
 
     The tensors fill the rest of the file exactly: no overlap, no hole, nothing past the end.
     Raises :class:`AdapterRejected`.

@@ -159,7 +159,7 @@ class WatchedFolder:
             self._retry_at[name] = now + RETRY_SECONDS
             reason = str(error)
         except Exception:
-            # The engine had no room for the dry load, or there is a bug: trying again may help.
+            # The device was too full for the dry load, or there is a bug: trying again may help.
             log.exception("Registering %r from the watched folder failed", name)
             self._retry_at[name] = now + RETRY_SECONDS
             reason = "something went wrong on the server; it is in its log"

@@ -138,7 +138,7 @@ class SlotTable:
         return (adapter for adapter in self._resident if adapter not in keep and adapter not in self.pinned)
 
     def _to_evict(self, needed: int, candidates: Iterable[AdapterId], slots: int = 1) -> tuple[AdapterId, ...] | None:
-        """Return the first ``candidates`` that free ``needed`` pages and ``slots`` slots, or None if all are too few."""
+        """Return the first ``candidates`` that free ``needed`` pages and ``slots`` slots; None if there are too few."""
         chosen: list[AdapterId] = []
         pages, free_slots = len(self._free), self.slots - len(self._resident)
         remaining = iter(candidates)

@@ -123,7 +123,7 @@ class FullResponse(GenerationResponse):
 
 
 class StreamResponse(GenerationResponse):
-    """Server-sent events: a chunk for each step that brought text, a chunk with the finish reason, ``[DONE]``."""
+    """Server-sent events: a chunk for each step with new text, a chunk with the finish reason, ``[DONE]``."""
 
     def __init__(
         self, generation: Generation, fields: Mapping[str, Any], form: EndpointFormat, options: StreamOptions

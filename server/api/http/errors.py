@@ -74,7 +74,7 @@ RETRY_AFTER: Mapping[int, str] = {429: "1", 503: "5"}
 """Status -> seconds to wait before a retry."""
 
 NO_RETRY = (409, 507)
-"""Statuses that OpenAI's clients would retry although the result cannot change until somebody makes room."""
+"""Statuses that OpenAI's clients would retry although the result cannot change until somebody frees space."""
 
 MAX_ECHO = 80
 """Maximum number of characters of a client's key that an error message repeats."""

@@ -222,7 +222,7 @@ def test_judging_interrupted_by_ctrl_c_can_be_resumed(root: Path, train: Run, tm
     assert (status, "continue with --resume" in errors) == (2, True)
     status, said, errors = train("--resume")
     assert status == 0, errors
-    assert "training was finished by an earlier run" in said
+    assert "an earlier run finished the training" in said
     assert "step 8/8" not in said
     assert train("--out", tmp_path / "whole")[0] == 0
     for name in ("manylora.json", "adapter_model.safetensors", "loss.png"):
@@ -368,7 +368,7 @@ def test_export_of_an_adapter_by_name(train: Run, export: Run, root: Path, tmp_p
     assert train("--name", "by-name", "--out", root / "data" / "trained" / "by-name")[0] == 0
     refused = export("by-name", "--out", tmp_path / "out", "--dtype", "fp32")
     assert refused[0] == 2
-    assert "--model: is missing" in refused[2]
+    assert "--model: must be given" in refused[2]
     status, said, errors = export("by-name", "--out", tmp_path / "out", "--dtype", "fp32", "--model", root / "base")
     assert status == 0, errors
     assert "merged against unmerged: KL" in said
