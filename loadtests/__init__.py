@@ -1,1 +1,1 @@
-"""Load tests: a process of its own that speaks only HTTP to the server it measures."""
+"""Load tests: a separate process, which speaks only HTTP to the server it measures."""

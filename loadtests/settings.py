@@ -275,7 +275,10 @@ class BenchSettings(_Options):
 
 
 class CompareSettings(_Options):
-    """Compare records of manylora bench. Ratios are to the first."""
+    """Compare results of manylora bench. Ratios are to the first.
+
+    Example: manylora bench compare before.json after.json --html compare.html
+    """
 
     positional = "files"
     metavars: ClassVar[Mapping[str, str]] = {"files": "FILE", "html": "FILE"}

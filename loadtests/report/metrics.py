@@ -68,7 +68,7 @@ class WorkloadMetrics:
     spread: Mapping[str, float]
     requests: int
     failures: Counter[str]
-    """Reason -> number of failures, over all rounds and the warm-up, whose reasons say so."""
+    """Reason -> number of failures, over all rounds and the warm-up; reasons from the warm-up name it."""
     adapters: Sequence[AdapterStats]
     """Of each adapter over all rounds, the slowest first."""
 
@@ -151,7 +151,7 @@ def _percentile_ms(seconds: Sequence[float], percent: float) -> float:
 
 
 def _median(values: Sequence[float]) -> float:
-    """Return the median; NaN if a value is NaN, because the other rounds do not stand for that one."""
+    """Return the median; NaN if a value is NaN: the other rounds cannot represent that round."""
     return math.nan if any(map(math.isnan, values)) else median(values)
 
 

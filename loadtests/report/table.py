@@ -16,7 +16,7 @@ SEVERAL = 1.05
 BUSY = 0.5
 """CPUs of the client above which a remark says that the client may limit the result."""
 LATE_MS = 50.0
-"""Delay of requests in an open loop above which a remark says so."""
+"""Delay of requests in an open loop above which the report has a remark."""
 
 
 def table(record: Record) -> list[Sequence[str]]:

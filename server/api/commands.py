@@ -28,5 +28,6 @@ serve = single_command(Settings, run_serve)
 doctor = single_command(
     Settings,
     run_doctor,
-    "Check this machine, and whether serve would start with these options. Exits with 1 if not.",
+    "Check this machine, and whether serve would start with these options. Exits with 1 if not.\n\n"
+    "Example: manylora doctor --model ./my-model",
 )

@@ -105,7 +105,7 @@ def test_warning_for_unused_fields(tmp_path: Path) -> None:
     assert told(report(tmp_path, [{**row, "source": "web", "id": 3} for row in CITIES]), "not used: id, source")
 
 
-def shown_sample(terminal: bool) -> str:
+def printed_example(terminal: bool) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, color_system="standard" if terminal else None, width=40)
     show([Renderer(TOKENIZER).render(chat("Hi [bold]\x1b[31m", "Hello,\nyou"))], TOKENIZER, console)
@@ -113,7 +113,7 @@ def shown_sample(terminal: bool) -> str:
 
 
 def test_trained_tokens_are_marked_where_there_are_no_colours() -> None:
-    said = shown_sample(terminal=False)
+    said = printed_example(terminal=False)
     assert "trained tokens are between >>> and <<<" in said
     assert ">>>Hello,\nyou<|im_end|><<<" in said
     assert "Hi [bold]\\x1b[31m<|im_end|>" in said, "data neither styles nor steers the terminal"
@@ -121,7 +121,7 @@ def test_trained_tokens_are_marked_where_there_are_no_colours() -> None:
 
 
 def test_trained_tokens_are_green_on_a_terminal() -> None:
-    said = shown_sample(terminal=True)
+    said = printed_example(terminal=True)
     assert "\x1b[32mHello,\x1b[0m\n\x1b[32myou<|im_end|>\x1b[0m" in said
     assert "\x1b[31m" not in said
     assert ">>>" not in said

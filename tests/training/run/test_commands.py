@@ -129,7 +129,7 @@ def test_code_of_the_card_runs(root: Path, train: Run, tmp_path: Path) -> None:
     assert re.search(r"  system +Be brief\.\n  user +What is \d+ and \d+\?\n  wanted +It is \d+\.\n  base ", said)
     code = fences(tmp_path / "adapter")
     assert code["text"] in said
-    shown_sample = code["text"].partition("  adapter   ")[2].strip()
+    shown_answer = code["text"].partition("  adapter   ")[2].strip()
     with serving(tiny_settings(root), tmp_path / "served", quantization="none") as plain:
         answer = shell(code["sh"], tmp_path / "adapter", MANYLORA_URL=address(plain))
     assert answer["adapter"][0]["name"] == "carded@1"
@@ -139,7 +139,7 @@ def test_code_of_the_card_runs(root: Path, train: Run, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code["python"]], **run, timeout=300)
     assert done.returncode == 0, done.stderr
     printed = [printable(text).split() for text in (done.stdout, answer["choices"][0]["message"]["content"])]
-    assert printed == [shown_sample.split(), shown_sample.split()]
+    assert printed == [shown_answer.split(), shown_answer.split()]
 
 
 def test_bad_rows_are_skipped_on_request(root: Path, train: Run, tmp_path: Path) -> None:
@@ -495,13 +495,13 @@ def test_the_quick_start(tmp_path: Path) -> None:
             assert ask(url, "support-json", fresh).keys() == {"category", "urgency"}
             folder = tmp_path / "trained" / "support-json"
             code = fences(folder)
-            shown_sample = json.loads(code["text"].partition("  adapter   ")[2])
-            assert shown_sample.keys() == {"category", "urgency"}
+            shown_answer = json.loads(code["text"].partition("  adapter   ")[2])
+            assert shown_answer.keys() == {"category", "urgency"}
             answer = shell(code["sh"], folder, MANYLORA_URL=url)["choices"][0]["message"]["content"]
-            assert json.loads(answer) == shown_sample
+            assert json.loads(answer) == shown_answer
             assert (
                 shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(code['python'])}", folder).keys()
-                == shown_sample.keys()
+                == shown_answer.keys()
             )
         finally:
             process.terminate()
