@@ -90,6 +90,34 @@ ReferenceWord = Annotated[
 Json = Annotated[bool, typer.Option("--json", metavar="", help="print JSON, for scripts")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", metavar="", help="do not ask for confirmation")]
 
+# Of ``push``
+Folder = Annotated[
+    Path,
+    typer.Argument(
+        exists=True, file_okay=False, metavar="DIR", help="the adapter's folder, as PEFT or a trainer saves it",
+        show_default=False,
+    ),
+]  # fmt: skip
+PushName = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="the adapter's name (unset: the folder's)")
+]
+NoActivate = Annotated[
+    bool, typer.Option("--no-activate", metavar="", help="store the version without making it the active one")
+]
+Pin = Annotated[bool, typer.Option("--pin", metavar="", help="keep the adapter on the device")]
+Preload = Annotated[bool, typer.Option("--preload", metavar="", help="load the adapter to the device at once")]
+AllowBaseMismatch = Annotated[
+    bool,
+    typer.Option("--allow-base-mismatch", metavar="", help="accept an adapter that was trained on another base"),
+]
+AllowUnknownFields = Annotated[
+    bool,
+    typer.Option("--allow-unknown-fields", metavar="", help="accept an adapter whose config has unknown fields"),
+]
+PushAlias = Annotated[
+    str | None, typer.Option("--alias", metavar="NAME", help="alias to point to the new version alone")
+]
+
 
 @adapters.callback()
 def connection(
@@ -151,37 +179,14 @@ def show(server: Server, name: ReferenceWord, as_json: Json = False) -> None:
 @adapters.command()
 def push(
     server: Server,
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            exists=True,
-            file_okay=False,
-            metavar="DIR",
-            help="the adapter's folder, as PEFT or a trainer saves it",
-            show_default=False,
-        ),
-    ],
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="the adapter's name (unset: the folder's)", show_default=False)
-    ] = None,
-    no_activate: Annotated[
-        bool, typer.Option("--no-activate", metavar="", help="store the version without making it the active one")
-    ] = False,
-    pin: Annotated[bool, typer.Option("--pin", metavar="", help="keep the adapter on the device")] = False,
-    preload: Annotated[
-        bool, typer.Option("--preload", metavar="", help="load the adapter to the device at once")
-    ] = False,
-    allow_base_mismatch: Annotated[
-        bool,
-        typer.Option("--allow-base-mismatch", metavar="", help="accept an adapter that was trained on another base"),
-    ] = False,
-    allow_unknown_fields: Annotated[
-        bool,
-        typer.Option("--allow-unknown-fields", metavar="", help="accept an adapter whose config has unknown fields"),
-    ] = False,
-    to: Annotated[
-        str | None, typer.Option("--alias", metavar="NAME", help="alias to point to the new version alone")
-    ] = None,
+    folder: Folder,
+    name: PushName = None,
+    no_activate: NoActivate = False,
+    pin: Pin = False,
+    preload: Preload = False,
+    allow_base_mismatch: AllowBaseMismatch = False,
+    allow_unknown_fields: AllowUnknownFields = False,
+    to: PushAlias = None,
     as_json: Json = False,
 ) -> None:
     """Upload DIR as the next version of a name.
