@@ -189,17 +189,18 @@ def test_every_kind_of_processor_gives_the_same_bits(name: str, tmp_path: Path) 
         lab.place("a", 16, (3, 9), "proj")
         found[kernels.variant.name] = lab.logits(ADAPTERS)
     first, *others = found
-    assert others
+    if not others:
+        pytest.skip(f"this processor runs {first} alone")
     for other in others:
         for one, another in zip(found[first], found[other], strict=True):
             assert torch.equal(one, another), f"{first} and {other}"
 
 
 def test_a_row_does_not_depend_on_the_others(kernels: Kernels, tmp_path: Path) -> None:
-    """More rows are sampled than fit in two tiles."""
+    """More rows are sampled than the output layer takes at once."""
     lab = Lab(CONFIGS["qwen 3"], tmp_path, kernels=kernels)
     lab.place("a", 16, (3, 9), "proj")
-    sequences = [Sequence(f"{i}", [i, 2 * i], SamplingParams(), ADAPTERS[i % 2]) for i in range(45)]
+    sequences = [Sequence(f"{i}", [i, 2 * i], SamplingParams(), ADAPTERS[i % 2]) for i in range(70)]
     for i, sequence in enumerate(sequences):
         sequence.blocks = [i]
     together = lab.runner.logits(Batch(tuple(Chunk(sequence, 0, 2) for sequence in sequences)))

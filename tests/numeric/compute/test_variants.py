@@ -18,10 +18,17 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 
 def assert_the_same(compute: Callable[[Kernels], Tensor]) -> None:
     first, *others = runnable()
-    assert others, "nothing to compare with"
-    expected = compute(first).nan_to_num()
+    if not others:
+        pytest.skip(f"this processor runs {first.variant.name} alone")
+    expected = bits(compute(first))
     for kernels in others:
-        assert torch.equal(compute(kernels).nan_to_num(), expected), f"{kernels.variant.name}, {first.variant.name}"
+        assert torch.equal(bits(compute(kernels)), expected), f"{kernels.variant.name}, {first.variant.name}"
+
+
+def bits(x: Tensor) -> Tensor:
+    """The values as integers, all NaNs alike: their payloads say nothing."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    return torch.where(x.isnan(), torch.full_like(x, torch.nan), x).view(integers) if x.is_floating_point() else x
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 40, 100])

@@ -51,13 +51,15 @@ static inline void nf4_begin(int64_t rows) {
 
 static inline void nf4_decode(const uint8_t *packed, Nf4Table table, Decoded *tiles) {
     const __m256i nibble = _mm256_set1_epi8(15);
-    for (int pair = 0; pair < 32; pair++, packed += 32) {
-        uint16_t *to = tiles + pair / 16 * 1024 + pair % 16 * 32;
-        __m256i bytes = _mm256_loadu_si256((const __m256i *)packed);
-        __m256i low = _mm256_and_si256(bytes, nibble);
-        __m256i high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
-        _mm512_store_si512(to, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(low), table));
-        _mm512_store_si512(to + 512, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(high), table));
+    for (int part = 0; part < 2; part++, tiles += 1024) {
+#pragma GCC unroll 16
+        for (int pair = 0; pair < 16; pair++, packed += 32) {
+            __m256i bytes = _mm256_loadu_si256((const __m256i *)packed);
+            __m256i low = _mm256_and_si256(bytes, nibble);
+            __m256i high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+            _mm512_store_si512(tiles + pair * 32, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(low), table));
+            _mm512_store_si512(tiles + 512 + pair * 32, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(high), table));
+        }
     }
 }
 

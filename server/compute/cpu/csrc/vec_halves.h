@@ -20,6 +20,13 @@ typedef ivec mask;  // -1 or 0 in each lane
 
 #define INLINE static inline __attribute__((always_inline))
 
+// Lanes of a and b by number; gcc has one spelling (before 12), clang the other.
+#ifdef __clang__
+#define SHUFFLE(order, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(order, a, b, ...) __builtin_shuffle(a, b, (order){__VA_ARGS__})
+#endif
+
 INLINE half hset1(float x) { return (half){x, x, x, x, x, x, x, x}; }
 INLINE ihalf ihset1(int32_t x) { return (ihalf){x, x, x, x, x, x, x, x}; }
 INLINE half hload(const void *p) { half x; memcpy(&x, p, 32); return x; }
@@ -168,26 +175,20 @@ INLINE ivec iload_four(const void *p, int64_t stride) {
 INLINE ivec irepeat(const void *p) { return iload_four(p, 0); }
 
 // Lane i of every 4, in all 4.
-#define SPREAD(x, i) __builtin_shuffle(x, (ihalf){i, i, i, i, (i) + 4, (i) + 4, (i) + 4, (i) + 4})
+#define SPREAD(x, i) SHUFFLE(ihalf, x, x, i, i, i, i, (i) + 4, (i) + 4, (i) + 4, (i) + 4)
 #define ispread(x, i) ((ivec){SPREAD((x).low, i), SPREAD((x).high, i)})
 
 typedef uint16_t words16 __attribute__((vector_size(32)));
 
-INLINE ihalf unpack_half(ihalf a, ihalf b, const int from) {
-    const uint16_t f = (uint16_t)from;
-    const words16 order = {f, f + 16, f + 1, f + 17, f + 2, f + 18, f + 3, f + 19,
-                           f + 8, f + 24, f + 9, f + 25, f + 10, f + 26, f + 11, f + 27};
-    return (ihalf)__builtin_shuffle((words16)a, (words16)b, order);
-}
+#define unpack_half(a, b, f)                                                                                            \
+    ((ihalf)SHUFFLE(words16, (words16)(a), (words16)(b), f, f + 16, f + 1, f + 17, f + 2, f + 18, f + 3, f + 19, f + 8, \
+                    f + 24, f + 9, f + 25, f + 10, f + 26, f + 11, f + 27))
 
 // Of every 8 words of 16 bits the first (last) 4 of a and b by turns.
 INLINE ivec unpack_low16(ivec a, ivec b) { return (ivec){unpack_half(a.low, b.low, 0), unpack_half(a.high, b.high, 0)}; }
 INLINE ivec unpack_high16(ivec a, ivec b) { return (ivec){unpack_half(a.low, b.low, 4), unpack_half(a.high, b.high, 4)}; }
 
-INLINE half fours_half(half a, half b, const int from) {
-    const ihalf order = {from, from + 1, from + 2, from + 3, from + 8, from + 9, from + 10, from + 11};
-    return __builtin_shuffle(a, b, order);
-}
+#define fours_half(a, b, f) SHUFFLE(ihalf, a, b, f, f + 1, f + 2, f + 3, f + 8, f + 9, f + 10, f + 11)
 
 // Four lanes of a and b by turns: the first 16 of 32, and the others.
 INLINE void interleave_fours(vec a, vec b, vec *low, vec *high) {
@@ -197,7 +198,7 @@ INLINE void interleave_fours(vec a, vec b, vec *low, vec *high) {
 
 // The largest of the lanes that have the same place in their 4, in each of them.
 INLINE vec vmax_of_fours(vec x) {
-    const half t = hmax(x.low, x.high), turned = __builtin_shuffle(t, (ihalf){4, 5, 6, 7, 0, 1, 2, 3});
+    const half t = hmax(x.low, x.high), turned = SHUFFLE(ihalf, t, t, 4, 5, 6, 7, 0, 1, 2, 3);
     return (vec){hmax(t, turned), hmax(t, turned)};
 }
 
