@@ -8,7 +8,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve doctor lint test test-slow bench format clean
+.PHONY: help serve doctor lint test test-slow bench wheel format clean
 
 help:
 	@echo "make serve       install what is needed and serve the demo model on 127.0.0.1:8000"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make bench       start a server and measure it over HTTP"
 	@echo "make doctor      show this machine, and problems that serving would have here"
+	@echo "make wheel       dist/manylora-*.whl with the C kernels compiled, for machines without a compiler"
 	@echo "make format      format the code"
 	@echo "make clean       remove the virtual environment and caches"
 
@@ -54,9 +55,18 @@ test-slow: .venv/test.stamp
 bench: .venv/test.stamp
 	$(BIN)/manylora bench --spawn "$(BIN)/manylora serve --log-level warning" $(ARGS)
 
+# Compiles for all x86-64 processors (or, on others, the portable kernels). auditwheel reads which glibc they need and tags the
+# wheel with it. libgomp is torch's: a second one would start threads of its own beside torch's.
+wheel: .venv/serve.stamp
+	$(PIP) --group wheel
+	rm -rf build dist
+	MANYLORA_PREBUILD=1 $(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir build/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	rm -rf build
+
 format: .venv/test.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from bases.errors import BaseRejected, ConfigError
 from bases.model_source import DEMO, find_source, on_hub
 from bases.preflight import check_source
 from server.compute.cpu import kernels as cpu_kernels
+from server.compute.cpu.build import PREBUILT, NoCompiler, find_compiler
 from server.config import Settings
 from server.listener import bind
 
@@ -51,7 +53,7 @@ def findings(settings: Settings) -> list[tuple[str, str]]:
         ("cores", _cores(settings)),
         ("caches", ", ".join(machine.caches()) or "unknown"),
         ("memory", f"{memory.free / _GIB:.1f} GiB free of {memory.total / _GIB:.1f}{_limit(memory)}"),
-        ("C compiler", shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or "none"),
+        ("C compiler", _compiler()),
         ("kernels", _kernels(settings)),
         ("libraries", ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)),
         ("demo model", _demo()),
@@ -106,6 +108,13 @@ def _processor() -> str:
     return ", ".join(name if key in has else f"no {name}" for key, name in names.items())
 
 
+def _compiler() -> str:
+    try:
+        return shlex.join(find_compiler())
+    except NoCompiler:
+        return "none"
+
+
 def _kernels(settings: Settings) -> str:
     try:
         kernels = cpu_kernels.load(settings.cpu)
@@ -113,7 +122,8 @@ def _kernels(settings: Settings) -> str:
         return str(error)
     if kernels is None:
         return "none of our own: torch's, which are many times slower"
-    return cpu_kernels.describe(kernels.variant)
+    origin = "from the wheel" if kernels.path.parent == PREBUILT else "compiled here"
+    return f"{cpu_kernels.describe(kernels.variant)}; {origin}"
 
 
 def _cpu_problem(settings: Settings) -> str | None:
@@ -122,7 +132,10 @@ def _cpu_problem(settings: Settings) -> str | None:
     except ConfigError as error:
         return str(error)
     if kernels is None and settings.cpu == "auto":
-        return "kernels: there is no C compiler that can build ours, and torch's are many times slower; install gcc"
+        return (
+            "kernels: ours can be neither loaded nor compiled (see the warning), and torch's are many times slower; "
+            "install gcc, or a wheel made by `make wheel`"
+        )
     return None
 
 

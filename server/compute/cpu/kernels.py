@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bases.errors import ConfigError
 from server.compute.cpu.batches import LoraRows, PagedChunks
-from server.compute.cpu.build import NoCompiler, library
+from server.compute.cpu.build import PREBUILT, NoCompiler, library
 from server.compute.cpu.structures import (
     ATTENTION_SCRATCH,
     NF4_SCRATCH,
@@ -57,6 +57,7 @@ class Kernels:
         if lib.kernels_init():
             raise NotPermittedError("Linux does not let this process use the tile registers")
         self.variant = variant
+        self.path = path
         self._lib = lib
 
     def nf4_matmul(self, x: Tensor, layer: Nf4) -> Tensor:
@@ -185,9 +186,9 @@ def describe(variant: Variant) -> str:
 def load(cpu: str = "auto") -> Kernels | None:
     """The kernels of the best variant that runs here (``auto``), or of one by its name; None for ``torch``.
 
-    Compiled if they were not compiled here before. None for ``auto`` where nothing can compile them, after a warning.
-    Raises ConfigError for a named variant that cannot run here, and RuntimeError for a library that does not fit
-    :mod:`server.compute.cpu.structures`.
+    Compiled unless a wheel brought them or they were compiled here before. None for ``auto`` where nothing can compile
+    them, after a warning. Raises ConfigError for a named variant that cannot run here, and RuntimeError for a
+    library that does not fit :mod:`server.compute.cpu.structures`.
     """
     if cpu == "torch":
         return None
@@ -204,7 +205,9 @@ def load(cpu: str = "auto") -> Kernels | None:
             reason = str(getattr(error, "stderr", None) or error)
             if cpu == "auto" and not isinstance(error, NotPermittedError):
                 log.warning(
-                    "The C kernels cannot be built, and torch's are used, which are many times slower: %s", reason
+                    "The C kernels cannot be used: %s. Those of torch and bitsandbytes take their place: they are many "
+                    "times slower, and with them an answer may depend on what shares its batch, by rounding",
+                    reason.strip(),
                 )
                 return None
         if cpu != "auto":
@@ -220,6 +223,8 @@ def compiled(variant: Variant) -> Kernels:
         return Kernels(variant, path)
     except NotPermittedError:
         raise
-    except OSError:  # damaged, by a crash while it was written
-        path.unlink()
+    except OSError:
+        if path.parent == PREBUILT:  # not ours to delete
+            raise
+        path.unlink(missing_ok=True)  # damaged, by a crash while it was written
         return Kernels(variant, library(variant))

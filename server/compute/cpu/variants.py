@@ -38,5 +38,12 @@ VARIANTS = (
 )
 """The fastest first. The last one runs anywhere. All give the same bits."""
 NAMES = tuple(variant.name for variant in VARIANTS)
+
+
+def of_architecture(name: str) -> tuple[Variant, ...]:
+    """Those that can be compiled for an architecture, named as by ``platform.machine()``."""
+    return tuple(variant for variant in VARIANTS if name == "x86_64" or not variant.instructions)
+
+
 EMULATED_AMX = _variant("emulated-amx", *AVX512BF16.instructions, flags=("-DEMULATED_AMX",))
 """AMX's kernels with tile instructions written in C: for tests on processors without them."""
