@@ -59,7 +59,7 @@ bench: .venv/test.stamp
 # wheel with it. libgomp is torch's: a second one would start threads of its own beside torch's.
 wheel: .venv/serve.stamp
 	$(PIP) --group wheel
-	rm -rf build dist
+	rm -rf build
 	MANYLORA_PREBUILD=1 $(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir build/wheel .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
 	rm -rf build
