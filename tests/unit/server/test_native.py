@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from bases import machine
 from bases.errors import ConfigError
@@ -110,3 +111,12 @@ def test_what_was_changed_in_c_alone_is_refused(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(RuntimeError, match=said):
         kernels.compiled(VARIANTS[-1])
+
+
+def test_the_kernels_run_on_torchs_openmp() -> None:
+    """A second OpenMP library would start threads of its own, which spin beside torch's."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    assert kernels.compiled(VARIANTS[-1])
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
+    assert [Path(path).parent for path in mapped] == [Path(torch.__file__).parent / "lib"]
