@@ -35,7 +35,7 @@ INLINE void split_row(const uint16_t *x, uint32_t *to) {
 #else
 #define CHAIN 16
 #define PAIRS 1
-INLINE vec chain(vec sum, ivec a, ivec b) { return vfma(as_float(a), as_float(b), sum); }
+INLINE vec chain(vec sum, ivec a, ivec b) { return vfma_bf16(as_float(a), as_float(b), sum); }
 
 INLINE void split_pairs(const ivec *pairs, ivec *even, ivec *odd) {
     *even = ishl(pairs[0], 16);

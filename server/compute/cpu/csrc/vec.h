@@ -9,6 +9,10 @@
 #include "vec_halves.h"
 #endif
 
+#ifndef NO_FMA
+#define vfma_bf16 vfma  // a b + c, rounded once, of a and b that are bf16
+#endif
+
 static inline vec vload_bf16(const uint16_t *p) { return as_float(ishl(iwiden(p), 16)); }
 
 // What is left of x once it has been stored as bf16.

@@ -98,6 +98,29 @@ INLINE uint32_t mbits(mask m) {
 #endif
 }
 
+#if !defined(__AVX2__) && !defined(__aarch64__)
+#define NO_FMA
+typedef float quarter __attribute__((vector_size(16)));
+typedef double wide __attribute__((vector_size(32)));
+
+INLINE half hfma_bf16(half a, half b, half c) {
+    quarter x[2], y[2], z[2];
+    memcpy(x, &a, 32);
+    memcpy(y, &b, 32);
+    memcpy(z, &c, 32);
+    for (int i = 0; i < 2; i++) {
+        const wide product = __builtin_convertvector(x[i], wide) * __builtin_convertvector(y[i], wide);
+        z[i] = __builtin_convertvector(product + __builtin_convertvector(z[i], wide), quarter);
+    }
+    memcpy(&c, z, 32);
+    return c;
+}
+
+// Without such an instruction fmaf() is a call for every lane. The product of two bf16 is exact in double, and so is the
+// sum, unless one of the two is so much smaller that it does not change what the sum is as float32: the same bits.
+INLINE vec vfma_bf16(vec a, vec b, vec c) { return (vec){hfma_bf16(a.low, b.low, c.low), hfma_bf16(a.high, b.high, c.high)}; }
+#endif
+
 // Sums in the order of AVX-512's: halves, quarters, eighths.
 INLINE float vreduce_add(vec x) {
     const half t = x.low + x.high;
