@@ -16,8 +16,8 @@ from bases import machine
 from bases.errors import BaseRejected, ConfigError
 from bases.model_source import DEMO, find_source, on_hub
 from bases.preflight import check_source
-from server.compute.cpu import kernels as cpu_kernels
 from server.compute.cpu.build import PREBUILT, NoCompiler, find_compiler
+from server.compute.cpu.selection import select_kernels
 from server.config import Settings
 from server.listener import bind
 
@@ -117,25 +117,23 @@ def _compiler() -> str:
 
 def _kernels(settings: Settings) -> str:
     try:
-        kernels = cpu_kernels.load(settings.cpu)
+        selection = select_kernels(settings.cpu)
     except ConfigError as error:
         return str(error)
-    if kernels is None:
-        return "none of our own: torch's, which are many times slower"
-    origin = "from the wheel" if kernels.path.parent == PREBUILT else "compiled here"
-    return f"{cpu_kernels.describe(kernels.variant)}; {origin}"
+    if selection.kernels is None:
+        return str(selection)
+    return f"{selection}; {'from the wheel' if selection.kernels.path.parent == PREBUILT else 'compiled here'}"
 
 
 def _cpu_problem(settings: Settings) -> str | None:
+    if settings.device == "cuda":
+        return None
     try:
-        kernels = cpu_kernels.load(settings.cpu)
+        selection = select_kernels(settings.cpu)
     except ConfigError as error:
         return str(error)
-    if kernels is None and settings.cpu == "auto":
-        return (
-            "kernels: ours can be neither loaded nor compiled (see the warning), and torch's are many times slower; "
-            "install gcc, or a wheel made by `make wheel`"
-        )
+    if selection.kernels is None and settings.cpu == "auto":
+        return f"kernels: {list(selection.reasons.values())[-1]}; torch's serve, which are many times slower"
     return None
 
 

@@ -5,7 +5,8 @@ from functools import cache
 
 import pytest
 
-from server.compute.cpu.kernels import Kernels, compiled
+from server.compute.cpu.kernels import Kernels
+from server.compute.cpu.selection import compiled
 from server.compute.cpu.variants import EMULATED_AMX, VARIANTS, Variant
 
 

@@ -17,6 +17,6 @@ def unsupported_reason(device: torch.device) -> str | None:
 def make(device: torch.device, dtype: torch.dtype, cpu: str = "auto") -> Backend:
     """The backend, with activations, keys and values of ``dtype``, and the kernels that ``cpu`` names."""
     from server.compute.cpu.backend import CpuBackend
-    from server.compute.cpu.kernels import load
+    from server.compute.cpu.selection import select_kernels
 
-    return CpuBackend(device, dtype, load(cpu))
+    return CpuBackend(device, dtype, select_kernels(cpu).kernels)

@@ -1,11 +1,8 @@
 """The C kernels as Python calls them."""
 
 import ctypes
-import logging
-import subprocess
 from collections.abc import Sequence
 from ctypes import byref, c_int, c_int64, c_void_p
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bases.errors import ConfigError
 from server.compute.cpu.batches import LoraRows, PagedChunks
-from server.compute.cpu.build import PREBUILT, NoCompiler, library
 from server.compute.cpu.structures import (
     ATTENTION_SCRATCH,
     NF4_SCRATCH,
@@ -28,12 +23,14 @@ from server.compute.cpu.structures import (
     Workspace,
     check_layout,
 )
-from server.compute.cpu.variants import VARIANTS, Variant
+from server.compute.cpu.variants import Variant
 from server.engine.slots import PAGE
 
-log = logging.getLogger(__name__)
-
 Addresses = NDArray[np.int64]
+
+
+class NotPermittedError(OSError):
+    """The processor has what a variant needs, and this process may not use it."""
 
 
 class Kernels:
@@ -64,6 +61,8 @@ class Kernels:
         """Multiply x [rows, in] bf16 by the layer's weights and add its bias -> [rows, out] bf16."""
         x = x.contiguous()  # kept in a name: a pointer alone does not keep a copy alive
         rows = x.shape[0]
+        if not rows:
+            return torch.empty(0, layer.out, dtype=torch.bfloat16)
         padded = pad_rows(rows)
         if padded != rows:
             x = torch.nn.functional.pad(x, (0, 0, 0, padded - rows))
@@ -162,69 +161,3 @@ class Kernels:
 def pad_rows(rows: int) -> int:
     """Up to whole tiles."""
     return -(-rows // TILE_ROWS) * TILE_ROWS
-
-
-class NotPermittedError(OSError):
-    """The processor has what a variant needs, and this process may not use it."""
-
-
-def unavailable(variant: Variant) -> str | None:
-    """Why this processor does not run ``variant``; None if it does, as far as can be seen without trying."""
-    missing = variant.lacking()
-    return f"this processor has no {', '.join(missing)}" if missing else None
-
-
-def describe(variant: Variant) -> str:
-    """One line: the variant, and why not a better one."""
-    reasons = []
-    for better in VARIANTS[: VARIANTS.index(variant)]:
-        reasons.append(f"not {better.name}: {unavailable(better) or 'not permitted, or --cpu says so'}")
-    return "; ".join((variant.name, *reasons))
-
-
-@cache
-def load(cpu: str = "auto") -> Kernels | None:
-    """The kernels of the best variant that runs here (``auto``), or of one by its name; None for ``torch``.
-
-    Compiled unless a wheel brought them or they were compiled here before. None for ``auto`` where nothing can compile
-    them, after a warning. Raises ConfigError for a named variant that cannot run here, and RuntimeError for a
-    library that does not fit :mod:`server.compute.cpu.structures`.
-    """
-    if cpu == "torch":
-        return None
-    for variant in VARIANTS:
-        if cpu not in ("auto", variant.name):
-            continue
-        reason = unavailable(variant)
-        try:
-            if reason is None:
-                kernels = compiled(variant)
-                log.info("CPU kernels: %s", describe(variant))
-                return kernels
-        except (NoCompiler, OSError, subprocess.CalledProcessError) as error:
-            reason = str(getattr(error, "stderr", None) or error)
-            if cpu == "auto" and not isinstance(error, NotPermittedError):
-                log.warning(
-                    "The C kernels cannot be used: %s. Those of torch and bitsandbytes take their place: they are many "
-                    "times slower, and with them an answer may depend on what shares its batch, by rounding",
-                    reason.strip(),
-                )
-                return None
-        if cpu != "auto":
-            raise ConfigError(f"--cpu {cpu}: {reason}")
-        log.debug("Not %s: %s", variant.name, reason)
-    raise ConfigError(f"--cpu {cpu}: there are auto, torch, {', '.join(variant.name for variant in VARIANTS)}")
-
-
-def compiled(variant: Variant) -> Kernels:
-    """The kernels of one variant. Raises as :func:`server.compute.cpu.build.library` and :class:`Kernels` do."""
-    path = library(variant)
-    try:
-        return Kernels(variant, path)
-    except NotPermittedError:
-        raise
-    except OSError:
-        if path.parent == PREBUILT:  # not ours to delete
-            raise
-        path.unlink(missing_ok=True)  # damaged, by a crash while it was written
-        return Kernels(variant, library(variant))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from server.compute.cpu import build, kernels
+from server.compute.cpu import build, selection
 from server.compute.cpu.variants import VARIANTS, of_architecture
 
 ROOT = Path(__file__).parents[3]
@@ -89,7 +89,7 @@ def test_processes_that_start_together_compile_once(compiler: Path, start) -> No
     paths = {process.stdout.readline().strip() for process in processes}
     assert paths == {str(build.library(PORTABLE))}
     assert _compiled_sources(compiler) == sorted(path.name for path in build.SOURCES.glob("*.c"))
-    assert kernels.compiled(PORTABLE).variant is PORTABLE
+    assert selection.compiled(PORTABLE).variant is PORTABLE
 
 
 def test_a_process_that_is_killed_while_it_compiles_does_not_stop_the_next(compiler: Path, start) -> None:
@@ -104,14 +104,14 @@ def test_a_process_that_is_killed_while_it_compiles_does_not_stop_the_next(compi
     process.send_signal(signal.SIGKILL)
     process.wait()
     _write_compiler(folder, 'exec cc "$@" -O0')
-    assert kernels.compiled(PORTABLE).variant is PORTABLE
+    assert selection.compiled(PORTABLE).variant is PORTABLE
 
 
 def test_the_wheels_library_is_used_before_any_compiling(compiler: Path, prebuilt: Path) -> None:
     made = prebuilt / build.file_name(PORTABLE)
     build.compile_library(PORTABLE, build.find_compiler(), made)
     compiler.unlink()
-    assert kernels.compiled(PORTABLE).path == made
+    assert selection.compiled(PORTABLE).path == made
     assert not compiler.exists()
 
 
@@ -135,14 +135,14 @@ def test_a_library_of_other_sources_is_not_used(prebuilt: Path, tmp_path: Path, 
 def test_a_damaged_library_of_the_wheel_is_left_there(prebuilt: Path, caplog: pytest.LogCaptureFixture) -> None:
     for variant in VARIANTS:
         (prebuilt / build.file_name(variant)).write_text("damaged")
-    assert kernels.load.__wrapped__("auto") is None
+    assert selection.select_kernels.__wrapped__("auto").kernels is None
     assert "The C kernels cannot be used" in caplog.text
     assert len(list(prebuilt.iterdir())) == len(VARIANTS)
 
 
 def test_a_damaged_library_of_the_cache_is_compiled_anew(compiler: Path) -> None:
     build.library(PORTABLE).write_text("damaged")
-    assert kernels.compiled(PORTABLE).path == build.library(PORTABLE)
+    assert selection.compiled(PORTABLE).path == build.library(PORTABLE)
 
 
 def test_all_variants_of_x86_and_the_portable_one_elsewhere() -> None:

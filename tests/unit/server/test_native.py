@@ -2,17 +2,19 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bases import machine
 from bases.errors import ConfigError
-from server.compute.cpu import build, kernels
-from server.compute.cpu.variants import NAMES, VARIANTS
+from server.compute.cpu import build, selection
+from server.compute.cpu.kernels import NotPermittedError
+from server.compute.cpu.variants import NAMES, VARIANTS, Variant
 from server.config import Settings
 
-load = kernels.load.__wrapped__
+select = selection.select_kernels.__wrapped__
 
 
 @pytest.fixture
@@ -41,45 +43,66 @@ def test_the_best_variant_that_the_processor_runs_is_taken(
     has: set[str], chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "instructions", lambda: has)
-    monkeypatch.setattr(kernels, "compiled", lambda variant: variant)
-    assert load("auto").name == chosen
-    assert load(chosen).name == chosen
-    assert load("torch") is None
+    monkeypatch.setattr(selection, "compiled", lambda variant: SimpleNamespace(variant=variant))
+    assert select("auto").kernels.variant.name == chosen
+    assert list(select("auto").reasons) == list(NAMES[: NAMES.index(chosen)])
+    assert select(chosen).kernels.variant.name == chosen
+    assert select("torch").kernels is None
     for better in NAMES[: NAMES.index(chosen)]:
         with pytest.raises(ConfigError, match=f"--cpu {better}: this processor has no "):
-            load(better)
+            select(better)
 
 
 def test_a_processor_is_asked_before_a_compiler(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "instructions", set)
     with pytest.raises(ConfigError, match=r"this processor has no avx512f, .*amx_tile"):
-        load("amx")
+        select("amx")
     assert not compiler.exists()
 
 
 def test_without_a_compiler_auto_warns_and_a_named_variant_is_refused(
     compiler: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert load("auto") is None
+    assert select("auto").kernels is None
     assert compiler.exists()
     assert "many times slower" in caplog.text
     with pytest.raises(ConfigError, match="--cpu portable"):
-        load("portable")
+        select("portable")
 
 
 def test_tiles_that_linux_does_not_give_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some virtual machines show AMX and do not let processes use it."""
 
-    def refuse_amx(variant: kernels.Variant) -> kernels.Variant:
+    def refuse_amx(variant: Variant) -> SimpleNamespace:
         if variant.name == "amx":
-            raise kernels.NotPermittedError("Linux does not let this process use the tile registers")
-        return variant
+            raise NotPermittedError("Linux does not let this process use the tile registers")
+        return SimpleNamespace(variant=variant)
 
     monkeypatch.setattr(machine, "instructions", lambda: set(VARIANTS[0].instructions))
-    monkeypatch.setattr(kernels, "compiled", refuse_amx)
-    assert load("auto").name == "avx512bf16"
+    monkeypatch.setattr(selection, "compiled", refuse_amx)
+    assert str(select("auto")) == "avx512bf16; not amx: Linux does not let this process use the tile registers"
     with pytest.raises(ConfigError, match="--cpu amx: Linux does not let"):
-        load("amx")
+        select("amx")
+
+
+def test_a_compiler_that_is_too_old_for_the_best_variant_compiles_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gcc 10 knows AVX512-BF16 and no AMX."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    old = tmp_path / "old-cc"
+    old.write_text(
+        '#!/bin/sh\ncase "$*" in *-mfma*) echo "unknown option -mfma" >&2; exit 1;; esac\nexec cc -O0 "$@"\n'
+    )
+    old.chmod(0o755)
+    monkeypatch.setenv("CC", str(old))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "instructions", lambda: {"avx2", "fma"})
+    found = select("auto")
+    assert found.kernels.variant.name == "portable"
+    assert "unknown option -mfma" in found.reasons["avx2"]
+    assert "for avx2 cannot be compiled" in caplog.text
 
 
 def test_the_option_names_all_variants() -> None:
@@ -110,13 +133,13 @@ def test_what_was_changed_in_c_alone_is_refused(
     monkeypatch.setattr(build, "FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in build.FLAGS))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(RuntimeError, match=said):
-        kernels.compiled(VARIANTS[-1])
+        selection.compiled(VARIANTS[-1])
 
 
 def test_the_kernels_run_on_torchs_openmp() -> None:
     """A second OpenMP library would start threads of its own, which spin beside torch's."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
-    assert kernels.compiled(VARIANTS[-1])
+    assert selection.compiled(VARIANTS[-1])
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
     assert [Path(path).parent for path in mapped] == [Path(torch.__file__).parent / "lib"]
