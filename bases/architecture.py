@@ -139,7 +139,7 @@ def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
 
 def check_context(config: PreTrainedConfig, length: int) -> None:
     """Raise BaseRejected if rotary angles at this context length depend on the longest sequence of a batch."""
-    for rope in _ropes(config):
+    for rope in rotary_parameters(config):
         original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
         if rope.get("rope_type") == "longrope" and length > original:
             raise BaseRejected(
@@ -178,13 +178,13 @@ def _check_config(config: PreTrainedConfig) -> None:
         raise BaseRejected("it is multimodal; only text models are served")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise BaseRejected(f"models of its type ({config.model_type}) are not causal language models")
-    for rope in _ropes(config):
+    for rope in rotary_parameters(config):
         kind = rope.get("rope_type", "default")
         if kind not in _ROTARY | {"longrope"}:
             raise BaseRejected(f"its rotary embedding ({kind}) may depend on the other requests of a batch")
 
 
-def _ropes(config: PreTrainedConfig) -> list[dict[str, Any]]:
+def rotary_parameters(config: PreTrainedConfig) -> list[dict[str, Any]]:
     """Return the rotary parameters: one set, or one for each kind of layer."""
     rope = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in rope.values() if isinstance(value, dict)]

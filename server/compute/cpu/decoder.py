@@ -1,4 +1,4 @@
-"""All layers of a Llama-shaped model in one native call, where the CPU kernels allow it.
+"""All layers of a model in one native call, where the CPU kernels allow it.
 
 transformers' model stays what it is and is the reference: :meth:`Decoder.of` takes a model only if every part is one
 that ``decoder.c`` computes, and the same tensors serve both (their addresses are taken once: no parameter may be
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from server.compute.backend import ServedModel
+from server.compute.cpu import architectures
+from server.compute.cpu.architectures import ONE_KIND, Architecture
 from server.compute.cpu.attention import KernelAttention, KernelKvCache
 from server.compute.cpu.kernels import Kernels, pad_rows
 from server.compute.cpu.linear import FusedNf4
@@ -37,19 +39,14 @@ from server.compute.cpu.structures import (
     address,
 )
 from server.compute.layers import LinearGroup
-from server.compute.llama import is_llama_shaped
 from server.compute.lora_mapping import make_mapping
 from server.compute.model_inputs import make_inputs
 from server.engine.sequence import Batch
 from server.engine.slots import PAGE
 
-STATIC = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotary positions whose angles depend on nothing but the position."""
-GROUPS = (
-    ("qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-    ("o", ("self_attn.o_proj",)),
-    ("gate_up", ("mlp.gate_proj", "mlp.up_proj")),
-    ("down", ("mlp.down_proj",)),
+ONE_BY_ONE = (
+    "This model's layers are computed one by one, by transformers' modules instead of one native call, so every "
+    "request takes several times as long"
 )
 
 log = logging.getLogger(__name__)
@@ -64,8 +61,11 @@ class Decoder:
         causal: Any = model.base.model
         self.kernels, self.pool, self.kv, self.params = kernels, model.pool, model.kv, model.attention
         self.model = causal.model
-        groups = _groups(model)
-        self.groups = [[groups[name] for name, _ in _named_groups(i)] for i in range(len(self.model.layers))]
+        self.architecture = Architecture.of(causal)
+        groups = {group.names[0]: group for group in model.pool.groups}
+        self.groups = [
+            [groups[names[0]] for names in self.architecture.group_names(i)] for i in range(len(self.model.layers))
+        ]
         self.seconds: Tensor | None = None
         """[len(PHASES)] float64, where set: steps add what their phases took."""
         self.layers = (Layer * len(self.groups))(*(self._layer(i) for i in range(len(self.groups))))
@@ -74,12 +74,8 @@ class Decoder:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.hidden, self.intermediate, self.width = config.hidden_size, config.intermediate_size, attention.head_dim
         self.vocabulary = causal.lm_head.weight.shape[0]
-        self.native = Model(
-            *(len(self.groups), self.hidden, self.intermediate, self.heads, self.kv_heads, self.width, self.kv.size),
-            *(self.vocabulary, config.rms_norm_eps),
-            *(ctypes.addressof(self.layers), address(self.model.norm.weight), address(causal.lm_head.weight)),
-        )
-        self.cosine, self.sine = self._angles(model.base.max_model_len)
+        self.cosine, self.sine = angles(causal, model.base.max_model_len)
+        self.native = self._native(causal)
         self.active = lru_cache(maxsize=64)(self._active)
 
     @classmethod
@@ -90,41 +86,58 @@ class Decoder:
         reason = unsupported_reason(model)
         if reason is None:
             return cls(model, kernels)
-        log.warning("Layers are computed one by one, which is several times slower: %s.", reason)
+        log.warning("%s: %s.", ONE_BY_ONE, reason)
         return None
 
+    def _native(self, causal: Any) -> Model:
+        architecture, family = self.architecture, self.architecture.family
+        return Model(
+            layers=len(self.groups),
+            hidden=self.hidden,
+            intermediate=self.intermediate,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            width=self.width,
+            size=self.kv.size,
+            vocabulary=self.vocabulary,
+            rotary_width=2 * self.cosine.shape[-1],
+            activation=architecture.activation,
+            norm_rounds=family.norm_rounds,
+            rotary_rounds=family.rotary_rounds,
+            norms_all_heads=family.norms_all_heads,
+            eps=causal.config.rms_norm_eps,
+            norm_offset=family.norm_offset,
+            residual_multiplier=architecture.residual_multiplier,
+            logits_scaling=architecture.logits_scaling,
+            final_softcap=architecture.final_softcap,
+            layer=ctypes.addressof(self.layers),
+            final_norm=address(self.model.norm.weight),
+            head=address(causal.lm_head.weight),
+        )
+
     def _layer(self, index: int) -> Layer:
-        module = self.model.layers[index]
-        attention = module.self_attn
         keys, values = self.kv.layers[index]
-        params = self.params[index]
+        params, kind = self.params[index], self.architecture.rotary[index]
         linears = {
             name: Linear(_base(group), _lora(group))
-            for (name, _), group in zip(GROUPS, self.groups[index], strict=True)
+            for (name, _), group in zip(self.architecture.groups, self.groups[index], strict=True)
         }
         return Layer(
-            input_norm=address(module.input_layernorm.weight),
-            post_norm=address(module.post_attention_layernorm.weight),
-            q_norm=address(_weight(attention, "q_norm")),
-            k_norm=address(_weight(attention, "k_norm")),
+            *(address(weight) for weight in self.architecture.norms(self.model.layers[index])),
             keys=address(keys),
             values=address(values),
             window=params.window or 0,
+            rotary=-1 if kind is None else self.architecture.rotary_kinds.index(kind),
             scale=params.scale,
+            softcap=params.softcap or 0.0,
             **linears,
         )
-
-    def _angles(self, positions: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of every position, [positions, width] bf16 each, as the model's own module makes them."""
-        like = self.model.embed_tokens.weight
-        cosine, sine = self.model.rotary_emb(like, torch.arange(positions).unsqueeze(0))
-        return cosine[0].contiguous(), sine[0].contiguous()
 
     def _refresh(self) -> None:
         """Take over where the pool's tensors are."""
         self._generation = self.pool.generation
         for layer, groups in zip(self.layers, self.groups, strict=True):
-            for (name, _), group in zip(GROUPS, groups, strict=True):
+            for (name, _), group in zip(self.architecture.groups, groups, strict=True):
                 getattr(layer, name).lora = _lora(group)
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -132,9 +145,9 @@ class Decoder:
         if self._generation != self.pool.generation:
             self._refresh()
         tokens, positions, keep = make_inputs(batch)
-        x = self.model.embed_tokens(torch.tensor(tokens))
+        x = self.model.embed_tokens(torch.tensor(tokens)) * self.architecture.embedding_multiplier
         at = torch.tensor(positions)
-        cosine, sine = self.cosine[at], self.sine[at]
+        cosine, sine = self.cosine[:, at], self.sine[:, at]
         logits = torch.empty(len(keep), self.vocabulary)
         mapping, paged, kept = (
             make_mapping(batch, self.pool.resident),
@@ -184,33 +197,35 @@ class Decoder:
         return Workspace(*(address(tensor) for tensor in room)), room
 
 
-def _named_groups(layer: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The first name and all names of each group of a layer."""
-    for _, leaves in GROUPS:
-        names = tuple(f"model.layers.{layer}.{leaf}" for leaf in leaves)
-        yield names[0], names
+def angles(causal: Any, positions: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position, [kinds, positions, rotary width / 2] float32, by the model's own module.
 
-
-def _groups(model: ServedModel) -> dict[str, LinearGroup]:
-    """Groups by the name of their first layer."""
-    return {group.names[0]: group for group in model.pool.groups}
+    The module returns each twice, for the two halves of what is rotated.
+    """
+    like = causal.model.embed_tokens.weight
+    at = torch.arange(positions).unsqueeze(0)
+    arguments = [() if kind == ONE_KIND else (kind,) for kind in Architecture.of(causal).rotary_kinds or [ONE_KIND]]
+    made = [causal.model.rotary_emb(like, at, *kind) for kind in arguments]
+    cosine, sine = (torch.stack([both[i][0].float() for both in made]) for i in (0, 1))
+    half = cosine.shape[-1] // 2
+    return cosine[..., :half].contiguous(), sine[..., :half].contiguous()
 
 
 def unsupported_reason(model: ServedModel) -> str | None:
     """Why the kernels cannot compute this model's layers; None if they can."""
     causal: Any = model.base.model
-    if not is_llama_shaped(causal):
-        return f"not the layers of {type(causal).__name__}"
-    softcaps = any(params.softcap for params in model.attention.values())
-    if causal.config.rope_parameters["rope_type"] not in STATIC or softcaps:
-        return "its positions or its attention are of an unusual kind"
+    if reason := architectures.unsupported_reason(causal):
+        return reason
     if not isinstance(model.kv, KernelKvCache):
         return "its attention takes --block-size a multiple of 16, heads a multiple of 32 wide, and bf16"
-    if not _plain(causal.lm_head) or any(weight.dtype != torch.bfloat16 for weight in _norms(causal.model)):
+    if (rotated := 2 * angles(causal, 1)[0].shape[-1]) % 32:
+        return f"{rotated} components of a head are rotated, which is no multiple of 32"
+    if not _plain(causal.lm_head) or any(weight.dtype != torch.bfloat16 for weight in _norms(causal)):
         return "its output layer or its norms are not plain bf16"
-    groups = _groups(model)
-    wanted = (names for i in range(len(causal.model.layers)) for names in _named_groups(i))
-    if not all(first in groups and groups[first].names == names and _fused(groups[first]) for first, names in wanted):
+    groups = {group.names[0]: group for group in model.pool.groups}
+    architecture = Architecture.of(causal)
+    wanted = (names for i in range(len(causal.model.layers)) for names in architecture.group_names(i))
+    if not all(n[0] in groups and groups[n[0]].names == n and _fused(groups[n[0]]) for n in wanted):
         return "its linear layers are not NF4 in blocks of 64, or of a shape that the kernels do not take"
     return None
 
@@ -223,12 +238,10 @@ def _plain(head: nn.Module) -> bool:
     )
 
 
-def _norms(model: Any) -> Iterator[Tensor]:
-    yield model.norm.weight
-    for layer in model.layers:
-        yield from (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
-        found = (_weight(layer.self_attn, name) for name in ("q_norm", "k_norm"))
-        yield from (weight for weight in found if weight is not None)
+def _norms(causal: Any) -> Iterator[Tensor]:
+    yield causal.model.norm.weight
+    for layer in causal.model.layers:
+        yield from (weight for weight in Architecture.of(causal).norms(layer) if weight is not None)
 
 
 def _fused(group: LinearGroup) -> bool:
@@ -249,7 +262,3 @@ def _lora(group: LinearGroup) -> Lora:
 
 def _bias(layer: nn.Linear) -> Tensor | None:
     return layer.bias
-
-
-def _weight(module: nn.Module, name: str) -> Tensor | None:
-    return getattr(getattr(module, name, None), "weight", None)

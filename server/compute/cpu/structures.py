@@ -28,6 +28,8 @@ ATTENTION_SCRATCH = 24
 """Floats of scratch for each key and thread of attention."""
 HEAD_MIN_TOKENS = 64
 """Of a vocabulary."""
+SILU, GELU_TANH = 0, 1
+"""Activations."""
 CONSTANTS = {
     "MEMBERS": MEMBERS,
     "NF4_BLOCK": NF4_BLOCK,
@@ -40,6 +42,8 @@ CONSTANTS = {
     "ATTENTION_MAX_WIDTH": ATTENTION_MAX_WIDTH,
     "ATTENTION_SCRATCH": ATTENTION_SCRATCH,
     "HEAD_MIN_TOKENS": HEAD_MIN_TOKENS,
+    "SILU": SILU,
+    "GELU_TANH": GELU_TANH,
 }
 """Those of ``kernels.h``, in the order of ``layout.c``."""
 
@@ -108,9 +112,11 @@ class Layer(ctypes.Structure):
     """One decoder layer."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
+        *((name, c_void_p) for name in ("attention_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm")),
+        *((name, c_void_p) for name in ("q_norm", "k_norm")),
         *((name, Linear) for name in ("qkv", "o", "gate_up", "down")),
-        *(("keys", c_void_p), ("values", c_void_p), ("window", c_int64), ("scale", c_float)),
+        *(("keys", c_void_p), ("values", c_void_p), ("window", c_int64), ("rotary", c_int64)),
+        *(("scale", c_float), ("softcap", c_float)),
     )
 
 
@@ -118,11 +124,10 @@ class Model(ctypes.Structure):
     """All of a model that does not change from step to step."""
 
     _fields_ = (
-        *(
-            (name, c_int64)
-            for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "width", "size", "vocabulary")
-        ),
-        ("eps", c_float),
+        *((name, c_int64) for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "width", "size")),
+        *((name, c_int64) for name in ("vocabulary", "rotary_width", "activation")),
+        *((name, c_int64) for name in ("norm_rounds", "rotary_rounds", "norms_all_heads")),
+        *((name, c_float) for name in ("eps", "norm_offset", "residual_multiplier", "logits_scaling", "final_softcap")),
         *((name, c_void_p) for name in ("layer", "final_norm", "head")),
     )
 

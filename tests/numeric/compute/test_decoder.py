@@ -11,12 +11,23 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    Exaone4Config,
+    Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
+    GraniteConfig,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    OlmoConfig,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    SeedOssConfig,
+    SmolLM3Config,
 )
 
 from adapters.format.spec import AdapterId, AdapterSpec, LoraTarget
@@ -41,12 +52,34 @@ SHAPE = {
 }
 ROTARY = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}
 STRETCH = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+WIDE = {**{name: value for name, value in SHAPE.items() if name != "head_dim"}, "hidden_size": 128, "pad_token_id": 0}
+WIDER = {**WIDE, "num_attention_heads": 1, "num_key_value_heads": 1}
+PARTLY = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.5] * 16, "long_factor": [4.0] * 16}
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+GEMMA = {**SHAPE, "head_dim": 256, "query_pre_attn_scalar": 100, "sliding_window": 7, "layer_types": MIXED}
+MULTIPLIERS = {
+    **{"embedding_multiplier": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2, "logits_scaling": 7.0},
+}
 CONFIGS = {
     "llama": LlamaConfig(**SHAPE, tie_word_embeddings=True),
     "llama 3": LlamaConfig(**SHAPE, attention_bias=True, rope_parameters={**ROTARY, **STRETCH}),
     "mistral": MistralConfig(**SHAPE, sliding_window=7),
     "qwen 2": Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=7, max_window_layers=1),
     "qwen 3": Qwen3Config(**SHAPE),
+    "ministral": MinistralConfig(**SHAPE, sliding_window=7, layer_types=MIXED),
+    "seed oss": SeedOssConfig(**SHAPE, attention_bias=True),
+    "phi 3": Phi3Config(**WIDE, sliding_window=7),
+    "phi 4 mini": Phi3Config(**WIDER, rope_parameters=PARTLY),
+    "phi 3 longrope": Phi3Config(**WIDE, original_max_position_embeddings=128, rope_parameters=LONGROPE),
+    "gemma": GemmaConfig(**SHAPE),
+    "gemma 2": Gemma2Config(**GEMMA, attn_logit_softcapping=0.1, final_logit_softcapping=0.2),
+    "gemma 3": Gemma3TextConfig(**GEMMA, rope_parameters={"full_attention": ROTARY | STRETCH, "sliding_attention": {}}),
+    "granite": GraniteConfig(**SHAPE, **MULTIPLIERS),
+    "smollm 3": SmolLM3Config(**SHAPE, no_rope_layers=[1, 0, 1], pad_token_id=0),
+    "olmo 2": Olmo2Config(**SHAPE),
+    "olmo 3": Olmo3Config(**SHAPE, sliding_window=7, layer_types=MIXED),
+    "exaone 4": Exaone4Config(**SHAPE, sliding_window=7, layer_types=MIXED),
 }
 ADAPTERS: list[Adaptation] = [
     (),
@@ -157,7 +190,7 @@ def test_the_decoder_is_the_models_modules(name: str, tmp_path: Path) -> None:
         lab.runner.forward = lab.modules
         theirs, their_keys = lab.logits(adaptations)
         assert (my_keys != their_keys).float().mean() < 0.005, "the first layer differs by a last bit here and there"
-        assert error(mine, theirs) < 0.02
+        assert error(mine, theirs) < 0.005, "rounded elsewhere than the modules round, it would be more"
         plain = plain or list(mine)
     changed = [not torch.equal(row, before) for row, before in zip(mine, plain, strict=True)]
     assert changed == [bool(ADAPTERS[i % len(ADAPTERS)]) for i in range(len(LENGTHS))]
@@ -196,9 +229,10 @@ def test_every_kind_of_processor_gives_the_same_bits(name: str, tmp_path: Path) 
             assert torch.equal(one, another), f"{first} and {other}"
 
 
-def test_a_row_does_not_depend_on_the_others(kernels: Kernels, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["qwen 3", "phi 4 mini", "gemma 2", "olmo 2"])
+def test_a_row_does_not_depend_on_the_others(name: str, kernels: Kernels, tmp_path: Path) -> None:
     """More rows are sampled than the output layer takes at once."""
-    lab = Lab(CONFIGS["qwen 3"], tmp_path, kernels=kernels)
+    lab = Lab(CONFIGS[name], tmp_path, kernels=kernels)
     lab.place("a", 16, (3, 9), "proj")
     sequences = [Sequence(f"{i}", [i, 2 * i], SamplingParams(), ADAPTERS[i % 2]) for i in range(70)]
     for i, sequence in enumerate(sequences):
@@ -231,12 +265,12 @@ def test_a_step_that_finds_another_steps_mapping_stops(tmp_path: Path) -> None:
         lab.runner._record_layers()
 
 
-@pytest.mark.parametrize(("change", "reason"), [({"block_size": 8}, "block-size"), ({}, "GemmaForCausalLM")])
+@pytest.mark.parametrize(("change", "reason"), [({"block_size": 8}, "block-size"), ({}, "OlmoForCausalLM")])
 def test_layers_one_by_one_are_said_with_the_reason(
     change: dict[str, int], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    lab = Lab(CONFIGS["llama"] if change else GemmaConfig(**SHAPE), tmp_path, change)
+    lab = Lab(CONFIGS["llama"] if change else OlmoConfig(**SHAPE), tmp_path, change)
     assert isinstance(lab.decoder, EagerForward)
     assert any("one by one" in record.message and reason in record.message for record in caplog.records)
 

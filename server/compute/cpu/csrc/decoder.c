@@ -1,6 +1,7 @@
-// All decoder layers of a Llama-shaped model in one call, by one OpenMP team: a step is some 500 short phases, and starting
+// All decoder layers of a model like Llama in one call, by one OpenMP team: a step is some 500 short phases, and starting
 // each from Python costs more than most of them take. What each phase rounds to bf16 is what transformers' modules round.
 
+#include "activations.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -19,67 +20,94 @@ static inline void lap(const Step *step, Phase phase, double *at) {
     *at = now;
 }
 
-// to = weight * (x / rms(x)), x [n] bf16; n a multiple of 16.
-static void rms_norm(const uint16_t *x, const uint16_t *weight, int64_t n, float eps, uint16_t *to) {
+// to = (weight + offset) * (x / rms(x)), x [n] bf16; n a multiple of 16. to may be x.
+static void rms_norm(const Model *model, const uint16_t *x, const uint16_t *weight, int64_t n, uint16_t *to) {
     vec sum = vzero();
     for (int64_t i = 0; i < n; i += 16) {
         const vec v = vload_bf16(x + i);
         sum = vfma(v, v, sum);
     }
-    const vec scale = vset1(1.0f / sqrtf(vreduce_add(sum) / (float)n + eps));
+    const vec scale = vset1(1.0f / sqrtf(vreduce_add(sum) / (float)n + model->eps)), offset = vset1(model->norm_offset);
     for (int64_t i = 0; i < n; i += 16) {
-        vstore_bf16(to + i, vmul(vload_bf16(weight + i), vround_bf16(vmul(vload_bf16(x + i), scale))));
+        const vec v = vmul(vload_bf16(x + i), scale), w = vadd(vload_bf16(weight + i), offset);
+        vstore_bf16(to + i, vmul(w, model->norm_rounds ? vround_bf16(v) : v));
     }
 }
 
-static void add(uint16_t *x, const uint16_t *more, int64_t n) {
-    for (int64_t i = 0; i < n; i += 16) vstore_bf16(x + i, vadd(vload_bf16(x + i), vload_bf16(more + i)));
+// x += multiplier * more
+static void add(uint16_t *x, const uint16_t *more, int64_t n, float multiplier) {
+    const vec scale = vset1(multiplier);
+    for (int64_t i = 0; i < n; i += 16) {
+        vstore_bf16(x + i, vadd(vload_bf16(x + i), vround_bf16(vmul(vload_bf16(more + i), scale))));
+    }
 }
 
-static void norm_share(const Model *model, const Step *step, const Workspace *work, const uint16_t *weight, int residual) {
+// To one row of x what attention or the MLP made of it, through the norm `out` unless it is NULL.
+static void add_residual(const Model *model, const uint16_t *out, const Workspace *work, int64_t row) {
+    const int64_t n = model->hidden;
+    uint16_t *added = work->added + row * n;
+    if (out) rms_norm(model, added, out, n, added);
+    add(work->x + row * n, added, n, model->residual_multiplier);
+}
+
+// work->normed = norm of work->x, after what was added to it, if anything. NULL for a norm: there is none.
+static void norm_share(const Model *model, const Step *step, const Workspace *work, int added, const uint16_t *out,
+                       const uint16_t *norm) {
     const int64_t n = model->hidden;
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
-        if (residual) add(work->x + row * n, work->added + row * n, n);
-        rms_norm(work->x + row * n, weight, n, model->eps, work->normed + row * n);
+        if (added) add_residual(model, out, work, row);
+        const uint16_t *x = work->x + row * n;
+        uint16_t *to = work->normed + row * n;
+        norm ? rms_norm(model, x, norm, n, to) : (void)memcpy(to, x, n * 2);
     }
 }
 
-// One head by its position's angles: x cos + (-x2, x1) sin. width a multiple of 32.
-static void rotate(const uint16_t *x, const uint16_t *cosine, const uint16_t *sine, int64_t width, uint16_t *to) {
+// One head by its position's angles: x cos + (-x2, x1) sin. width a multiple of 32. to may be x.
+static void rotate(const uint16_t *x, const float *cosine, const float *sine, int64_t width, int rounds, uint16_t *to) {
     const int64_t half = width / 2;
     for (int64_t i = 0; i < half; i += 16) {
-        const vec a = vload_bf16(x + i), b = vload_bf16(x + half + i);
-        const vec low = vround_bf16(vmul(b, vload_bf16(sine + i)));
-        const vec high = vround_bf16(vmul(a, vload_bf16(sine + half + i)));
-        vstore_bf16(to + i, vsub(vround_bf16(vmul(a, vload_bf16(cosine + i))), low));
-        vstore_bf16(to + half + i, vadd(vround_bf16(vmul(b, vload_bf16(cosine + half + i))), high));
+        const vec a = vload_bf16(x + i), b = vload_bf16(x + half + i), c = vload(cosine + i), s = vload(sine + i);
+        vec a_cos = vmul(a, c), b_sin = vmul(b, s), b_cos = vmul(b, c), a_sin = vmul(a, s);
+        if (rounds) {
+            a_cos = vround_bf16(a_cos), b_sin = vround_bf16(b_sin);
+            b_cos = vround_bf16(b_cos), a_sin = vround_bf16(a_sin);
+        }
+        vstore_bf16(to + i, vsub(a_cos, b_sin));
+        vstore_bf16(to + half + i, vadd(b_cos, a_sin));
     }
+}
+
+// A row's queries and keys, side by side, through their norms, if there are any.
+static void norm_heads(const Model *model, const Layer *layer, uint16_t *qk) {
+    const int64_t width = model->width, queries = model->heads * width, keys = model->kv_heads * width;
+    if (!layer->q_norm) return;
+    const int64_t q_span = model->norms_all_heads ? queries : width, k_span = model->norms_all_heads ? keys : width;
+    for (int64_t i = 0; i < queries; i += q_span) rms_norm(model, qk + i, layer->q_norm, q_span, qk + i);
+    qk += queries;
+    for (int64_t i = 0; i < keys; i += k_span) rms_norm(model, qk + i, layer->k_norm, k_span, qk + i);
 }
 
 // Queries to work->q, keys and values to their place in the cache.
 static void place_share(const Model *model, const Layer *layer, const Step *step, const Workspace *work) {
     const int64_t width = model->width, heads = model->heads, kv = model->kv_heads, all = heads + 2 * kv;
+    const int64_t rotated = layer->rotary < 0 ? 0 : model->rotary_width;
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
         uint16_t *from = work->wide + row * all * width;
-        const uint16_t *cosine = step->cosine + row * width, *sine = step->sine + row * width;
+        const int64_t angles = (layer->rotary * step->rows + row) * model->rotary_width / 2;
         const int64_t block = step->slots[row] / model->size, offset = step->slots[row] % model->size;
         const int64_t at = (block * kv * model->size + offset) * width, head = model->size * width;
+        norm_heads(model, layer, from);
         for (int64_t i = 0; i < heads + kv; i++, from += width) {
-            const uint16_t *norm = i < heads ? layer->q_norm : layer->k_norm;
-            if (norm) rms_norm(from, norm, width, model->eps, from);
-            rotate(from, cosine, sine, width,
-                   i < heads ? work->q + (row * heads + i) * width : layer->keys + at + (i - heads) * head);
+            uint16_t *to = i < heads ? work->q + (row * heads + i) * width : layer->keys + at + (i - heads) * head;
+            if (rotated) {
+                rotate(from, step->cosine + angles, step->sine + angles, rotated, model->rotary_rounds, to);
+            }
+            memcpy(to + rotated, from + rotated, (width - rotated) * 2);
         }
         for (int64_t i = 0; i < kv; i++) memcpy(layer->values + at + i * head, from + i * width, width * 2);
     }
-}
-
-// x sigmoid(x): of x < 0 as e / (1 + e), e = exp(x), which cannot overflow.
-static inline vec silu(vec x) {
-    const vec one = vset1(1.0f), e = exp_negative(vsub(vzero(), vabs(x)));
-    return vmul(x, vdiv(vselect(vless(x, vzero()), e, one), vadd(one, e)));
 }
 
 static void gate_share(const Model *model, const Step *step, const Workspace *work) {
@@ -88,8 +116,8 @@ static void gate_share(const Model *model, const Step *step, const Workspace *wo
     for (int64_t row = 0; row < step->rows; row++) {
         const uint16_t *gate = work->wide + row * 2 * n, *up = gate + n;
         for (int64_t i = 0; i < n; i += 16) {
-            vstore_bf16(work->act + row * n + i,
-                       vmul(vround_bf16(silu(vload_bf16(gate + i))), vload_bf16(up + i)));
+            const vec x = vload_bf16(gate + i), activated = model->activation == GELU_TANH ? gelu_tanh(x) : silu(x);
+            vstore_bf16(work->act + row * n + i, vmul(vround_bf16(activated), vload_bf16(up + i)));
         }
     }
 }
@@ -122,12 +150,12 @@ static void layer_share(const Model *model, const Layer *layer, const Step *step
     place_share(model, layer, step, work);
     lap(step, PLACE, at);
     const Attention job = {model->heads, model->kv_heads, model->width, model->size, layer->window, layer->scale,
-                           0, work->q, layer->keys, layer->values, step->tables, work->mixed};
+                           layer->softcap, work->q, layer->keys, layer->values, step->tables, work->mixed};
     attention_share(&job, step->chunks, step->chunk, units, work->scores, step->context);
 #pragma omp barrier
     lap(step, ATTENTION, at);
     linear_share(&layer->o, step, work, active[1], work->mixed, work->added, at);
-    norm_share(model, step, work, layer->post_norm, 1);
+    norm_share(model, step, work, 1, layer->attention_out_norm, layer->mlp_norm);
     lap(step, NORM, at);
     linear_share(&layer->gate_up, step, work, active[2], work->normed, work->wide, at);
     gate_share(model, step, work);
@@ -135,16 +163,32 @@ static void layer_share(const Model *model, const Layer *layer, const Step *step
     linear_share(&layer->down, step, work, active[3], work->act, work->added, at);
 }
 
+// What models do to their logits, in float32.
+static void finish_logits_share(const Model *model, const Step *step) {
+    const vec scaling = vset1(model->logits_scaling), limit = vset1(model->final_softcap);
+    const int64_t n = step->sampled * model->vocabulary;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < n; i += 16) {
+        float room[16] = {0};
+        const size_t bytes = (n - i < 16 ? n - i : 16) * sizeof(float);
+        memcpy(room, step->logits + i, bytes);
+        const vec x = vdiv(vload(room), scaling);
+        vstore(room, model->final_softcap > 0 ? soft_cap(x, limit) : x);
+        memcpy(step->logits + i, room, bytes);
+    }
+}
+
 static void logits_share(const Model *model, const Step *step, const Workspace *work) {
     const int64_t n = model->hidden;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < step->sampled; i++) {
-        uint16_t *x = work->x + step->sampled_rows[i] * n;
-        add(x, work->added + step->sampled_rows[i] * n, n);
-        rms_norm(x, model->final_norm, n, model->eps, work->normed + i * n);
+        const int64_t row = step->sampled_rows[i];
+        add_residual(model, model->layer[model->layers - 1].mlp_out_norm, work, row);
+        rms_norm(model, work->x + row * n, model->final_norm, n, work->normed + i * n);
     }
     head_share(step->sampled, model->vocabulary, n, work->normed, model->head, work->packed, step->logits);
 #pragma omp barrier
+    if (model->logits_scaling != 1 || model->final_softcap > 0) finish_logits_share(model, step);
 }
 
 // Embeddings in work->x to logits; writes the rows' keys and values.
@@ -157,9 +201,10 @@ void decode_step(const Model *model, const Step *step, const Workspace *work, in
         const uint64_t mode = flush_denormals();
         double at = omp_get_wtime();
         for (int64_t i = 0; i < model->layers; i++) {
-            norm_share(model, step, work, model->layer[i].input_norm, i > 0);
+            const Layer *layer = model->layer + i;
+            norm_share(model, step, work, i > 0, i > 0 ? layer[-1].mlp_out_norm : NULL, layer->attention_norm);
             lap(step, NORM, &at);
-            layer_share(model, model->layer + i, step, work, step->active + i * 4, units, &at);
+            layer_share(model, layer, step, work, step->active + i * 4, units, &at);
         }
         if (step->sampled) logits_share(model, step, work);
         lap(step, HEAD, &at);

@@ -63,17 +63,30 @@ typedef struct {
 } Linear;
 
 typedef struct {
-    const uint16_t *input_norm, *post_norm;
-    const uint16_t *q_norm, *k_norm;  // NULL, or over each head (Qwen 3)
+    // Before attention, after it, before the MLP, after it; NULL for none.
+    const uint16_t *attention_norm, *attention_out_norm, *mlp_norm, *mlp_out_norm;
+    const uint16_t *q_norm, *k_norm;  // NULL for none
     Linear qkv, o, gate_up, down;
     uint16_t *keys, *values;  // [blocks, kv_heads, size, width]
     int64_t window;
-    float scale;
+    int64_t rotary;  // which of the step's tables of angles, -1 for none
+    float scale, softcap;
 } Layer;
+
+typedef enum { SILU, GELU_TANH } Activation;
 
 typedef struct {
     int64_t layers, hidden, intermediate, heads, kv_heads, width, size, vocabulary;
+    int64_t rotary_width;     // components of a head that are rotated: a multiple of 32
+    int64_t activation;       // an Activation
+    int64_t norm_rounds;      // 1: what was divided by its RMS is rounded to bf16 before it is multiplied by the weight
+    int64_t rotary_rounds;    // 1: angles and products are rounded to bf16 before they are added
+    int64_t norms_all_heads;  // 1: q_norm and k_norm are over all heads together, 0: over each
     float eps;
+    float norm_offset;  // added to the weight of every norm
+    float residual_multiplier;  // of what attention and the MLP add
+    float logits_scaling;       // divides the logits
+    float final_softcap;        // of the logits, 0 for none
     const Layer *layer;
     const uint16_t *final_norm, *head;
 } Model;
@@ -83,7 +96,7 @@ typedef struct {
     const Chunk *chunk;
     const int64_t *tables;
     const int64_t *slots;    // [rows] place in the cache, in tokens
-    const uint16_t *cosine, *sine;  // [rows, width]
+    const float *cosine, *sine;  // [tables, rows, rotary_width / 2]
     const LoraBatch *lora;
     const uint8_t *active;   // [layers, 4]: qkv, o, gate_up, down
     const int64_t *sampled_rows;

@@ -8,7 +8,8 @@
 #include <stdint.h>
 
 const int64_t constants[] = {MEMBERS,   NF4_BLOCK, NF4_OUTPUTS,         NF4_SCRATCH,       LORA_PAGE,      LORA_MAX_INPUTS,
-                             TILE_ROWS, KEY_STEP,  ATTENTION_MAX_WIDTH, ATTENTION_SCRATCH, HEAD_MIN_TOKENS};
+                             TILE_ROWS, KEY_STEP,  ATTENTION_MAX_WIDTH, ATTENTION_SCRATCH, HEAD_MIN_TOKENS, SILU,
+                             GELU_TANH};
 const int64_t constants_length = sizeof(constants) / sizeof(*constants);
 
 #define AT(field) offsetof(STRUCTURE, field)
@@ -38,12 +39,14 @@ const int64_t layout[] = {
     sizeof(Linear), AT(base), AT(lora),
 #undef STRUCTURE
 #define STRUCTURE Layer
-    sizeof(Layer), AT(input_norm), AT(post_norm), AT(q_norm), AT(k_norm), AT(qkv), AT(o), AT(gate_up),
-        AT(down), AT(keys), AT(values), AT(window), AT(scale),
+    sizeof(Layer), AT(attention_norm), AT(attention_out_norm), AT(mlp_norm), AT(mlp_out_norm), AT(q_norm), AT(k_norm),
+        AT(qkv), AT(o), AT(gate_up), AT(down), AT(keys), AT(values), AT(window), AT(rotary), AT(scale), AT(softcap),
 #undef STRUCTURE
 #define STRUCTURE Model
     sizeof(Model), AT(layers), AT(hidden), AT(intermediate), AT(heads), AT(kv_heads), AT(width), AT(size),
-        AT(vocabulary), AT(eps), AT(layer), AT(final_norm), AT(head),
+        AT(vocabulary), AT(rotary_width), AT(activation), AT(norm_rounds), AT(rotary_rounds), AT(norms_all_heads),
+        AT(eps), AT(norm_offset), AT(residual_multiplier), AT(logits_scaling), AT(final_softcap), AT(layer),
+        AT(final_norm), AT(head),
 #undef STRUCTURE
 #define STRUCTURE Step
     sizeof(Step), AT(rows), AT(chunks), AT(sampled), AT(context), AT(chunk), AT(tables), AT(slots), AT(cosine),

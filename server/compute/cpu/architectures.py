@@ -1,0 +1,176 @@
+"""The decoder layers of transformers' models, described as ``decoder.c`` takes them.
+
+The models that are computed in one native call all have RMSNorm, rotary positions and a gated MLP. What differs is
+said here by data: a :class:`Family` for each class of model, made an :class:`Architecture` by a model's config.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from torch import Tensor
+
+from bases.architecture import rotary_parameters
+from server.compute.cpu.structures import GELU_TANH, SILU
+
+ACTIVATIONS = {"silu": SILU, "gelu_pytorch_tanh": GELU_TANH}
+"""By their names in configs."""
+ROTARY = ("default", "linear", "llama3", "yarn", "longrope")
+"""Kinds of rotary positions whose angles depend on nothing but the position. Those of ``longrope`` do below the length
+that :func:`bases.architecture.check_context` allows."""
+ONE_KIND = ""
+"""Of rotary positions, where all layers have the same."""
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Names of a layer's norms around attention and the MLP; None where there is none."""
+
+    attention: str | None = "input_layernorm"
+    attention_out: str | None = None
+    mlp: str | None = "post_attention_layernorm"
+    mlp_out: str | None = None
+
+    def __iter__(self) -> Iterator[str | None]:
+        """In the order of the C structure."""
+        return iter((self.attention, self.attention_out, self.mlp, self.mlp_out))
+
+
+Rotary = Callable[[Any, int], str | None]
+"""A config and the index of a layer -> the kind of rotary positions of that layer, None for none."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the models of one class have in common. The default is Llama."""
+
+    norms: Norms = Norms()
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    gate_up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    activation: str = "hidden_act"
+    """The name of the config's field."""
+    norm_rounds: bool = True
+    """What was divided by its RMS is rounded to bf16 before it is multiplied by the weight."""
+    norm_offset: float = 0.0
+    """Added to the weight of every norm."""
+    norms_all_heads: bool = False
+    """Norms of queries and keys are over all heads together, not over each."""
+    rotary_rounds: bool = True
+    """Angles and products are rounded to bf16 before they are added."""
+    rotary: Rotary = lambda config, layer: ONE_KIND
+    multipliers: bool = False
+    """The config has Granite's multipliers."""
+    final_softcap: bool = False
+    """The config may have a soft cap for logits."""
+
+
+def _by_layer_type(config: Any, layer: int) -> str | None:
+    kind: str = config.layer_types[layer]
+    return kind
+
+
+def _unless_left_out(config: Any, layer: int) -> str | None:
+    """In spite of its name, ``no_rope_layers`` is 1 for the layers that have rotary positions."""
+    return ONE_KIND if config.no_rope_layers[layer] else None
+
+
+def _only_with_window(config: Any, layer: int) -> str | None:
+    """Where layers have sliding windows, those without one have no positions."""
+    return ONE_KIND if config.sliding_window is None or config.layer_types[layer] == "sliding_attention" else None
+
+
+AROUND = Norms(
+    attention_out="post_attention_layernorm", mlp="pre_feedforward_layernorm", mlp_out="post_feedforward_layernorm"
+)
+AFTER = Norms(attention=None, attention_out="post_attention_layernorm", mlp=None, mlp_out="post_feedforward_layernorm")
+GEMMA = Family(norm_rounds=False, norm_offset=1.0)
+GEMMA_2 = replace(GEMMA, norms=AROUND, activation="hidden_activation", final_softcap=True)
+OLMO_2 = Family(norms=AFTER, norm_rounds=False, norms_all_heads=True, rotary_rounds=False)
+FAMILIES = {
+    "LlamaForCausalLM": Family(),
+    "MistralForCausalLM": Family(),
+    "MinistralForCausalLM": Family(),
+    "Qwen2ForCausalLM": Family(),
+    "Qwen3ForCausalLM": Family(),
+    "SeedOssForCausalLM": Family(),
+    "Phi3ForCausalLM": Family(qkv=("self_attn.qkv_proj",), gate_up=("mlp.gate_up_proj",)),
+    "GemmaForCausalLM": GEMMA,
+    "Gemma2ForCausalLM": GEMMA_2,
+    "Gemma3ForCausalLM": replace(GEMMA_2, rotary=_by_layer_type),
+    "GraniteForCausalLM": Family(multipliers=True),
+    "SmolLM3ForCausalLM": Family(rotary=_unless_left_out),
+    "Olmo2ForCausalLM": OLMO_2,
+    "Olmo3ForCausalLM": replace(OLMO_2, rotary=_by_layer_type),
+    "Exaone4ForCausalLM": Family(norms=AFTER, rotary=_only_with_window),
+}
+"""By the class of the model."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One model's layers."""
+
+    family: Family
+    activation: int
+    rotary: tuple[str | None, ...]
+    """The kind of each layer's rotary positions, None for none."""
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
+    """Divides the logits."""
+    final_softcap: float = 0.0
+    """Of the logits, 0 for none."""
+
+    @classmethod
+    def of(cls, causal: Any) -> Self:
+        """Of a model for which there is no :func:`unsupported_reason`."""
+        family, config = FAMILIES[type(causal).__name__], causal.config
+        multipliers = ("embedding_multiplier", "residual_multiplier", "logits_scaling") if family.multipliers else ()
+        return cls(
+            *(family, ACTIVATIONS[getattr(config, family.activation)]),
+            tuple(family.rotary(config, layer) for layer in range(len(causal.model.layers))),
+            final_softcap=(family.final_softcap and config.final_logit_softcapping) or 0.0,
+            **{name: getattr(config, name) for name in multipliers},
+        )
+
+    @property
+    def rotary_kinds(self) -> list[str]:
+        """All kinds of rotary positions, each once."""
+        return sorted({kind for kind in self.rotary if kind is not None})
+
+    @property
+    def groups(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Linear layers that share an input, by their field of the C structure."""
+        return (
+            ("qkv", self.family.qkv),
+            ("o", ("self_attn.o_proj",)),
+            ("gate_up", self.family.gate_up),
+            ("down", ("mlp.down_proj",)),
+        )
+
+    def group_names(self, layer: int) -> list[tuple[str, ...]]:
+        """The full names of each group's linear layers."""
+        return [tuple(f"model.layers.{layer}.{leaf}" for leaf in leaves) for _, leaves in self.groups]
+
+    def norms(self, layer: Any) -> list[Tensor | None]:
+        """The weights of a layer's norms in the order of the C structure: around attention and MLP, queries, keys."""
+        around = [None if name is None else getattr(layer, name).weight for name in self.family.norms]
+        return [*around, *(_weight(layer.self_attn, name) for name in ("q_norm", "k_norm"))]
+
+
+def unsupported_reason(causal: Any) -> str | None:
+    """Why a model's architecture is not one of these; None if it is."""
+    name, config = type(causal).__name__, causal.config
+    if name not in FAMILIES:
+        return f"there is no native decoder for {name}"
+    activation = getattr(config, FAMILIES[name].activation)
+    if activation not in ACTIVATIONS:
+        return f"its activation is {activation}, and the kernels compute {' and '.join(ACTIVATIONS)}"
+    for rope in rotary_parameters(config):
+        if rope["rope_type"] not in ROTARY:
+            return f"its rotary positions are of the kind {rope['rope_type']}, and the kernels take {', '.join(ROTARY)}"
+    return None
+
+
+def _weight(module: Any, name: str) -> Tensor | None:
+    return getattr(getattr(module, name, None), "weight", None)
