@@ -153,6 +153,9 @@ class Backend(Protocol):
     def copier(self) -> AdapterCopier:
         """What copies adapters to the device."""
 
+    def kv_shapes(self, shapes: Mapping[int, tuple[int, int]], size: int) -> Mapping[int, tuple[int, int]]:
+        """``shapes`` as they lie in the memory of :meth:`kv_cache`: heads may be padded."""
+
     def kv_cache(self, shapes: Mapping[int, tuple[int, int]], blocks: int, size: int) -> KvCache:
         """A cache of ``blocks`` blocks of ``size`` tokens, all zeros. ``shapes``: layer -> (KV heads, head size)."""
 

@@ -32,7 +32,8 @@ class Runner:
         register_attention()
         base.model.set_attn_implementation(IMPLEMENTATION)
         layers = self._record_layers()
-        self.kv_size = kv_cache_size(layers.shapes, self.pool.groups, base, settings)
+        in_memory = self.backend.kv_shapes(layers.shapes, settings.block_size)
+        self.kv_size = kv_cache_size(in_memory, self.pool.groups, base, settings)
         self.blocks = self.kv_size.blocks
         self.kv = self.backend.kv_cache(layers.shapes, self.blocks, settings.block_size)
         self.model = ServedModel(base, self.pool, self.kv, layers.params, settings.max_batch_sequences)

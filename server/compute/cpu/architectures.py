@@ -155,7 +155,7 @@ class Architecture:
     def norms(self, layer: Any) -> list[Tensor | None]:
         """The weights of a layer's norms in the order of the C structure: around attention and MLP, queries, keys."""
         around = [None if name is None else getattr(layer, name).weight for name in self.family.norms]
-        return [*around, *(_weight(layer.self_attn, name) for name in ("q_norm", "k_norm"))]
+        return [*around, *(norm_weight(layer.self_attn, name) for name in ("q_norm", "k_norm"))]
 
 
 def unsupported_reason(causal: Any) -> str | None:
@@ -172,5 +172,6 @@ def unsupported_reason(causal: Any) -> str | None:
     return None
 
 
-def _weight(module: Any, name: str) -> Tensor | None:
+def norm_weight(module: Any, name: str) -> Tensor | None:
+    """The weight of one of ``module``'s norms, None if it has none of this name."""
     return getattr(getattr(module, name, None), "weight", None)

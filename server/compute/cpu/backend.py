@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bases.nf4 import Linear4bit
 from server.compute.backend import Forward, GroupLinear, GroupLora, GroupShape, KvCache, ServedModel
-from server.compute.cpu.attention import KernelKvCache
+from server.compute.cpu.attention import KernelKvCache, padded_width
 from server.compute.cpu.decoder import Decoder
 from server.compute.cpu.kernels import Kernels
 from server.compute.cpu.linear import FusedNf4, leave_checkpoint
@@ -50,6 +50,12 @@ class CpuBackend(ReferenceBackend):
         page = np.array([mine.nbytes // len(mine) for mine, _ in tensors])
         for first, offset, count in page_runs(pages):
             self.kernels.write_pieces(to + first * page, np.where(source, source + offset * page, 0), count * page)
+
+    def kv_shapes(self, shapes: Mapping[int, tuple[int, int]], size: int) -> Mapping[int, tuple[int, int]]:
+        """Heads are padded to what the kernel takes."""
+        if not (self.kernels and KernelKvCache.takes(shapes, size, self.dtype)):
+            return super().kv_shapes(shapes, size)
+        return {layer: (heads, padded_width(width)) for layer, (heads, width) in shapes.items()}
 
     def kv_cache(self, shapes: Mapping[int, tuple[int, int]], blocks: int, size: int) -> KvCache:
         """One kernel takes all rows and gives each the same bits whatever is beside it."""

@@ -15,20 +15,26 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from server.compute.backend import ServedModel
 from server.compute.cpu import architectures
-from server.compute.cpu.architectures import ONE_KIND, Architecture
-from server.compute.cpu.attention import KernelAttention, KernelKvCache
+from server.compute.cpu.architectures import ONE_KIND, Architecture, norm_weight
+from server.compute.cpu.attention import KernelAttention, KernelKvCache, padded_width
 from server.compute.cpu.kernels import Kernels, pad_rows
 from server.compute.cpu.linear import FusedNf4
 from server.compute.cpu.lora import KernelLora, lora_rows
 from server.compute.cpu.structures import (
+    ATTENTION_MAX_WIDTH,
     ATTENTION_SCRATCH,
     HEAD_MIN_TOKENS,
+    LORA_MAX_INPUTS,
     MEMBERS,
+    NF4_BLOCK,
+    NF4_OUTPUTS,
     NF4_SCRATCH,
     TILE_ROWS,
+    VECTOR,
     Layer,
     Linear,
     Lora,
@@ -73,8 +79,9 @@ class Decoder:
         config, attention = causal.config, self.model.layers[0].self_attn
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.hidden, self.intermediate, self.width = config.hidden_size, config.intermediate_size, attention.head_dim
+        self.cached_width = padded_width(self.width)
         self.vocabulary = causal.lm_head.weight.shape[0]
-        self.cosine, self.sine = angles(causal, model.base.max_model_len)
+        self.rotary_width, self.cosine, self.sine = angles(causal, model.base.max_model_len)
         self.native = self._native(causal)
         self.active = lru_cache(maxsize=64)(self._active)
 
@@ -98,9 +105,10 @@ class Decoder:
             heads=self.heads,
             kv_heads=self.kv_heads,
             width=self.width,
+            cached_width=self.cached_width,
             size=self.kv.size,
             vocabulary=self.vocabulary,
-            rotary_width=2 * self.cosine.shape[-1],
+            rotary_width=self.rotary_width,
             activation=architecture.activation,
             norm_rounds=family.norm_rounds,
             rotary_rounds=family.rotary_rounds,
@@ -185,8 +193,8 @@ class Decoder:
     def _work(self, x: Tensor, pages: int, context: int, threads: int) -> tuple[Workspace, list[Tensor]]:
         """Room for a step, and what must stay alive for it: ``x`` [rows, hidden], padded, comes first."""
         padded = pad_rows(len(x))
-        queries = self.heads * self.width
-        wide = max(queries + 2 * self.kv_heads * self.width, 2 * self.intermediate)
+        queries = self.heads * self.cached_width
+        wide = max((self.heads + 2 * self.kv_heads) * self.width, 2 * self.intermediate)
         widths = (self.hidden, self.hidden, wide, queries, queries, self.intermediate, self.hidden)
         room = [torch.empty(padded, width, dtype=torch.bfloat16) for width in widths]
         room[0][: len(x)] = x
@@ -197,18 +205,21 @@ class Decoder:
         return Workspace(*(address(tensor) for tensor in room)), room
 
 
-def angles(causal: Any, positions: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position, [kinds, positions, rotary width / 2] float32, by the model's own module.
+def angles(causal: Any, positions: int) -> tuple[int, Tensor, Tensor]:
+    """How many components of a head are rotated, and cosine and sine of every position, by the model's own module.
 
-    The module returns each twice, for the two halves of what is rotated.
+    They are [kinds, positions, components / 2 padded to whole vectors] float32. The module returns each twice, for the
+    two halves of what is rotated.
     """
     like = causal.model.embed_tokens.weight
     at = torch.arange(positions).unsqueeze(0)
     arguments = [() if kind == ONE_KIND else (kind,) for kind in Architecture.of(causal).rotary_kinds or [ONE_KIND]]
     made = [causal.model.rotary_emb(like, at, *kind) for kind in arguments]
-    cosine, sine = (torch.stack([both[i][0].float() for both in made]) for i in (0, 1))
-    half = cosine.shape[-1] // 2
-    return cosine[..., :half].contiguous(), sine[..., :half].contiguous()
+    width = made[0][0].shape[-1]
+    half = width // 2
+    halves = (torch.stack([both[i][0, :, :half].float() for both in made]) for i in (0, 1))
+    cosine, sine = (F.pad(half_of, (0, -half % VECTOR)) for half_of in halves)
+    return width, cosine.contiguous(), sine.contiguous()
 
 
 def unsupported_reason(model: ServedModel) -> str | None:
@@ -216,18 +227,35 @@ def unsupported_reason(model: ServedModel) -> str | None:
     causal: Any = model.base.model
     if reason := architectures.unsupported_reason(causal):
         return reason
+    if model.base.dtype != torch.bfloat16:
+        return "the kernels compute in bf16 only"
     if not isinstance(model.kv, KernelKvCache):
-        return "its attention takes --block-size a multiple of 16, heads a multiple of 32 wide, and bf16"
-    if (rotated := 2 * angles(causal, 1)[0].shape[-1]) % 32:
-        return f"{rotated} components of a head are rotated, which is no multiple of 32"
+        return f"the kernels take --block-size a multiple of 16 and heads up to {ATTENTION_MAX_WIDTH} wide"
+    width = causal.model.layers[0].self_attn.head_dim
+    if norm_weight(causal.model.layers[0].self_attn, "q_norm") is not None and width % VECTOR:
+        return f"its heads, {width} wide, have norms, for which the kernels take multiples of {VECTOR}"
     if not _plain(causal.lm_head) or any(weight.dtype != torch.bfloat16 for weight in _norms(causal)):
-        return "its output layer or its norms are not plain bf16"
+        return f"its norms are not bf16, or its output layer is not, has a bias, or less than {HEAD_MIN_TOKENS} tokens"
     groups = {group.names[0]: group for group in model.pool.groups}
-    architecture = Architecture.of(causal)
-    wanted = (names for i in range(len(causal.model.layers)) for names in architecture.group_names(i))
-    if not all(n[0] in groups and groups[n[0]].names == n and _fused(groups[n[0]]) for n in wanted):
-        return "its linear layers are not NF4 in blocks of 64, or of a shape that the kernels do not take"
+    for layer in range(len(causal.model.layers)):
+        for names in Architecture.of(causal).group_names(layer):
+            if names[0] not in groups or groups[names[0]].names != names:
+                return f"{' and '.join(names)} do not have the same input"
+            if reason := _linear_reason(groups[names[0]]):
+                return reason
     return None
+
+
+def _linear_reason(group: LinearGroup) -> str | None:
+    """Why the kernels cannot compute these linear layers."""
+    inputs, outs = group.shape.inputs, group.shape.outs
+    what = f"{group.names[0]} ({inputs} inputs, {' + '.join(map(str, outs))} outputs)"
+    if inputs % NF4_BLOCK or any(out % NF4_OUTPUTS for out in outs):
+        return f"{what} has a shape other than a multiple of {NF4_BLOCK} inputs and of {NF4_OUTPUTS} outputs"
+    if inputs > LORA_MAX_INPUTS:
+        return f"{what} has more than {LORA_MAX_INPUTS} inputs"
+    fits = isinstance(group.base, FusedNf4) and group.base.kernels is not None and isinstance(group.lora, KernelLora)
+    return None if fits else f"{group.names[0]} is not NF4 in blocks of {NF4_BLOCK}"
 
 
 def _plain(head: nn.Module) -> bool:
@@ -242,11 +270,6 @@ def _norms(causal: Any) -> Iterator[Tensor]:
     yield causal.model.norm.weight
     for layer in causal.model.layers:
         yield from (weight for weight in Architecture.of(causal).norms(layer) if weight is not None)
-
-
-def _fused(group: LinearGroup) -> bool:
-    base: object = group.base
-    return isinstance(group.lora, KernelLora) and isinstance(base, FusedNf4) and base.kernels is not None
 
 
 def _base(group: LinearGroup) -> Nf4:

@@ -19,10 +19,11 @@ NF4_OUTPUTS = 32
 """Outputs of an NF4 layer that are packed together."""
 NF4_SCRATCH = 32
 """Floats of scratch for each input and thread of an NF4 product."""
-LORA_MAX_INPUTS = 16384
+LORA_MAX_INPUTS = 49152
 TILE_ROWS = 16
 KEY_STEP = 32
 """Keys that are multiplied with their values together."""
+ATTENTION_WIDTH_STEP = 32
 ATTENTION_MAX_WIDTH = 256
 ATTENTION_SCRATCH = 24
 """Floats of scratch for each key and thread of attention."""
@@ -30,6 +31,8 @@ HEAD_MIN_TOKENS = 64
 """Of a vocabulary."""
 SILU, GELU_TANH = 0, 1
 """Activations."""
+VECTOR = 16
+"""Numbers that the kernels take together."""
 CONSTANTS = {
     "MEMBERS": MEMBERS,
     "NF4_BLOCK": NF4_BLOCK,
@@ -39,6 +42,7 @@ CONSTANTS = {
     "LORA_MAX_INPUTS": LORA_MAX_INPUTS,
     "TILE_ROWS": TILE_ROWS,
     "KEY_STEP": KEY_STEP,
+    "ATTENTION_WIDTH_STEP": ATTENTION_WIDTH_STEP,
     "ATTENTION_MAX_WIDTH": ATTENTION_MAX_WIDTH,
     "ATTENTION_SCRATCH": ATTENTION_SCRATCH,
     "HEAD_MIN_TOKENS": HEAD_MIN_TOKENS,
@@ -124,8 +128,8 @@ class Model(ctypes.Structure):
     """All of a model that does not change from step to step."""
 
     _fields_ = (
-        *((name, c_int64) for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "width", "size")),
-        *((name, c_int64) for name in ("vocabulary", "rotary_width", "activation")),
+        *((name, c_int64) for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "width")),
+        *((name, c_int64) for name in ("cached_width", "size", "vocabulary", "rotary_width", "activation")),
         *((name, c_int64) for name in ("norm_rounds", "rotary_rounds", "norms_all_heads")),
         *((name, c_float) for name in ("eps", "norm_offset", "residual_multiplier", "logits_scaling", "final_softcap")),
         *((name, c_void_p) for name in ("layer", "final_norm", "head")),

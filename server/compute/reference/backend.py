@@ -61,6 +61,11 @@ class ReferenceBackend:
         """One that copies before it returns."""
         return ImmediateCopier()
 
+    def kv_shapes(self, shapes: Mapping[int, tuple[int, int]], size: int) -> Mapping[int, tuple[int, int]]:
+        """Nothing is padded."""
+        del size
+        return shapes
+
     def kv_cache(self, shapes: Mapping[int, tuple[int, int]], blocks: int, size: int) -> KvCache:
         """With attention by torch."""
         return TorchKvCache(shapes, blocks, size, self.device, self.dtype)

@@ -208,7 +208,7 @@ def test_pages_are_written_as_the_reference_writes_them(
 
 
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (3, None), (None, 5.0), (20, 5.0)])
-@pytest.mark.parametrize(("kv_heads", "width", "size"), [(1, 32, 16), (2, 64, 4), (4, 96, 16)])
+@pytest.mark.parametrize(("kv_heads", "width", "size"), [(1, 32, 16), (2, 64, 4), (4, 96, 16), (2, 40, 16)])
 @torch.inference_mode()
 def test_paged_attention_equals_attention_over_the_whole_context(
     backend: Backend, window: int | None, softcap: float | None, kv_heads: int, width: int, size: int

@@ -66,12 +66,15 @@ CONFIGS = {
     "llama 3": LlamaConfig(**SHAPE, attention_bias=True, rope_parameters={**ROTARY, **STRETCH}),
     "mistral": MistralConfig(**SHAPE, sliding_window=7),
     "qwen 2": Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=7, max_window_layers=1),
+    "qwen 2 of 7B": Qwen2Config(**{**SHAPE, "intermediate_size": 18944}),
     "qwen 3": Qwen3Config(**SHAPE),
     "ministral": MinistralConfig(**SHAPE, sliding_window=7, layer_types=MIXED),
     "seed oss": SeedOssConfig(**SHAPE, attention_bias=True),
     "phi 3": Phi3Config(**WIDE, sliding_window=7),
     "phi 4 mini": Phi3Config(**WIDER, rope_parameters=PARTLY),
     "phi 3 longrope": Phi3Config(**WIDE, original_max_position_embeddings=128, rope_parameters=LONGROPE),
+    "heads 80 wide": Qwen3Config(**{**SHAPE, "head_dim": 80}),
+    "heads 100 wide": LlamaConfig(**{**SHAPE, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 100}),
     "gemma": GemmaConfig(**SHAPE),
     "gemma 2": Gemma2Config(**GEMMA, attn_logit_softcapping=0.1, final_logit_softcapping=0.2),
     "gemma 3": Gemma3TextConfig(**GEMMA, rope_parameters={"full_attention": ROTARY | STRETCH, "sliding_attention": {}}),
@@ -265,12 +268,23 @@ def test_a_step_that_finds_another_steps_mapping_stops(tmp_path: Path) -> None:
         lab.runner._record_layers()
 
 
-@pytest.mark.parametrize(("change", "reason"), [({"block_size": 8}, "block-size"), ({}, "OlmoForCausalLM")])
+NOT_NATIVE: list[tuple[PreTrainedConfig, dict[str, int], str]] = [
+    (CONFIGS["llama"], {"block_size": 8}, "--block-size a multiple of 16"),
+    (OlmoConfig(**SHAPE), {}, "no native decoder for OlmoForCausalLM"),
+    (LlamaConfig(**SHAPE, hidden_act="gelu"), {}, "its activation is gelu"),
+    (LlamaConfig(**{**SHAPE, "intermediate_size": 200}), {}, "mlp.gate_proj (64 inputs, 200 + 200 outputs)"),
+    (LlamaConfig(**{**SHAPE, "intermediate_size": 224}), {}, "mlp.down_proj (224 inputs, 64 outputs)"),
+    (Qwen3Config(**{**SHAPE, "head_dim": 40}), {}, "40 wide, have norms"),
+    (LlamaConfig(**{**SHAPE, "head_dim": 288}), {}, "heads up to 256 wide"),
+]
+
+
+@pytest.mark.parametrize(("config", "change", "reason"), NOT_NATIVE, ids=[reason for *_, reason in NOT_NATIVE])
 def test_layers_one_by_one_are_said_with_the_reason(
-    change: dict[str, int], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    config: PreTrainedConfig, change: dict[str, int], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    lab = Lab(CONFIGS["llama"] if change else OlmoConfig(**SHAPE), tmp_path, change)
+    lab = Lab(config, tmp_path, change)
     assert isinstance(lab.decoder, EagerForward)
     assert any("one by one" in record.message and reason in record.message for record in caplog.records)
 

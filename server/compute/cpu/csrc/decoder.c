@@ -63,7 +63,17 @@ static void norm_share(const Model *model, const Step *step, const Workspace *wo
     }
 }
 
-// One head by its position's angles: x cos + (-x2, x1) sin. width a multiple of 32. to may be x.
+static inline void store_part(uint16_t *to, vec x, int64_t left) {
+    if (left >= 16) {
+        vstore_bf16(to, x);
+        return;
+    }
+    uint16_t room[16];
+    vstore_bf16(room, x);
+    memcpy(to, room, left * 2);
+}
+
+// One head by its position's angles: x cos + (-x2, x1) sin. Reads up to 15 components past width.
 static void rotate(const uint16_t *x, const float *cosine, const float *sine, int64_t width, int rounds, uint16_t *to) {
     const int64_t half = width / 2;
     for (int64_t i = 0; i < half; i += 16) {
@@ -73,8 +83,8 @@ static void rotate(const uint16_t *x, const float *cosine, const float *sine, in
             a_cos = vround_bf16(a_cos), b_sin = vround_bf16(b_sin);
             b_cos = vround_bf16(b_cos), a_sin = vround_bf16(a_sin);
         }
-        vstore_bf16(to + i, vsub(a_cos, b_sin));
-        vstore_bf16(to + half + i, vadd(b_cos, a_sin));
+        store_part(to + i, vsub(a_cos, b_sin), half - i);
+        store_part(to + half + i, vadd(b_cos, a_sin), half - i);
     }
 }
 
@@ -90,24 +100,34 @@ static void norm_heads(const Model *model, const Layer *layer, uint16_t *qk) {
 
 // Queries to work->q, keys and values to their place in the cache.
 static void place_share(const Model *model, const Layer *layer, const Step *step, const Workspace *work) {
-    const int64_t width = model->width, heads = model->heads, kv = model->kv_heads, all = heads + 2 * kv;
-    const int64_t rotated = layer->rotary < 0 ? 0 : model->rotary_width;
+    const int64_t width = model->width, cached = model->cached_width, heads = model->heads, kv = model->kv_heads;
+    const int64_t rotated = layer->rotary < 0 ? 0 : model->rotary_width, stride = (model->rotary_width / 2 + 15) / 16 * 16;
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
-        uint16_t *from = work->wide + row * all * width;
-        const int64_t angles = (layer->rotary * step->rows + row) * model->rotary_width / 2;
+        uint16_t *from = work->wide + row * (heads + 2 * kv) * width;
+        const int64_t angles = (layer->rotary * step->rows + row) * stride;
         const int64_t block = step->slots[row] / model->size, offset = step->slots[row] % model->size;
-        const int64_t at = (block * kv * model->size + offset) * width, head = model->size * width;
+        const int64_t at = (block * kv * model->size + offset) * cached, head = model->size * cached;
         norm_heads(model, layer, from);
         for (int64_t i = 0; i < heads + kv; i++, from += width) {
-            uint16_t *to = i < heads ? work->q + (row * heads + i) * width : layer->keys + at + (i - heads) * head;
+            uint16_t *to = i < heads ? work->q + (row * heads + i) * cached : layer->keys + at + (i - heads) * head;
             if (rotated) {
                 rotate(from, step->cosine + angles, step->sine + angles, rotated, model->rotary_rounds, to);
             }
             memcpy(to + rotated, from + rotated, (width - rotated) * 2);
+            memset(to + width, 0, (cached - width) * 2);
         }
         for (int64_t i = 0; i < kv; i++) memcpy(layer->values + at + i * head, from + i * width, width * 2);
     }
+}
+
+// What attention made of each head, without its padding; to work->q where there is any. Returns where.
+static const uint16_t *unpad_share(const Model *model, const Step *step, const Workspace *work) {
+    const int64_t width = model->width, cached = model->cached_width, heads = model->heads;
+    if (width == cached) return work->mixed;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < step->rows * heads; i++) memcpy(work->q + i * width, work->mixed + i * cached, width * 2);
+    return work->q;
 }
 
 static void gate_share(const Model *model, const Step *step, const Workspace *work) {
@@ -149,12 +169,13 @@ static void layer_share(const Model *model, const Layer *layer, const Step *step
     linear_share(&layer->qkv, step, work, active[0], work->normed, work->wide, at);
     place_share(model, layer, step, work);
     lap(step, PLACE, at);
-    const Attention job = {model->heads, model->kv_heads, model->width, model->size, layer->window, layer->scale,
+    const Attention job = {model->heads, model->kv_heads, model->cached_width, model->size, layer->window, layer->scale,
                            layer->softcap, work->q, layer->keys, layer->values, step->tables, work->mixed};
     attention_share(&job, step->chunks, step->chunk, units, work->scores, step->context);
 #pragma omp barrier
+    const uint16_t *mixed = unpad_share(model, step, work);
     lap(step, ATTENTION, at);
-    linear_share(&layer->o, step, work, active[1], work->mixed, work->added, at);
+    linear_share(&layer->o, step, work, active[1], mixed, work->added, at);
     norm_share(model, step, work, 1, layer->attention_out_norm, layer->mlp_norm);
     lap(step, NORM, at);
     linear_share(&layer->gate_up, step, work, active[2], work->normed, work->wide, at);

@@ -11,9 +11,10 @@
 #define NF4_OUTPUTS 32         // outputs that are packed together
 #define NF4_SCRATCH 32         // floats for each input and thread
 #define LORA_PAGE 8            // rank columns
-#define LORA_MAX_INPUTS 16384
+#define LORA_MAX_INPUTS 49152
 #define KEY_STEP 32            // keys that are multiplied with their values together
-#define ATTENTION_MAX_WIDTH 256
+#define ATTENTION_WIDTH_STEP 32
+#define ATTENTION_MAX_WIDTH 256  // of a head, a multiple of ATTENTION_WIDTH_STEP
 #define ATTENTION_SCRATCH 24   // floats for each key and thread
 #define HEAD_MIN_TOKENS 64     // of a vocabulary
 
@@ -67,7 +68,7 @@ typedef struct {
     const uint16_t *attention_norm, *attention_out_norm, *mlp_norm, *mlp_out_norm;
     const uint16_t *q_norm, *k_norm;  // NULL for none
     Linear qkv, o, gate_up, down;
-    uint16_t *keys, *values;  // [blocks, kv_heads, size, width]
+    uint16_t *keys, *values;  // [blocks, kv_heads, size, cached_width], zeros where they are padded
     int64_t window;
     int64_t rotary;  // which of the step's tables of angles, -1 for none
     float scale, softcap;
@@ -76,8 +77,10 @@ typedef struct {
 typedef enum { SILU, GELU_TANH } Activation;
 
 typedef struct {
-    int64_t layers, hidden, intermediate, heads, kv_heads, width, size, vocabulary;
-    int64_t rotary_width;     // components of a head that are rotated: a multiple of 32
+    int64_t layers, hidden, intermediate, heads, kv_heads;
+    int64_t width, cached_width;  // of a head, and what it is in q, keys and values: padded with zeros
+    int64_t size, vocabulary;
+    int64_t rotary_width;     // components of a head that are rotated
     int64_t activation;       // an Activation
     int64_t norm_rounds;      // 1: what was divided by its RMS is rounded to bf16 before it is multiplied by the weight
     int64_t rotary_rounds;    // 1: angles and products are rounded to bf16 before they are added
@@ -96,7 +99,7 @@ typedef struct {
     const Chunk *chunk;
     const int64_t *tables;
     const int64_t *slots;    // [rows] place in the cache, in tokens
-    const float *cosine, *sine;  // [tables, rows, rotary_width / 2]
+    const float *cosine, *sine;  // [tables, rows, rotary_width / 2 rounded up to 16]
     const LoraBatch *lora;
     const uint8_t *active;   // [layers, 4]: qkv, o, gate_up, down
     const int64_t *sampled_rows;
@@ -109,7 +112,7 @@ typedef struct {
     uint16_t *x;       // [rows, hidden]: embeddings when it begins
     uint16_t *normed;  // [rows, hidden]; at the end the sampled rows
     uint16_t *wide;    // [rows, outputs of qkv or gate_up]
-    uint16_t *q, *mixed;  // [rows, heads * width]
+    uint16_t *q, *mixed;  // [rows, heads * cached_width]
     uint16_t *act;     // [rows, intermediate]
     uint16_t *added;   // [rows, hidden]
     uint16_t *h;
