@@ -11,9 +11,9 @@ from typing import Any, Self
 from torch import Tensor
 
 from bases.architecture import rotary_parameters
-from server.compute.cpu.structures import GELU_TANH, SILU
+from server.compute.cpu.structures import GELU_TANH, RELU_SQUARED, SILU
 
-ACTIVATIONS = {"silu": SILU, "gelu_pytorch_tanh": GELU_TANH}
+ACTIVATIONS = {"silu": SILU, "gelu_pytorch_tanh": GELU_TANH, "relu2": RELU_SQUARED}
 """By their names in configs."""
 ROTARY = ("default", "linear", "llama3", "yarn", "longrope")
 """Kinds of rotary positions whose angles depend on nothing but the position. Those of ``longrope`` do below the length
@@ -34,6 +34,16 @@ class Norms:
     def __iter__(self) -> Iterator[str | None]:
         """In the order of the C structure."""
         return iter((self.attention, self.attention_out, self.mlp, self.mlp_out))
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """Constants by which a model multiplies on its way."""
+
+    embedding: float = 1.0
+    residual: float = 1.0
+    """What attention and the MLP add."""
+    logits_divisor: float = 1.0
 
 
 Rotary = Callable[[Any, int], str | None]
@@ -57,9 +67,14 @@ class Family:
     """Norms of queries and keys are over all heads together, not over each."""
     rotary_rounds: bool = True
     """Angles and products are rounded to bf16 before they are added."""
+    rotary_pairs: bool = False
+    """Neighbouring components are rotated together, not those half a width apart."""
     rotary: Rotary = lambda config, layer: ONE_KIND
-    multipliers: bool = False
-    """The config has Granite's multipliers."""
+    gated: bool = True
+    """The MLP has a gate, and not only ``up`` with an activation."""
+    multipliers: Callable[[Any], Multipliers] = lambda config: Multipliers()
+    plain_length: Callable[[Any], int | None] = lambda config: None
+    """The context length up to which it is as described here, from the config; None for any."""
     final_softcap: bool = False
     """The config may have a soft cap for logits."""
 
@@ -79,10 +94,25 @@ def _only_with_window(config: Any, layer: int) -> str | None:
     return ONE_KIND if config.sliding_window is None or config.layer_types[layer] == "sliding_attention" else None
 
 
+def _granite(config: Any) -> Multipliers:
+    return Multipliers(config.embedding_multiplier, config.residual_multiplier, config.logits_scaling)
+
+
+def _hyperclovax(config: Any) -> Multipliers:
+    return Multipliers(config.embedding_multiplier, config.residual_multiplier, 1 / config.logits_scaling)
+
+
+def _before_queries_are_scaled(config: Any) -> int | None:
+    """Queries of later positions are multiplied by a number that grows with the position."""
+    length: int = config.rope_parameters["original_max_position_embeddings"]
+    return length
+
+
 AROUND = Norms(
     attention_out="post_attention_layernorm", mlp="pre_feedforward_layernorm", mlp_out="post_feedforward_layernorm"
 )
 AFTER = Norms(attention=None, attention_out="post_attention_layernorm", mlp=None, mlp_out="post_feedforward_layernorm")
+FUSED_GATE_UP = ("mlp.gate_up_proj",)
 GEMMA = Family(norm_rounds=False, norm_offset=1.0)
 GEMMA_2 = replace(GEMMA, norms=AROUND, activation="hidden_activation", final_softcap=True)
 OLMO_2 = Family(norms=AFTER, norm_rounds=False, norms_all_heads=True, rotary_rounds=False)
@@ -90,14 +120,29 @@ FAMILIES = {
     "LlamaForCausalLM": Family(),
     "MistralForCausalLM": Family(),
     "MinistralForCausalLM": Family(),
+    "Ministral3ForCausalLM": Family(plain_length=_before_queries_are_scaled),
+    "CwmForCausalLM": Family(),
     "Qwen2ForCausalLM": Family(),
     "Qwen3ForCausalLM": Family(),
     "SeedOssForCausalLM": Family(),
-    "Phi3ForCausalLM": Family(qkv=("self_attn.qkv_proj",), gate_up=("mlp.gate_up_proj",)),
+    "Phi3ForCausalLM": Family(qkv=("self_attn.qkv_proj",), gate_up=FUSED_GATE_UP),
     "GemmaForCausalLM": GEMMA,
     "Gemma2ForCausalLM": GEMMA_2,
     "Gemma3ForCausalLM": replace(GEMMA_2, rotary=_by_layer_type),
-    "GraniteForCausalLM": Family(multipliers=True),
+    "VaultGemmaForCausalLM": replace(GEMMA_2, norms=Norms(mlp="pre_feedforward_layernorm")),
+    "GraniteForCausalLM": Family(multipliers=_granite),
+    "HyperCLOVAXForCausalLM": Family(
+        norms=Norms(attention_out="post_norm1", mlp_out="post_norm2"), multipliers=_hyperclovax
+    ),
+    "GlmForCausalLM": Family(gate_up=FUSED_GATE_UP, rotary_pairs=True),
+    "Glm4ForCausalLM": Family(
+        norms=Norms(attention_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm"),
+        gate_up=FUSED_GATE_UP,
+        rotary_pairs=True,
+    ),
+    "Ernie4_5ForCausalLM": Family(rotary_pairs=True, rotary_rounds=False),
+    "HeliumForCausalLM": Family(norm_rounds=False, rotary_pairs=True),
+    "ArceeForCausalLM": Family(gate_up=("mlp.up_proj",), gated=False),
     "SmolLM3ForCausalLM": Family(rotary=_unless_left_out),
     "Olmo2ForCausalLM": OLMO_2,
     "Olmo3ForCausalLM": replace(OLMO_2, rotary=_by_layer_type),
@@ -114,23 +159,19 @@ class Architecture:
     activation: int
     rotary: tuple[str | None, ...]
     """The kind of each layer's rotary positions, None for none."""
-    embedding_multiplier: float = 1.0
-    residual_multiplier: float = 1.0
-    logits_scaling: float = 1.0
-    """Divides the logits."""
-    final_softcap: float = 0.0
+    multipliers: Multipliers
+    final_softcap: float
     """Of the logits, 0 for none."""
 
     @classmethod
     def of(cls, causal: Any) -> Self:
         """Of a model for which there is no :func:`unsupported_reason`."""
         family, config = FAMILIES[type(causal).__name__], causal.config
-        multipliers = ("embedding_multiplier", "residual_multiplier", "logits_scaling") if family.multipliers else ()
         return cls(
             *(family, ACTIVATIONS[getattr(config, family.activation)]),
             tuple(family.rotary(config, layer) for layer in range(len(causal.model.layers))),
-            final_softcap=(family.final_softcap and config.final_logit_softcapping) or 0.0,
-            **{name: getattr(config, name) for name in multipliers},
+            family.multipliers(config),
+            (family.final_softcap and config.final_logit_softcapping) or 0.0,
         )
 
     @property
@@ -154,15 +195,21 @@ class Architecture:
 
     def norms(self, layer: Any) -> list[Tensor | None]:
         """The weights of a layer's norms in the order of the C structure: around attention and MLP, queries, keys."""
-        around = [None if name is None else getattr(layer, name).weight for name in self.family.norms]
+        around = [None if name is None else norm_weight(layer, name) for name in self.family.norms]
         return [*around, *(norm_weight(layer.self_attn, name) for name in ("q_norm", "k_norm"))]
 
 
-def unsupported_reason(causal: Any) -> str | None:
-    """Why a model's architecture is not one of these; None if it is."""
+def unsupported_reason(causal: Any, length: int) -> str | None:
+    """Why a model's architecture is not one of these at this context length; None if it is."""
     name, config = type(causal).__name__, causal.config
     if name not in FAMILIES:
         return f"there is no native decoder for {name}"
+    plain_length = FAMILIES[name].plain_length(config)
+    if plain_length is not None and length > plain_length:
+        return (
+            f"beyond {plain_length} tokens it computes what the native decoder does not; "
+            f"--max-model-len {plain_length} or less avoids that"
+        )
     activation = getattr(config, FAMILIES[name].activation)
     if activation not in ACTIVATIONS:
         return f"its activation is {activation}, and the kernels compute {' and '.join(ACTIVATIONS)}"

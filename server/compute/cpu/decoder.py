@@ -110,13 +110,15 @@ class Decoder:
             vocabulary=self.vocabulary,
             rotary_width=self.rotary_width,
             activation=architecture.activation,
+            gated=family.gated,
             norm_rounds=family.norm_rounds,
+            rotary_pairs=family.rotary_pairs,
             rotary_rounds=family.rotary_rounds,
             norms_all_heads=family.norms_all_heads,
             eps=causal.config.rms_norm_eps,
             norm_offset=family.norm_offset,
-            residual_multiplier=architecture.residual_multiplier,
-            logits_scaling=architecture.logits_scaling,
+            residual_multiplier=architecture.multipliers.residual,
+            logits_divisor=architecture.multipliers.logits_divisor,
             final_softcap=architecture.final_softcap,
             layer=ctypes.addressof(self.layers),
             final_norm=address(self.model.norm.weight),
@@ -153,7 +155,7 @@ class Decoder:
         if self._generation != self.pool.generation:
             self._refresh()
         tokens, positions, keep = make_inputs(batch)
-        x = self.model.embed_tokens(torch.tensor(tokens)) * self.architecture.embedding_multiplier
+        x = self.model.embed_tokens(torch.tensor(tokens)) * self.architecture.multipliers.embedding
         at = torch.tensor(positions)
         cosine, sine = self.cosine[:, at], self.sine[:, at]
         logits = torch.empty(len(keep), self.vocabulary)
@@ -225,7 +227,7 @@ def angles(causal: Any, positions: int) -> tuple[int, Tensor, Tensor]:
 def unsupported_reason(model: ServedModel) -> str | None:
     """Why the kernels cannot compute this model's layers; None if they can."""
     causal: Any = model.base.model
-    if reason := architectures.unsupported_reason(causal):
+    if reason := architectures.unsupported_reason(causal, model.base.max_model_len):
         return reason
     if model.base.dtype != torch.bfloat16:
         return "the kernels compute in bf16 only"

@@ -29,7 +29,7 @@ ATTENTION_SCRATCH = 24
 """Floats of scratch for each key and thread of attention."""
 HEAD_MIN_TOKENS = 64
 """Of a vocabulary."""
-SILU, GELU_TANH = 0, 1
+SILU, GELU_TANH, RELU_SQUARED = 0, 1, 2
 """Activations."""
 VECTOR = 16
 """Numbers that the kernels take together."""
@@ -48,6 +48,7 @@ CONSTANTS = {
     "HEAD_MIN_TOKENS": HEAD_MIN_TOKENS,
     "SILU": SILU,
     "GELU_TANH": GELU_TANH,
+    "RELU_SQUARED": RELU_SQUARED,
 }
 """Those of ``kernels.h``, in the order of ``layout.c``."""
 
@@ -129,9 +130,9 @@ class Model(ctypes.Structure):
 
     _fields_ = (
         *((name, c_int64) for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "width")),
-        *((name, c_int64) for name in ("cached_width", "size", "vocabulary", "rotary_width", "activation")),
-        *((name, c_int64) for name in ("norm_rounds", "rotary_rounds", "norms_all_heads")),
-        *((name, c_float) for name in ("eps", "norm_offset", "residual_multiplier", "logits_scaling", "final_softcap")),
+        *((name, c_int64) for name in ("cached_width", "size", "vocabulary", "rotary_width", "activation", "gated")),
+        *((name, c_int64) for name in ("norm_rounds", "rotary_pairs", "rotary_rounds", "norms_all_heads")),
+        *((name, c_float) for name in ("eps", "norm_offset", "residual_multiplier", "logits_divisor", "final_softcap")),
         *((name, c_void_p) for name in ("layer", "final_norm", "head")),
     )
 

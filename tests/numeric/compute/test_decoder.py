@@ -10,13 +10,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
+    ArceeConfig,
     AutoModelForCausalLM,
+    CwmConfig,
+    Ernie4_5Config,
     Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    Glm4Config,
+    GlmConfig,
     GraniteConfig,
+    HeliumConfig,
+    HyperCLOVAXConfig,
     LlamaConfig,
+    Ministral3Config,
     MinistralConfig,
     MistralConfig,
     Olmo2Config,
@@ -28,6 +36,7 @@ from transformers import (
     Qwen3Config,
     SeedOssConfig,
     SmolLM3Config,
+    VaultGemmaConfig,
 )
 
 from adapters.format.spec import AdapterId, AdapterSpec, LoraTarget
@@ -58,6 +67,8 @@ PARTLY = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.5] * 16, "long_factor": [4.0] * 16}
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 GEMMA = {**SHAPE, "head_dim": 256, "query_pre_attn_scalar": 100, "sliding_window": 7, "layer_types": MIXED}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 128}
+YARN |= {"llama_4_scaling_beta": 0.1}
 MULTIPLIERS = {
     **{"embedding_multiplier": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2, "logits_scaling": 7.0},
 }
@@ -79,6 +90,15 @@ CONFIGS = {
     "gemma 2": Gemma2Config(**GEMMA, attn_logit_softcapping=0.1, final_logit_softcapping=0.2),
     "gemma 3": Gemma3TextConfig(**GEMMA, rope_parameters={"full_attention": ROTARY | STRETCH, "sliding_attention": {}}),
     "granite": GraniteConfig(**SHAPE, **MULTIPLIERS),
+    "hyperclova x": HyperCLOVAXConfig(**SHAPE, **MULTIPLIERS, use_post_norm=True),
+    "glm": GlmConfig(**SHAPE, pad_token_id=0),
+    "glm 4": Glm4Config(**{**SHAPE, "head_dim": 96}, pad_token_id=0),
+    "ernie 4.5": Ernie4_5Config(**SHAPE),
+    "helium": HeliumConfig(**{**SHAPE, "hidden_size": 128}),
+    "arcee": ArceeConfig(**SHAPE),
+    "ministral 3": Ministral3Config(**SHAPE, rope_parameters=YARN),
+    "cwm": CwmConfig(**SHAPE, sliding_window=7, layer_types=MIXED, rope_parameters=ROTARY | STRETCH),
+    "vaultgemma": VaultGemmaConfig(**GEMMA, final_logit_softcapping=0.2),
     "smollm 3": SmolLM3Config(**SHAPE, no_rope_layers=[1, 0, 1], pad_token_id=0),
     "olmo 2": Olmo2Config(**SHAPE),
     "olmo 3": Olmo3Config(**SHAPE, sliding_window=7, layer_types=MIXED),
@@ -193,7 +213,7 @@ def test_the_decoder_is_the_models_modules(name: str, tmp_path: Path) -> None:
         lab.runner.forward = lab.modules
         theirs, their_keys = lab.logits(adaptations)
         assert (my_keys != their_keys).float().mean() < 0.005, "the first layer differs by a last bit here and there"
-        assert error(mine, theirs) < 0.005, "rounded elsewhere than the modules round, it would be more"
+        assert error(mine, theirs) < 0.004, "rounded elsewhere than the modules round, it would be more"
         plain = plain or list(mine)
     changed = [not torch.equal(row, before) for row, before in zip(mine, plain, strict=True)]
     assert changed == [bool(ADAPTERS[i % len(ADAPTERS)]) for i in range(len(LENGTHS))]
@@ -271,6 +291,11 @@ def test_a_step_that_finds_another_steps_mapping_stops(tmp_path: Path) -> None:
 NOT_NATIVE: list[tuple[PreTrainedConfig, dict[str, int], str]] = [
     (CONFIGS["llama"], {"block_size": 8}, "--block-size a multiple of 16"),
     (OlmoConfig(**SHAPE), {}, "no native decoder for OlmoForCausalLM"),
+    (
+        Ministral3Config(**SHAPE, rope_parameters=YARN | {"original_max_position_embeddings": 64}),
+        {},
+        "beyond 64 tokens",
+    ),
     (LlamaConfig(**SHAPE, hidden_act="gelu"), {}, "its activation is gelu"),
     (LlamaConfig(**{**SHAPE, "intermediate_size": 200}), {}, "mlp.gate_proj (64 inputs, 200 + 200 outputs)"),
     (LlamaConfig(**{**SHAPE, "intermediate_size": 224}), {}, "mlp.down_proj (224 inputs, 64 outputs)"),

@@ -18,6 +18,11 @@ static inline vec gelu_tanh(vec x) {
     return vmul(x, sigmoid(vmul(vset1(1.59576912f), vfma(vset1(0.044715f), cube, x))));
 }
 
+static inline vec relu_squared(vec x) {
+    const vec positive = vmax(vzero(), x);  // in this order a NaN stays one
+    return vmul(positive, positive);
+}
+
 // limit tanh(x / limit)
 static inline vec soft_cap(vec x, vec limit) {
     const vec one = vset1(1.0f), e = exp_negative(vmul(vset1(-2.0f), vabs(vdiv(x, limit))));

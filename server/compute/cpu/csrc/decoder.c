@@ -63,28 +63,55 @@ static void norm_share(const Model *model, const Step *step, const Workspace *wo
     }
 }
 
-static inline void store_part(uint16_t *to, vec x, int64_t left) {
-    if (left >= 16) {
+// 16 pairs of components by their angles, a cos - b sin and b cos + a sin; to a and b.
+static inline void turn(vec *a, vec *b, const float *cosine, const float *sine, int rounds) {
+    const vec c = vload(cosine), s = vload(sine);
+    vec a_cos = vmul(*a, c), b_sin = vmul(*b, s), b_cos = vmul(*b, c), a_sin = vmul(*a, s);
+    if (rounds) {
+        a_cos = vround_bf16(a_cos), b_sin = vround_bf16(b_sin);
+        b_cos = vround_bf16(b_cos), a_sin = vround_bf16(a_sin);
+    }
+    *a = vsub(a_cos, b_sin), *b = vadd(b_cos, a_sin);
+}
+
+// The first `bytes` of x, all of it where there are more.
+static inline void store_part(uint16_t *to, ivec x, int64_t bytes) {
+    if (bytes >= 64) {
+        istore(to, x);
+        return;
+    }
+    char room[64];
+    istore(room, x);
+    memcpy(to, room, bytes);
+}
+
+// The first `count` of x as bf16, all of them where there are more.
+static inline void store_half(uint16_t *to, vec x, int64_t count) {
+    if (count >= 16) {
         vstore_bf16(to, x);
         return;
     }
     uint16_t room[16];
     vstore_bf16(room, x);
-    memcpy(to, room, left * 2);
+    memcpy(to, room, count * 2);
 }
 
-// One head by its position's angles: x cos + (-x2, x1) sin. Reads up to 15 components past width.
-static void rotate(const uint16_t *x, const float *cosine, const float *sine, int64_t width, int rounds, uint16_t *to) {
-    const int64_t half = width / 2;
+// One head's rotated components. Reads up to 30 components past them.
+static void rotate(const Model *model, const uint16_t *x, const float *cosine, const float *sine, uint16_t *to) {
+    const int64_t half = model->rotary_width / 2;
+    const int rounds = model->rotary_rounds;
     for (int64_t i = 0; i < half; i += 16) {
-        const vec a = vload_bf16(x + i), b = vload_bf16(x + half + i), c = vload(cosine + i), s = vload(sine + i);
-        vec a_cos = vmul(a, c), b_sin = vmul(b, s), b_cos = vmul(b, c), a_sin = vmul(a, s);
-        if (rounds) {
-            a_cos = vround_bf16(a_cos), b_sin = vround_bf16(b_sin);
-            b_cos = vround_bf16(b_cos), a_sin = vround_bf16(a_sin);
+        if (model->rotary_pairs) {
+            const ivec pairs = iload(x + 2 * i);
+            vec a = as_float(ishl(pairs, 16)), b = as_float(iand(pairs, iset1((int32_t)0xffff0000)));
+            turn(&a, &b, cosine + i, sine + i, rounds);
+            store_part(to + 2 * i, bf16_pairs(a, b), (half - i) * 4);
+        } else {
+            vec a = vload_bf16(x + i), b = vload_bf16(x + half + i);
+            turn(&a, &b, cosine + i, sine + i, rounds);
+            store_half(to + i, a, half - i);
+            store_half(to + half + i, b, half - i);
         }
-        store_part(to + i, vsub(a_cos, b_sin), half - i);
-        store_part(to + half + i, vadd(b_cos, a_sin), half - i);
     }
 }
 
@@ -111,9 +138,7 @@ static void place_share(const Model *model, const Layer *layer, const Step *step
         norm_heads(model, layer, from);
         for (int64_t i = 0; i < heads + kv; i++, from += width) {
             uint16_t *to = i < heads ? work->q + (row * heads + i) * cached : layer->keys + at + (i - heads) * head;
-            if (rotated) {
-                rotate(from, step->cosine + angles, step->sine + angles, rotated, model->rotary_rounds, to);
-            }
+            if (rotated) rotate(model, from, step->cosine + angles, step->sine + angles, to);
             memcpy(to + rotated, from + rotated, (width - rotated) * 2);
             memset(to + width, 0, (cached - width) * 2);
         }
@@ -130,14 +155,18 @@ static const uint16_t *unpad_share(const Model *model, const Step *step, const W
     return work->q;
 }
 
+static inline vec activate(int64_t activation, vec x) {
+    return activation == GELU_TANH ? gelu_tanh(x) : activation == RELU_SQUARED ? relu_squared(x) : silu(x);
+}
+
 static void gate_share(const Model *model, const Step *step, const Workspace *work) {
     const int64_t n = model->intermediate;
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
-        const uint16_t *gate = work->wide + row * 2 * n, *up = gate + n;
+        const uint16_t *gate = work->wide + row * (1 + model->gated) * n, *up = gate + n;
         for (int64_t i = 0; i < n; i += 16) {
-            const vec x = vload_bf16(gate + i), activated = model->activation == GELU_TANH ? gelu_tanh(x) : silu(x);
-            vstore_bf16(work->act + row * n + i, vmul(vround_bf16(activated), vload_bf16(up + i)));
+            const vec x = vround_bf16(activate(model->activation, vload_bf16(gate + i)));
+            vstore_bf16(work->act + row * n + i, model->gated ? vmul(x, vload_bf16(up + i)) : x);
         }
     }
 }
@@ -186,14 +215,14 @@ static void layer_share(const Model *model, const Layer *layer, const Step *step
 
 // What models do to their logits, in float32.
 static void finish_logits_share(const Model *model, const Step *step) {
-    const vec scaling = vset1(model->logits_scaling), limit = vset1(model->final_softcap);
+    const vec divisor = vset1(model->logits_divisor), limit = vset1(model->final_softcap);
     const int64_t n = step->sampled * model->vocabulary;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < n; i += 16) {
         float room[16] = {0};
         const size_t bytes = (n - i < 16 ? n - i : 16) * sizeof(float);
         memcpy(room, step->logits + i, bytes);
-        const vec x = vdiv(vload(room), scaling);
+        const vec x = vdiv(vload(room), divisor);
         vstore(room, model->final_softcap > 0 ? soft_cap(x, limit) : x);
         memcpy(step->logits + i, room, bytes);
     }
@@ -209,7 +238,7 @@ static void logits_share(const Model *model, const Step *step, const Workspace *
     }
     head_share(step->sampled, model->vocabulary, n, work->normed, model->head, work->packed, step->logits);
 #pragma omp barrier
-    if (model->logits_scaling != 1 || model->final_softcap > 0) finish_logits_share(model, step);
+    if (model->logits_divisor != 1 || model->final_softcap > 0) finish_logits_share(model, step);
 }
 
 // Embeddings in work->x to logits; writes the rows' keys and values.

@@ -74,7 +74,7 @@ typedef struct {
     float scale, softcap;
 } Layer;
 
-typedef enum { SILU, GELU_TANH } Activation;
+typedef enum { SILU, GELU_TANH, RELU_SQUARED } Activation;
 
 typedef struct {
     int64_t layers, hidden, intermediate, heads, kv_heads;
@@ -82,14 +82,16 @@ typedef struct {
     int64_t size, vocabulary;
     int64_t rotary_width;     // components of a head that are rotated
     int64_t activation;       // an Activation
+    int64_t gated;            // 1: the MLP multiplies its activated gate by `up`; 0: it has no gate, and activates `up`
     int64_t norm_rounds;      // 1: what was divided by its RMS is rounded to bf16 before it is multiplied by the weight
+    int64_t rotary_pairs;     // 1: neighbouring components are rotated together, 0: those half of rotary_width apart
     int64_t rotary_rounds;    // 1: angles and products are rounded to bf16 before they are added
     int64_t norms_all_heads;  // 1: q_norm and k_norm are over all heads together, 0: over each
     float eps;
     float norm_offset;  // added to the weight of every norm
     float residual_multiplier;  // of what attention and the MLP add
-    float logits_scaling;       // divides the logits
-    float final_softcap;        // of the logits, 0 for none
+    float logits_divisor;
+    float final_softcap;  // of the logits, 0 for none
     const Layer *layer;
     const uint16_t *final_norm, *head;
 } Model;

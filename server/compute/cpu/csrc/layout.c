@@ -9,7 +9,8 @@
 
 const int64_t constants[] = {
     MEMBERS,  NF4_BLOCK,            NF4_OUTPUTS,         NF4_SCRATCH,       LORA_PAGE,       LORA_MAX_INPUTS, TILE_ROWS,
-    KEY_STEP, ATTENTION_WIDTH_STEP, ATTENTION_MAX_WIDTH, ATTENTION_SCRATCH, HEAD_MIN_TOKENS, SILU,            GELU_TANH};
+    KEY_STEP, ATTENTION_WIDTH_STEP, ATTENTION_MAX_WIDTH, ATTENTION_SCRATCH, HEAD_MIN_TOKENS, SILU,            GELU_TANH,
+    RELU_SQUARED};
 const int64_t constants_length = sizeof(constants) / sizeof(*constants);
 
 #define AT(field) offsetof(STRUCTURE, field)
@@ -44,9 +45,9 @@ const int64_t layout[] = {
 #undef STRUCTURE
 #define STRUCTURE Model
     sizeof(Model), AT(layers), AT(hidden), AT(intermediate), AT(heads), AT(kv_heads), AT(width), AT(cached_width),
-        AT(size), AT(vocabulary), AT(rotary_width), AT(activation), AT(norm_rounds), AT(rotary_rounds),
-        AT(norms_all_heads), AT(eps), AT(norm_offset), AT(residual_multiplier), AT(logits_scaling), AT(final_softcap),
-        AT(layer), AT(final_norm), AT(head),
+        AT(size), AT(vocabulary), AT(rotary_width), AT(activation), AT(gated), AT(norm_rounds), AT(rotary_pairs),
+        AT(rotary_rounds), AT(norms_all_heads), AT(eps), AT(norm_offset), AT(residual_multiplier), AT(logits_divisor),
+        AT(final_softcap), AT(layer), AT(final_norm), AT(head),
 #undef STRUCTURE
 #define STRUCTURE Step
     sizeof(Step), AT(rows), AT(chunks), AT(sampled), AT(context), AT(chunk), AT(tables), AT(slots), AT(cosine),
