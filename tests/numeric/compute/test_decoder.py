@@ -69,6 +69,7 @@ MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 GEMMA = {**SHAPE, "head_dim": 256, "query_pre_attn_scalar": 100, "sliding_window": 7, "layer_types": MIXED}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 128}
 YARN |= {"llama_4_scaling_beta": 0.1}
+SHORT_YARN = YARN | {"original_max_position_embeddings": 64}
 MULTIPLIERS = {
     **{"embedding_multiplier": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2, "logits_scaling": 7.0},
 }
