@@ -37,7 +37,7 @@ def kv_cache_size(
 ) -> KvCacheSize:
     """Size the KV cache, for a base that is already in memory and adapters that will be on the device.
 
-        ``shapes``: layer -> (KV heads, head size) as they lie in memory. Raises ConfigError if it does not fit, or is too
+    ``shapes``: layer -> (KV heads, head size) as they lie in memory. Raises ConfigError if it does not fit, or is too
     small for one context.
     """
     block = block_bytes(shapes, settings.block_size, base.dtype)
