@@ -114,7 +114,7 @@ def test_the_option_names_all_variants() -> None:
     ("before", "after", "said"),
     [
         ("int64_t rows, chunks, sampled, context;", "int64_t chunks, rows, sampled, context;", "Step.rows is 0 in"),
-        ("float scale;\n} Layer;", "double scale;\n    int64_t more;\n} Layer;", "the size of Layer is"),
+        ("float scale, softcap;\n} Layer;", "double scale, softcap;\n} Layer;", "the size of Layer is"),
         ("#define MEMBERS 3", "#define MEMBERS 4", "MEMBERS is 3 in"),
         ("#define LORA_PAGE 8 ", "#define LORA_PAGE 16 ", "LORA_PAGE is 8 in"),
         ("#define KEY_STEP 32", "#define KEY_STEP 64", "KEY_STEP is 32 in"),

@@ -96,7 +96,7 @@ static inline void store_half(uint16_t *to, vec x, int64_t count) {
     memcpy(to, room, count * 2);
 }
 
-// One head's rotated components. Reads up to 30 components past them.
+// One head's rotated components. Reads up to 30 components past them, where the row's values are.
 static void rotate(const Model *model, const uint16_t *x, const float *cosine, const float *sine, uint16_t *to) {
     const int64_t half = model->rotary_width / 2;
     const int rounds = model->rotary_rounds;
