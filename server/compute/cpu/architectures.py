@@ -195,7 +195,8 @@ class Architecture:
 
     def norms(self, layer: Any) -> list[Tensor | None]:
         """The weights of a layer's norms in the order of the C structure: around attention and MLP, queries, keys."""
-        around = [None if name is None else norm_weight(layer, name) for name in self.family.norms]
+        modules = [None if name is None else getattr(layer, name) for name in self.family.norms]
+        around = [getattr(module, "weight", None) for module in modules]  # an Identity has none
         return [*around, *(norm_weight(layer.self_attn, name) for name in ("q_norm", "k_norm"))]
 
 
@@ -212,7 +213,7 @@ def unsupported_reason(causal: Any, length: int) -> str | None:
         )
     activation = getattr(config, FAMILIES[name].activation)
     if activation not in ACTIVATIONS:
-        return f"its activation is {activation}, and the kernels compute {' and '.join(ACTIVATIONS)}"
+        return f"its activation is {activation}, and the kernels compute {', '.join(ACTIVATIONS)}"
     for rope in rotary_parameters(config):
         if rope["rope_type"] not in ROTARY:
             return f"its rotary positions are of the kind {rope['rope_type']}, and the kernels take {', '.join(ROTARY)}"
