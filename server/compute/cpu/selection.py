@@ -50,8 +50,8 @@ def select_kernels(cpu: str = "auto") -> Selection:
     if cpu != "auto":
         raise ConfigError(f"--cpu {cpu}: {reasons[cpu]}")
     log.warning(
-        "The C kernels cannot be used: %s. Those of torch and bitsandbytes take their place: they are many times slower, "
-        "and with them an answer may depend on what shares its batch, by rounding",
+        "The C kernels cannot be used: %s. Those of torch and bitsandbytes take their place: they are many times "
+        "slower, and with them an answer may depend on what shares its batch, by rounding",
         list(reasons.values())[-1],
     )
     return Selection(None, reasons)

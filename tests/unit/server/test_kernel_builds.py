@@ -48,7 +48,7 @@ def prebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "prebuilt"
     folder.mkdir()
     monkeypatch.setattr(build, "PREBUILT", folder)
-    monkeypatch.setattr(kernels, "PREBUILT", folder)
+    monkeypatch.setattr(selection, "PREBUILT", folder)
     return folder
 
 
