@@ -26,7 +26,7 @@ from server.listener import bind
 from tests.api.live import enduring_model, tiny_service
 
 interrupts.exit_on_sigint()
-service = tiny_service(Path(sys.argv[1]), enduring_model())
+service = tiny_service(Path(sys.argv[1]), enduring_model(), cpu="torch")
 with bind("127.0.0.1", 0) as listener:
     DrainingServer(service).run(sockets=[listener])
 """

@@ -123,6 +123,8 @@ def serve_until(line: str, folder: Path) -> tuple[int, str]:
         str(folder),
         "--model",
         str(model),
+        "--cpu",
+        "torch",  # the kernels do not take this model, and that is a warning
     ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
