@@ -21,7 +21,7 @@ from server.api.app import create_app
 from server.api.http.half_close import HalfCloseProtocol
 from server.api.service import Service
 from server.api.startup import open_resources, open_service
-from server.compute.cpu.memory import give_back
+from server.compute.cpu.memory import trim_memory
 from server.config import Settings, service_links
 from server.listener import bind
 
@@ -41,7 +41,7 @@ def serve(settings: Settings) -> None:
     with bind(settings.host, settings.port) as listener, open_resources(settings) as opened:
         base = load_base(settings.base, print_line)
         service = open_service(base, settings, print_line, opened)
-        give_back()
+        trim_memory()
         DrainingServer(service).run(sockets=[listener])
 
 

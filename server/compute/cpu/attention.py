@@ -1,4 +1,4 @@
-"""Paged attention by ``attention.c``: one call for all rows, each in the same way whatever is beside it."""
+"""Paged attention by ``attention.c``: one call for all rows, each in the same way whatever shares the batch."""
 
 from collections.abc import Mapping
 from functools import cached_property

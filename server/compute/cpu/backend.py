@@ -11,7 +11,7 @@ from server.compute.backend import Forward, GroupLinear, GroupLora, GroupShape, 
 from server.compute.cpu.attention import KernelKvCache, padded_width
 from server.compute.cpu.decoder import Decoder
 from server.compute.cpu.kernels import Kernels
-from server.compute.cpu.linear import FusedNf4, leave_checkpoint
+from server.compute.cpu.linear import FusedNf4, detach_from_checkpoint
 from server.compute.cpu.lora import KernelLora
 from server.compute.pool import page_runs
 from server.compute.reference.backend import ReferenceBackend
@@ -35,7 +35,7 @@ class CpuBackend(ReferenceBackend):
         return super().group_linear(layers)
 
     def group_lora(self, shape: GroupShape, pages: int) -> GroupLora:
-        """A kernel that reads only the pages that rows use, and gives a row the same bits whatever is beside it."""
+        """A kernel that reads only the pages that rows use, and gives a row the same bits whatever shares the batch."""
         if self.kernels and KernelLora.takes(shape, self.dtype):
             return KernelLora(shape, pages, self.kernels)
         return super().group_lora(shape, pages)
@@ -58,7 +58,7 @@ class CpuBackend(ReferenceBackend):
         return {layer: (heads, padded_width(width)) for layer, (heads, width) in shapes.items()}
 
     def kv_cache(self, shapes: Mapping[int, tuple[int, int]], blocks: int, size: int) -> KvCache:
-        """One kernel takes all rows and gives each the same bits whatever is beside it."""
+        """One kernel takes all rows and gives each the same bits whatever shares the batch."""
         if self.kernels and KernelKvCache.takes(shapes, size, self.dtype):
             return KernelKvCache(shapes, blocks, size, self.kernels)
         return super().kv_cache(shapes, blocks, size)
@@ -66,5 +66,5 @@ class CpuBackend(ReferenceBackend):
     def forward(self, model: ServedModel) -> Forward:
         """All layers in one native call, for the models whose layers the kernels compute."""
         if all(isinstance(group.base, FusedNf4) for group in model.pool.groups):
-            leave_checkpoint(model.base.model)
+            detach_from_checkpoint(model.base.model)
         return Decoder.of(model, self.kernels) or super().forward(model)

@@ -72,7 +72,7 @@ class FusedNf4:
         return y if self.bias is None else y + self.bias
 
 
-def leave_checkpoint(model: nn.Module) -> None:
+def detach_from_checkpoint(model: nn.Module) -> None:
     """Copy what is left of a model whose linear layers are all :class:`FusedNf4`, and let go of the file it came from.
 
     Parameters are views of that file in memory, which stays whole, 4-bit weights included, as long as one of them does.

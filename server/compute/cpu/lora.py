@@ -1,4 +1,4 @@
-"""LoRA for the rows of a batch by ``lora.c``: page by page, every row in the same way whatever is beside it."""
+"""LoRA for the rows of a batch by ``lora.c``: page by page, every row in the same way whatever shares the batch."""
 
 from collections.abc import Iterable, Sequence
 

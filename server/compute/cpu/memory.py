@@ -48,7 +48,7 @@ def huge_pages() -> HugePages:
     return HugePages()
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Return to the system what was freed in this process: glibc keeps what it may need again, after a start 30 MB."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

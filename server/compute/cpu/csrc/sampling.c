@@ -10,7 +10,7 @@
 #include <string.h>
 
 #define BLOCK 256   // tokens that are summed together
-#define BRANCH 64   // tokens whose largest logit is looked at, to tell what cannot be among the likeliest
+#define BRANCH 64   // tokens whose largest logit shows whether any of them can be among the likeliest
 
 // A row's largest logit, NaN if it has one, and the first token that has it.
 static float row_peak(const float *x, int64_t vocabulary, int64_t *token) {

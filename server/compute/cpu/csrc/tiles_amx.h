@@ -19,7 +19,7 @@ static inline void shape_tiles(TileConfig *config, int first, int end, int64_t r
     }
 }
 
-// gcc's intrinsic tells it of the first 8 bytes alone, and it may leave out what was to be written to the others.
+// gcc's intrinsic names only the first 8 bytes as read, so the compiler may drop stores to the others.
 static inline void load_shapes(const TileConfig *config) {
     __asm__ volatile("" : : "r"(config) : "memory");
     _tile_loadconfig(config);

@@ -1,6 +1,6 @@
 // The innermost products by vectors: dot products of bf16 pairs where the processor has them, else fused multiply-adds.
 //
-// Columns are lanes, and a row's inputs are broadcast. To sum even and odd inputs by themselves, both sides are brought
+// Columns are lanes, and a row's inputs are broadcast. To sum even and odd inputs by themselves, both operands are reordered
 // into chains: of 32 inputs first the even ones, CHAIN words of 32 bits, then the odd ones. With dot products a word is
 // two inputs (the first of the chain in its high half, which VDPBF16PS multiplies first), else one as float32.
 
@@ -350,7 +350,7 @@ static inline void expand_store(float *delta) { (void)delta; }
 
 typedef const ivec *Queries;
 
-// queries [width / 2, columns]: pairs. They are brought into chains once: room for [width / 32][2][CHAIN].
+// queries [width / 2, columns]: pairs. They are reordered into chains once: room for [width / 32][2][CHAIN].
 static inline Queries score_begin(int64_t columns, int64_t width, const uint32_t *queries, ivec *room) {
     for (int64_t d = 0; d < width / 32; d++, room += WORDS) {
         if (columns != NARROW) split_columns(queries + d * 256, 64, room);
