@@ -138,6 +138,9 @@ class Backend(Protocol):
     """Of activations, keys and values, and adapters on the device."""
     sampling: SamplingOps
 
+    def bind_threads(self) -> None:
+        """Bind the calling thread, which will run all steps, and those that it computes with to CPUs, if that pays."""
+
     def group_linear(self, layers: Sequence[nn.Module]) -> GroupLinear:
         """A function that computes ``layers``, which share an input. Their own weights may be freed."""
 

@@ -213,6 +213,7 @@ class Engine:
     def _loop(self) -> None:
         torch.set_num_threads(self._threads)
         torch.get_num_threads()  # fixes the number for this thread: start() changes the default next
+        self.runner.backend.bind_threads()
         self._started.set()
         try:
             while not self._stopping:

@@ -4,6 +4,7 @@ Worker threads read, check and pack adapters; only the engine's thread uses the 
 are evicted when it grows over its capacity.
 """
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +36,9 @@ class Loader:
         self._largest = 0
         self._pending: dict[AdapterId, Future[PackedAdapter]] = {}
         self._loaded: SimpleQueue[tuple[AdapterId, Future[PackedAdapter]]] = SimpleQueue()
-        self._workers = ThreadPoolExecutor(WORKERS, "adapter-loader", initializer=torch.set_num_threads, initargs=(1,))
+        self._workers = ThreadPoolExecutor(
+            WORKERS, "adapter-loader", initializer=_start_worker, initargs=(os.sched_getaffinity(0),)
+        )
         self.adapters: frozenset[AdapterId] = frozenset()
         """Adapters in the cache. The set is replaced, never changed, so any thread may read it."""
 
@@ -97,3 +100,9 @@ class Loader:
     def close(self) -> None:
         """Stop the workers after the loads that have begun; cancel the others."""
         self._workers.shutdown(cancel_futures=True)
+
+
+def _start_worker(cpus: set[int]) -> None:
+    """Let a worker run on all ``cpus``: the engine's thread, which starts it, may be bound to one."""
+    os.sched_setaffinity(0, cpus)
+    torch.set_num_threads(1)

@@ -1,11 +1,14 @@
 """Computing on a CPU: the kernels where they fit, the reference for the rest."""
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bases import machine
 from bases.nf4 import Linear4bit
 from server.compute.backend import Forward, GroupLinear, GroupLora, GroupShape, KvCache, ServedModel
 from server.compute.cpu.attention import KernelKvCache, padded_width
@@ -15,6 +18,8 @@ from server.compute.cpu.linear import FusedNf4, detach_from_checkpoint
 from server.compute.cpu.lora import KernelLora
 from server.compute.pool import page_runs
 from server.compute.reference.backend import ReferenceBackend
+
+log = logging.getLogger(__name__)
 
 
 class CpuBackend(ReferenceBackend):
@@ -26,6 +31,19 @@ class CpuBackend(ReferenceBackend):
         self.kernels = kernels
         if kernels:
             self.sampling = kernels
+
+    def bind_threads(self) -> None:
+        """One thread a CPU, where there are as many threads as CPUs.
+
+        A thread that waits at a barrier soon sleeps, and is woken hundreds of times a step. If another process uses a
+        CPU, Linux wakes it on the CPU of its team mate, and the two take turns there: with one busy process beside
+        the server a step took two to four times as long. With fewer threads than CPUs two servers would be bound to
+        the same ones.
+        """
+        cpus = sorted(os.sched_getaffinity(0))
+        if self.kernels and len(cpus) == torch.get_num_threads() > 1 and machine.cpu_quota() is None:
+            bound = self.kernels.bind_threads(cpus)
+            log.info("Threads are bound to CPUs %s", cpus) if bound else log.warning("Threads cannot be bound to CPUs")
 
     def group_linear(self, layers: Sequence[nn.Module]) -> GroupLinear:
         """4-bit layers as one matrix for a fused kernel, ours or bitsandbytes'; they lose their own weights."""

@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import byref, c_int, c_int64, c_void_p
+from ctypes import byref, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,7 @@ class Kernels:
         lib.lora_rows.argtypes = [*[c_void_p] * 2, c_int, c_int64, *[c_void_p] * 4, c_int]
         lib.write_pieces.argtypes = [c_int64, *[c_void_p] * 3, c_int]
         lib.attend.argtypes = [c_void_p, c_int64, *[c_void_p] * 2, c_int64, c_int]
+        lib.bind_threads.argtypes = [c_void_p, c_int]
         lib.decode_step.argtypes = [*[c_void_p] * 3, c_int]
         lib.row_peaks.argtypes = [c_int64, c_int64, *[c_void_p] * 3, c_int]
         lib.draw_rows.argtypes = [c_int64, c_int64, *[c_void_p] * 4, c_int]
@@ -122,6 +123,12 @@ class Kernels:
         table = (len(chunks.table), chunks.table.data_ptr())
         self._lib.attend(byref(job), *table, scratch.data_ptr(), chunks.context, threads)
         return out
+
+    def bind_threads(self, cpus: Sequence[int]) -> bool:
+        """Bind this thread and its OpenMP team to one of ``cpus`` each; whether all are bound."""
+        array = (c_int32 * len(cpus))(*cpus)
+        failed: int = self._lib.bind_threads(array, len(cpus))
+        return not failed
 
     def decode_step(self, model: Model, step: Step, work: Workspace, threads: int) -> None:
         """All layers of a model, embeddings to logits, as the decoder asks for. ``work`` has room for ``threads``."""

@@ -34,6 +34,9 @@ class ReferenceBackend:
         self.dtype = dtype
         self.sampling: SamplingOps = TorchSampling()
 
+    def bind_threads(self) -> None:
+        """Leave them to the operating system."""
+
     def group_linear(self, layers: Sequence[nn.Module]) -> GroupLinear:
         """The layers, one after the other."""
         for layer in layers:

@@ -1,5 +1,8 @@
 """What only the C kernels promise: the same bits for a row whatever is beside it, and memory taken at start."""
 
+import os
+from threading import Thread
+
 import psutil
 import pytest
 import torch
@@ -96,3 +99,21 @@ def test_a_key_that_is_not_finite_spoils_no_row_before_it(kernels: Kernels) -> N
         out = KernelAttention(Batch((Chunk(sequence, 0, 20),)), cache).attend(0, q, k, v, AttentionParams(0.125))
         assert out[:4].isfinite().all()
         assert not out[4:].isfinite().any()
+
+
+def test_threads_are_bound_to_one_cpu_each(kernels: Kernels) -> None:
+    """On a thread of its own, so that this one keeps its CPUs."""
+    before = os.sched_getaffinity(0)
+    cpus = [*sorted(before), *sorted(before)][:2]
+    found = []
+
+    def bind() -> None:
+        torch.set_num_threads(2)
+        assert kernels.bind_threads(cpus)
+        found.append(os.sched_getaffinity(0))
+
+    thread = Thread(target=bind)
+    thread.start()
+    thread.join()
+    assert found == [{cpus[0]}]
+    assert os.sched_getaffinity(0) == before

@@ -113,7 +113,7 @@ def test_the_adapter_as_saved_is_refused_with_instructions(trained: Trained) -> 
     for part in (
         "init_lora_weights: '",
         "changes the base's own weights",
-        'before training: then `model.save_pretrained("init")`',
+        '`model.save_pretrained("init")` before training',
         '`model.save_pretrained("out", path_initial_model_for_weight_conversion="init")`',
         "docs/registry.md",
     ):

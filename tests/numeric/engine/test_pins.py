@@ -173,6 +173,7 @@ def test_a_pin_that_cannot_be_loaded_is_logged_once(
     path, aside = drive.store.path(drive.specs["all"].id), tmp_path / "aside"
     shutil.move(path, aside)
     with caplog.at_level(logging.ERROR):
+        caplog.clear()  # the start said how this model is computed
         pin(drive, "all", "odd")
         step_until_resident(drive, [drive.specs["odd"].id])
         for _ in range(50):
