@@ -92,7 +92,7 @@ class Settings(Options):
         "Adapters": ("adapter", "adapter_root", "adapter_dir", "allow_source", "max_rank"),
         "Registry": ("store_url", "database_url", "store_quota_gib", "store_cache_gib"),
         "Memory": ("max_device_adapters", "device_ranks", "host_cache_gib", "kv_memory_gib", "block_size"),
-        "Scheduling": ("max_batch_sequences", "max_batch_tokens", "max_queue", "max_wait_seconds"),
+        "Scheduling": ("max_batch_sequences", "max_batch_tokens", "max_queue", "max_wait_seconds", "speculation"),
         "HTTP": ("host", "port", "cors_origin", "max_body_mib", "keep_alive_seconds", "drain_seconds", "log_level"),
     }
     metavars: ClassVar[Mapping[str, str]] = {
@@ -164,6 +164,9 @@ class Settings(Options):
     max_queue: int = Field(512, ge=1, description="most requests that may wait; further ones get 429")
     max_wait_seconds: float = Field(
         2.0, ge=0, description="after waiting this long for an adapter slot, a request gets the next one"
+    )
+    speculation: Literal["auto", "off"] = Field(
+        "auto", description="draft tokens from the prompt and verify them, where that is faster; on CPU kernels only"
     )
     drain_seconds: float = Field(
         30, ge=0, description="time that open requests and registrations get to finish after SIGTERM"

@@ -36,6 +36,8 @@ _COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "manylora_computed_prompt_tokens": ("Prompt tokens computed, again after a preemption", lambda s: s.prompt_tokens),
     "manylora_cached_prompt_tokens": ("Prompt tokens from the prefix cache", lambda s: s.cached_tokens),
     "manylora_sampled_tokens": ("Tokens sampled", lambda s: s.output_tokens),
+    "manylora_drafted_tokens": ("Tokens drafted by speculation", lambda s: s.drafted_tokens),
+    "manylora_accepted_tokens": ("Drafted tokens that were accepted", lambda s: s.accepted_tokens),
     "manylora_preemptions": ("Requests preempted for lack of KV blocks", lambda s: s.preemptions),
     "manylora_adapter_loads": ("Adapters copied to the device", lambda s: s.adapter_loads),
     "manylora_adapter_evictions": ("Adapters evicted from the device", lambda s: s.adapter_evictions),
@@ -46,6 +48,11 @@ _VLLM_GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "vllm:kv_cache_usage_perc": ("Share of KV blocks in use, 0 to 1", lambda s: s.blocks_used / max(s.blocks_total, 1)),
 }
 """Gauges under vLLM's names, which inference gateways for Kubernetes read."""
+_VLLM_COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
+    "vllm:spec_decode_num_draft_tokens": ("Tokens drafted by speculation", lambda s: s.drafted_tokens),
+    "vllm:spec_decode_num_accepted_tokens": ("Drafted tokens that were accepted", lambda s: s.accepted_tokens),
+}
+"""Counters under vLLM's names, which its dashboards read."""
 
 
 class Metrics:
@@ -224,6 +231,10 @@ class _EngineCollector(Collector):
             family = GaugeMetricFamily(name, description, labels=["model_name"])
             family.add_metric([self._base], float(value(stats)))
             yield family
+        for name, (description, value) in _VLLM_COUNTERS.items():
+            counter = CounterMetricFamily(name, description, labels=["model_name"])
+            counter.add_metric([self._base], float(value(stats)))
+            yield counter
         yield self._lora_info(stats)
 
     def _lora_info(self, stats: EngineStats) -> Metric:

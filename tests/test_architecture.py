@@ -64,7 +64,9 @@ INSIDE = {
     "sequence": set(),
     "block_pool": {"sequence"},
     "slots": {"sequence"},
-    "scheduler": {"sequence", "block_pool", "slots"},
+    "prompt_lookup": set(),
+    "speculation": {"sequence", "prompt_lookup"},
+    "scheduler": {"sequence", "block_pool", "slots", "speculation"},
 }
 """Module of ``server/engine`` that knows no torch -> modules of it that it may import, besides ``server.errors``."""
 

@@ -36,7 +36,7 @@ from server.compute.reference.sampling import TorchSampling  # noqa: E402
 from server.config import Settings  # noqa: E402
 from server.engine.runner import Runner  # noqa: E402
 from server.engine.sampler import sample  # noqa: E402
-from server.engine.sequence import Batch, Chunk, SamplingParams, Sequence, WeightedAdapter  # noqa: E402
+from server.engine.sequence import Batch, Chunk, SampledRow, SamplingParams, Sequence, WeightedAdapter  # noqa: E402
 
 CONTEXT = 160
 RANK = 16
@@ -178,10 +178,10 @@ def _draws(decoder: Decoder, repeats: int) -> Iterator[SamplingTiming]:
 
 def _draw(logits: Tensor, params: SamplingParams, ops: SamplingOps) -> float:
     """Return the time of sampling once, in milliseconds."""
-    sequences = [Sequence(str(row), [1], params, ()) for row in range(len(logits))]
+    rows = [SampledRow(Sequence(str(row), [1], params, ())) for row in range(len(logits))]
     copy = logits.clone()  # sample() changes its input
     start = time.perf_counter()
-    sample(copy, sequences, ops)
+    sample(copy, rows, ops)
     return (time.perf_counter() - start) * 1e3
 
 

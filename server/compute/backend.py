@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 GroupLinear = Callable[[Tensor], list[Tensor]]
 """Several linear layers over one input: [rows, in] -> each layer's [rows, out]."""
-Forward = Callable[[Batch], Tensor]
-"""Runs one step: writes the batch's keys and values, and returns logits [len(batch.sampled), vocabulary] float32."""
 PackedGroup = tuple[Tensor, tuple[Tensor | None, ...]]
 """An adapter's weights for a group of layers, in a backend's layout: A, and for each layer B, scaled, or None."""
 
@@ -37,6 +35,15 @@ class GroupShape:
     """Input features."""
     outs: tuple[int, ...]
     """Output features of each layer."""
+
+
+class Forward(Protocol):
+    """Runs one step: writes the batch's keys and values, returns logits [len(batch.sampled), vocabulary] float32."""
+
+    batch_invariant: bool
+    """Whether a row's logits have the same bits whatever else is in the batch, and at any number of rows."""
+
+    def __call__(self, batch: Batch) -> Tensor: ...
 
 
 class GroupLora(Protocol):

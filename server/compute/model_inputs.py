@@ -24,13 +24,13 @@ class ModelInputs(NamedTuple):
 
 def make_inputs(batch: Batch) -> ModelInputs:
     """The rows of ``batch``, chunk after chunk."""
-    tokens = [token for c in batch.chunks for token in c.sequence.tokens[c.start : c.end]]
+    tokens = [token for c in batch.chunks for token in (*c.sequence.tokens[c.start : c.end], *c.drafts)]
     positions = [position for c in batch.chunks for position in range(c.start, c.end)]
-    rows, end = [], 0
+    rows: list[int] = []
+    end = 0
     for chunk in batch.chunks:
         end += chunk.length
-        if chunk.samples:
-            rows.append(end - 1)
+        rows += range(end - len(chunk.sampled), end)
     return ModelInputs(tokens, positions, rows)
 
 

@@ -23,6 +23,7 @@ from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Batch, Cause, Event, Failed, Sequence, WeightedAdapter
 from server.engine.slots import SlotTable, pages_for
+from server.engine.speculation import Speculation
 from server.engine.stats import EngineStats, StepCounters
 from server.errors import EngineError, InvalidRequest, QueueFull
 
@@ -84,6 +85,7 @@ class Engine:
             max_sequences=settings.max_batch_sequences,
             max_tokens=settings.max_batch_tokens,
             max_wait=settings.max_wait_seconds,
+            speculation=Speculation(active=settings.speculation == "auto" and runner.forward.batch_invariant),
         )
         self.loader = Loader(
             lambda adapter: self.runner.pool.pack(read_weights(adapter)),
@@ -323,6 +325,7 @@ class Engine:
         return self._fail(affected, "The adapter could not be loaded.", "adapter" if at_fault else "engine")
 
     def _run_batch(self, batch: Batch) -> list[Event]:
+        started = time.perf_counter()
         try:
             tokens, logits = self.runner.run_probe(batch) if batch.probe else (self.runner.run(batch), None)
         except Exception:
@@ -333,8 +336,11 @@ class Engine:
                 self._fail([chunk.sequence for chunk in batch.chunks], "The step that served this request failed.")
             )
         self._failures_in_a_row = 0
+        self.scheduler.speculation.record_step(batch, time.perf_counter() - started)
         self._counters.count(batch)
-        return list(self.scheduler.commit(batch, tokens, logits))
+        events = self.scheduler.commit(batch, tokens, logits)
+        self._counters.output_tokens += len(events)
+        return list(events)
 
     def _fail(self, sequences: Iterable[Sequence], message: str, cause: Cause = "engine") -> list[Failed]:
         events = []
@@ -358,6 +364,8 @@ class Engine:
         return EngineStats(
             **asdict(self._counters),
             preemptions=scheduler.preemptions,
+            drafted_tokens=scheduler.speculation.drafted,
+            accepted_tokens=scheduler.speculation.accepted,
             waiting=len(scheduler.waiting),
             running=len(scheduler.running),
             blocks_used=scheduler.blocks.used,

@@ -19,7 +19,7 @@ from torch import Tensor
 from server.compute.backend import SamplingOps
 from server.compute.reference.sampling import invert
 from server.compute.transfer import to_device
-from server.engine.sequence import SamplingParams, Sequence
+from server.engine.sequence import SampledRow, SamplingParams
 
 CANDIDATES = 256
 """Rows with top-p or min-p first use this many most likely tokens: sorting the vocabulary takes 100 times as long."""
@@ -29,22 +29,21 @@ MIN_TEMPERATURE = 1e-5
 """Lower temperatures mean greedy: logits divided by them would overflow."""
 
 
-def sample(logits: Tensor, sequences: Seq[Sequence], ops: SamplingOps) -> list[int | None]:
+def sample(logits: Tensor, sampled: Seq[SampledRow], ops: SamplingOps) -> list[int | None]:
     """Sample a token id for each row of ``logits`` [rows, vocabulary] float32; None for a row that is not finite.
 
     Changes ``logits`` in place. Results are read from the device once, and again if a row's filters keep more than
-    CANDIDATES tokens. Which rows are finite is known only after drawing: rows that are not advance their generators,
-    too, which has no effect, for their requests fail.
+    CANDIDATES tokens. Which rows are finite is known only after drawing.
     """
-    if not sequences:
+    if not sampled:
         return []
     peak, greedy = ops.row_peaks(logits)
-    adjusted = apply_penalties(logits, sequences)
+    adjusted = apply_penalties(logits, sampled)
     if adjusted is not None:
         greedy[adjusted] = logits[adjusted].argmax(-1)
-    rows = [row for row, s in enumerate(sequences) if s.sampling.temperature >= MIN_TEMPERATURE]
-    draws = _draws(logits, sequences, rows, ops) if rows else None
-    count = len(sequences)
+    rows = [row for row, s in enumerate(sampled) if s.sequence.sampling.temperature >= MIN_TEMPERATURE]
+    draws = _draws(logits, sampled, rows, ops) if rows else None
+    count = len(sampled)
     found = torch.cat([peak.isfinite(), greedy, *(draws.draw() if draws else ())]).tolist()
     finite, tokens = found[:count], found[count : 2 * count]
     for row, token in draws.resolve(found[2 * count :], finite).items() if draws else ():
@@ -52,13 +51,13 @@ def sample(logits: Tensor, sequences: Seq[Sequence], ops: SamplingOps) -> list[i
     return [token if ok else None for token, ok in zip(tokens, finite, strict=True)]
 
 
-def apply_penalties(logits: Tensor, sequences: Seq[Sequence]) -> Tensor | None:
+def apply_penalties(logits: Tensor, sampled: Seq[SampledRow]) -> Tensor | None:
     """Apply penalties and bias to ``logits`` in place. Returns the rows that have any, [count] int64, or None."""
     vocabulary = logits.shape[-1]
-    rows = [row for row, s in enumerate(sequences) if _has_penalties(s)]
+    rows = [row for row, s in enumerate(sampled) if _has_penalties(s)]
     if not rows:
         return None
-    penalised = [_penalties(sequences[row], row * vocabulary) for row in rows]
+    penalised = [_penalties(sampled[row], row * vocabulary) for row in rows]
     kinds = [np.concatenate(kind, axis=1) for kind in zip(*penalised, strict=True)]
     everything = np.concatenate([*kinds, np.array([rows, rows])], axis=1)
     places, numbers = to_device(everything, logits.device).unbind()
@@ -77,21 +76,21 @@ def apply_penalties(logits: Tensor, sequences: Seq[Sequence]) -> Tensor | None:
     return adjusted
 
 
-def _has_penalties(sequence: Sequence) -> bool:
-    p = sequence.sampling
-    used = bool(p.presence_penalty or p.frequency_penalty) and sequence.output_length > 0
+def _has_penalties(row: SampledRow) -> bool:
+    p = row.sequence.sampling
+    used = bool(p.presence_penalty or p.frequency_penalty) and (row.sequence.output_length > 0 or bool(row.drafts))
     return p.repetition_penalty != 1.0 or used or bool(p.logit_bias)
 
 
-def _penalties(sequence: Sequence, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _penalties(row: SampledRow, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens with a repetition penalty, with a presence or frequency penalty, and with a bias: each [2, any] float64.
 
-    The first row has their positions in the flat logits, where the sequence's begin at ``start``; the second row what
-    to divide by, to subtract and to add.
+    The first row of each has their positions in the flat logits, where those of ``row`` begin at ``start``; the second
+    what to divide by, to subtract and to add.
     """
-    p = sequence.sampling
-    seen = dict.fromkeys(sequence.tokens if p.repetition_penalty != 1.0 else (), p.repetition_penalty)
-    counts = Counter(sequence.output if p.presence_penalty or p.frequency_penalty else ())
+    sequence, p = row.sequence, row.sequence.sampling
+    seen = dict.fromkeys((*sequence.tokens, *row.drafts) if p.repetition_penalty != 1.0 else (), p.repetition_penalty)
+    counts = Counter((*sequence.output, *row.drafts) if p.presence_penalty or p.frequency_penalty else ())
     repeated, used, biased = (_columns(numbers, start) for numbers in (seen, counts, dict(p.logit_bias)))
     # in float32, like the logits: float64 would round differently
     used[1] = np.float32(p.presence_penalty) + np.float32(p.frequency_penalty) * used[1].astype(np.float32)
@@ -157,15 +156,15 @@ class _Draws:
         return picked, covered.squeeze(-1)
 
 
-def _draws(logits: Tensor, sequences: Seq[Sequence], rows: list[int], ops: SamplingOps) -> _Draws:
-    """Prepare the draws of ``rows``, none of them greedy. Takes a number from the generator of each."""
+def _draws(logits: Tensor, sampled: Seq[SampledRow], rows: list[int], ops: SamplingOps) -> _Draws:
+    """Prepare the draws of ``rows``, none of them greedy, each by its own number."""
     everything = logits.shape[-1]
-    rows = sorted(rows, key=lambda row: _is_filtered(sequences[row].sampling))
-    params = [sequences[row].sampling for row in rows]
+    rows = sorted(rows, key=lambda row: _is_filtered(sampled[row].sequence.sampling))
+    params = [sampled[row].sequence.sampling for row in rows]
     numbers = [
         [*rows],
         [p.temperature for p in params],
-        [sequences[row].rng.random() for row in rows],
+        [sampled[row].sequence.uniform(ahead=len(sampled[row].drafts)) for row in rows],
         [min(p.top_k or everything, everything) for p in params],
         [p.top_p for p in params],
         [p.min_p for p in params],

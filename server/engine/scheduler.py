@@ -7,6 +7,8 @@ is vLLM v1's). Running sequences come first, oldest first. When no blocks are fr
 A waiting sequence whose adapters are not on the device is skipped. After ``max_wait`` seconds, the least used adapters
 take no new sequences until it fits.
 
+Drafted tokens are verified in the step of the token before them. Keys and values of rejected ones are overwritten.
+
 Probes come first in the queue and run alone, at most every other step. So all probes compute with the same shapes, and
 their logits can be compared bit by bit; and a probe does not change how the tokens of other sequences are rounded.
 """
@@ -18,19 +20,28 @@ from adapters.format.spec import AdapterId
 from server.engine.block_pool import BlockPool, chain_keys
 from server.engine.sequence import Batch, Chunk, Failed, FinishReason, Sequence, Token, WeightedAdapter
 from server.engine.slots import SlotTable
+from server.engine.speculation import MAX_ROWS, Speculation
 
 
 class Scheduler:
     """The waiting and running sequences, which use a pool of blocks and a table of slots. For one thread."""
 
     def __init__(
-        self, blocks: BlockPool, slots: SlotTable, *, max_sequences: int, max_tokens: int, max_wait: float
+        self,
+        blocks: BlockPool,
+        slots: SlotTable,
+        *,
+        max_sequences: int,
+        max_tokens: int,
+        max_wait: float,
+        speculation: Speculation,
     ) -> None:
         self.blocks = blocks
         self.slots = slots
         self.max_sequences = min(max_sequences, max_tokens)
         self.max_tokens = max_tokens
         self.max_wait = max_wait
+        self.speculation = speculation
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -70,12 +81,11 @@ class Scheduler:
         sequence fails. ``logits`` are a probe's.
         """
         events: list[Token | Failed] = []
-        sampled = iter(tokens)
+        left = iter(tokens)
         for chunk in batch.chunks:
-            samples = chunk.samples
-            self._mark_computed(chunk)
-            if samples:
-                events.append(self._append_token(chunk.sequence, next(sampled), logits))
+            sampled = [next(left) for _ in chunk.sampled]
+            self._mark_computed(chunk.sequence, chunk.end - len(chunk.drafts))
+            events += self._append_tokens(chunk, sampled, logits)
         return events
 
     def abort(self, sequence_id: str) -> bool:
@@ -93,6 +103,7 @@ class Scheduler:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         self._free(sequence)
+        self.speculation.forget(sequence)
 
     def running_by_adapter(self) -> Counter[AdapterId]:
         """Number of running sequences of each adapter."""
@@ -130,6 +141,7 @@ class Scheduler:
         """Chunks of all sequences but probes."""
         chunks = self._schedule_running()
         chunks += self._schedule_waiting(now, self.max_tokens - sum(chunk.length for chunk in chunks))
+        chunks = self._add_drafts(chunks)
         chunks.sort(key=lambda chunk: chunk.length > 1)
         return chunks
 
@@ -236,24 +248,43 @@ class Scheduler:
             sequence.cached = sequence.computed
         return Chunk(sequence, sequence.computed, min(len(sequence.tokens) - sequence.computed, budget))
 
+    def _add_drafts(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Draft tokens for sequences that decode. Leaves a free block for each of them, so that none is preempted."""
+        rows = min(self.max_tokens, max(self.max_sequences, MAX_ROWS))
+        free = max(self.blocks.free // max(len(chunks), 1) - 1, 0)
+        drafted = self.speculation.draft(chunks, rows, lambda s: (len(s.blocks) + free) * self.blocks.size)
+        for chunk in drafted:
+            self._grow(chunk.sequence, chunk.end)
+        return drafted
+
     # After a step
 
-    def _mark_computed(self, chunk: Chunk) -> None:
-        sequence = chunk.sequence
-        sequence.computed = chunk.end
+    def _mark_computed(self, sequence: Sequence, end: int) -> None:
+        start, sequence.computed = sequence.computed, end
         if sequence.probe:
             return  # not cached: no request has this prefix
-        filled = range(chunk.start // self.blocks.size, chunk.end // self.blocks.size)
+        filled = range(start // self.blocks.size, end // self.blocks.size)
         if filled:
             chain_keys(sequence, self.blocks.size)
         for index in filled:
             self.blocks.cache(sequence.blocks[index], sequence.keys[index])
 
+    def _append_tokens(self, chunk: Chunk, sampled: list[int | None], logits: bytes | None) -> Iterator[Token | Failed]:
+        """Append the tokens sampled for a chunk, up to the first that is not the draft for its place."""
+        sequence = chunk.sequence
+        accepted = self.speculation.record(chunk, sampled) if chunk.drafts else 0
+        for token in sampled[: accepted + 1]:
+            if sequence.leased:  # the answer has not ended
+                self._mark_computed(sequence, len(sequence.tokens))
+                yield self._append_token(sequence, token, logits)
+        if sequence.leased and None in sampled:
+            self._preempt(sequence)  # its blocks may hold keys and values that are not finite: take others
+
     def _append_token(self, sequence: Sequence, token: int | None, logits: bytes | None) -> Token | Failed:
         if token is None:
             self.release(sequence)
             return _not_finite(sequence)
-        sequence.tokens.append(token)
+        sequence.append(token)
         finish = _finish(sequence, token)
         if finish:
             self.release(sequence)

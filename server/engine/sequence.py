@@ -5,7 +5,8 @@ A sequence's life:
 1. the API makes a :class:`Sequence`, whose ``tokens`` are the prompt, and submits it;
 2. the scheduler admits it: it leases slots, takes prefix-cache hits, and allocates ``blocks``;
 3. each step runs a :class:`Chunk` of it and advances ``computed``;
-4. when ``computed`` reaches ``len(tokens)``, a token is sampled and appended: one :class:`Token` event;
+4. when ``computed`` reaches ``len(tokens)``, a token is sampled and appended, and one more for each draft that is
+   accepted: each is a :class:`Token` event;
 5. it ends by a stop token, by length, by an abort or by an error, always through ``Scheduler.release``.
 
 What the API sends and receives (``Sequence`` before it is submitted, ``Event``) can be pickled, so that the engine can
@@ -14,9 +15,10 @@ move to a process of its own.
 
 import random
 import time
+from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from adapters.format.spec import AdapterId
 
@@ -45,6 +47,8 @@ class SamplingParams:
     max_tokens: int = 16
     stop_token_ids: frozenset[int] = frozenset()
     """Tokens that end the answer: the base's end tokens, or none if the request has ``ignore_eos``."""
+    speculation: bool = True
+    """Whether tokens may be drafted for it, where the server does that. The answer is the same either way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +95,26 @@ class Sequence:
     preemptions: int = 0
     rng: random.Random = field(init=False)
     """The request's own generator, for one number per token: batch and preemption do not change its draws."""
+    _numbers: deque[float] = field(init=False, default_factory=deque)
+    """Those for the next tokens that were taken already, for rows after drafts."""
 
     def __post_init__(self) -> None:
         self.adaptation = tuple(sorted(self.adaptation, key=lambda adapter: adapter.id))
         self.prompt_length = len(self.tokens)
         seed = self.sampling.seed
         self.rng = random.Random(None if seed is None else str(seed))  # a str, for Random drops an int's sign
+
+    def append(self, token: int) -> None:
+        """Append a sampled token."""
+        self.tokens.append(token)
+        if self._numbers:
+            self._numbers.popleft()
+
+    def uniform(self, ahead: int = 0) -> float:
+        """The number in [0, 1) by which to draw the next token of the answer, or the one ``ahead`` tokens after it."""
+        while len(self._numbers) <= ahead:
+            self._numbers.append(self.rng.random())
+        return self._numbers[ahead]
 
     @property
     def output_length(self) -> int:
@@ -116,6 +134,8 @@ class Chunk:
     sequence: Sequence
     start: int
     length: int
+    drafts: tuple[int, ...] = ()
+    """Tokens drafted after the sequence's last one: the last rows of the chunk, included in ``length``."""
 
     @property
     def end(self) -> int:
@@ -124,8 +144,22 @@ class Chunk:
 
     @property
     def samples(self) -> bool:
-        """Whether the step samples a token for this sequence."""
-        return self.end == len(self.sequence.tokens)
+        """Whether the step samples a token for this sequence, and one after each draft."""
+        return self.end == len(self.sequence.tokens) + len(self.drafts)
+
+    @property
+    def sampled(self) -> list["SampledRow"]:
+        """The rows whose logits are needed: the last token's, and each draft's."""
+        ahead = range(len(self.drafts) + 1 if self.samples else 0)
+        return [SampledRow(self.sequence, self.drafts[:count]) for count in ahead]
+
+
+class SampledRow(NamedTuple):
+    """A row of the logits, from which a token of ``sequence`` is sampled."""
+
+    sequence: Sequence
+    drafts: tuple[int, ...] = ()
+    """Tokens between the sequence's last one and the sampled one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +176,9 @@ class Batch:
         return sum(chunk.length for chunk in self.chunks)
 
     @property
-    def sampled(self) -> list[Sequence]:
-        """The sequences that get a token, in the order of the rows of the logits."""
-        return [chunk.sequence for chunk in self.chunks if chunk.samples]
+    def sampled(self) -> list[SampledRow]:
+        """The rows of the logits."""
+        return [row for chunk in self.chunks for row in chunk.sampled]
 
     @property
     def probe(self) -> bool:

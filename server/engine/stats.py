@@ -19,6 +19,10 @@ class EngineStats:
     cached_tokens: int = 0
     """Prompt tokens taken from the prefix cache."""
     output_tokens: int = 0
+    drafted_tokens: int = 0
+    """Tokens drafted by speculation."""
+    accepted_tokens: int = 0
+    """Of those, the ones that were sampled, too."""
     steps: int = 0
     failed_steps: int = 0
     preemptions: int = 0
@@ -49,7 +53,6 @@ class StepCounters:
     def count(self, batch: Batch) -> None:
         """Count a batch that has run, before its sampled tokens are appended."""
         self.steps += 1
-        self.output_tokens += len(batch.sampled)
         for chunk in batch.chunks:
             sequence = chunk.sequence
             self.prompt_tokens += max(0, min(chunk.end, sequence.prompt_length) - chunk.start)

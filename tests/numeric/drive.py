@@ -172,8 +172,9 @@ def recorded_logits(engine: Engine) -> Iterator[dict[str, list[Tensor]]]:
 
     def logits(batch: Batch) -> Tensor:
         rows = original(batch)
-        for sequence, row in zip(batch.sampled, rows.clone().cpu(), strict=True):
-            recorded.setdefault(sequence.id, []).append(row)
+        for sampled, row in zip(batch.sampled, rows.clone().cpu(), strict=True):
+            at = sampled.sequence.output_length + len(sampled.drafts)
+            recorded.setdefault(sampled.sequence.id, [])[at:] = [row]  # instead of those after rejected drafts
         return rows
 
     engine.runner.logits = logits

@@ -30,6 +30,7 @@ def sampling_params(
         seed=request.seed,
         logit_bias=_logit_bias(request.logit_bias or {}, vocabulary),
         max_tokens=max_tokens,
+        speculation=request.speculation is not False,
         stop_token_ids=frozenset() if request.ignore_eos else eos_token_ids,
     )
 

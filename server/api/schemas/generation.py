@@ -217,6 +217,8 @@ class GenerationRequest(TolerantSchema):
         | None
     ) = None
     ignore_eos: bool | None = None
+    speculation: bool | None = None
+    """false: draft no tokens for this request. The answer is the same."""
     user: Annotated[str, Field(max_length=MAX_USER_LENGTH), ENCODABLE] | None = None
     """Requests with the same user get the same target of an alias."""
 

@@ -61,6 +61,8 @@ log = logging.getLogger(__name__)
 class Decoder:
     """A model's layers as ``decoder.c`` takes them."""
 
+    batch_invariant = True
+
     def __init__(self, model: ServedModel, kernels: Kernels) -> None:
         """The caller has checked that all of it fits (:meth:`of`)."""
         assert isinstance(model.kv, KernelKvCache)

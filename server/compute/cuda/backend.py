@@ -50,6 +50,8 @@ class CudaBackend(ReferenceBackend):
 class CudaForward:
     """Steps by a :class:`PaddedDecode` where it supports them, all others eagerly."""
 
+    batch_invariant = False
+
     def __init__(self, model: ServedModel, forward: ModelForward, capture: Capture) -> None:
         self._resident = model.pool.resident
         longest = model.base.max_model_len

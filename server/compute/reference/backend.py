@@ -81,6 +81,8 @@ class ReferenceBackend:
 class EagerForward:
     """One call of a model for each step, without CUDA graphs ("eager", as vLLM and torch say)."""
 
+    batch_invariant = False
+
     def __init__(self, model: ServedModel, forward: ModelForward) -> None:
         self.model = model
         self.forward = forward

@@ -25,7 +25,7 @@ from transformers import (
 from server.compute.cpu.kernels import Kernels
 from server.compute.reference.sampling import TorchSampling
 from server.engine.sampler import CANDIDATES, sample
-from server.engine.sequence import SamplingParams, Sequence
+from server.engine.sequence import SampledRow, SamplingParams, Sequence
 from tests.numeric.drive import Drive
 from tests.numeric.lab import Lab
 from tests.numeric.oracle import Mix
@@ -211,7 +211,7 @@ class Crossings(TorchFunctionMode):
         return func(*args, **kwargs or {})
 
 
-def a_row_of_each_kind() -> list[Sequence]:
+def a_row_of_each_kind() -> list[SampledRow]:
     kinds = [
         GREEDY,
         SamplingParams(temperature=0, repetition_penalty=1.2, presence_penalty=0.5, logit_bias=((3, 1.0),)),
@@ -222,8 +222,8 @@ def a_row_of_each_kind() -> list[Sequence]:
     ]
     sequences = [Sequence(str(i), list(PROMPT), replace(params, seed=i)) for i, params in enumerate(kinds)]
     for sequence in sequences:
-        sequence.tokens.append(7)
-    return sequences
+        sequence.append(7)
+    return [SampledRow(sequence) for sequence in sequences]
 
 
 def test_sampling_reads_from_the_device_once_and_copies_to_it_twice() -> None:

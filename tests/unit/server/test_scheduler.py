@@ -7,11 +7,17 @@ from server.engine.block_pool import BlockPool
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Adaptation, Failed, SamplingParams, Sequence, Token, WeightedAdapter
 from server.engine.slots import SlotTable
+from server.engine.speculation import Speculation
 
 
 def make(blocks: int = 16, *, slots: int = 2, tokens: int = 8, sequences: int = 4, wait: float = 1.0) -> Scheduler:
     return Scheduler(
-        BlockPool(blocks, 4), SlotTable(slots, 8), max_sequences=sequences, max_tokens=tokens, max_wait=wait
+        BlockPool(blocks, 4),
+        SlotTable(slots, 8),
+        max_sequences=sequences,
+        max_tokens=tokens,
+        max_wait=wait,
+        speculation=Speculation(active=False),
     )
 
 
