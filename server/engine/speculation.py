@@ -31,9 +31,10 @@ MIN_PLAIN_STEPS = 3
 """Steps without drafts at a number of sequences before any are drafted."""
 MAX_DRAFTED_STEPS = 32
 """Steps with drafts, after which one without them is run to compare with."""
-FIRST_ROW_COST = 0.1
-"""Assumed cost of a row, as a share of the step, until it is measured. Weighs as much as FIRST_ROWS measured ones."""
+FIXED_COST = 9
+"""Assumed time of a step besides that of its rows, in rows, until it is measured."""
 FIRST_ROWS = 8
+"""Measured rows that the assumption weighs as much as."""
 FIRST_CHANCES = (0.4, 0.6, 0.8)
 """Assumed chances of acceptance after matches of 2 to 3, 4 to 7, and 8 tokens."""
 
@@ -58,14 +59,18 @@ class Acceptance:
 class StepCosts:
     """The time of steps of one number of sequences, and what drafted rows add to it."""
 
+    sequences: int
     plain: deque[float] = field(default_factory=lambda: deque(maxlen=PLAIN_STEPS))
     """Seconds of the last steps without drafts."""
     drafted_steps: int = 0
     """Since the last one without drafts."""
     since_drafts: int = 0
     """Steps since the last one with drafts."""
-    _added: float = FIRST_ROW_COST * FIRST_ROWS
+    _added: float = field(init=False)
     _rows: float = FIRST_ROWS
+
+    def __post_init__(self) -> None:
+        self._added = FIRST_ROWS / (FIXED_COST + self.sequences)
 
     @property
     def row(self) -> float:
@@ -86,7 +91,9 @@ class StepCosts:
             return
         self.drafted_steps += 1
         self.since_drafts = 0
-        added = seconds / median(self.plain) - 1 if self.plain else FIRST_ROW_COST * drafted
+        if not self.plain:
+            return
+        added = seconds / median(self.plain) - 1
         # A row costs no less than nothing, and no more than a step of its own: what else was measured is other load.
         self._added = 0.95 * self._added + min(max(added, 0.0), drafted)
         self._rows = 0.95 * self._rows + drafted
@@ -151,7 +158,7 @@ class Speculation:
         """
         if not self.active or not all(map(_decodes, chunks)):
             return chunks
-        costs = self._costs.setdefault(len(chunks), StepCosts())
+        costs = self._costs_of(len(chunks))
         drafting = Drafting(len(chunks), costs)
         if not costs.comparable or not drafting.pays:
             return chunks
@@ -165,6 +172,11 @@ class Speculation:
             spare -= len(drafts)
             drafted.append(replace(chunk, length=1 + len(drafts), drafts=drafts) if drafts else chunk)
         return drafted
+
+    def _costs_of(self, sequences: int) -> StepCosts:
+        if sequences not in self._costs:
+            self._costs[sequences] = StepCosts(sequences)
+        return self._costs[sequences]
 
     def _draft(self, sequence: Sequence, drafting: Drafting, most: int) -> tuple[int, ...]:
         lookup = self._lookups.get(sequence)
@@ -199,7 +211,7 @@ class Speculation:
         """Take in how long a step took."""
         if self.active and all(map(_decodes, batch.chunks)):
             drafted = sum(len(chunk.drafts) for chunk in batch.chunks)
-            self._costs.setdefault(len(batch.chunks), StepCosts()).record(drafted, seconds)
+            self._costs_of(len(batch.chunks)).record(drafted, seconds)
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is kept of a sequence that has ended."""

@@ -57,6 +57,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"stream_options": {"more": True}}, "stream_options.more"),
     ({"stream_options": {"continuous_usage_stats": 1}}, "stream_options.continuous_usage_stats"),
     ({"ignore_eos": 1}, "ignore_eos"),
+    ({"speculation": "off"}, "speculation"),
     ({"user": 5}, "user"),
     ({"user": "x" * 1025}, "user"),
     ({"model": 5}, "model"),

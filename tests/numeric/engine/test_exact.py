@@ -5,43 +5,22 @@ decides.
 """
 
 import random
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from adapters.format.spec import AdapterId, AdapterSpec, BaseLayout, LoraTarget
-from adapters.format.weights import AdapterWeights
-from bases.base import load_base
-from server.config import Settings
 from server.engine.engine import Engine
-from server.engine.runner import Runner
-from server.engine.sequence import Adaptation, Failed, SamplingParams, Sequence, WeightedAdapter
+from server.engine.sequence import Adaptation, SamplingParams, Sequence, WeightedAdapter
 from tests.numeric.drive import recorded_logits
+from tests.numeric.exact import RANKS, engine, run_mixed
 from tests.numeric.kernels import require_compiler
 
 pytestmark = pytest.mark.demo
 
-RANKS = {AdapterId(name): rank for name, rank in (("a", 4), ("b", 16), ("c", 64), ("d", 16))}
-DEADLINE = 120.0
 Asked = list[tuple[list[int], Adaptation, int]]
 """Prompt, adaptation, tokens to sample."""
-
-
-def weights(adapter: AdapterId, layout: BaseLayout) -> AdapterWeights:
-    """A random adapter on all layers, the same for the same id."""
-    generator = torch.Generator().manual_seed(ord(adapter))
-    rank = RANKS[adapter]
-    tensors = {
-        name: (
-            torch.randn(rank, inputs, generator=generator) / inputs**0.5,
-            torch.randn(outputs, rank, generator=generator) * 0.03,
-        )
-        for name, (inputs, outputs) in layout.linears.items()
-    }
-    return AdapterWeights(AdapterSpec(adapter, {name: LoraTarget(rank, 1.0) for name in tensors}, 0), tensors)
 
 
 def requests(rng: random.Random) -> Asked:
@@ -58,12 +37,6 @@ def requests(rng: random.Random) -> Asked:
     return asked
 
 
-def engine(root: Path, **changes: object) -> Engine:
-    base = load_base(Settings(data_dir=root, max_model_len=256).base)
-    config = Settings(data_dir=root, **changes)
-    return Engine(Runner(base, config), config, lambda adapter: weights(adapter, base.layout), lambda events: None)
-
-
 def answer(served: Engine, asked: Asked, rng: random.Random | None) -> list[list[Tensor]]:
     """Each request's logits, a tensor a token: one request after the other, or all mixed at random moments."""
     sequences = [
@@ -72,19 +45,8 @@ def answer(served: Engine, asked: Asked, rng: random.Random | None) -> list[list
     ]
     with recorded_logits(served) as recorded:
         for together in [sequences] if rng else [[sequence] for sequence in sequences]:
-            _run(served, together, rng)
+            run_mixed(served, together, rng)
     return [recorded[sequence.id] for sequence in sequences]
-
-
-def _run(served: Engine, sequences: list[Sequence], rng: random.Random | None) -> None:
-    waiting, live, started = list(sequences), len(sequences), time.monotonic()
-    while live:
-        if waiting and (rng is None or rng.random() < 0.6):
-            served.submit(waiting.pop(0))
-        for event in served.step():
-            assert not isinstance(event, Failed), event
-            live -= bool(event.finish)
-        assert time.monotonic() - started < DEADLINE
 
 
 @pytest.fixture(scope="module")

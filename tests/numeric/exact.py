@@ -1,0 +1,51 @@
+"""The demo model with random adapters, driven step by step without the engine's thread: for tests of equal bits."""
+
+import random
+import time
+from pathlib import Path
+
+import torch
+
+from adapters.format.spec import AdapterId, AdapterSpec, BaseLayout, LoraTarget
+from adapters.format.weights import AdapterWeights
+from bases.base import load_base
+from server.config import Settings
+from server.engine.engine import Engine
+from server.engine.runner import Runner
+from server.engine.sequence import Failed, Sequence
+
+RANKS = {AdapterId(name): rank for name, rank in (("a", 4), ("b", 16), ("c", 64), ("d", 16))}
+DEADLINE = 120.0
+
+
+def weights(adapter: AdapterId, layout: BaseLayout) -> AdapterWeights:
+    """A random adapter on all layers, the same for the same id."""
+    generator = torch.Generator().manual_seed(ord(adapter))
+    rank = RANKS[adapter]
+    tensors = {
+        name: (
+            torch.randn(rank, inputs, generator=generator) / inputs**0.5,
+            torch.randn(outputs, rank, generator=generator) * 0.03,
+        )
+        for name, (inputs, outputs) in layout.linears.items()
+    }
+    return AdapterWeights(AdapterSpec(adapter, {name: LoraTarget(rank, 1.0) for name in tensors}, 0), tensors)
+
+
+def engine(root: Path, **changes: object) -> Engine:
+    """An engine of its own model; ``changes`` are fields of Settings."""
+    base = load_base(Settings(data_dir=root, max_model_len=256).base)
+    config = Settings(data_dir=root, **changes)
+    return Engine(Runner(base, config), config, lambda adapter: weights(adapter, base.layout), lambda events: None)
+
+
+def run_mixed(served: Engine, sequences: list[Sequence], rng: random.Random | None) -> None:
+    """Run until all have ended: submitted one a step, or at random moments."""
+    waiting, live, started = list(sequences), len(sequences), time.monotonic()
+    while live:
+        if waiting and (rng is None or rng.random() < 0.6):
+            served.submit(waiting.pop(0))
+        for event in served.step():
+            assert not isinstance(event, Failed), event
+            live -= bool(event.finish)
+        assert time.monotonic() - started < DEADLINE
