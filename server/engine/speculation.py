@@ -21,6 +21,7 @@ from server.engine.sequence import Adaptation, Batch, Chunk, Sequence
 MAX_DRAFTS = 15
 """Drafts of a sequence in a step: with its last token they fill a tile of the CPU kernels."""
 MAX_ROWS = MAX_DRAFTS + 1
+"""Rows of a step that a single sequence can use."""
 MAX_ADAPTATIONS = 1024
 """Adaptations whose chances are kept, the least recently used are dropped first."""
 PROBE_SHARE = 0.005
@@ -45,8 +46,8 @@ class Acceptance:
 
     chances: list[float] = field(default_factory=lambda: list(FIRST_CHANCES))
     """That a draft is accepted if those before it are, by :func:`_length_class`."""
-    skipped: int = 0
-    """Sequences with a match since tokens were last drafted."""
+    skipped: list[int] = field(default_factory=lambda: [0] * len(FIRST_CHANCES))
+    """Matches of each class since one of them was last drafted from."""
 
     def record(self, length: int, accepted: int, *, rejected: bool) -> None:
         """Take in one sequence's drafts in a step, which continued a match of ``length`` tokens."""
@@ -118,10 +119,10 @@ class Drafting:
 
     def count(self, acceptance: Acceptance, length: int, most: int) -> int:
         """How many drafts pay for a sequence with a match of ``length`` tokens; sometimes 1 if none does."""
-        found = self._count(acceptance, length, most)
-        if not found and most > 0 and (self._probe or acceptance.skipped >= self._probe_after):
+        found, at = self._count(acceptance, length, most), _length_class(length)
+        if not found and most > 0 and (self._probe or acceptance.skipped[at] >= self._probe_after):
             found = 1
-        acceptance.skipped = 0 if found else acceptance.skipped + 1
+        acceptance.skipped[at] = 0 if found else acceptance.skipped[at] + 1
         return found
 
     def _count(self, acceptance: Acceptance, length: int, most: int) -> int:
