@@ -27,7 +27,7 @@ CORE = (
     "engine/loader",
     "engine/engine",
 )
-CORE_LINES = 2500
+CORE_LINES = 2550  # 2,500 before speculation
 
 FORBIDDEN = {
     "adapters": {
