@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapters.format.files import FILES
-from loadtests.drive.registration import AdapterClient
+from loadtests.drive.registration import AdapterRegistrar
 from loadtests.errors import ServerUnusable
 from loadtests.workload.adapters import AdapterGenerator, ModelShape
 from manylora import main
@@ -204,14 +204,14 @@ def test_bench_errors_are_one_line(
 def test_bench_keeps_results_if_cleanup_fails(
     bench: Run, live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, remove = tmp_path / "run.json", AdapterClient.remove
+    file, remove = tmp_path / "run.json", AdapterRegistrar.remove
 
-    async def refused(client: AdapterClient, name: str) -> None:
+    async def refused(client: AdapterRegistrar, name: str) -> None:
         if name == "bench-001":
             raise ServerUnusable("the server is busy")
         await remove(client, name)
 
-    monkeypatch.setattr(AdapterClient, "remove", refused)
+    monkeypatch.setattr(AdapterRegistrar, "remove", refused)
     status, out, err = bench("--adapters", "distinct@2", "--arrivals", "closed:2", "--json", file)
     assert status == 1
     assert "distinct@2 closed:2" in out
