@@ -283,7 +283,7 @@ def test_chat_template_is_kept_if_all_adapters_have_it(layout: BaseLayout, tmp_p
         ({}, (1.0,), "--merge: needs two adapters"),
         ({}, (1.0, 0.0), "the weight of other must be a number other than 0"),
         ({}, (float("nan"), 1.0), "the weight of one must be a number"),
-        ({"rank": 4}, WEIGHTS, "--rank: linear keeps the sum of the adapters' ranks; svd"),
+        ({"rank": 4}, WEIGHTS, "--rank: linear keeps the sum of the adapters' ranks; use svd"),
         ({"method": "svd", "rank": 0}, WEIGHTS, "--rank: must be 1 to"),
         ({"method": "ties", "density": 0.0}, WEIGHTS, "--density: must be above 0 and below 1"),
     ],
