@@ -186,7 +186,7 @@ static Linear linear(int64_t in, int members, const int64_t *outs, int bias) {
 static Layer layer(int64_t window) {
     const int64_t qkv[] = {QUERIES, KV * HEAD, KV * HEAD}, hidden[] = {HIDDEN}, inner[] = {INNER, INNER};
     return (Layer){
-        .input_norm = halves(HIDDEN, 0), .post_norm = halves(HIDDEN, 0),
+        .attention_norm = halves(HIDDEN, 0), .mlp_norm = halves(HIDDEN, 0),
         .q_norm = window ? halves(HEAD, 0) : NULL, .k_norm = window ? halves(HEAD, 0) : NULL,
         .qkv = linear(HIDDEN, 3, qkv, 1), .o = linear(QUERIES, 1, hidden, 0),
         .gate_up = linear(HIDDEN, 2, inner, 0), .down = linear(INNER, 1, hidden, 0),
@@ -200,14 +200,20 @@ static void model(void) {
     static const int64_t blocks[] = {1, 2, 3, 4, 5, 6}, sampled[] = {19, 20, 21};
     static const uint8_t active[LAYERS * 4] = {7, 1, 3, 1, 5, 0, 2, 1};
     const Layer layers[LAYERS] = {layer(0), layer(24)};
-    const Model model = {LAYERS, HIDDEN, INNER, HEADS, KV, HEAD, 16, TOKENS, 1e-5f,
-                         layers, halves(HIDDEN, 0), halves(TOKENS * HIDDEN, -3)};
+    const Model model = {
+        .layers = LAYERS, .hidden = HIDDEN, .intermediate = INNER, .heads = HEADS, .kv_heads = KV,
+        .width = HEAD, .cached_width = HEAD, .size = 16, .vocabulary = TOKENS, .rotary_width = HEAD,
+        .activation = SILU, .gated = 1, .norm_rounds = 1, .rotary_rounds = 1, .eps = 1e-5f,
+        .residual_multiplier = 1, .logits_divisor = 1,
+        .layer = layers, .final_norm = halves(HIDDEN, 0), .head = halves(TOKENS * HIDDEN, -3)};
     int64_t slots[ROWS];
     for (int i = 0; i < 20; i++) slots[i] = blocks[(5 + i) / 16] * 16 + (5 + i) % 16;
     slots[20] = blocks[2 + 40 / 16] * 16 + 40 % 16, slots[21] = blocks[5] * 16;
     float *logits = room(3 * TOKENS * 4);
-    const Step step = {ROWS, 3, 3, 64, sequences, blocks, slots, halves(ROWS * HEAD, -1), halves(ROWS * HEAD, -1),
-                       &batch, active, sampled, logits, NULL};
+    const Step step = {
+        .rows = ROWS, .chunks = 3, .sampled = 3, .context = 64, .chunk = sequences, .tables = blocks, .slots = slots,
+        .cosine = floats(ROWS * HEAD / 2, -1), .sine = floats(ROWS * HEAD / 2, -1), .lora = &batch,
+        .active = active, .sampled_rows = sampled, .logits = logits};
     const Workspace work = {
         .x = halves(32 * HIDDEN, 0), .normed = room(32 * HIDDEN * 2), .wide = room(32 * 2 * INNER * 2),
         .q = room(32 * QUERIES * 2), .mixed = room(32 * QUERIES * 2), .act = room(32 * INNER * 2),

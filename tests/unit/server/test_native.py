@@ -142,4 +142,4 @@ def test_the_kernels_run_on_torchs_openmp() -> None:
         pytest.skip("no C compiler")
     assert selection.compiled(VARIANTS[-1])
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
-    assert [Path(path).parent for path in mapped] == [Path(torch.__file__).parent / "lib"]
+    assert [Path(path).resolve().parent for path in mapped] == [Path(torch.__file__).resolve().parent / "lib"]
