@@ -74,6 +74,19 @@ def test_attention(shape: tuple[int, int, int], window: int | None, softcap: flo
     assert_the_same(lambda kernels: kernels.attend(q, keys, values, paged, window, width**-0.5, softcap))
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_last_bit_of_attention_scores(rows: int) -> None:
+    """Two keys whose scores are large and nearly the same: rounding to bf16 hides a score's last bit anywhere else."""
+    torch.manual_seed(0)
+    keys, values = (torch.randn(200, 3, 16, 64, dtype=BF16) for _ in range(2))
+    keys[:, :, 1] = keys[:, :, 0]
+    keys[:, :, 0, 0], keys[:, :, 1, 0] = 0.02, 0.0201
+    paged = PagedChunks([(i * rows, rows, 2 - rows, [i]) for i in range(200)], 16)
+    q = torch.randn(200 * rows, 9, 64, dtype=BF16) * 10_000
+    places = keys.transpose(1, 2), values.transpose(1, 2)
+    assert_the_same(lambda kernels: kernels.attend(q, *places, paged, None, 1.0, None))
+
+
 def test_sampling() -> None:
     torch.manual_seed(0)
     logits = torch.randn(7, 1003) * torch.tensor([0.1, 1, 4, 10, 30, 100, 3]).unsqueeze(-1)
