@@ -7,6 +7,7 @@ import psutil
 import pytest
 import torch
 
+from bases import machine
 from bases.nf4 import functional
 from server.compute import cpu
 from server.compute.attention import AttentionParams, block_bytes
@@ -117,3 +118,26 @@ def test_threads_are_bound_to_one_cpu_each(kernels: Kernels) -> None:
     thread.join()
     assert found == [{cpus[0]}]
     assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.parametrize(("fewer", "quota", "bound"), [(0, None, True), (1, None, False), (0, 1.5, False)])
+def test_threads_are_bound_only_if_they_have_all_cpus_to_themselves(
+    fewer: int, quota: float | None, bound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers with fewer threads would be bound to the same CPUs; a quota may be spent on any."""
+    cpus = os.sched_getaffinity(0)
+    if len(cpus) < 2:
+        pytest.skip("one CPU")
+    backend = cpu.make(torch.device("cpu"), BF16)
+    monkeypatch.setattr(machine, "cpu_quota", lambda: quota)
+    found = []
+
+    def bind() -> None:
+        torch.set_num_threads(len(cpus) - fewer)
+        backend.bind_threads()
+        found.append(os.sched_getaffinity(0))
+
+    thread = Thread(target=bind)
+    thread.start()
+    thread.join()
+    assert found == [{min(cpus)} if bound else cpus]

@@ -1,5 +1,6 @@
 """Loader: loads an adapter at most once at a time, and ignores the result if it was dropped."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 
@@ -18,11 +19,14 @@ class Disk:
     def __init__(self) -> None:
         self.reads: list[AdapterId] = []
         self.broken: set[AdapterId] = set()
+        self.cpus: list[set[int]] = []
+        """CPUs that the worker of each read may run on."""
         self.gate = threading.Event()
         self.loaded = threading.Semaphore(0)
 
     def read(self, adapter: AdapterId) -> PackedAdapter:
         self.reads.append(adapter)
+        self.cpus.append(os.sched_getaffinity(0))
         broken = adapter in self.broken
         assert self.gate.wait(10)
         if broken:
@@ -118,3 +122,20 @@ def test_a_failure_is_reported_once(disk: Disk, make: Callable[[int], Loader]) -
     assert list(failures) == [A]
     assert "gone" in str(failures[A])
     assert loader.collect() == {}
+
+
+def test_workers_run_on_all_cpus_though_the_engines_thread_is_bound_to_one(
+    disk: Disk, make: Callable[[int], Loader]
+) -> None:
+    cpus = os.sched_getaffinity(0)
+    loader = make(100)
+
+    def request() -> None:
+        os.sched_setaffinity(0, {min(cpus)})
+        loader.request(A)
+
+    thread = threading.Thread(target=request)
+    thread.start()
+    thread.join()
+    disk.finish()
+    assert disk.cpus == [cpus]
