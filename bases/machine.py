@@ -54,13 +54,18 @@ def usable_cores(root: Path = ROOT) -> int:
     A container whose threads use more than its quota is stopped for the rest of each period (0.1 s).
     """
     quota = cpu_quota(root)
-    physical = len({_siblings(cpu, root) for cpu in os.sched_getaffinity(0)})
+    physical = len({_siblings(cpu, root) for cpu in cpu_affinity()})
     return physical if quota is None else max(1, min(physical, math.floor(quota)))
 
 
+def cpu_affinity() -> set[int]:
+    """Return the numbers of the logical CPUs that the calling thread may run on (``taskset``, cpusets)."""
+    return os.sched_getaffinity(0)
+
+
 def usable_cpus() -> int:
-    """Return how many logical CPUs this process may run on (``taskset``, cpusets), whatever its CPU quota."""
-    return len(os.sched_getaffinity(0))
+    """Return how many logical CPUs this process may run on, whatever its CPU quota."""
+    return len(cpu_affinity())
 
 
 def total_cpus() -> int:

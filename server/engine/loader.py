@@ -13,6 +13,7 @@ from queue import SimpleQueue
 import torch
 
 from adapters.format.spec import AdapterId
+from bases import machine
 from server.compute.pool import PackedAdapter
 
 WORKERS = 2
@@ -37,7 +38,7 @@ class Loader:
         self._pending: dict[AdapterId, Future[PackedAdapter]] = {}
         self._loaded: SimpleQueue[tuple[AdapterId, Future[PackedAdapter]]] = SimpleQueue()
         self._workers = ThreadPoolExecutor(
-            WORKERS, "adapter-loader", initializer=_start_worker, initargs=(os.sched_getaffinity(0),)
+            WORKERS, "adapter-loader", initializer=_start_worker, initargs=(machine.cpu_affinity(),)
         )
         self.adapters: frozenset[AdapterId] = frozenset()
         """Adapters in the cache. The set is replaced, never changed, so any thread may read it."""

@@ -39,6 +39,19 @@ def engine(root: Path, **changes: object) -> Engine:
     return Engine(Runner(base, config), config, lambda adapter: weights(adapter, base.layout), lambda events: None)
 
 
+def tight_engine(root: Path) -> Engine:
+    """An engine short of batch rows, slots and KV blocks: it cuts prompts, evicts adapters and preempts."""
+    return engine(
+        root,
+        max_batch_tokens=37,
+        max_batch_sequences=12,
+        max_device_adapters=3,
+        device_ranks=256,
+        kv_memory_gib=17.5 * 16 * 23040 / 2**30,
+        max_wait_seconds=0.2,
+    )
+
+
 def run_mixed(served: Engine, sequences: list[Sequence], rng: random.Random | None) -> None:
     """Run until all have ended: submitted one a step, or at random moments."""
     waiting, live, started = list(sequences), len(sequences), time.monotonic()

@@ -1,7 +1,6 @@
 """Computing on a CPU: the kernels where they fit, the reference for the rest."""
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -40,7 +39,7 @@ class CpuBackend(ReferenceBackend):
         the server a step took two to four times as long. With fewer threads than CPUs two servers would be bound to
         the same ones.
         """
-        cpus = sorted(os.sched_getaffinity(0))
+        cpus = sorted(machine.cpu_affinity())
         if self.kernels and len(cpus) == torch.get_num_threads() > 1 and machine.cpu_quota() is None:
             bound = self.kernels.bind_threads(cpus)
             log.info("Threads are bound to CPUs %s", cpus) if bound else log.warning("Threads cannot be bound to CPUs")

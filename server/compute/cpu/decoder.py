@@ -241,8 +241,9 @@ def unsupported_reason(model: ServedModel) -> str | None:
     if not _plain(causal.lm_head) or any(weight.dtype != torch.bfloat16 for weight in _norms(causal)):
         return f"its norms are not bf16, or its output layer is not, has a bias, or less than {HEAD_MIN_TOKENS} tokens"
     groups = {group.names[0]: group for group in model.pool.groups}
+    architecture = Architecture.of(causal)
     for layer in range(len(causal.model.layers)):
-        for names in Architecture.of(causal).group_names(layer):
+        for names in architecture.group_names(layer):
             if names[0] not in groups or groups[names[0]].names != names:
                 return f"{' and '.join(names)} do not have the same input"
             if reason := _linear_reason(groups[names[0]]):
@@ -272,8 +273,9 @@ def _plain(head: nn.Module) -> bool:
 
 def _norms(causal: Any) -> Iterator[Tensor]:
     yield causal.model.norm.weight
+    architecture = Architecture.of(causal)
     for layer in causal.model.layers:
-        yield from (weight for weight in Architecture.of(causal).norms(layer) if weight is not None)
+        yield from (weight for weight in architecture.norms(layer) if weight is not None)
 
 
 def _base(group: LinearGroup) -> Nf4:

@@ -38,6 +38,8 @@ def select_kernels(cpu: str = "auto") -> Selection:
     Raises ConfigError for a named variant that cannot run here, and RuntimeError for a library that does not fit
     :mod:`server.compute.cpu.structures`.
     """
+    if cpu == "torch":
+        return Selection(None, {})
     reasons: dict[str, str] = {}
     for variant in VARIANTS if cpu == "auto" else [variant for variant in VARIANTS if variant.name == cpu]:
         kernels = _try(variant, reasons)
@@ -45,8 +47,6 @@ def select_kernels(cpu: str = "auto") -> Selection:
             selection = Selection(kernels, reasons)
             log.info("CPU kernels: %s", selection)
             return selection
-    if cpu == "torch":
-        return Selection(None, {})
     if cpu != "auto":
         raise ConfigError(f"--cpu {cpu}: {reasons[cpu]}")
     log.warning(

@@ -14,7 +14,7 @@ from torch import Tensor
 from server.engine.engine import Engine
 from server.engine.sequence import Adaptation, SamplingParams, Sequence, WeightedAdapter
 from tests.numeric.drive import recorded_logits
-from tests.numeric.exact import RANKS, engine, run_mixed
+from tests.numeric.exact import RANKS, engine, run_mixed, tight_engine
 from tests.numeric.kernels import require_compiler
 
 pytestmark = pytest.mark.demo
@@ -58,15 +58,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_logits_are_the_same_alone_and_in_mixed_batches(root: Path) -> None:
     asked = requests(random.Random(4))
     alone = answer(engine(root), asked, None)
-    tight = engine(
-        root,
-        max_batch_tokens=37,
-        max_batch_sequences=12,
-        max_device_adapters=3,
-        device_ranks=256,
-        kv_memory_gib=17.5 * 16 * 23040 / 2**30,
-        max_wait_seconds=0.2,
-    )
+    tight = tight_engine(root)
     for again in range(2):
         mixed = answer(tight, asked, random.Random(again))
         for i, (rows, expected) in enumerate(zip(mixed, alone, strict=True)):

@@ -11,7 +11,7 @@ from server.engine.engine import Engine
 from server.engine.sequence import Adaptation, SamplingParams, Sequence, WeightedAdapter
 from server.engine.speculation import StepCosts
 from tests.numeric.drive import recorded_logits
-from tests.numeric.exact import RANKS, engine, run_mixed
+from tests.numeric.exact import RANKS, engine, run_mixed, tight_engine
 from tests.numeric.kernels import require_compiler
 
 pytestmark = pytest.mark.demo
@@ -69,15 +69,7 @@ def answers(served: Engine, asked: list[Sequence], rng: random.Random | None) ->
 @pytest.mark.usefixtures("all_drafts_pay")
 def test_answers_are_the_same_to_the_bit_under_pressure(root: Path) -> None:
     plain = answers(engine(root, speculation="off"), sequences(random.Random(4)), None)
-    tight = engine(
-        root,
-        max_batch_tokens=37,
-        max_batch_sequences=12,
-        max_device_adapters=3,
-        device_ranks=256,
-        kv_memory_gib=17.5 * 16 * 23040 / 2**30,
-        max_wait_seconds=0.2,
-    )
+    tight = tight_engine(root)
     for again in range(2):
         drafted = answers(tight, sequences(random.Random(4)), random.Random(again))
         for i, ((tokens, logits), (wanted, expected)) in enumerate(zip(drafted, plain, strict=True)):

@@ -6,6 +6,7 @@
 // which is 1. Keys are taken in steps aligned to their positions and a masked key adds an exact zero: a column's result
 // depends on its own context alone, not on what shares its tile or how a prompt was cut into chunks.
 
+#include "activations.h"
 #include "kernels.h"
 #include "tiles.h"
 
@@ -15,8 +16,6 @@
 #include <string.h>
 
 #define COLUMNS 16
-#define STEP KEY_STEP
-#define MAX_WIDTH ATTENTION_MAX_WIDTH
 #define AHEAD 64  // keys
 
 // What a thread prefetches to its second-level cache while it computes: the context of the chunk it will most likely take
@@ -25,14 +24,6 @@ typedef struct {
     const Chunk *chunk;
     int64_t next, pairs;  // pair: keys and values of one head in one block
 } Prefetch;
-
-// softcap tanh(x / softcap)
-static inline vec cap(vec x, float softcap) {
-    const vec limit = vset1(softcap), one = vset1(1.0f);
-    const vec e = exp_negative(vmul(vset1(-2.0f), vabs(vdiv(x, limit))));
-    const vec tanh = vdiv(vsub(one, e), vadd(one, e));
-    return vmul(limit, vselect(vless(x, vzero()), vsub(vzero(), tanh), tanh));
-}
 
 static inline const uint16_t *token(const Attention *job, const Chunk *chunk, const uint16_t *data, int64_t kv, int64_t position) {
     const int64_t block = job->tables[chunk->table + position / job->size];
@@ -48,7 +39,7 @@ static inline void prefetch(const Attention *job, const Chunk *chunk, const uint
 // The first position of whole steps that a query sees.
 static inline int64_t first_seen(const Attention *job, int64_t position) {
     const int64_t earliest = position - job->window + 1;
-    return job->window && earliest > 0 ? earliest / STEP * STEP : 0;
+    return job->window && earliest > 0 ? earliest / KEY_STEP * KEY_STEP : 0;
 }
 
 // The rows of a longer chunk find their keys in the cache: only a row by itself needs a prefetch.
@@ -75,7 +66,7 @@ static inline void prefetch_pair(const Attention *job, Prefetch *ahead) {
 // prefetched.
 static void score(const Attention *job, const Chunk *chunk, int64_t kv, const uint32_t *pairs, int64_t columns,
                   int64_t first, int64_t end, int far, Prefetch *ahead, float *scores) {
-    ivec room[MAX_WIDTH];
+    ivec room[ATTENTION_MAX_WIDTH];
     const Queries queries = score_begin(columns, job->width, pairs, room);
     for (int64_t key = first; key < end; key += 32, scores += 32 * columns) {
         const uint16_t *keys = token(job, chunk, job->keys, kv, key);
@@ -92,7 +83,7 @@ static void score(const Attention *job, const Chunk *chunk, int64_t kv, const ui
 // One vector of scores, scaled, capped and masked. here, last: positions of its keys and of its queries.
 static inline vec mask_scores(const Attention *job, vec x, ivec here, ivec last) {
     x = vmul(x, vset1(job->scale));
-    if (job->softcap > 0) x = cap(x, job->softcap);
+    if (job->softcap > 0) x = soft_cap(x, vset1(job->softcap));
     mask seen = igreater(iadd(last, iset1(1)), here);
     if (job->window) seen = mand(seen, igreater(here, isub(last, iset1((int32_t)job->window))));
     return vselect(seen, x, vset1(-INFINITY));
@@ -102,7 +93,7 @@ static inline vec exponential(vec x, vec most) {
     return vselect(vdiffers(x, vset1(-INFINITY)), exp_negative(vsub(x, most)), vzero());
 }
 
-// Scores [keys, 16] become exponentials, as tiles [16 columns, STEP keys] bf16.
+// Scores [keys, 16] become exponentials, as tiles [16 columns, KEY_STEP keys] bf16.
 static void softmax(const Attention *job, const int32_t *positions, int64_t first, int64_t end, float *scores,
                     uint32_t *tiles) {
     const vec nothing = vset1(-INFINITY);
@@ -115,7 +106,7 @@ static void softmax(const Attention *job, const int32_t *positions, int64_t firs
         vstore(at, x);
     }
     at = scores;
-    for (int64_t key = first; key < end; key += STEP, tiles += 256, at += STEP * COLUMNS) {
+    for (int64_t key = first; key < end; key += KEY_STEP, tiles += 256, at += KEY_STEP * COLUMNS) {
         ivec pairs[16];
         for (int j = 0; j < 16; j++) {
             const int inside = key + 2 * j < end;
@@ -128,7 +119,7 @@ static void softmax(const Attention *job, const int32_t *positions, int64_t firs
     }
 }
 
-// The same for up to 4 columns: scores [keys, 4], four keys in a vector; tiles [4 columns, STEP keys].
+// The same for up to 4 columns: scores [keys, 4], four keys in a vector; tiles [4 columns, KEY_STEP keys].
 static void softmax_narrow(const Attention *job, const int32_t *positions, int64_t first, int64_t end, float *scores,
                            uint32_t *tiles) {
     static const int32_t key_of_lane[16] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
@@ -143,7 +134,7 @@ static void softmax_narrow(const Attention *job, const int32_t *positions, int64
     }
     most = vmax_of_fours(most);
     at = scores;
-    for (int64_t key = first; key < end; key += STEP, tiles += 256, at += STEP * 4) {
+    for (int64_t key = first; key < end; key += KEY_STEP, tiles += 256, at += KEY_STEP * 4) {
         vec exponentials[8];
         for (int i = 0; i < 8; i++) {
             exponentials[i] = exponential(key + 4 * i < end ? vload(at + i * 16) : nothing, most);
@@ -176,11 +167,11 @@ static void mix(const Attention *job, const Chunk *chunk, int64_t kv, int64_t co
     uint32_t pairs[2][512] __attribute__((aligned(64)));
     mix_zero(result, sum);
     pair_values(job, chunk, kv, component, first, end, pairs[0]);
-    for (int64_t key = first; key < end; key += STEP, tiles += 256) {
-        const int64_t step = (key - first) / STEP;
+    for (int64_t key = first; key < end; key += KEY_STEP, tiles += 256) {
+        const int64_t step = (key - first) / KEY_STEP;
         prefetch_pair(job, ahead);
         // A tile that was just written loads slowly: the next ones are written first.
-        if (key + STEP < end) pair_values(job, chunk, kv, component, key + STEP, end, pairs[~step & 1]);
+        if (key + KEY_STEP < end) pair_values(job, chunk, kv, component, key + KEY_STEP, end, pairs[~step & 1]);
         mix_add(columns, tiles, pairs[step & 1], result, sum);
     }
     mix_store(result, sum);
@@ -200,7 +191,7 @@ static void attend_tile(const Attention *job, const Chunk *chunk, int64_t kv, in
     const int64_t group = job->heads / job->kv_heads, words = job->width / 2;
     const int64_t left = chunk->rows * group - first_column, columns = left < COLUMNS ? left : COLUMNS;
     const int64_t room = columns <= 4 ? 4 : COLUMNS;
-    uint32_t queries[COLUMNS * MAX_WIDTH / 2] __attribute__((aligned(64)));
+    uint32_t queries[COLUMNS * ATTENTION_MAX_WIDTH / 2] __attribute__((aligned(64)));
     int32_t positions[COLUMNS];
     int64_t heads[COLUMNS];
     for (int64_t c = 0; c < room; c++) {  // columns that are not there repeat the first, and are dropped

@@ -12,7 +12,7 @@
 
 typedef enum { NORM, NF4, LORA, PLACE, ATTENTION, GATE, HEAD } Phase;
 
-// Time since `at` goes to a phase. Phases end slots the thread does, or at a barrier, which is then theirs too.
+// Time since `at` goes to a phase. Phases end where the thread does, or at a barrier, which is then theirs too.
 static inline void lap(const Step *step, Phase phase, double *at) {
     if (!step->seconds || omp_get_thread_num()) return;
     const double now = omp_get_wtime();

@@ -12,8 +12,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#define PAGE LORA_PAGE
-#define ROWS TILE_ROWS
 #define CHUNK 192  // outputs in a unit of work: a multiple of 64
 
 // Rows of x that follow each other as they are; others side by side in `gathered`. Returns where.
@@ -27,15 +25,15 @@ static const uint16_t *gather(const LoraGroup *group, const int32_t *row, int64_
 
 // h [16, 8] bf16 = weight * x [rows, in] times a [in / 2, 8, 2]. Even and odd tiles have a sum of their own.
 static void shrink(const uint16_t *x, const uint16_t *a, int64_t in, int64_t rows, float weight, uint16_t *h) {
-    float even[ROWS * PAGE] __attribute__((aligned(64))), odd[ROWS * PAGE] __attribute__((aligned(64)));
+    float even[TILE_ROWS * LORA_PAGE] __attribute__((aligned(64))), odd[TILE_ROWS * LORA_PAGE] __attribute__((aligned(64)));
     shrink_multiply(rows, in, x, a, even, odd);
-    for (int64_t i = 0; i < rows * PAGE; i += 16) {  // an odd number of rows reads 8 floats of nothing, and drops them
+    for (int64_t i = 0; i < rows * LORA_PAGE; i += 16) {  // an odd number of rows reads 8 floats of nothing, and drops them
         vstore_bf16(h + i, vmul(vset1(weight), vadd(vload(even + i), vload(odd + i))));
     }
 }
 
 void lora_shrink_share(const Lora *lora, const LoraBatch *batch, int active, int64_t in, const uint16_t *x, uint16_t *h) {
-    static _Thread_local uint16_t gathered[ROWS * LORA_MAX_INPUTS];
+    static _Thread_local uint16_t gathered[TILE_ROWS * LORA_MAX_INPUTS];
     const int64_t members = lora->members;
     int64_t shaped = 0, g = 0;
 #pragma omp for schedule(static) nowait
@@ -48,8 +46,8 @@ void lora_shrink_share(const Lora *lora, const LoraBatch *batch, int active, int
             shaped = group->rows;
             shrink_begin(shaped);
         }
-        shrink(gather(group, batch->row, in, x, gathered), lora->a + (batch->page[page] * members + member) * in * PAGE,
-               in, shaped, batch->weight[page], h + unit * ROWS * PAGE);
+        shrink(gather(group, batch->row, in, x, gathered), lora->a + (batch->page[page] * members + member) * in * LORA_PAGE,
+               in, shaped, batch->weight[page], h + unit * TILE_ROWS * LORA_PAGE);
     }
     if (shaped) tiles_end();
 }
@@ -59,14 +57,14 @@ static inline void expand(const LoraBatch *batch, const LoraGroup *group, const 
                           const uint16_t *b, int64_t out, int64_t first, int64_t count, float *delta) {
     expand_zero(delta);
     for (int64_t page = group->page; page < group->page + group->pages; page++) {
-        expand_add(group->rows, h + page * h_stride, b + (batch->page[page] * out + first) * PAGE, count, delta);
+        expand_add(group->rows, h + page * h_stride, b + (batch->page[page] * out + first) * LORA_PAGE, count, delta);
     }
     expand_store(delta);
 }
 
 static void expand_chunk(const LoraBatch *batch, const LoraGroup *group, const uint16_t *h, int64_t h_stride,
                          const uint16_t *b, int64_t out, int64_t first, int64_t end, uint16_t *y, int64_t y_stride) {
-    float delta[ROWS * 64] __attribute__((aligned(64)));
+    float delta[TILE_ROWS * 64] __attribute__((aligned(64)));
     for (int64_t at = first; at < end; at += 64) {
         const int64_t count = end - at < 64 ? end - at : 64;
         expand(batch, group, h, h_stride, b, out, at, count, delta);
@@ -96,7 +94,7 @@ void lora_expand_share(const Lora *lora, const LoraBatch *batch, int active, con
             expand_begin(shaped);
         }
         const int64_t first = (part - chunks[j]) * CHUNK, end = first + CHUNK < lora->out[j] ? first + CHUNK : lora->out[j];
-        expand_chunk(batch, group, h + j * ROWS * PAGE, lora->members * ROWS * PAGE, lora->b[j], lora->out[j], first, end,
+        expand_chunk(batch, group, h + j * TILE_ROWS * LORA_PAGE, lora->members * TILE_ROWS * LORA_PAGE, lora->b[j], lora->out[j], first, end,
                      y[j], y_stride[j]);
     }
     if (shaped) tiles_end();

@@ -12,9 +12,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#define BLOCK NF4_BLOCK
-#define OUTPUTS NF4_OUTPUTS
-
 static const float NF4[16] = {
     -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
     -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
@@ -22,14 +19,14 @@ static const float NF4[16] = {
     0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
 
 static inline void accumulate(float *total, const float *sums, int64_t rows, vec low, vec high) {
-    for (int64_t i = 0; i < rows * OUTPUTS; i += OUTPUTS) {
+    for (int64_t i = 0; i < rows * NF4_OUTPUTS; i += NF4_OUTPUTS) {
         vstore(total + i, vfma(vload(sums + i), low, vload(total + i)));
         vstore(total + i + 16, vfma(vload(sums + i + 16), high, vload(total + i + 16)));
     }
 }
 
 static void finish(const Nf4 *layer, int64_t rows, int64_t first, const float *total, uint16_t *out) {
-    for (int64_t row = 0; row < rows; row++, out += layer->out, total += OUTPUTS) {
+    for (int64_t row = 0; row < rows; row++, out += layer->out, total += NF4_OUTPUTS) {
         vec low = vload(total), high = vload(total + 16);
         if (layer->bias) {  // added to what was rounded, as torch does
             low = vadd(vround_bf16(low), vload_bf16(layer->bias + first));
@@ -43,32 +40,32 @@ static void finish(const Nf4 *layer, int64_t rows, int64_t first, const float *t
 // One block of inputs times 32 outputs for up to NF4_ROWS rows, scaled, onto total [rows][32].
 static void multiply_block(const Nf4 *layer, int64_t block, int64_t first, int64_t rows, const uint16_t *x,
                            const Decoded *decoded, float *total) {
-    float sums[2 * TILE_ROWS * OUTPUTS] __attribute__((aligned(64)));
+    float sums[2 * TILE_ROWS * NF4_OUTPUTS] __attribute__((aligned(64)));
     const vec low = vload_bf16(layer->scale + block * layer->out + first);
     const vec high = vload_bf16(layer->scale + block * layer->out + first + 16);
     for (int64_t row = 0; row < rows; row += 2 * TILE_ROWS) {
         const int64_t count = rows - row < 2 * TILE_ROWS ? rows - row : 2 * TILE_ROWS;
-        nf4_multiply(count, x + row * layer->in + block * BLOCK, layer->in, decoded, sums);
-        accumulate(total + row * OUTPUTS, sums, count, low, high);
+        nf4_multiply(count, x + row * layer->in + block * NF4_BLOCK, layer->in, decoded, sums);
+        accumulate(total + row * NF4_OUTPUTS, sums, count, low, high);
     }
 }
 
 void nf4_share(const Nf4 *layer, int64_t rows, const uint16_t *x, uint16_t *out, float *scratch) {
-    const int64_t k = layer->in, blocks = k / BLOCK;
+    const int64_t k = layer->in, blocks = k / NF4_BLOCK;
     const Nf4Table table = nf4_table(NF4);
     // Looked up once for all rows; while one group of rows takes all of them, in the first level of the cache.
     Decoded *decoded = (Decoded *)(scratch + omp_get_thread_num() * k * NF4_SCRATCH);
     const int64_t keep = rows > NF4_ROWS ? DECODED : 0;
-    float total[NF4_ROWS * OUTPUTS] __attribute__((aligned(64)));
+    float total[NF4_ROWS * NF4_OUTPUTS] __attribute__((aligned(64)));
     nf4_begin(rows);
 #pragma omp for schedule(static) nowait
-    for (int64_t first = 0; first < layer->out; first += OUTPUTS) {
+    for (int64_t first = 0; first < layer->out; first += NF4_OUTPUTS) {
         const uint8_t *packed = layer->weight + first * (k / 2);
         for (int64_t row = 0; row < rows; row += NF4_ROWS) {
             const int64_t count = rows - row < NF4_ROWS ? rows - row : NF4_ROWS;
-            memset(total, 0, count * OUTPUTS * sizeof(float));
+            memset(total, 0, count * NF4_OUTPUTS * sizeof(float));
             for (int64_t block = 0; block < blocks; block++) {
-                if (!row) nf4_decode(packed + block * (BLOCK / 2) * OUTPUTS, table, decoded + block * keep);
+                if (!row) nf4_decode(packed + block * (NF4_BLOCK / 2) * NF4_OUTPUTS, table, decoded + block * keep);
                 multiply_block(layer, block, first, count, x + row * k, decoded + block * keep, total);
             }
             finish(layer, count, first, total, out + row * layer->out);
