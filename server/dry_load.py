@@ -13,9 +13,9 @@ from adapters.format.spec import AdapterSpec
 from bases.base import Base
 from server.engine.engine import Engine
 from server.engine.event_router import EventRouter
-from server.engine.sequence import Adaptation, Event, Failed, SamplingParams, Sequence, WeightedAdapter
+from server.engine.sequence import Adaptation, Event, Failed, SamplingParams, Sequence, Token, WeightedAdapter
 from server.errors import Draining, EngineError
-from server.text import Codec
+from server.text.codec import Codec
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it goes home to sleep until the sun is up again."
 LENGTH = 16
@@ -88,8 +88,9 @@ class DryLoad:
             if self._event_router.draining:
                 raise Draining(event.message, code="draining")
             raise EngineError(f"The dry load failed: {event.message}")
-        assert event.logits is not None, "the engine gave no logits for a probe"
-        return np.frombuffer(event.logits, np.float32)
+        logits = event.logits if isinstance(event, Token) else None
+        assert logits is not None, "the engine gave no logits for a probe"
+        return np.frombuffer(logits, np.float32)
 
     def _run(self, sequence: Sequence) -> Event:
         answer = self._event_router.expect(sequence.id)

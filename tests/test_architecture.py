@@ -27,7 +27,7 @@ CORE = (
     "engine/loader",
     "engine/engine",
 )
-CORE_LINES = 2550  # 2,500 before speculation
+CORE_LINES = 3100  # 2,500 before speculation, 2,550 before log probabilities, pooling and grammars
 
 FORBIDDEN = {
     "adapters": {

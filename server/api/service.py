@@ -17,7 +17,7 @@ from server.config import Settings
 from server.engine.engine import Engine
 from server.engine.event_router import EventRouter
 from server.metrics import Metrics
-from server.text import Codec
+from server.text.codec import Codec
 
 
 @dataclass(frozen=True)

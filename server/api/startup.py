@@ -32,7 +32,7 @@ from server.engine.runner import Runner
 from server.engine_hooks import EngineHooks
 from server.errors import ServerError
 from server.metrics import Metrics
-from server.text import Codec
+from server.text.codec import Codec
 
 GIB = 2**30
 

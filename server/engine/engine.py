@@ -21,7 +21,7 @@ from server.engine.block_pool import BlockPool
 from server.engine.loader import Loader
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Batch, Cause, Event, Failed, Sequence, WeightedAdapter
+from server.engine.sequence import Batch, Cause, Event, Failed, Sequence, WeightedAdapter, is_last
 from server.engine.slots import SlotTable, pages_for
 from server.engine.speculation import Speculation
 from server.engine.stats import EngineStats, StepCounters
@@ -201,7 +201,7 @@ class Engine:
         self._idle = not batch.chunks
         if batch.chunks:
             events += self._run_batch(batch)
-        self._unfinished.difference_update(e.sequence_id for e in events if isinstance(e, Failed) or e.finish)
+        self._unfinished.difference_update(e.sequence_id for e in events if is_last(e))
         self._stats = self._snapshot()
         return events
 

@@ -47,6 +47,10 @@ class SamplingParams:
     max_tokens: int = 16
     stop_token_ids: frozenset[int] = frozenset()
     """Tokens that end the answer: the base's end tokens, or none if the request has ``ignore_eos``."""
+    min_tokens: int = 0
+    """Tokens of the answer before which no stop token is sampled."""
+    logprobs: int | None = None
+    """With each token, return its log probability and those of this many most likely tokens; None returns none."""
     speculation: bool = True
     """Whether tokens may be drafted for it, where the server does that. The answer is the same either way."""
 
@@ -60,6 +64,9 @@ class WeightedAdapter:
     rank: int
     """The largest rank of its layers: its rank columns on the device."""
 
+
+Pooling = Literal["last", "mean"]
+"""How the final hidden states of a prompt become one vector: the last token's, or the mean over all tokens."""
 
 Adaptation = tuple[WeightedAdapter, ...]
 """The adapters of a sequence: none for the base itself, one, or several for a mix. Ids are distinct."""
@@ -77,6 +84,10 @@ class Sequence:
     """Sorted by id, for the order of a mix does not matter."""
     probe: bool = False
     """Whether this is a probe: it runs before all waiting sequences, in a step of its own, and returns logits."""
+    prompt_logprobs: int | None = None
+    """Return the log probabilities of the prompt's tokens, as ``SamplingParams.logprobs`` does for the answer's."""
+    pooling: Pooling | None = None
+    """Return one vector for the prompt instead of an answer."""
     keep: bool = False
     """Whether a probe counts as use of its adapter. If not, the adapter is evicted before all others."""
     prompt_length: int = field(init=False)
@@ -186,6 +197,35 @@ class Batch:
         return bool(self.chunks) and self.chunks[0].sequence.probe
 
 
+class TokenLogprobs(NamedTuple):
+    """The log probability of a token, and of the most likely tokens in its place. After no penalty or temperature."""
+
+    logprob: float
+    rank: int
+    """1 if no token is more likely."""
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, log probability), most likely first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time of a sequence went, in seconds."""
+
+    queue: float
+    """Waiting for its turn, without ``load``."""
+    load: float
+    """Waiting for its adapters, 0 if they were on the device."""
+    prefill: float
+    """From its first step to its first token."""
+    decode: float
+    """From its first token to its last."""
+    cold: bool
+    """Whether an adapter had to be loaded."""
+    batch_adapters: int
+    """Most distinct adapters, the base included, in a step that it took part in."""
+    preemptions: int
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """A sampled token."""
@@ -198,6 +238,30 @@ class Token:
     """Prompt tokens taken from the prefix cache."""
     logits: bytes | None = None
     """Only of a probe: the logits of the token, [vocabulary] float32 in native byte order."""
+    logprobs: TokenLogprobs | None = None
+    """If ``SamplingParams.logprobs`` asks for them."""
+    timing: Timing | None = None
+    """Only in the last token."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Log probabilities of a prompt's tokens, before its first sampled token."""
+
+    sequence_id: str
+    logprobs: tuple[TokenLogprobs | None, ...]
+    """One for each token of the prompt; None for the first, which nothing precedes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """The vector of a sequence with ``pooling``. It is the only event of the sequence."""
+
+    sequence_id: str
+    vector: bytes
+    """[hidden size] float32 in native byte order, not normalised."""
+    cached: int = 0
+    """Prompt tokens taken from the prefix cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,4 +274,9 @@ class Failed:
     """``adapter`` if the content of an adapter is at fault, ``engine`` for any other cause."""
 
 
-Event = Token | Failed
+Event = Token | PromptLogprobs | Pooled | Failed
+
+
+def is_last(event: Event) -> bool:
+    """Whether no other event of its sequence follows."""
+    return isinstance(event, Failed | Pooled) or (isinstance(event, Token) and event.finish is not None)

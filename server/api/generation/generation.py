@@ -14,7 +14,9 @@ from server.engine.event_router import EventRouter
 from server.engine.sequence import Event, Failed, FinishReason, Sequence, Token
 from server.errors import Draining, EngineError
 from server.metrics import Metrics, RequestOutcome
-from server.text import Codec, Detokenizer, StopStrings
+from server.text.codec import Codec
+from server.text.detokenizer import Detokenizer
+from server.text.stop_strings import StopStrings
 
 
 class Generation:
@@ -114,6 +116,7 @@ class Generation:
             raise (
                 Draining(event.message, code="draining") if self._event_router.draining else EngineError(event.message)
             )
+        assert isinstance(event, Token), "the request asks for no other events"
         self.output_tokens += 1
         self.cached_tokens = event.cached
         self._in_engine = event.finish is None

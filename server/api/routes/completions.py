@@ -17,7 +17,9 @@ from server.api.generation.generation import Generation
 from server.api.generation.responses import CHAT, COMPLETION, EndpointFormat, FullResponse, StreamResponse
 from server.api.generation.sampling import sampling_params
 from server.api.http.openapi import ADAPTER_HEADER, error_statuses, returns
-from server.api.schemas.generation import ChatRequest, CompletionRequest, GenerationRequest, StreamOptions
+from server.api.schemas.chat import ChatRequest
+from server.api.schemas.completion import CompletionRequest
+from server.api.schemas.generation import GenerationRequest, StreamOptions
 from server.api.schemas.responses import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from server.api.service import Service, ServiceDep
 from server.engine.sequence import Sequence

@@ -10,11 +10,11 @@ from pydantic_core import PydanticCustomError
 from server.api.http.errors import JsonResponse
 from server.api.http.openapi import error_statuses, returns
 from server.api.schemas.base import Name, Schema, Text
-from server.api.schemas.generation import MAX_MESSAGES, Message
+from server.api.schemas.messages import MAX_MESSAGES, Message
 from server.api.schemas.responses import Detokenized, Tokens
 from server.api.service import ServiceDep
 from server.errors import InvalidRequest, UnknownModel
-from server.text import Codec
+from server.text.codec import Codec
 
 router = APIRouter(tags=["tokens"])
 

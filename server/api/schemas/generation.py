@@ -5,17 +5,15 @@ often send fields they do not use: null means the default in all fields, and emp
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field
 
-from server.api.schemas.base import ENCODABLE, Count, Name, Schema, Text, TolerantSchema, encodable, escaped, whole
+from server.api.schemas.base import ENCODABLE, Count, Name, Schema, TolerantSchema, whole
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 512
 MAX_MIX = 16
-MAX_MESSAGES = 4096
 MAX_BIAS = 4096
 MAX_USER_LENGTH = 1024
 INT64 = 2**63
@@ -53,30 +51,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 }
 """OpenAI's fields that are not supported -> values, besides null, that have no effect and are accepted."""
 
-HARMLESS_IN_MESSAGES = frozenset(
-    {
-        "annotations",
-        "cache_control",
-        "id",
-        "metadata",
-        "provider_specific_fields",
-        "reasoning_details",
-        "status",
-        "thinking_blocks",
-        "timestamp",
-    }
-)
-"""Fields of a message that only its client or its original server uses. No chat template reads them."""
-
-UNSUPPORTED_IN_MESSAGES: Mapping[str, tuple[Any, ...]] = {
-    "tool_calls": ([],),
-    "tool_call_id": ("",),
-    "function_call": ({},),
-    "audio": (),
-    "refusal": ("",),
-    "type": ("message",),
-}
-
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH), ENCODABLE]
 
 
@@ -100,73 +74,11 @@ def _stops(value: object) -> object:
     return stops
 
 
-def _few_messages(value: object) -> object:
-    """Check the length before the items are validated."""
-    if isinstance(value, list) and len(value) > MAX_MESSAGES:
-        raise ValueError(f"must have at most {MAX_MESSAGES} messages (got {len(value)})")
-    return value
-
-
 def _few_biases(value: object) -> object:
     """Check the length before the items are validated."""
     if isinstance(value, dict) and len(value) > MAX_BIAS:
         raise ValueError(f"must have at most {MAX_BIAS} tokens (got {len(value)})")
     return value
-
-
-class TextPart(TolerantSchema):
-    """A content part of type ``text``."""
-
-    harmless: ClassVar[frozenset[str]] = frozenset({"annotations", "cache_control", "id", "index"})
-
-    type: Literal["text"]
-    text: Text
-
-
-def _joined(value: object) -> object:
-    """Join content parts of type ``text`` to one text."""
-    return "".join([_text(part) for part in value]) if isinstance(value, list) else value
-
-
-def _text(part: object) -> str:
-    if not isinstance(part, dict) or part.get("type") != "text":
-        raise ValueError("only content parts of type `text` are supported")
-    for field, value in part.items():
-        if TextPart.has_effect(field, value) and field not in TextPart.model_fields:
-            raise ValueError(f"a content part of type `text` has no field `{escaped(field[:80])}`")
-    match part.get("text"):
-        case str(text):
-            return text
-    raise ValueError("a content part of type `text` must have a string `text`")
-
-
-class Message(TolerantSchema):
-    """One message of a conversation."""
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_IN_MESSAGES
-    harmless: ClassVar[frozenset[str]] = HARMLESS_IN_MESSAGES
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Text, BeforeValidator(_joined, json_schema_input_type=Text | list[TextPart])] | None = None
-    """May be null only in an assistant's message."""
-    name: Name | None = None
-    reasoning_content: Text | None = None
-    """The assistant's reasoning, for chat templates that use it. ``reasoning`` is another name for the same field."""
-    reasoning: Text | None = None
-
-    @model_validator(mode="after")
-    def _has_content(self) -> "Message":
-        """Require ``content``, except in an assistant's message, which clients send back even if it has none."""
-        if self.content is None and self.role != "assistant":
-            reason = "`content` is missing; only messages of the `assistant` may omit it."
-            raise PydanticCustomError("field", reason, {"field": "content"})
-        return self
-
-    def for_template(self) -> dict[str, str]:
-        """Return the message for a chat template. ``developer`` becomes ``system``, as in OpenAI's own mapping."""
-        message = {"role": "system" if self.role == "developer" else self.role, "content": self.content or ""}
-        more = {"name": self.name, "reasoning_content": self.reasoning_content or self.reasoning}
-        return message | {field: value for field, value in more.items() if value}
 
 
 class StreamOptions(TolerantSchema):
@@ -221,86 +133,3 @@ class GenerationRequest(TolerantSchema):
     """false: draft no tokens for this request. The answer is the same."""
     user: Annotated[str, Field(max_length=MAX_USER_LENGTH), ENCODABLE] | None = None
     """Requests with the same user get the same target of an alias."""
-
-
-class ChatRequest(GenerationRequest):
-    """``POST /v1/chat/completions``."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 32},
-                {"messages": [{"role": "user", "content": "Hello!"}], "adapter": "legal", "stream": True},
-            ]
-        }
-    )
-
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(_few_messages)]
-    max_completion_tokens: Count | None = None
-
-    @model_validator(mode="after")
-    def _one_limit(self) -> "ChatRequest":
-        limits = {self.max_tokens, self.max_completion_tokens} - {None}
-        if len(limits) > 1:
-            raise PydanticCustomError(
-                "unsupported", "`max_tokens` and `max_completion_tokens` differ; give one.", {"field": "max_tokens"}
-            )
-        return self
-
-    @property
-    def limit(self) -> int | None:
-        """Maximum number of tokens in the answer."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-
-def _single(value: object) -> object:
-    """Accept a list with one prompt."""
-    if isinstance(value, list) and value and isinstance(value[0], str | list):
-        if len(value) > 1:
-            raise ValueError("one prompt a request; several are not supported")
-        return value[0]
-    return value
-
-
-def _prompt(value: object) -> object:
-    if isinstance(value, str):
-        return encodable(value)
-    if isinstance(value, list) and all(type(token) is int for token in value):
-        return value
-    raise ValueError("must be a string or a list of token ids")
-
-
-Prompt = Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-"""A prompt for the OpenAPI document. Token ids are checked later, against the vocabulary."""
-
-
-class CompletionRequest(GenerationRequest):
-    """``POST /v1/completions``."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"prompt": "The capital of France is", "max_tokens": 16, "temperature": 0},
-                {"prompt": "Once", "adapter": [{"name": "legal", "weight": 0.7}, {"name": "german", "weight": 0.3}]},
-            ]
-        }
-    )
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **UNSUPPORTED,
-        "logprobs": (False,),
-        "best_of": (1,),
-        "echo": (False,),
-        "suffix": ("",),
-    }
-
-    prompt: Annotated[
-        str | list[int],
-        BeforeValidator(_prompt),
-        BeforeValidator(_single, json_schema_input_type=Prompt | Annotated[list[Prompt], Field(max_length=1)]),
-    ]
-
-    @property
-    def limit(self) -> int:
-        """Maximum number of tokens in the answer. OpenAI's default is 16."""
-        return 16 if self.max_tokens is None else self.max_tokens

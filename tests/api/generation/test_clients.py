@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from server.text import Codec
+from server.text.codec import Codec
 from tests.api.live import Live, request
 from tests.tiny import VOCABULARY, tiny_tokenizer
 

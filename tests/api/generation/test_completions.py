@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from adapters.format.spec import AdapterId
-from server.text import Codec, Detokenizer
+from server.text.codec import Codec
+from server.text.detokenizer import Detokenizer
 from tests.api.live import ADAPTERS, Live, request, running, tiny_service
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 

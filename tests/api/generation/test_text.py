@@ -9,7 +9,9 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from server.errors import InvalidRequest
-from server.text import Codec, Detokenizer, StopStrings
+from server.text.codec import Codec
+from server.text.detokenizer import Detokenizer
+from server.text.stop_strings import StopStrings
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
 CODEC = Codec(tiny_tokenizer(), VOCABULARY)

@@ -20,7 +20,7 @@ from server.engine.event_router import EventRouter
 from server.engine.sequence import Event, Failed, SamplingParams
 from server.engine.sequence import Sequence as EngineSequence
 from server.errors import Draining, EngineError, InvalidRequest, QueueFull
-from server.text import Codec
+from server.text.codec import Codec
 from tests.numeric.drive import DEADLINE, LONGEST, Drive, settings
 from tests.numeric.lab import Lab
 from tests.numeric.oracle import Mix, Request, draw_requests, kl

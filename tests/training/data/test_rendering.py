@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from server.text import Codec
+from server.text.codec import Codec
 from tests.tiny import CHAT_TEMPLATE, VOCABULARY, tiny_tokenizer
 from tests.training.demo_base import demo_tokenizer
 from tests.training.export.merging import merging_tokenizer

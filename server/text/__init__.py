@@ -1,0 +1,1 @@
+"""Text and tokens: prompts, chat templates, incremental decoding, stop strings. Knows nothing of HTTP."""
