@@ -89,6 +89,7 @@ class Settings(Options):
     model_config = SettingsConfigDict(env_prefix="MANYLORA_")
     panels: ClassVar[Mapping[str, Sequence[str]]] = {
         "Model": ("model", "quantization", "dtype", "device", "cpu", "threads", "max_model_len", "data_dir"),
+        "Chat": ("chat_template", "tool_parser"),
         "Adapters": ("adapter", "adapter_root", "adapter_dir", "allow_source", "max_rank"),
         "Registry": ("store_url", "database_url", "store_quota_gib", "store_cache_gib"),
         "Memory": ("max_device_adapters", "device_ranks", "host_cache_gib", "kv_memory_gib", "block_size"),
@@ -106,6 +107,7 @@ class Settings(Options):
         "allow_source": "PREFIX",
         "kv_memory_gib": "GIB|auto",
         "max_model_len": "TOKENS",
+        "chat_template": "FILE",
         "block_size": "TOKENS",
         "max_batch_tokens": "TOKENS",
         "cors_origin": "ORIGIN",
@@ -124,6 +126,12 @@ class Settings(Options):
     )
     quantization: Literal["nf4", "none"] = Field("nf4", description="of the base's linear layers")
     dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="of activations, keys and values; auto is bf16")
+    chat_template: Path | None = Field(
+        None, description="Jinja file to use instead of the base's own chat template; an adapter's own comes before it"
+    )
+    tool_parser: Literal["auto", "hermes", "llama", "mistral", "mistral-named", "phi"] = Field(
+        "auto", description="how the model writes tool calls; auto finds it in the chat template"
+    )
     adapter: Annotated[dict[str, Path], NoDecode, BeforeValidator(_split_pairs)] = Field(
         default={}, description="adapter to register at start; may be repeated"
     )
@@ -219,7 +227,7 @@ class Settings(Options):
                 raise ValueError(f"must be * or an origin such as https://chat.example.com:8443 (got {origin!r})")
         return origins
 
-    @field_validator("data_dir", "adapter_root", "adapter_dir", mode="before")
+    @field_validator("data_dir", "adapter_root", "adapter_dir", "chat_template", mode="before")
     @classmethod
     def _not_empty(cls, path: object) -> object:
         # Path("") is the working directory: an unset variable in a script would use that.
@@ -227,7 +235,7 @@ class Settings(Options):
             raise ValueError("must not be empty")
         return path
 
-    @field_validator("data_dir", "adapter_root", "adapter_dir")
+    @field_validator("data_dir", "adapter_root", "adapter_dir", "chat_template")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and _expanded(path).absolute()

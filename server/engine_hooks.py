@@ -13,12 +13,15 @@ from server.dry_load import DryLoad
 from server.engine.engine import Engine
 from server.engine.sequence import WeightedAdapter
 from server.errors import InvalidRequest
+from server.text.adapter_templates import AdapterTemplates
 
 
 class EngineHooks(RegistryHooks):
     """Connects the registry to the engine that serves its adapters."""
 
-    def __init__(self, base: Base, settings: Settings, engine: Engine, dry_load: DryLoad) -> None:
+    def __init__(
+        self, base: Base, settings: Settings, engine: Engine, dry_load: DryLoad, templates: AdapterTemplates
+    ) -> None:
         layout = base.layout
         super().__init__(
             layout.fingerprint,
@@ -28,9 +31,11 @@ class EngineHooks(RegistryHooks):
         )
         self._engine = engine
         self._dry_load = dry_load
+        self._templates = templates
 
     def dry_load(self, spec: AdapterSpec, keep: bool) -> dict[str, Any]:
-        """Run the dry load. Raises AdapterConflict if pinned adapters leave no space for the adapter."""
+        """Try the chat template, and run the dry load. Raises AdapterConflict if pinned adapters leave no space."""
+        self._templates.check(spec.id)
         try:
             return self._dry_load.measure(spec, keep=keep)
         except InvalidRequest as error:

@@ -7,7 +7,7 @@ TRL's are those of a run of TRL 1.16 (SFTTrainer, LoRA, ``save_model``); transfo
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapters.format.files import CONFIG, ORIGIN, WEIGHTS
+from adapters.format.files import CONFIG, FILES, ORIGIN, WEIGHTS
 
 TOKENIZER = ("chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
 STATE = ("optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", "training_args.bin")
@@ -31,7 +31,7 @@ class Output:
 
     def beside(self) -> tuple[str, ...]:
         """Return all files but the adapter's."""
-        own = {f"{self.adapter}/{name}".removeprefix("/") for name in (CONFIG, WEIGHTS, ORIGIN)}
+        own = {f"{self.adapter}/{name}".removeprefix("/") for name in FILES}
         return tuple(name for name in self.files if name not in own)
 
 

@@ -19,8 +19,15 @@ ORIGIN = "manylora.json"
 HASHED = {CONFIG: "adapter_config_sha256", WEIGHTS: "weights_sha256"}
 """File -> the optional field of :data:`ORIGIN` with its SHA-256 when the adapter was evaluated."""
 
-FILES = (CONFIG, WEIGHTS, ORIGIN)
+TEMPLATE = "chat_template.jinja"
+"""Optional; the chat template that the adapter was trained with."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
+"""Optional; older trainers keep the chat template in it."""
+
+REQUIRED = (CONFIG, WEIGHTS)
+FILES = (*REQUIRED, ORIGIN, TEMPLATE, TOKENIZER_CONFIG)
 """The files of an adapter, in the order in which they are hashed."""
+OPTIONAL = FILES[len(REQUIRED) :]
 
 MAX_FILES = 4096
 """Maximum number of files and folders in a folder, an archive or a form."""
@@ -37,7 +44,7 @@ def present(folder: Path) -> tuple[str, ...]:
     Raises :class:`AdapterRejected` if the config or the weights are missing, and names a foreign format found instead.
     """
     names = _present(folder)
-    for name in (CONFIG, WEIGHTS):
+    for name in REQUIRED:
         if name not in names:
             raise recognise(listing(folder)) or AdapterRejected("is missing", file=name)
     return names

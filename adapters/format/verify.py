@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adapters.errors import AdapterRejected
 from adapters.format.base_mismatch import base_mismatch_error
+from adapters.format.chat_template import read_chat_template
 from adapters.format.content import TORCH_DTYPES, ContentReader, HashingFile, read_tensors
 from adapters.format.files import CONFIG, HASHED, ORIGIN, WEIGHTS, open_file, present, read_json
 from adapters.format.keys import LoraKey, lora_key
@@ -35,6 +36,7 @@ def verify(
         if not any_base and spec.base_fingerprint not in (None, layout.fingerprint, *layout.equivalents):
             raise base_mismatch_error(read_json(folder, ORIGIN), layout)
         _check_library_opens(folder)
+        read_chat_template(folder)
         bad_value = _find_bad_value(file, header, spec)
     adapter_id = content.content_id()
     _check_unchanged(content, expected)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from adapters.errors import SourceRefused
-from adapters.format.files import FILES, MAX_FILES, MAX_JSON_BYTES, ORIGIN, WEIGHTS
+from adapters.format.files import FILES, MAX_FILES, MAX_JSON_BYTES, REQUIRED, WEIGHTS
 from adapters.format.foreign_formats import foreign_format_hint
 from adapters.store.remote_store import receive
 
@@ -43,7 +43,7 @@ def download(repository: str, revision: str, staging: Path, limit: int) -> tuple
     for name in FILES:
         with hub.get(f"{repository}/resolve/{commit}/{name}") as response:
             if response.status_code == 404:
-                if name != ORIGIN:
+                if name in REQUIRED:
                     raise SourceRefused(f"hf://{repository}@{commit} has no {name}{foreign_format_hint(paths)}")
                 continue
             receive(hub.body(response), staging / name, limit if name == WEIGHTS else MAX_JSON_BYTES)

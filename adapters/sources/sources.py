@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import SourceRefused
-from adapters.format.files import CHUNK_BYTES, FILES, MAX_JSON_BYTES, ORIGIN, WEIGHTS
+from adapters.format.files import CHUNK_BYTES, FILES, MAX_JSON_BYTES, REQUIRED, WEIGHTS
 from adapters.format.foreign_formats import TYPICAL_FILES, foreign_format_hint
 from adapters.format.selection import NO_OTHER_FILES, Selection, select_at_top
 from adapters.sources.hub import download
@@ -144,7 +144,7 @@ class _BucketFolder:
                 with self._translate_errors():
                     infos[name] = self._store.info(self._path(name), refresh=True)
             except FileNotFoundError:
-                if name != ORIGIN:
+                if name in REQUIRED:
                     hint = foreign_format_hint(self._typical_files())
                     raise SourceRefused(f"{self._address} has no {name}{hint}") from None
         return infos

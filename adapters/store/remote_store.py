@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
 from adapters.errors import AdapterError, AdapterRejected, RegistryUnavailable, StoreFull
-from adapters.format.files import CHUNK_BYTES, CONFIG, MAX_JSON_BYTES, ORIGIN, WEIGHTS, present, sync
+from adapters.format.files import CHUNK_BYTES, CONFIG, MAX_JSON_BYTES, OPTIONAL, WEIGHTS, present, sync
 from adapters.format.spec import AdapterId
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class RemoteStore:
         Raises :class:`RegistryUnavailable`, :class:`StoreFull`.
         """
         names = present(folder)
-        for name in (ORIGIN, WEIGHTS, CONFIG):
+        for name in (*OPTIONAL, WEIGHTS, CONFIG):
             if name in names:
                 self._upload(folder / name, self._path(adapter_id, name))
         if self._protocol == "file":
@@ -83,11 +83,11 @@ class RemoteStore:
         The caller must compare their digest. Raises :class:`AdapterError` if the content is not there, and
         :class:`RegistryUnavailable`.
         """
-        for name in (CONFIG, ORIGIN, WEIGHTS):
+        for name in (CONFIG, *OPTIONAL, WEIGHTS):
             data = self._open(adapter_id, name)
             if data is not None:
                 receive(data, staging / name, limit if name == WEIGHTS else MAX_JSON_BYTES)
-            elif name != ORIGIN:
+            elif name not in OPTIONAL:
                 self._check_bucket()
                 raise self._missing(adapter_id)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from adapters.errors import AdapterError, AdapterRejected, StoreFull
+from adapters.format.chat_template import read_chat_template
 from adapters.format.content import content_id
 from adapters.format.files import FILES, MAX_JSON_BYTES, WEIGHTS, chunks, open_file, present, sync
 from adapters.format.safetensors_header import MAX_HEADER_BYTES
@@ -142,6 +143,13 @@ class AdapterStore:
             return spec
 
         return self._read_intact(adapter_id, check)
+
+    def chat_template(self, adapter_id: AdapterId) -> object:
+        """Return the chat template in an adapter's files (see :func:`read_chat_template`), None if there is none.
+
+        Raises :class:`AdapterError` if the files are gone and no remote has them.
+        """
+        return self._read_intact(adapter_id, read_chat_template)
 
     def detach(self, adapter_id: AdapterId) -> Path | None:
         """Remove an entry from ``root`` atomically; return the folder that now holds its bytes, if any."""

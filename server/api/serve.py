@@ -71,7 +71,7 @@ def startup_message(service: Service, listener: socket.socket) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     body: dict[str, object] = {"model": service.base.name, "temperature": 0, "max_tokens": 64}
-    if service.codec.has_chat_template:
+    if service.codec.template is not None:
         path, body["messages"] = "chat/completions", [{"role": "user", "content": "What is the capital of France?"}]
     else:
         path, body["prompt"] = "completions", "The capital of France is"

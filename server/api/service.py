@@ -17,6 +17,7 @@ from server.config import Settings
 from server.engine.engine import Engine
 from server.engine.event_router import EventRouter
 from server.metrics import Metrics
+from server.text.adapter_templates import AdapterTemplates
 from server.text.codec import Codec
 
 
@@ -27,6 +28,7 @@ class Service:
     base: Base
     settings: Settings
     codec: Codec
+    templates: AdapterTemplates
     engine: Engine
     store: AdapterStore
     registry: Registry

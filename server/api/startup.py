@@ -32,7 +32,10 @@ from server.engine.runner import Runner
 from server.engine_hooks import EngineHooks
 from server.errors import ServerError
 from server.metrics import Metrics
+from server.parsers.tool_formats import FORMATS
+from server.text.adapter_templates import AdapterTemplates
 from server.text.codec import Codec
+from server.text.template_environment import TemplateFailure
 
 GIB = 2**30
 
@@ -92,11 +95,13 @@ def open_service(
             cache=_bytes(settings.store_cache_gib),
         )
         sources = _make_sources(settings, store.limit)
-        codec = Codec(base.tokenizer, base.model.config.get_text_config().vocab_size, base.max_model_len)
+        codec = _make_codec(base, settings)
+        templates = AdapterTemplates(codec, store.chat_template)
+        resources.callback(templates.close)
         event_router = EventRouter()
         engine = Engine(Runner(base, settings), settings, store.read, event_router.deliver)
         report(engine.runner.kv_size.reason)
-        hooks = EngineHooks(base, settings, engine, DryLoad(base, codec, engine, event_router))
+        hooks = EngineHooks(base, settings, engine, DryLoad(base, codec, engine, event_router), templates)
         registry = Registry(opened.database, store, hooks, _bytes(settings.store_quota_gib))
         engine.start()
         resources.callback(engine.stop)
@@ -105,8 +110,42 @@ def open_service(
         watched = _watch_folder(registry, FolderStates(opened.database), settings, resources, report)
         metrics = Metrics(base.name, settings.max_device_adapters, engine.stats, registry)
         return Service(
-            base, settings, codec, engine, store, registry, sources, watched, event_router, metrics, resources.pop_all()
+            base,
+            settings,
+            codec,
+            templates,
+            engine,
+            store,
+            registry,
+            sources,
+            watched,
+            event_router,
+            metrics,
+            resources.pop_all(),
         )
+
+
+def _make_codec(base: Base, settings: Settings) -> Codec:
+    """Return the codec, whose chat template is that of the settings, or the base's."""
+    source = None
+    if settings.chat_template is not None:
+        try:
+            source = settings.chat_template.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--chat-template: {settings.chat_template} cannot be read: {error}") from error
+    codec = Codec(
+        base.tokenizer,
+        base.model.config.get_text_config().vocab_size,
+        base.max_model_len,
+        chat_template=source,
+        tool_format=FORMATS.get(settings.tool_parser),
+    )
+    try:
+        if source is not None:
+            codec.require_template().check()
+    except TemplateFailure as failure:
+        raise ConfigError(f"--chat-template: {settings.chat_template} cannot be used: {failure}") from failure
+    return codec
 
 
 def _check_adapters(settings: Settings) -> None:

@@ -1,22 +1,43 @@
 """Codec: prompts and conversations to token ids."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from server.errors import InvalidRequest
+from server.parsers.tool_formats import ToolFormat
+from server.text.chat_template import ChatTemplate, Render, TemplateSources, find_sources
+from server.text.control_tokens import ControlTokens
+from server.text.conversation import Conversation
+from server.text.template_environment import render
+
+
+class RenderedChat(NamedTuple):
+    """A conversation as a prompt."""
+
+    text: str
+    tokens: list[int]
 
 
 class Codec:
     """Encodes prompts and conversations with a base's tokenizer. Any thread may use it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, context: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: int,
+        context: int | None = None,
+        *,
+        chat_template: str | None = None,
+        tool_format: ToolFormat | None = None,
+    ) -> None:
         """``vocabulary`` is the number of the model's token ids, which may be more than the tokenizer has.
 
         With ``context``, text that is too long to fit as many tokens is refused before it is encoded.
+        ``chat_template`` replaces the tokenizer's; ``tool_format`` is how tool calls are written, whatever a template
+        says.
         """
         self.vocabulary = vocabulary
         self._context = context
@@ -31,21 +52,47 @@ class Codec:
         self._tokenizer = tokenizer
         self._max_token_characters = max(map(len, self.backend.get_vocab()))
         """Characters."""
+        self._tool_format = tool_format
+        self._control_tokens = ControlTokens(self.backend)
+        sources = find_sources(chat_template or tokenizer.chat_template)
+        self.template = None if sources is None else self.make_template(sources, render)
+        """The base's chat template, None if it has none."""
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether the tokenizer has a chat template."""
-        return self._tokenizer.chat_template is not None
+    def encode_chat(self, chat: Conversation, template: ChatTemplate | None = None) -> list[int]:
+        """Return the token ids of a conversation, rendered with ``template`` or the base's. Raises InvalidRequest."""
+        return self.render_chat(chat, template or self.require_template()).tokens
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Return the token ids of a conversation (``role``, ``content``), up to where the assistant's answer begins."""
-        if not self.has_chat_template:
+    def render_chat(self, chat: Conversation, template: ChatTemplate) -> "RenderedChat":
+        """Return the text and the token ids of a conversation. Raises InvalidRequest.
+
+        The text of special tokens in the messages stays text, unless the conversation says otherwise.
+        """
+        marked, marks = chat, None
+        if not chat.special_tokens_in_content:
+            marked, marks = self._control_tokens.marked(chat, template.source)
+        text = template.render(marked)
+        self._check_length(text, "messages")
+        if marks is None:
+            return RenderedChat(text, self._encode(text, "messages", special=False))
+        tokens = self._control_tokens.encode(text, marks)
+        return RenderedChat(marks.removed(text), _require_tokens(tokens, "messages"))
+
+    def require_template(self) -> ChatTemplate:
+        """Return the base's chat template. Raises InvalidRequest if it has none."""
+        if self.template is None:
             raise InvalidRequest("This model has no chat template; use /v1/completions.", param="messages")
-        try:
-            text: Any = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except (TemplateError, ValueError) as error:
-            raise InvalidRequest(f"The chat template rejects these messages: {error}", param="messages") from error
-        return self._encode(text, "messages", special=False)
+        return self.template
+
+    def make_template(self, sources: TemplateSources, render: Render) -> ChatTemplate:
+        """Return a template with the variables of this tokenizer."""
+        names = self._tokenizer.special_tokens_map
+        special = {name: str(text) for name, text in names.items() if name != "additional_special_tokens"}
+        return ChatTemplate(sources, render, special, self._tool_format)
+
+    def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
+        """Return the ids of those of ``texts`` that are special tokens."""
+        found = {self.backend.token_to_id(text) for text in texts}
+        return self.textless.intersection(token for token in found if token is not None)
 
     def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
         """Return the token ids of a prompt. A prompt of token ids is returned as it is, if the model has them all."""
@@ -57,6 +104,12 @@ class Codec:
         return _require_tokens(list(prompt), "prompt")
 
     def _encode(self, text: str, param: str, *, special: bool) -> list[int]:
+        self._check_length(text, param)
+        # Unlike encode, encode_batch releases the GIL.
+        ids: list[int] = self.backend.encode_batch([text], add_special_tokens=special)[0].ids
+        return _require_tokens(ids, param)
+
+    def _check_length(self, text: str, param: str) -> None:
         if self._context is not None and len(text) > self._context * self._max_token_characters:
             raise InvalidRequest(
                 f"This model's maximum context length is {self._context} tokens. However, your prompt has {len(text)} "
@@ -64,9 +117,6 @@ class Codec:
                 param=param,
                 code="context_length_exceeded",
             )
-        # Unlike encode, encode_batch releases the GIL.
-        ids: list[int] = self.backend.encode_batch([text], add_special_tokens=special)[0].ids
-        return _require_tokens(ids, param)
 
 
 def _require_tokens(ids: list[int], param: str) -> list[int]:

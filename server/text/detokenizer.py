@@ -17,9 +17,11 @@ class Detokenizer:
     and those after it, as text-generation-inference does. Bytes that may be the beginning of a character are held back.
     """
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: Codec, kept: frozenset[int] = frozenset()) -> None:
+        """``kept``: special tokens whose text is returned, too."""
         self._backend = codec.backend
         self._textless = codec.textless
+        self._kept = kept
         self._window: list[int] = []
         self._emitted = 0
         """Characters of the window's text that were returned."""
@@ -28,6 +30,8 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """Add a token. Returns the text that is certain now and was not before."""
+        if token in self._kept:
+            return self._push_special(token)
         if token in self._textless:
             return ""
         self._window.append(token)
@@ -47,6 +51,12 @@ class Detokenizer:
     def flush(self) -> str:
         """Return the text that was held back."""
         return self._decode(self._window)[self._emitted :]
+
+    def _push_special(self, token: int) -> str:
+        """Return the text that was held back, and that of a special token. The next token begins a new window."""
+        text = self.flush() + (self._backend.id_to_token(token) or "")
+        self._window, self._emitted, self._pending = [], 0, 0
+        return text
 
     def _emit(self, text: str) -> str:
         piece = text[self._emitted :]

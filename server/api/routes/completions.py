@@ -24,6 +24,7 @@ from server.api.schemas.responses import ChatCompletion, ChatCompletionChunk, Co
 from server.api.service import Service, ServiceDep
 from server.engine.sequence import Sequence
 from server.errors import ContextOverflow
+from server.text.conversation import Conversation
 
 router = APIRouter(prefix="/v1", tags=["completions"])
 
@@ -42,7 +43,7 @@ async def create_chat_completion(request: ChatRequest, service: ServiceDep) -> R
     service.event_router.check_open()
     messages = [message.for_template() for message in request.messages]
     characters = sum(len(message["role"]) + len(message["content"]) for message in messages)
-    prompt = await _encode(lambda: service.codec.encode_chat(messages), characters)
+    prompt = await _encode(lambda: service.codec.encode_chat(Conversation(messages)), characters)
     max_tokens = request.limit or max(service.base.max_model_len - len(prompt), 1)
     return _generate(service, request, prompt, max_tokens, CHAT)
 

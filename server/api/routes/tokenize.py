@@ -15,6 +15,7 @@ from server.api.schemas.responses import Detokenized, Tokens
 from server.api.service import ServiceDep
 from server.errors import InvalidRequest, UnknownModel
 from server.text.codec import Codec
+from server.text.conversation import Conversation
 
 router = APIRouter(tags=["tokens"])
 
@@ -85,7 +86,7 @@ def _check_model(model: str | None, service: ServiceDep) -> None:
 
 def _tokens(request: TokenizeRequest, codec: Codec) -> list[int]:
     if request.messages is not None:
-        return codec.encode_chat([message.for_template() for message in request.messages])
+        return codec.encode_chat(Conversation([message.for_template() for message in request.messages]))
     assert request.prompt is not None
     served = codec.encode_prompt(request.prompt)
     if request.add_special_tokens is not False:

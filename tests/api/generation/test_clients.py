@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
+from server.text.chat_template import TemplateSources
 from server.text.codec import Codec
+from server.text.conversation import Conversation
+from server.text.template_environment import render
 from tests.api.live import Live, request
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
@@ -102,7 +105,7 @@ def test_assistant_message_without_content(live: Live, content: dict[str, Any]) 
 
 
 def tokens(turns: list[dict[str, Any]]) -> list[int]:
-    return Codec(tiny_tokenizer(), VOCABULARY).encode_chat([*turns, QUESTION])
+    return Codec(tiny_tokenizer(), VOCABULARY).encode_chat(Conversation([*turns, QUESTION]))
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
@@ -113,7 +116,8 @@ def test_reasoning_is_passed_to_a_template_that_uses_it(
     turns = [QUESTION, {**ANSWER, field: "Because."}]
     plain = live.http.post("/tokenize", json={"messages": turns}).json()["tokens"]
     assert plain == live.http.post("/tokenize", json={"messages": [QUESTION, ANSWER]}).json()["tokens"]
-    monkeypatch.setattr(live.service.base.tokenizer, "chat_template", knowing)
+    codec = live.service.codec
+    monkeypatch.setattr(codec, "template", codec.make_template(TemplateSources(knowing), render))
     known = live.http.post("/tokenize", json={"messages": turns}).json()["tokens"]
     assert live.http.post("/detokenize", json={"tokens": known}).json() == {"prompt": "|Why?;Because.|So.;"}
 

@@ -9,6 +9,7 @@ import torch
 
 from adapters.format.spec import AdapterId
 from server.text.codec import Codec
+from server.text.conversation import Conversation
 from server.text.detokenizer import Detokenizer
 from tests.api.live import ADAPTERS, Live, request, running, tiny_service
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
@@ -38,7 +39,7 @@ def alone(prompt: list[int], count: int) -> str:
 def test_base_answer_equals_transformers(live: Live) -> None:
     codec = Codec(tiny_tokenizer(), VOCABULARY)
     assert live.text() == alone(codec.encode_prompt(request()["prompt"]), 12)
-    assert chat(live)["choices"][0]["message"]["content"] == alone(codec.encode_chat(QUESTION), 12)
+    assert chat(live)["choices"][0]["message"]["content"] == alone(codec.encode_chat(Conversation(QUESTION)), 12)
 
 
 def test_a_prompt_may_be_token_ids(live: Live) -> None:

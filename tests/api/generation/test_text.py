@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from server.errors import InvalidRequest
 from server.text.codec import Codec
+from server.text.conversation import Conversation
 from server.text.detokenizer import Detokenizer
 from server.text.stop_strings import StopStrings
 from tests.tiny import VOCABULARY, tiny_tokenizer
@@ -117,7 +118,7 @@ def test_only_a_possible_beginning_of_a_stop_string_is_held_back() -> None:
 
 
 def test_chat_goes_through_the_template() -> None:
-    ids = CODEC.encode_chat([{"role": "user", "content": "hi"}])
+    ids = CODEC.encode_chat(Conversation([{"role": "user", "content": "hi"}]))
     assert CODEC.backend.decode(ids, skip_special_tokens=False) == (
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -127,14 +128,14 @@ def test_a_template_that_rejects_messages_gives_invalid_request() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InvalidRequest, match="roles must alternate"):
-        Codec(tokenizer, VOCABULARY).encode_chat([{"role": "user", "content": "hi"}])
+        Codec(tokenizer, VOCABULARY).encode_chat(Conversation([{"role": "user", "content": "hi"}]))
 
 
 def test_without_a_template_there_is_no_chat() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
     with pytest.raises(InvalidRequest, match="no chat template"):
-        Codec(tokenizer, VOCABULARY).encode_chat([{"role": "user", "content": "hi"}])
+        Codec(tokenizer, VOCABULARY).encode_chat(Conversation([{"role": "user", "content": "hi"}]))
 
 
 @pytest.mark.parametrize("prompt", [[VOCABULARY], [-1], [10**30], [], ""])

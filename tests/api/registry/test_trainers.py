@@ -21,7 +21,7 @@ from adapters.cli.client import AdapterClient
 from adapters.errors import AdapterRejected
 from adapters.format.archive import max_bytes
 from adapters.format.content import content_id
-from adapters.format.files import CONFIG, ORIGIN, WEIGHTS
+from adapters.format.files import FILES, ORIGIN, TOKENIZER_CONFIG
 from tests.api.generation.test_bad_input import refused
 from tests.api.live import Live, running, tiny_service, unchanged, wait_for
 from tests.api.registry.test_defects import settle
@@ -72,7 +72,7 @@ def laid_out(folder: Path, output: Output, adapter: Path) -> Path:
         own = (path.parent.relative_to(folder).as_posix().replace(".", "", 1) or "") == output.adapter
         if own and (adapter / path.name).exists():
             shutil.copy(adapter / path.name, path)
-        elif own and path.name == ORIGIN:
+        elif own and path.name in (ORIGIN, TOKENIZER_CONFIG):
             path.write_text("{}")
         else:
             path.write_bytes(bytes(LARGE) if path.name == "optimizer.pt" else b"older")
@@ -161,7 +161,7 @@ def test_trainer_folder_file_by_file(live: Live, outputs: Mapping[str, Path], go
     command = ["curl", "-sS", f"{live.http.base_url}/v1/adapters", "-F", f"name={gone}", *words]
     card = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     assert card["content"] == content_id(folder), card
-    left = [path.name for path in files if path.name not in (CONFIG, WEIGHTS)]
+    left = [path.name for path in files if path.name not in FILES]
     assert receipt(live, gone)["ignored_files"] == left
 
 
@@ -261,7 +261,7 @@ def test_output_of_the_real_trainers(live: Live, gone: str, tool: str, way: str,
     found = receipt(live, gone)
     assert live.http.get(f"/v1/adapters/{gone}").json()["content"] == content_id(folder)
     assert (found["taken_from"], found["other_adapters"]) == (".", others)
-    assert sorted(found["ignored_files"]) == sorted(files_of(folder).keys() - {CONFIG, WEIGHTS})
+    assert sorted(found["ignored_files"]) == sorted(files_of(folder).keys() - set(FILES))
     assert found["ignored_count"] >= beside
 
 

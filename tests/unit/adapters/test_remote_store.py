@@ -15,7 +15,7 @@ import pytest
 
 from adapters.errors import AdapterError, AdapterRejected, RegistryUnavailable, StoreFull
 from adapters.format.content import content_id
-from adapters.format.files import CONFIG, MAX_JSON_BYTES, ORIGIN, WEIGHTS
+from adapters.format.files import CONFIG, MAX_JSON_BYTES, OPTIONAL, ORIGIN, WEIGHTS
 from adapters.format.spec import AdapterId
 from adapters.store.remote_store import RemoteStore
 from tests.buckets import in_front_of, new_bucket, s3_server
@@ -187,7 +187,7 @@ def test_get_makes_no_list_request(bucket: str, endpoint: str, tmp_path: Path) -
     at = f"/{bucket}/adapters/{adapter_id}"
     assert asked == [
         ("GET", f"{at}/{CONFIG}"),
-        ("GET", f"{at}/{ORIGIN}"),
+        *(("GET", f"{at}/{name}") for name in OPTIONAL),
         ("HEAD", f"{at}/{WEIGHTS}"),
         ("GET", f"{at}/{WEIGHTS}"),
     ]

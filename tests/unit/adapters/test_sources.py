@@ -15,6 +15,7 @@ import pytest
 
 from adapters.errors import AdapterRejected, SourceRefused
 from adapters.format.files import CONFIG, MAX_JSON_BYTES, ORIGIN, WEIGHTS
+from adapters.format.files import FILES as ALL_FILES
 from adapters.format.selection import NO_OTHER_FILES, Selection
 from adapters.sources.hub import _is_public
 from adapters.sources.sources import Sources, parse_address
@@ -192,7 +193,7 @@ def test_branch_is_resolved_to_a_commit(hub: Site, sources: Sources, tmp_path: P
     assert sources.fetch("hf://org/name", tmp_path).source == f"hf://org/name@{COMMIT}"
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
     assert hub.paths[0] == "/api/models/org/name/revision/main"
-    assert sorted(hub.paths[1:]) == sorted(f"/org/name/resolve/{COMMIT}/{name}" for name in (CONFIG, WEIGHTS, ORIGIN))
+    assert sorted(hub.paths[1:]) == sorted(f"/org/name/resolve/{COMMIT}/{name}" for name in ALL_FILES)
 
 
 def test_revision_is_resolved_first(hub: Site, sources: Sources, tmp_path: Path) -> None:
