@@ -88,7 +88,17 @@ class Settings(Options):
 
     model_config = SettingsConfigDict(env_prefix="MANYLORA_")
     panels: ClassVar[Mapping[str, Sequence[str]]] = {
-        "Model": ("model", "quantization", "dtype", "device", "cpu", "threads", "max_model_len", "data_dir"),
+        "Model": (
+            "model",
+            "quantization",
+            "dtype",
+            "device",
+            "cpu",
+            "threads",
+            "max_model_len",
+            "generation_config",
+            "data_dir",
+        ),
         "Chat": ("chat_template", "tool_parser"),
         "Adapters": ("adapter", "adapter_root", "adapter_dir", "allow_source", "max_rank"),
         "Registry": ("store_url", "database_url", "store_quota_gib", "store_cache_gib"),
@@ -172,6 +182,9 @@ class Settings(Options):
     max_queue: int = Field(512, ge=1, description="most requests that may wait; further ones get 429")
     max_wait_seconds: float = Field(
         2.0, ge=0, description="after waiting this long for an adapter slot, a request gets the next one"
+    )
+    generation_config: Literal["auto", "off"] = Field(
+        "auto", description="use the sampling defaults of the model's generation_config.json, as vLLM does"
     )
     speculation: Literal["auto", "off"] = Field(
         "auto", description="draft tokens from the prompt and verify them, where that is faster; on CPU kernels only"

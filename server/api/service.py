@@ -12,6 +12,7 @@ from adapters.sources.sources import Sources
 from adapters.sources.watched_folder import WatchedFolder
 from adapters.store.store import AdapterStore
 from bases.base import Base
+from server.api.generation.defaults import SamplingDefaults
 from server.api.registry.limits import RegistrationLimits
 from server.config import Settings
 from server.engine.engine import Engine
@@ -36,6 +37,7 @@ class Service:
     watched_folder: WatchedFolder | None
     event_router: EventRouter
     metrics: Metrics
+    sampling_defaults: SamplingDefaults
     resources: ExitStack
     """Released by :meth:`close`."""
     registration_limits: RegistrationLimits = field(default_factory=RegistrationLimits)

@@ -23,6 +23,7 @@ from adapters.store.remote_store import RemoteStore
 from adapters.store.store import AdapterStore
 from bases.base import Base
 from bases.errors import ConfigError
+from server.api.generation.defaults import SamplingDefaults
 from server.api.service import Service
 from server.config import Settings
 from server.dry_load import DryLoad
@@ -98,6 +99,7 @@ def open_service(
         codec = _make_codec(base, settings)
         templates = AdapterTemplates(codec, store.chat_template)
         resources.callback(templates.close)
+        defaults = _sampling_defaults(base, settings, report)
         event_router = EventRouter()
         engine = Engine(Runner(base, settings), settings, store.read, event_router.deliver)
         report(engine.runner.kv_size.reason)
@@ -121,6 +123,7 @@ def open_service(
             watched,
             event_router,
             metrics,
+            defaults,
             resources.pop_all(),
         )
 
@@ -146,6 +149,15 @@ def _make_codec(base: Base, settings: Settings) -> Codec:
     except TemplateFailure as failure:
         raise ConfigError(f"--chat-template: {settings.chat_template} cannot be used: {failure}") from failure
     return codec
+
+
+def _sampling_defaults(base: Base, settings: Settings, report: Callable[[str], None]) -> SamplingDefaults:
+    if settings.generation_config == "off":
+        return SamplingDefaults()
+    defaults = SamplingDefaults.of(base.model.generation_config)
+    if defaults != SamplingDefaults():
+        report(defaults.describe())
+    return defaults
 
 
 def _check_adapters(settings: Settings) -> None:

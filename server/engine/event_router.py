@@ -1,6 +1,7 @@
 """EventRouter: passes events from the engine's thread to the requests that wait for them."""
 
 import asyncio
+from collections.abc import Iterable
 from concurrent.futures import Future
 
 from server.engine.sequence import Event
@@ -8,7 +9,7 @@ from server.errors import Draining
 
 
 class EventQueue:
-    """The events of one sequence, in order. For the event loop only."""
+    """The events of the sequences of one request, in order. For the event loop only."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -18,8 +19,12 @@ class EventQueue:
         self._events.append(event)
         self._arrived.set()
 
+    def wake(self) -> None:
+        """Let ``take`` return, even without an event."""
+        self._arrived.set()
+
     async def take(self) -> list[Event]:
-        """Wait for an event, then return all events so far that were not taken."""
+        """Wait for an event or a call of ``wake``, then return all events so far that were not taken."""
         await self._arrived.wait()
         self._arrived.clear()
         events, self._events = self._events, []
@@ -27,7 +32,7 @@ class EventQueue:
 
 
 class EventRouter:
-    """Open requests by sequence id.
+    """Open requests by sequence id; its length is the number of requests.
 
     Any thread may call ``expect`` and ``close``, the engine's thread calls ``deliver``; all else is for the event loop.
     """
@@ -36,21 +41,24 @@ class EventRouter:
         self.draining = False
         """Whether new requests are refused, because the server shuts down. Any thread may set it."""
         self._queues: dict[str, EventQueue] = {}
+        """Those of one request are one queue."""
         self._futures: dict[str, Future[Event]] = {}
         """Changed by several threads, with atomic dict operations only."""
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __len__(self) -> int:
-        return len(self._queues)
+        return len({id(queue) for queue in list(self._queues.values())})  # a copy, for other threads may ask
 
     def bind(self) -> None:
         """Deliver to the running event loop. Call this before the first request is opened."""
         self._loop = asyncio.get_running_loop()
 
-    def open(self, sequence_id: str) -> EventQueue:
-        """Return the queue of a new request. Raises Draining if the server shuts down."""
+    def open(self, sequence_ids: Iterable[str]) -> EventQueue:
+        """Return the queue of a new request with these sequences. Raises Draining if the server shuts down."""
         self.check_open()
-        return self._queues.setdefault(sequence_id, EventQueue())
+        queue = EventQueue()
+        self._queues.update(dict.fromkeys(sequence_ids, queue))
+        return queue
 
     def expect(self, sequence_id: str) -> Future[Event]:
         """Return a future of the only event of a sequence with one token, for a thread that waits for it.
@@ -59,10 +67,11 @@ class EventRouter:
         """
         return self._futures.setdefault(sequence_id, Future())
 
-    def close(self, sequence_id: str) -> None:
-        """Drop all further events of a sequence."""
-        self._queues.pop(sequence_id, None)
-        self._futures.pop(sequence_id, None)
+    def close(self, *sequence_ids: str) -> None:
+        """Drop all further events of these sequences."""
+        for sequence_id in sequence_ids:
+            self._queues.pop(sequence_id, None)
+            self._futures.pop(sequence_id, None)
 
     def check_open(self) -> None:
         """Raise Draining if no new requests are accepted."""

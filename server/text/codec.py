@@ -1,6 +1,7 @@
 """Codec: prompts and conversations to token ids."""
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -12,6 +13,7 @@ from server.text.chat_template import ChatTemplate, Render, TemplateSources, fin
 from server.text.control_tokens import ControlTokens
 from server.text.conversation import Conversation
 from server.text.template_environment import render
+from server.text.token_text import TokenTexts
 
 
 class RenderedChat(NamedTuple):
@@ -58,6 +60,11 @@ class Codec:
         self.template = None if sources is None else self.make_template(sources, render)
         """The base's chat template, None if it has none."""
 
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        """Text and bytes of single tokens."""
+        return TokenTexts(self.backend, self.textless)
+
     def encode_chat(self, chat: Conversation, template: ChatTemplate | None = None) -> list[int]:
         """Return the token ids of a conversation, rendered with ``template`` or the base's. Raises InvalidRequest."""
         return self.render_chat(chat, template or self.require_template()).tokens
@@ -102,6 +109,12 @@ class Codec:
             if not 0 <= token < self.vocabulary:
                 raise InvalidRequest(f"Token ids are 0 to {self.vocabulary - 1}; {token} is not.", param="prompt")
         return _require_tokens(list(prompt), "prompt")
+
+    def text_of(self, prompt: str | Sequence[int]) -> str:
+        """Return the text of a prompt, special tokens included."""
+        if isinstance(prompt, str):
+            return prompt
+        return str(self.backend.decode_batch([list(prompt)], skip_special_tokens=False)[0])
 
     def _encode(self, text: str, param: str, *, special: bool) -> list[int]:
         self._check_length(text, param)

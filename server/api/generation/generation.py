@@ -1,97 +1,122 @@
-"""Generation: one request in the engine. Iterate over it to get the text of the answer.
+"""Generation: one request in the engine. Iterate over it to get the pieces of its choices.
 
 Each step, the engine's thread hands its events to ``EventRouter.deliver``, which puts them into the queue of their
-request on the event loop. Generation takes them from that queue and decodes them to text.
+request on the event loop. Generation takes them from that queue; its choices decode them to text.
 """
 
 from collections.abc import Sequence as Seq
 from time import monotonic
-from typing import Self
+from typing import NamedTuple, Self
 
 from server.api.generation.adapters import LeasedAdapters
+from server.api.generation.choice import Choice
+from server.api.generation.decoder import TextOptions
+from server.api.generation.pieces import Piece
 from server.engine.engine import Engine
 from server.engine.event_router import EventRouter
-from server.engine.sequence import Event, Failed, FinishReason, Sequence, Token
+from server.engine.sequence import Event, Failed, Sequence, Timing
 from server.errors import Draining, EngineError
 from server.metrics import Metrics, RequestOutcome
 from server.text.codec import Codec
-from server.text.detokenizer import Detokenizer
-from server.text.stop_strings import StopStrings
+
+Pieces = list[tuple[int, Piece]]
+"""(index of a choice, its next piece). No choice is in it twice."""
+
+
+class Progress(NamedTuple):
+    """How far the prompts of a request are computed, in llama.cpp's words."""
+
+    total: int
+    """Tokens of all prompts, those of each choice counted."""
+    cache: int
+    """Those that were taken from the prefix cache."""
+    processed: int
+    """Those that are computed, or were taken from the prefix cache."""
+    time_ms: int
+    """Since the request was submitted."""
 
 
 class Generation:
-    """An asynchronous iterator over the text of one answer, one piece for each engine step.
+    """An asynchronous iterator over the pieces of all choices of one request, one item for each engine step.
 
-    The constructor submits the sequence. Call :meth:`close` when done, in all cases.
+    The constructor submits the sequences. Call :meth:`close` when done, in all cases.
     """
 
     def __init__(
         self,
-        sequence: Sequence,
+        sequences: Seq[Sequence],
         adapters: LeasedAdapters,
-        stops: Seq[str],
+        options: TextOptions,
         *,
+        prompts: int,
         codec: Codec,
         engine: Engine,
         event_router: EventRouter,
         metrics: Metrics,
     ) -> None:
-        """Submit ``sequence`` and take over the leases of ``adapters``.
+        """Submit ``sequences`` and take over the leases of ``adapters``.
 
-        Raises Draining, QueueFull, EngineError or InvalidRequest if the sequence cannot be submitted; the leases are
-        released then.
+        The sequences of the first of the ``prompts`` come first; each prompt has equally many. Raises Draining,
+        QueueFull, EngineError or InvalidRequest if one of them cannot be submitted; then none runs, and the leases are
+        released.
         """
-        self.id = sequence.id
+        self.id = sequences[0].id
         self.adapters = adapters
-        self.prompt_tokens = sequence.prompt_length
-        self.output_tokens = 0
-        self.cached_tokens = 0
-        self.finish: FinishReason | None = None
-        """Why the answer ended; None until it has."""
+        self.choices = [Choice(sequence, codec, options, metrics) for sequence in sequences]
+        self.choices_per_prompt = len(sequences) // prompts
         self.first_token: float | None = None
         """Seconds from submission to the first token; None until it has come."""
+        self._indices = {sequence.id: index for index, sequence in enumerate(sequences)}
         self._engine = engine
         self._event_router = event_router
         self._metrics = metrics
-        self._detokenizer = Detokenizer(codec)
-        self._stops = StopStrings(stops)
+        self._last_ended: Choice | None = None
         self._closed = False
         self._failed = False
-        self._started = self._last = monotonic()
+        self._started = monotonic()
         try:
-            self._queue = event_router.open(self.id)
-            engine.submit(sequence)
+            self._queue = event_router.open(self._indices)
+            for choice in self.choices:
+                engine.submit(choice.sequence)
+                choice.in_engine = True
         except BaseException:
+            self._abort()
             self._release()
             raise
-        self._in_engine = True
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> str:
-        """Wait for at least one step, and return the text since the last call, which may be empty.
+    async def __anext__(self) -> Pieces:
+        """Wait for at least one step, or for :meth:`wake`. Returns what has come since the last call.
 
-        Sets ``finish`` with the last piece. Raises EngineError if the engine failed the request, and Draining if it
-        did so because the server is shutting down.
+        Raises EngineError if the engine failed the request, and Draining if it did so because the server is shutting
+        down.
         """
         if self._closed:
             raise StopAsyncIteration
         events = await self._queue.take()
-        before = self.output_tokens
-        text = "".join([self._take(event) for event in events])
-        self._measure(before)
-        if self.finish:
+        pieces = [(index, self.choices[index].take(its)) for index, its in self._by_choice(events).items()]
+        if self.first_token is None and self.output_tokens:
+            self._measure_first()
+        for index, piece in pieces:
+            if piece.finish:
+                self._last_ended = self.choices[index]
+                self._end(self.choices[index])
+        if self.ended:
             self.close()
-        return text
+        return pieces
+
+    def wake(self) -> None:
+        """Let the iterator return, without pieces if none have come."""
+        self._queue.wake()
 
     def close(self) -> None:
-        """Abort the sequence if it still runs, release the leases, and update the metrics. Idempotent."""
+        """Abort what still runs, release the leases, and update the metrics. Idempotent."""
         if self._closed:
             return
         self._closed = True
-        if self._in_engine:
-            self._engine.abort(self.id)
+        self._abort()
         self._release()
         seconds = monotonic() - self._started
         self._metrics.ended(self.prompt_tokens, self.output_tokens, seconds)
@@ -99,48 +124,81 @@ class Generation:
             self._metrics.aliases.ended(alias, version, self.outcome, self.output_tokens, seconds)
 
     @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted once."""
+        return sum(choice.prompt_tokens for choice in self.choices[:: self.choices_per_prompt])
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of all prompts that were taken from the prefix cache."""
+        return sum(choice.cached_tokens for choice in self.choices[:: self.choices_per_prompt])
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens of all choices."""
+        return sum(choice.output_tokens for choice in self.choices)
+
+    @property
+    def timing(self) -> Timing | None:
+        """Where the time of the choice went that ended last; None if a stop string has ended it."""
+        return self._last_ended.timing if self._last_ended else None
+
+    @property
+    def progress(self) -> Progress:
+        """How far the prompts are computed now. Reads what the engine's thread writes, which may be a step ahead."""
+        sequences = [choice.sequence for choice in self.choices]
+        return Progress(
+            sum(sequence.prompt_length for sequence in sequences),
+            sum(sequence.cached for sequence in sequences),
+            sum(min(sequence.computed, sequence.prompt_length) for sequence in sequences),
+            round((monotonic() - self._started) * 1000),
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether all choices are complete."""
+        return all(choice.finish for choice in self.choices)
+
+    @property
     def outcome(self) -> RequestOutcome:
         """How the request ended. Valid once it has."""
-        return "ok" if self.finish else "error" if self._failed else "cancelled"
+        return "ok" if self.ended else "error" if self._failed else "cancelled"
+
+    def _abort(self) -> None:
+        for choice in self.choices:
+            self._end(choice)
+
+    def _end(self, choice: Choice) -> None:
+        """Abort a choice if it still runs."""
+        if choice.in_engine:
+            choice.in_engine = False
+            self._engine.abort(choice.sequence.id)
 
     def _release(self) -> None:
-        self._event_router.close(self.id)
+        self._event_router.close(*self._indices)
         self.adapters.release()
 
-    def _take(self, event: Event) -> str:
-        if self.finish:  # a stop string was found: later tokens of the same batch of events do not count
-            return ""
-        if isinstance(event, Failed):
-            self._in_engine = False
-            self._failed = True
-            raise (
-                Draining(event.message, code="draining") if self._event_router.draining else EngineError(event.message)
-            )
-        assert isinstance(event, Token), "the request asks for no other events"
-        self.output_tokens += 1
-        self.cached_tokens = event.cached
-        self._in_engine = event.finish is None
-        return self._decode(event)
+    def _by_choice(self, events: list[Event]) -> dict[int, list[Event]]:
+        """Events by the index of their choice, without those of choices that have ended."""
+        found: dict[int, list[Event]] = {}
+        for event in events:
+            index = self._indices[event.sequence_id]
+            if isinstance(event, Failed):
+                self._fail(self.choices[index], event)
+            if not self.choices[index].finish:
+                found.setdefault(index, []).append(event)
+        return found
 
-    def _decode(self, event: Token) -> str:
-        # A stop token ends the answer but is not part of its text.
-        piece = "" if event.finish == "stop" else self._stops.push(self._detokenizer.push(event.token))
-        if event.finish and not self._stops.found:
-            piece += self._stops.push(self._detokenizer.flush())
-            piece += "" if self._stops.found else self._stops.flush()
-        self.finish = "stop" if self._stops.found else event.finish
-        return piece
+    def _fail(self, choice: Choice, event: Failed) -> None:
+        """Raise the error of a choice: one that fails is the end of the request."""
+        if choice.finish:
+            return  # a stop string had ended it before
+        choice.in_engine = False
+        self._failed = True
+        raise Draining(event.message, code="draining") if self._event_router.draining else EngineError(event.message)
 
-    def _measure(self, before: int) -> None:
-        """Record the latency of the tokens that have come since there were ``before``."""
-        now = monotonic()
-        new, gap = self.output_tokens - before, now - self._last
-        if not before:
-            self.first_token = now - self._started
-            self._metrics.first_token(self.first_token)
-            for alias, version in self.adapters.aliases:
-                self._metrics.aliases.first_token(alias, version, self.first_token)
-            new, gap = new - 1, 0.0  # tokens that came together with the first one had no wait of their own
-        if new:
-            self._metrics.next_tokens(gap, new)
-        self._last = now
+    def _measure_first(self) -> None:
+        self.first_token = monotonic() - self._started
+        self._metrics.first_token(self.first_token)
+        for alias, version in self.adapters.aliases:
+            self._metrics.aliases.first_token(alias, version, self.first_token)

@@ -1,77 +1,26 @@
-"""Write a generation to the client: as one JSON object, or as a stream of server-sent events."""
+"""Write the answer to a generation to the client: as one JSON object, or as a stream of server-sent events."""
 
 import asyncio
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence as Seq
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server.api.formats.answer import spans_of
+from server.api.formats.format import AnswerFormat
 from server.api.generation.generation import Generation
-from server.api.http.errors import JsonResponse, error_body
-from server.api.schemas.generation import StreamOptions
+from server.api.generation.pieces import Piece, join
+from server.api.http.errors import JsonResponse
 from server.errors import Draining, EngineError
-
-DONE = b"data: [DONE]\n\n"
-_PLACEHOLDER = "\0text\0"
-"""Marks the text's place in a chunk's template. It occurs nowhere else in a chunk, for names may not contain NUL."""
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointFormat:
-    """What differs between chat completions and completions on the wire."""
-
-    id_prefix: str
-    prompt_field: str
-    """Request field that holds the prompt."""
-    full_object: str
-    """``object`` of a full response."""
-    chunk_object: str
-    """``object`` of a stream's chunk."""
-    full_choice: Callable[[str], Mapping[str, Any]]
-    """Text -> fields of the choice in a full response."""
-    chunk_choice: Callable[[str], Mapping[str, Any]]
-    """Text -> fields of the choice in a chunk."""
-    first_choice: Mapping[str, Any] | None
-    """Fields of the choice in the chunk that opens a stream, if there is such a chunk."""
-    last_choice: Mapping[str, Any]
-    """Fields of the choice in the chunk with the finish reason."""
-
-
-CHAT = EndpointFormat(
-    "chatcmpl",
-    "messages",
-    "chat.completion",
-    "chat.completion.chunk",
-    full_choice=lambda text: {"message": {"role": "assistant", "content": text, "refusal": None}},
-    chunk_choice=lambda text: {"delta": {"content": text}},
-    first_choice={"delta": {"role": "assistant", "content": ""}},
-    last_choice={"delta": {}},
-)
-COMPLETION = EndpointFormat(
-    "cmpl",
-    "prompt",
-    "text_completion",
-    "text_completion",
-    full_choice=lambda text: {"text": text},
-    chunk_choice=lambda text: {"text": text},
-    first_choice=None,
-    last_choice={"text": ""},
-)
 
 
 class GenerationResponse(Response):
     """A response that runs until the generation has ended or the client has disconnected."""
 
-    def __init__(self, generation: Generation, fields: Mapping[str, Any], form: EndpointFormat) -> None:
-        """``fields`` are in every object of the response: ``created``, ``model``, ``system_fingerprint``."""
+    def __init__(self, form: AnswerFormat) -> None:
         super().__init__()
-        self._generation = generation
         self._form = form
-        self._fields = fields
-        self._adapters = [applied.to_json() for applied in generation.adapters.applied]
+        self._generation = form.generation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the response; cancel that if the client disconnects first. The generation is closed in all cases."""
@@ -92,48 +41,37 @@ class GenerationResponse(Response):
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise NotImplementedError
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        """Return the fields that every object of the response begins with."""
-        return {"id": self._generation.id, "object": kind, **self._fields, "adapter": self._adapters}
-
     def _adapter_header(self) -> dict[str, str]:
         """Return the header that names the adapter contents used for the answer, if any."""
-        value = ";".join(f"{adapter['name']}={adapter['id']}" for adapter in self._adapters)
+        value = ";".join(f"{applied.name}={applied.id}" for applied in self._generation.adapters.applied)
         return {"x-manylora-adapter": value} if value else {}
 
-    def _usage(self) -> dict[str, Any]:
-        """Return token counts as OpenAI reports them. A stop token counts as part of the completion."""
-        generation = self._generation
-        return {
-            "prompt_tokens": generation.prompt_tokens,
-            "completion_tokens": generation.output_tokens,
-            "total_tokens": generation.prompt_tokens + generation.output_tokens,
-            "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
-        }
+    def _timing_header(self) -> dict[str, str]:
+        """Return the header that says where the time went, which browsers show."""
+        timing = self._generation.timing
+        spans = {} if timing is None else spans_of(timing)
+        value = ", ".join(f"{name};dur={milliseconds}" for name, milliseconds in spans.items())
+        return {"server-timing": value} if value else {}
 
 
 class FullResponse(GenerationResponse):
     """One JSON object, sent when the answer is complete."""
 
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
-        text = "".join([piece async for piece in self._generation])
-        choice = _choice(self._form.full_choice(text), self._generation.finish)
-        body = {**self._head(self._form.full_object), "choices": [choice], "usage": self._usage()}
-        await JsonResponse(body, headers=self._adapter_header())(scope, receive, send)
+        body = self._form.body(await _collect(self._generation))
+        await JsonResponse(body, headers=self._adapter_header() | self._timing_header())(scope, receive, send)
 
 
 class StreamResponse(GenerationResponse):
-    """Server-sent events: a chunk for each step with new text, a chunk with the finish reason, ``[DONE]``."""
+    """Server-sent events, as the format writes them.
 
-    def __init__(
-        self, generation: Generation, fields: Mapping[str, Any], form: EndpointFormat, options: StreamOptions
-    ) -> None:
-        super().__init__(generation, fields, form)
-        self._continuous_usage = options.continuous_usage_stats
-        self._include_usage = options.include_usage or self._continuous_usage
-        self._chunk_head = self._head(form.chunk_object) | ({"usage": None} if self._include_usage else {})
-        # Only the text differs between chunks. Dumping each chunk as a whole would take CPU time from the engine.
-        self._template = self._chunk(form.chunk_choice(_PLACEHOLDER)).split(json.dumps(_PLACEHOLDER).encode())
+    The head is sent with the first token, so that a request that fails before it gets an error status; but after
+    ``silence`` seconds it is sent with a comment, lest a proxy or the client gives up.
+    """
+
+    def __init__(self, form: AnswerFormat, silence: float) -> None:
+        super().__init__(form)
+        self._silence = silence
         self.headers.update(
             {
                 "content-type": "text/event-stream; charset=utf-8",
@@ -143,50 +81,75 @@ class StreamResponse(GenerationResponse):
             }
         )
         del self.headers["content-length"]
+        self._started = False
 
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
-        chunk = b"" if self._form.first_choice is None else self._chunk(self._form.first_choice)
-        started = False
+        chunk = self._form.begin()
+        silence = _Silence(self._generation, self._silence)
         try:
-            async for text in self._generation:
-                if not started:  # not before the first token: a request that fails earlier gets an error status
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                    started = True
-                if text:
-                    chunk += self._text_chunk(text)
-                if chunk and not self._generation.finish:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            async for pieces in self._generation:
+                if not pieces:
+                    await self._send(send, self._form.waiting())
+                    continue
+                silence.broken()
+                chunk += b"".join([self._form.push(index, piece) for index, piece in pieces])
+                if not self._generation.ended:
+                    await self._send(send, chunk)
                     chunk = b""
-            chunk += self._last_chunks()
+            chunk += self._form.end()
         except (EngineError, Draining) as error:
-            if not started:
+            if not self._started:
                 raise
-            chunk = _event(error_body(error)[1])
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            chunk = self._form.error(error)
+        finally:
+            silence.end()
+        await self._send(send, chunk)
         await send({"type": "http.response.body", "body": b""})
 
-    def _text_chunk(self, text: str) -> bytes:
-        if self._continuous_usage:
-            return self._chunk(self._form.chunk_choice(text))
-        return json.dumps(text).encode().join(self._template)
-
-    def _last_chunks(self) -> bytes:
-        last = self._chunk(self._form.last_choice, self._generation.finish)
-        if self._include_usage:
-            last += _event({**self._chunk_head, "choices": [], "usage": self._usage()})
-        return last + DONE
-
-    def _chunk(self, choice: Mapping[str, Any], finish: str | None = None) -> bytes:
-        usage = {"usage": self._usage()} if self._continuous_usage else {}
-        return _event({**self._chunk_head, **usage, "choices": [_choice(choice, finish)]})
+    async def _send(self, send: Send, chunk: bytes) -> None:
+        if not self._started:
+            self._started = True
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        if chunk:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
 
-def _choice(fields: Mapping[str, Any], finish: str | None) -> dict[str, Any]:
-    return {"index": 0, **fields, "logprobs": None, "finish_reason": finish}
+class _Silence:
+    """Wakes a generation when it has had no pieces for some seconds.
+
+    One timer for the whole stream: a timeout for each wait would cost more than the rest of the loop.
+    """
+
+    def __init__(self, generation: Generation, seconds: float) -> None:
+        self._generation = generation
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+        self._timer = self._loop.call_later(seconds, self._check)
+
+    def broken(self) -> None:
+        """Pieces have come."""
+        self._since = self._loop.time()
+
+    def end(self) -> None:
+        """Wake it no more."""
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        now = self._loop.time()
+        if now >= self._since + self._seconds:
+            self._generation.wake()
+            self._since = now
+        self._timer = self._loop.call_at(self._since + self._seconds, self._check)
 
 
-def _event(data: Mapping[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
+async def _collect(generation: Generation) -> Seq[Piece]:
+    """Return the whole answer of each choice."""
+    parts: list[list[Piece]] = [[] for _ in generation.choices]
+    async for pieces in generation:
+        for index, piece in pieces:
+            parts[index].append(piece)
+    return [join(part) for part in parts]
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

@@ -117,7 +117,7 @@ def _describe(generation: Generation) -> list[str]:
     parts.append(f"{generation.prompt_tokens} prompt and {generation.output_tokens} answer tokens")
     if generation.first_token is not None:
         parts.append(f"first after {generation.first_token * 1000:.0f} ms")
-    return parts if generation.finish else [*parts, generation.outcome]
+    return parts if generation.ended else [*parts, generation.outcome]
 
 
 class BodyLimitMiddleware:

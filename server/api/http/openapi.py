@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.api.schemas import responses
+from server.api.schemas import answers, responses
 from server.api.schemas.registry import AdapterUpload
 from server.api.schemas.responses import ErrorAnswer, ResponseModel
 
@@ -142,8 +142,9 @@ def _correct(responses: dict[str, Any]) -> None:
 
 def _schemas() -> dict[str, Any]:
     """Return the schemas of all response models and of the upload form, by name. FastAPI knows neither."""
-    named = [each for each in vars(responses).values() if isinstance(each, type) and issubclass(each, ResponseModel)]
-    models = [model for model in named if not model.__subclasses__()]
+    found = [*vars(responses).values(), *vars(answers).values()]
+    named = {each for each in found if isinstance(each, type) and issubclass(each, ResponseModel)}
+    models = sorted((model for model in named if not model.__subclasses__()), key=lambda model: model.__name__)
     _, schemas = models_json_schema(
         [(AdapterUpload, "validation"), *((model, "serialization") for model in models)],
         ref_template="#/components/schemas/{model}",

@@ -1,34 +1,27 @@
-"""``POST /v1/chat/completions`` and ``POST /v1/completions``.
-
-Both end in :func:`_generate`: lease the adapters, submit a sequence to the engine, and return a response that writes
-the text of the answer as it comes.
-"""
+"""``POST /v1/chat/completions`` and ``POST /v1/completions``."""
 
 import asyncio
 from collections.abc import Callable
-from time import time
-from uuid import uuid4
+from typing import TypeVar
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from server.api.generation.adapters import lease_adapters
-from server.api.generation.generation import Generation
-from server.api.generation.responses import CHAT, COMPLETION, EndpointFormat, FullResponse, StreamResponse
-from server.api.generation.sampling import sampling_params
+from server.api.formats.chat import ChatFormat
+from server.api.formats.completion import CompletionFormat
+from server.api.generation.submit import submit
 from server.api.http.openapi import ADAPTER_HEADER, error_statuses, returns
+from server.api.schemas.answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from server.api.schemas.chat import ChatRequest
 from server.api.schemas.completion import CompletionRequest
-from server.api.schemas.generation import GenerationRequest, StreamOptions
-from server.api.schemas.responses import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from server.api.service import Service, ServiceDep
-from server.engine.sequence import Sequence
-from server.errors import ContextOverflow
 from server.text.conversation import Conversation
 
 router = APIRouter(prefix="/v1", tags=["completions"])
 
 ERRORS = error_statuses(400, 404, 413, 422, 429, 503)
+
+T = TypeVar("T")
 
 LONG_TEXT = 8192
 """Characters from which a prompt is encoded on a thread, so that the streams of other requests do not stall."""
@@ -44,48 +37,43 @@ async def create_chat_completion(request: ChatRequest, service: ServiceDep) -> R
     messages = [message.for_template() for message in request.messages]
     characters = sum(len(message["role"]) + len(message["content"]) for message in messages)
     prompt = await _encode(lambda: service.codec.encode_chat(Conversation(messages)), characters)
-    max_tokens = request.limit or max(service.base.max_model_len - len(prompt), 1)
-    return _generate(service, request, prompt, max_tokens, CHAT)
+    return submit(
+        service,
+        request,
+        [prompt],
+        _chat_limit(request, service, len(prompt)),
+        lambda answer: ChatFormat(answer, request, service.codec.token_texts),
+        prefix="chatcmpl",
+        param="messages",
+    )
 
 
 @router.post("/completions", responses=returns(Completion, chunk=CompletionChunk, headers=ADAPTER_HEADER) | ERRORS)
 async def create_completion(request: CompletionRequest, service: ServiceDep) -> Response:
     """Generate the continuation of a prompt."""
     service.event_router.check_open()
-    prompt = await _encode(lambda: service.codec.encode_prompt(request.prompt), len(request.prompt))
-    return _generate(service, request, prompt, request.limit, COMPLETION)
-
-
-async def _encode(encode: Callable[[], list[int]], characters: int) -> list[int]:
-    return await asyncio.to_thread(encode) if characters > LONG_TEXT else encode()
-
-
-def _generate(
-    service: Service, request: GenerationRequest, prompt: list[int], max_tokens: int, form: EndpointFormat
-) -> Response:
-    """Submit the request to the engine and return the response that writes its answer.
-
-    Nothing here awaits, so the response always takes over the generation, which it closes.
-    """
-    base = service.base
-    if len(prompt) + max_tokens > base.max_model_len:
-        raise ContextOverflow(base.max_model_len, len(prompt), max_tokens, form.prompt_field)
-    params = sampling_params(request, max_tokens, base.eos_token_ids, service.codec.vocabulary)
-    adapters = lease_adapters(service.registry, base.name, request)
-    generation = Generation(
-        Sequence(f"{form.id_prefix}-{uuid4().hex}", prompt, params, adapters.adaptation),
-        adapters,
-        request.stop or (),
-        codec=service.codec,
-        engine=service.engine,
-        event_router=service.event_router,
-        metrics=service.metrics,
+    codec, length = service.codec, sum(map(len, request.prompt))
+    prompts = await _encode(lambda: [codec.encode_prompt(prompt) for prompt in request.prompt], length)
+    echoed = request.prompt if request.echo else []
+    echoes = await _encode(lambda: [codec.text_of(prompt) for prompt in echoed], length)
+    return submit(
+        service,
+        request,
+        prompts,
+        request.limit,
+        lambda answer: CompletionFormat(answer, request, codec.token_texts, echoes),
+        prefix="cmpl",
+        param="prompt",
     )
-    fields = {
-        "created": int(time()),
-        "model": request.model or base.name,
-        "system_fingerprint": service.fingerprint,
-    }
-    if request.stream:
-        return StreamResponse(generation, fields, form, request.stream_options or StreamOptions())
-    return FullResponse(generation, fields, form)
+
+
+def _chat_limit(request: ChatRequest, service: Service, prompt_tokens: int) -> int | None:
+    """Return the limit of the answer, or None for the rest of the context. The model's default cannot exceed that."""
+    default = service.sampling_defaults.max_new_tokens
+    if request.unlimited or default is None:
+        return request.limit
+    return min(default, max(service.base.max_model_len - prompt_tokens, 1)) if request.limit is None else request.limit
+
+
+async def _encode(encode: Callable[[], T], characters: int) -> T:
+    return await asyncio.to_thread(encode) if characters > LONG_TEXT else encode()

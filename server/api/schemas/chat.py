@@ -5,8 +5,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.base import Count
-from server.api.schemas.generation import GenerationRequest
+from server.api.schemas.generation import GenerationRequest, Limit, Logprobs, field_error
 from server.api.schemas.messages import Message, few_messages
 
 
@@ -23,7 +22,11 @@ class ChatRequest(GenerationRequest):
     )
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(few_messages)]
-    max_completion_tokens: Count | None = None
+    max_completion_tokens: Limit | None = None
+    logprobs: bool | None = None
+    """Whether to return the log probability of each token of the answer."""
+    top_logprobs: Logprobs | None = None
+    """With `logprobs`: how many most likely tokens to return for each token."""
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ChatRequest":
@@ -34,7 +37,29 @@ class ChatRequest(GenerationRequest):
             )
         return self
 
+    @model_validator(mode="after")
+    def _valid(self) -> "ChatRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise field_error("top_logprobs", "`top_logprobs` needs `logprobs` to be true.")
+        if self.limit == 0 and self.prompt_logprobs is None:
+            field = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+            raise field_error(field, f"`{field}` may be 0 only with `prompt_logprobs`; -1 is no limit.")
+        if self.min_tokens and self.limit is not None and self.limit < self.min_tokens:
+            raise field_error("min_tokens", f"`min_tokens` must be at most the limit of the answer, {self.limit}.")
+        return self
+
     @property
     def limit(self) -> int | None:
-        """Maximum number of tokens in the answer."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        """Maximum number of tokens in the answer; None for the rest of the context."""
+        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return None if limit == -1 else limit
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether the request asks for no limit by itself, as some clients do with -1."""
+        return -1 in (self.max_tokens, self.max_completion_tokens)
+
+    @property
+    def token_logprobs(self) -> int | None:
+        """As in :class:`GenerationRequest`."""
+        return self.top_logprobs or 0 if self.logprobs else None

@@ -3,19 +3,29 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from server.api.schemas.base import encodable
-from server.api.schemas.generation import UNSUPPORTED, GenerationRequest
+from server.api.schemas.generation import (
+    MAX_CHOICES,
+    UNSUPPORTED,
+    GenerationRequest,
+    Logprobs,
+    Whole,
+    field_error,
+)
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's limit for requests that give none."""
 
 
-def _single(value: object) -> object:
-    """Accept a list with one prompt."""
-    if isinstance(value, list) and value and isinstance(value[0], str | list):
-        if len(value) > 1:
-            raise ValueError("one prompt a request; several are not supported")
-        return value[0]
-    return value
+def _prompts(value: object) -> object:
+    """Return a list of prompts, each a text or a list of token ids. A single one is a list of one."""
+    if not (isinstance(value, list) and value and isinstance(value[0], str | list)):
+        return [_prompt(value)]
+    if len(value) > MAX_CHOICES:
+        raise ValueError(f"must have at most {MAX_CHOICES} prompts (got {len(value)})")
+    return [_prompt(prompt) for prompt in value]
 
 
 def _prompt(value: object) -> object:
@@ -23,7 +33,12 @@ def _prompt(value: object) -> object:
         return encodable(value)
     if isinstance(value, list) and all(type(token) is int for token in value):
         return value
-    raise ValueError("must be a string or a list of token ids")
+    raise ValueError("must be a string, a list of token ids, or a list of either")
+
+
+def _no_logprobs(value: object) -> object:
+    """Some clients send false for none."""
+    return None if value is False else value
 
 
 Prompt = Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
@@ -37,26 +52,68 @@ class CompletionRequest(GenerationRequest):
         json_schema_extra={
             "examples": [
                 {"prompt": "The capital of France is", "max_tokens": 16, "temperature": 0},
+                {"prompt": ["Once", "Twice"], "n": 2},
                 {"prompt": "Once", "adapter": [{"name": "legal", "weight": 0.7}, {"name": "german", "weight": 0.3}]},
             ]
         }
     )
 
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **UNSUPPORTED,
-        "logprobs": (False,),
-        "best_of": (1,),
-        "echo": (False,),
-        "suffix": ("",),
-    }
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**UNSUPPORTED, "top_logprobs": (0,), "suffix": ("",)}
 
     prompt: Annotated[
-        str | list[int],
-        BeforeValidator(_prompt),
-        BeforeValidator(_single, json_schema_input_type=Prompt | Annotated[list[Prompt], Field(max_length=1)]),
+        list[str | list[int]],
+        BeforeValidator(
+            _prompts,
+            json_schema_input_type=Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_CHOICES)],
+        ),
     ]
+    """One prompt or several: each a text or a list of token ids."""
+    best_of: Annotated[int, Field(ge=0, le=MAX_CHOICES), Whole] | None = None
+    """Generate this many answers to each prompt, and return those with the highest log probability per token."""
+    echo: bool | None = None
+    """Whether the text begins with the prompt, and the log probabilities with those of its tokens."""
+    logprobs: Annotated[Logprobs | None, BeforeValidator(_no_logprobs)] = None
+    """Return the log probability of each token, and those of this many most likely tokens."""
+
+    @model_validator(mode="after")
+    def _valid(self) -> "CompletionRequest":
+        if self.best_of and self.best_of < self.choices:
+            raise field_error("best_of", "`best_of` must be at least `n`.")
+        if self.stream and self.samples > self.choices:
+            raise field_error("best_of", "Answers of `best_of` cannot be streamed: all are compared first.")
+        if len(self.prompt) * self.samples > MAX_CHOICES:
+            field = "best_of" if self.samples > self.choices else "n" if self.samples > 1 else "prompt"
+            raise field_error(field, f"A request may have {MAX_CHOICES} answers, over all of its prompts.")
+        if self.max_tokens == 0 and not self.prompt_only:
+            raise field_error("max_tokens", "`max_tokens` may be 0 only with `echo` or `prompt_logprobs`.")
+        if self.min_tokens and self.limit is not None and self.limit < self.min_tokens:
+            raise field_error("min_tokens", f"`min_tokens` must be at most the limit of the answer, {self.limit}.")
+        return self
 
     @property
-    def limit(self) -> int:
-        """Maximum number of tokens in the answer. OpenAI's default is 16."""
-        return 16 if self.max_tokens is None else self.max_tokens
+    def prompt_only(self) -> bool:
+        """Whether only the prompts are of interest, and no answer."""
+        return self.max_tokens == 0 and (bool(self.echo) or self.prompt_logprobs is not None)
+
+    @property
+    def limit(self) -> int | None:
+        """Maximum number of tokens in each answer; None for the rest of the context."""
+        if self.max_tokens is None:
+            return DEFAULT_MAX_TOKENS
+        return None if self.max_tokens == -1 else self.max_tokens
+
+    @property
+    def samples(self) -> int:
+        """As in :class:`GenerationRequest`."""
+        return max(self.best_of or 0, self.choices)
+
+    @property
+    def needed_prompt_logprobs(self) -> int | None:
+        """As in :class:`GenerationRequest`: a prompt that is repeated has them, too."""
+        wanted = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((count for count in wanted if count is not None), default=None)
+
+    @property
+    def token_logprobs(self) -> int | None:
+        """As in :class:`GenerationRequest`."""
+        return self.logprobs

@@ -7,15 +7,20 @@ often send fields they do not use: null means the default in all fields, and emp
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from server.api.schemas.base import ENCODABLE, Count, Name, Schema, TolerantSchema, whole
+from server.api.schemas.base import ENCODABLE, Name, Schema, TolerantSchema, whole
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 512
 MAX_MIX = 16
 MAX_BIAS = 4096
 MAX_USER_LENGTH = 1024
+MAX_CHOICES = 128
+"""Most choices of a request, over all of its prompts."""
+MAX_LOGPROBS = 20
+MAX_STOP_TOKENS = 256
 INT64 = 2**63
 
 HARMLESS = frozenset(
@@ -33,9 +38,6 @@ HARMLESS = frozenset(
 """Fields of OpenAI and OpenRouter that have no effect here, whatever their value."""
 
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -51,6 +53,12 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 }
 """OpenAI's fields that are not supported -> values, besides null, that have no effect and are accepted."""
 
+Whole = BeforeValidator(whole)
+Limit = Annotated[int, Field(ge=-1), Whole]
+"""Most tokens of an answer. Some clients send -1 for no limit: the answer may fill the context."""
+Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole]
+"""With log probabilities, those of this many most likely tokens."""
+TokenId = Annotated[int, Field(ge=0), Whole]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH), ENCODABLE]
 
 
@@ -68,6 +76,8 @@ def _mix(value: object) -> object:
 
 def _stops(value: object) -> object:
     """Accept a plain string as a list of one."""
+    if value == "":
+        return []
     stops = [value] if isinstance(value, str) else value
     if isinstance(stops, list) and "" in stops:
         raise ValueError("an empty stop string would end every answer before it begins; leave it out")
@@ -81,12 +91,19 @@ def _few_biases(value: object) -> object:
     return value
 
 
+def field_error(field: str, reason: str) -> PydanticCustomError:
+    """Return the error of a field whose value contradicts another one."""
+    return PydanticCustomError("field", "{reason}", {"field": field, "reason": reason})
+
+
 class StreamOptions(TolerantSchema):
     """Options of a stream."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
     """vLLM's option: include the usage so far in every chunk."""
+    progress: bool = False
+    """Before the first token, send events with `prompt_progress`: how many tokens of the prompt are computed."""
     include_obfuscation: bool = False
 
 
@@ -105,15 +122,19 @@ class GenerationRequest(TolerantSchema):
         ]
         | None
     ) = None
-    max_tokens: Count | None = None
+    max_tokens: Limit | None = None
+    min_tokens: Annotated[int, Field(ge=0), Whole] | None = None
+    """No end token is sampled, and no stop string looked for, before the answer has this many tokens."""
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole] | None = None
+    """Number of answers to each prompt. With a seed, each has draws of its own; the first is that of n = 1."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     """0 keeps only the most likely token, like a temperature of 0."""
-    top_k: Annotated[int, Field(ge=-1, lt=INT64), BeforeValidator(whole)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=INT64), Whole] | None = None
     min_p: float | None = Field(None, ge=0, le=1)
-    seed: Annotated[int, Field(ge=-INT64, lt=INT64), BeforeValidator(whole)] | None = None
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64), Whole] | None = None
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -128,8 +149,44 @@ class GenerationRequest(TolerantSchema):
         ]
         | None
     ) = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS, fail_fast=True)] | None = None
+    """Tokens that end an answer, besides the model's own end tokens."""
+    include_stop_str_in_output: bool | None = None
+    """Whether a stop string or stop token that ends an answer is part of its text."""
     ignore_eos: bool | None = None
+    prompt_logprobs: Logprobs | None = None
+    """vLLM's field: return the log probabilities of the prompt's tokens. Not in a stream."""
+    return_token_ids: bool | None = None
+    """vLLM's field: return the token ids of prompts and answers."""
+    explain: bool | None = None
+    """Whether to return where the time of the request went."""
     speculation: bool | None = None
     """false: draft no tokens for this request. The answer is the same."""
     user: Annotated[str, Field(max_length=MAX_USER_LENGTH), ENCODABLE] | None = None
     """Requests with the same user get the same target of an alias."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "GenerationRequest":
+        if self.stream and self.prompt_logprobs is not None:
+            raise field_error("prompt_logprobs", "`prompt_logprobs` are not available in a stream.")
+        return self
+
+    @property
+    def choices(self) -> int:
+        """Number of answers that are returned for each prompt."""
+        return self.n or 1
+
+    @property
+    def samples(self) -> int:
+        """Number of answers that are generated for each prompt."""
+        return self.choices
+
+    @property
+    def needed_prompt_logprobs(self) -> int | None:
+        """How many most likely tokens the engine must return with each token of a prompt."""
+        return self.prompt_logprobs
+
+    @property
+    def token_logprobs(self) -> int | None:
+        """How many most likely tokens to return with the log probability of each token; None returns none."""
+        return None

@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FinishReason = Literal["stop", "length"]
-
 
 class ResponseModel(BaseModel):
     """A JSON object in a response. Only fields with a default may be absent; others may be null."""
@@ -56,124 +54,7 @@ class VllmErrorAnswer(ResponseModel):
     error: VllmError
 
 
-# --- completions
-
-
-class AppliedAdapter(ResponseModel):
-    """One adapter that was applied to generate the answer."""
-
-    name: str
-    """Name with version, as in `legal@2`."""
-    id: str
-    """SHA-256 of the adapter's content."""
-    weight: float
-    alias: str | None = None
-    """Alias under which the request named the adapter, if it used one."""
-
-
-class PromptTokens(ResponseModel):
-    """Details of the prompt's tokens."""
-
-    cached_tokens: int
-
-
-class Usage(ResponseModel):
-    """Token counts as OpenAI reports them. A stop token counts as part of the completion."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokens
-
-
-class Generated(ResponseModel):
-    """Fields of every object of a generated answer."""
-
-    id: str
-    created: int
-    """Unix time in seconds."""
-    model: str
-    """Name of the model as in the request."""
-    system_fingerprint: str
-    """Identifies the base model."""
-    adapter: list[AppliedAdapter]
-    """Adapters applied; empty for the base alone."""
-
-
-class AssistantMessage(ResponseModel):
-    """The assistant's message."""
-
-    role: Literal["assistant"]
-    content: str
-    refusal: None
-
-
-class ChatChoice(ResponseModel):
-    """The only choice of a chat completion."""
-
-    index: Literal[0]
-    message: AssistantMessage
-    logprobs: None
-    finish_reason: FinishReason
-
-
-class ChatCompletion(Generated):
-    """A complete chat completion."""
-
-    object: Literal["chat.completion"]
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class Delta(ResponseModel):
-    """What is new since the previous chunk."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChatChunkChoice(ResponseModel):
-    """The only choice of a chunk."""
-
-    index: Literal[0]
-    delta: Delta
-    logprobs: None
-    finish_reason: FinishReason | None
-
-
-class ChatCompletionChunk(Generated):
-    """One event of a streamed chat."""
-
-    object: Literal["chat.completion.chunk"]
-    choices: list[ChatChunkChoice]
-    """Empty in the last chunk if that reports the usage."""
-    usage: Usage | None = None
-
-
-class TextChoice(ResponseModel):
-    """The only choice of a completion or of its chunks."""
-
-    index: Literal[0]
-    text: str
-    logprobs: None
-    finish_reason: FinishReason | None
-
-
-class Completion(Generated):
-    """A complete completion."""
-
-    object: Literal["text_completion"]
-    choices: list[TextChoice]
-    usage: Usage
-
-
-class CompletionChunk(Generated):
-    """One event of a streamed completion."""
-
-    object: Literal["text_completion"]
-    choices: list[TextChoice]
-    """Empty in the last chunk if that reports the usage."""
-    usage: Usage | None = None
+# --- tokens
 
 
 class Tokens(ResponseModel):

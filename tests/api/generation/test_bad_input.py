@@ -37,7 +37,6 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"presence_penalty": 2.5}, "presence_penalty"),
     ({"frequency_penalty": -2.5}, "frequency_penalty"),
     ({"max_tokens": 0}, "max_tokens"),
-    ({"max_tokens": -1}, "max_tokens"),
     ({"max_tokens": 1.5}, "max_tokens"),
     ({"max_tokens": "many"}, "max_tokens"),
     ({"logit_bias": {"1": 101}}, "logit_bias.1"),
@@ -46,7 +45,6 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"x": 1}}, "logit_bias"),
     ({"logit_bias": {"1" * 5000: 1}}, "logit_bias"),
     ({"logit_bias": [1]}, "logit_bias"),
-    ({"stop": ""}, "stop"),
     ({"stop": [""]}, "stop"),
     ({"stop": ["a", ""]}, "stop"),
     ({"stop": ["a", 1]}, "stop.1"),
@@ -74,29 +72,27 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"model": "red", "adapter": "green"}, "adapter"),
     ({"model": "red", "adapter": []}, "adapter"),
     ({"model": "red", "adapter": [{"name": "red"}, {"name": "green"}]}, "adapter"),
-    ({"n": 2}, "n"),
     ({"n": 10**6}, "n"),
     ({"n": "1"}, "n"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"tools": [{"type": "function"}]}, "tools"),
-    ({"logprobs": True}, "logprobs"),
     ({"no_such_field": 1}, "no_such_field"),
     ({"no_such_field": False}, "no_such_field"),
     ({"": 1}, ""),
 ]
 OF_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
-    ({"best_of": 2}, "best_of"),
-    ({"echo": True}, "echo"),
     ({"suffix": "x"}, "suffix"),
-    ({"logprobs": 0}, "logprobs"),
     ({"prompt": ""}, "prompt"),
     ({"prompt": []}, "prompt"),
     ({"prompt": [264]}, "prompt"),
     ({"prompt": [-1]}, "prompt"),
     ({"prompt": [True]}, "prompt"),
     ({"prompt": [1, "a"]}, "prompt"),
-    ({"prompt": ["a", "b"]}, "prompt"),
-    ({"prompt": [[1], [2]]}, "prompt"),
+    ({"prompt": ["a", ""]}, "prompt"),
+    ({"prompt": ["a", 1]}, "prompt"),
+    ({"prompt": [[1], [264]]}, "prompt"),
+    ({"prompt": [[1], []]}, "prompt"),
+    ({"prompt": [["a"]]}, "prompt"),
     ({"prompt": None}, "prompt"),
     ({"prompt": {"text": "x"}}, "prompt"),
     ({"max_completion_tokens": 5}, "max_completion_tokens"),
@@ -262,7 +258,7 @@ def test_unknown_names(live: Live, fields: dict[str, Any], param: str, code: str
     assert error["code"] == code
 
 
-@pytest.mark.parametrize("stop", ["", [""], ["a", ""]], ids=str)
+@pytest.mark.parametrize("stop", [[""], ["a", ""]], ids=str)
 def test_an_empty_stop_string_is_refused_with_the_reason(live: Live, stop: Any) -> None:
     error = refused(live, live.http.post(COMPLETIONS, json=request(stop=stop)), 400, "stop")
     assert error["message"] == "an empty stop string would end every answer before it begins; leave it out (in `stop`)."

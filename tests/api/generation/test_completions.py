@@ -117,8 +117,8 @@ def test_a_stop_string_ends_the_answer_before_it(live: Live, stream: bool) -> No
 def test_end_token_is_not_part_of_the_answer(live: Live) -> None:
     (end,) = live.service.base.eos_token_ids
     answer = live.complete(logit_bias={str(end): 100}, ignore_eos=False)
-    assert answer["choices"][0] | {"logprobs": None} == {
-        "index": 0, "text": "", "logprobs": None, "finish_reason": "stop"
+    assert answer["choices"][0] == {
+        "index": 0, "text": "", "logprobs": None, "finish_reason": "stop", "stop_reason": None
     }  # fmt: skip
     assert answer["usage"]["completion_tokens"] == 1
     assert live.complete(logit_bias={str(end): 100})["choices"][0]["finish_reason"] == "length"

@@ -150,7 +150,8 @@ def completions(call: Any) -> None:
             call("POST", CHAT, json={"messages": QUESTION, "max_tokens": 3, **more})
             call("POST", COMPLETIONS, json=request(**more))
     for path, body in ((CHAT, {"messages": QUESTION}), (COMPLETIONS, {"prompt": "x"})):
-        call("POST", path, json={**body, "n": 2})
+        call("POST", path, json={**body, "n": 2, "max_tokens": 2, "return_token_ids": True})
+        call("POST", path, json={**body, "n": 0})
         call("POST", path, json={**body, "model": "nobody"})
         call("POST", path, json={**body, "user": big})
     for path, body in (("/tokenize", {"prompt": "x", "return_token_strs": True}), ("/detokenize", {"tokens": [1]})):

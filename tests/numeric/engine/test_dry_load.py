@@ -48,7 +48,7 @@ class House:
     async def answer(self, mix: Mix, prompt: Sequence[int], length: int) -> tuple[int, ...]:
         """The events of a request on the event loop."""
         id_ = f"r{random.getrandbits(64):x}"
-        inbox = self.event_router.open(id_)
+        inbox = self.event_router.open([id_])
         params = SamplingParams(temperature=0, max_tokens=length)
         self.engine.submit(EngineSequence(id_, list(prompt), params, self.drive.adaptation(mix)))
         events: list[Event] = []

@@ -1,0 +1,88 @@
+"""Log probabilities in the shapes of chat completions, of completions and of vLLM's ``prompt_logprobs``."""
+
+import codecs
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from typing import Any
+
+from server.engine.sequence import TokenLogprobs
+from server.text.token_text import TokenTexts
+
+LOWEST = -9999.0
+"""What vLLM returns for a probability of 0, whose logarithm JSON cannot express."""
+
+MaybeLogprobs = TokenLogprobs | None
+"""None for the first token of a prompt, which nothing precedes."""
+
+
+def chat_logprobs(tokens: Iterable[int], logprobs: Iterable[TokenLogprobs], count: int, texts: TokenTexts) -> Any:
+    """Return the ``logprobs`` of a chat's choice: the ``bytes`` of all tokens are the bytes of the text.
+
+    ``count`` is how many most likely tokens come with each.
+    """
+    content = [
+        {
+            **_chat_entry(token, its.logprob, texts),
+            "top_logprobs": [_chat_entry(other, logprob, texts) for other, logprob in its.top[:count]],
+        }
+        for token, its in zip(tokens, logprobs, strict=True)
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _chat_entry(token: int, logprob: float, texts: TokenTexts) -> dict[str, Any]:
+    return {"token": texts.text(token), "logprob": finite(logprob), "bytes": list(texts.data(token))}
+
+
+class CompletionLogprobs:
+    """The ``logprobs`` of one choice of a completion, whose offsets go on from chunk to chunk."""
+
+    def __init__(self, count: int, texts: TokenTexts) -> None:
+        """``count`` is how many most likely tokens come with each."""
+        self._count = count
+        self._texts = texts
+        self._characters = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def take(self, tokens: Seq[int], logprobs: Seq[MaybeLogprobs]) -> dict[str, Any]:
+        """Return the lists for the next tokens."""
+        return {
+            "tokens": [self._texts.text(token) for token in tokens],
+            "token_logprobs": [None if its is None else finite(its.logprob) for its in logprobs],
+            "top_logprobs": [self._top(token, its) for token, its in zip(tokens, logprobs, strict=True)],
+            "text_offset": [self._offset(token) for token in tokens],
+        }
+
+    def _top(self, token: int, its: MaybeLogprobs) -> dict[str, float] | None:
+        """Text -> log probability of the most likely tokens, and of the token itself."""
+        if its is None:
+            return None
+        top = {self._texts.text(other): finite(logprob) for other, logprob in its.top[: self._count]}
+        return top | {self._texts.text(token): finite(its.logprob)}
+
+    def _offset(self, token: int) -> int:
+        """Return the number of characters before the token, and count its own."""
+        start = self._characters
+        self._characters += len(self._decoder.decode(self._texts.data(token)))
+        return start
+
+
+def prompt_logprobs(tokens: Seq[int], logprobs: Seq[MaybeLogprobs], count: int, texts: TokenTexts) -> list[Any]:
+    """Return vLLM's ``prompt_logprobs``: for each token, token id -> log probability, rank and text."""
+    return [
+        None if its is None else _prompt_entry(token, its, count, texts)
+        for token, its in zip(tokens, logprobs, strict=True)
+    ]
+
+
+def _prompt_entry(token: int, its: TokenLogprobs, count: int, texts: TokenTexts) -> dict[str, Any]:
+    ranked = [(other, logprob, rank) for rank, (other, logprob) in enumerate(its.top[:count], 1)]
+    return {
+        str(id_): {"logprob": finite(logprob), "rank": rank, "decoded_token": texts.text(id_)}
+        for id_, logprob, rank in [(token, its.logprob, its.rank), *ranked]
+    }
+
+
+def finite(logprob: float) -> float:
+    """Return a log probability that JSON can express."""
+    return max(logprob, LOWEST)

@@ -1,0 +1,75 @@
+"""Choice: one sequence of a request, and its answer so far."""
+
+from time import monotonic
+
+from server.api.generation.decoder import PieceDecoder, TextOptions
+from server.api.generation.pieces import Finish, Piece
+from server.engine.sequence import Event, PromptLogprobs, Sequence, Timing, Token, TokenLogprobs
+from server.metrics import Metrics
+from server.text.codec import Codec
+
+
+class Choice:
+    """One of the answers to a request: takes its events and returns pieces."""
+
+    def __init__(self, sequence: Sequence, codec: Codec, options: TextOptions, metrics: Metrics) -> None:
+        self.sequence = sequence
+        self.prompt_tokens = sequence.prompt_length
+        self.cached_tokens = 0
+        """Prompt tokens that were taken from the prefix cache."""
+        self.timing: Timing | None = None
+        """Where its time went; None until it has ended, and if it ended by a stop string."""
+        self.prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+        self.in_engine = False
+        """Whether the engine still computes it."""
+        self._metrics = metrics
+        self._decoder = PieceDecoder(codec, options)
+        self._last: float | None = None
+        """``monotonic()`` at its last token."""
+
+    @property
+    def prompt(self) -> list[int]:
+        """The token ids of the prompt."""
+        return self.sequence.tokens[: self.prompt_tokens]
+
+    @property
+    def output_tokens(self) -> int:
+        """Number of tokens of the answer: with the stop token, without those after a stop string."""
+        return self._decoder.pushed
+
+    @property
+    def finish(self) -> Finish | None:
+        """Why it ended; None until it has."""
+        return self._decoder.finish
+
+    def take(self, events: list[Event]) -> Piece:
+        """Return what ``events``, the choice's next ones, add to the answer."""
+        before = self.output_tokens
+        for event in events:
+            if isinstance(event, Token):
+                self._push(event)
+            else:
+                assert isinstance(event, PromptLogprobs), "the request asks for no other events"
+                self.prompt_logprobs = event.logprobs
+        if new := self.output_tokens - before:
+            self._measure(new)
+        return self._decoder.take()
+
+    def _push(self, event: Token) -> None:
+        if self.finish:  # a stop string was found: later tokens of the same batch of events do not count
+            return
+        self.cached_tokens = event.cached
+        self.in_engine = event.finish is None
+        self.timing = event.timing
+        self._decoder.push(event)
+
+    def _measure(self, new: int) -> None:
+        """Record the latency of the ``new`` tokens that have just come."""
+        now = monotonic()
+        if self._last is None:
+            gap, new = 0.0, new - 1  # tokens that came together with the first one had no wait of their own
+        else:
+            gap = now - self._last
+        if new:
+            self._metrics.next_tokens(gap, new)
+        self._last = now

@@ -1,0 +1,103 @@
+"""Submit a checked request: lease its adapters, give its sequences to the engine, return the response that writes."""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+from uuid import uuid4
+
+from starlette.responses import Response
+
+from server.api.formats.answer import Answer
+from server.api.formats.format import AnswerFormat
+from server.api.generation.adapters import lease_adapters
+from server.api.generation.decoder import TextOptions
+from server.api.generation.generation import Generation
+from server.api.generation.responses import FullResponse, StreamResponse
+from server.api.generation.sampling import params_of_choice, sampling_params
+from server.api.schemas.generation import GenerationRequest
+from server.api.service import Service
+from server.engine.sequence import Adaptation, SamplingParams, Sequence
+from server.errors import ContextOverflow
+
+SILENCE = 5.0
+"""Seconds without anything to send after which a stream sends a keep-alive comment."""
+PROGRESS = 0.5
+"""Seconds between events with the progress of a prompt, if a stream asks for them."""
+
+
+def submit(
+    service: Service,
+    request: GenerationRequest,
+    prompts: Seq[list[int]],
+    max_tokens: int | None,
+    make_format: Callable[[Answer], AnswerFormat],
+    *,
+    prefix: str,
+    param: str,
+) -> Response:
+    """Return a response that writes the answers to ``prompts``, lists of token ids.
+
+    ``max_tokens`` is the limit of each answer; None fills the context, and 0 returns the prompts only. ``prefix``
+    begins the answer's id, and ``param`` is the field of the prompts, for errors. Nothing here awaits, so the response
+    always takes over the generation, which it closes. Raises RequestError, AdapterError or EngineError.
+    """
+    base = service.base
+    params = sampling_params(request, service.sampling_defaults, base.eos_token_ids, service.codec.vocabulary)
+    limits = [_limit(len(prompt), max_tokens, base.max_model_len, param) for prompt in prompts]
+    adapters = lease_adapters(service.registry, base.name, request)
+    generation = Generation(
+        _sequences(f"{prefix}-{uuid4().hex}", request, prompts, limits, params, adapters.adaptation),
+        adapters,
+        TextOptions(
+            tuple(request.stop or ()),
+            frozenset(request.stop_token_ids or ()),
+            include_stop=bool(request.include_stop_str_in_output),
+            min_tokens=params.min_tokens,
+            prompt_only=max_tokens == 0,
+        ),
+        prompts=len(prompts),
+        codec=service.codec,
+        engine=service.engine,
+        event_router=service.event_router,
+        metrics=service.metrics,
+    )
+    form = make_format(Answer(generation, request.model or base.name, service.fingerprint, bool(request.explain)))
+    if not request.stream:
+        return FullResponse(form)
+    progress = request.stream_options is not None and request.stream_options.progress
+    return StreamResponse(form, PROGRESS if progress else SILENCE)
+
+
+def _limit(prompt_tokens: int, max_tokens: int | None, context: int, param: str) -> int:
+    """Return the limit of an answer: ``max_tokens``, or what is left of the context. Raises ContextOverflow."""
+    if max_tokens is None:
+        max_tokens = max(context - prompt_tokens, 1)
+    # The engine samples a token after every prompt. If the answer is to be empty, it needs no place in the context.
+    if prompt_tokens + max_tokens > context:
+        raise ContextOverflow(context, prompt_tokens, max_tokens, param)
+    return max(max_tokens, 1)
+
+
+def _sequences(
+    id_: str,
+    request: GenerationRequest,
+    prompts: Seq[list[int]],
+    limits: Seq[int],
+    params: SamplingParams,
+    adaptation: Adaptation,
+) -> list[Sequence]:
+    """Return the sequences of all choices, those of the first prompt first."""
+    sequences: list[Sequence] = []
+    for prompt, limit in zip(prompts, limits, strict=True):
+        for number in range(request.samples):
+            of_prompt = request.needed_prompt_logprobs if number == 0 or request.stream else None
+            sequences.append(
+                Sequence(
+                    f"{id_}-{len(sequences)}" if sequences else id_,
+                    list(prompt),  # the engine appends the answer to it
+                    params_of_choice(replace(params, max_tokens=limit), number),
+                    adaptation,
+                    prompt_logprobs=of_prompt,
+                )
+            )
+    return sequences
