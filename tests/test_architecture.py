@@ -61,7 +61,8 @@ INSIDERS = "loadtests/micro/"
 """Benchmarks of one part, which import it; the other load tests use HTTP alone."""
 
 INSIDE = {
-    "sequence": set(),
+    "grammar": set(),
+    "sequence": {"grammar"},
     "block_pool": {"sequence"},
     "slots": {"sequence"},
     "prompt_lookup": set(),

@@ -18,6 +18,7 @@ from server.config import Settings
 from server.engine.engine import Engine
 from server.engine.event_router import EventRouter
 from server.metrics import Metrics
+from server.structured.compiler import GrammarCompiler
 from server.text.adapter_templates import AdapterTemplates
 from server.text.codec import Codec
 
@@ -30,6 +31,7 @@ class Service:
     settings: Settings
     codec: Codec
     templates: AdapterTemplates
+    grammars: GrammarCompiler
     engine: Engine
     store: AdapterStore
     registry: Registry

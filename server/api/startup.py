@@ -34,6 +34,7 @@ from server.engine_hooks import EngineHooks
 from server.errors import ServerError
 from server.metrics import Metrics
 from server.parsers.tool_formats import FORMATS
+from server.structured.compiler import GrammarCompiler
 from server.text.adapter_templates import AdapterTemplates
 from server.text.codec import Codec
 from server.text.template_environment import TemplateFailure
@@ -100,6 +101,8 @@ def open_service(
         templates = AdapterTemplates(codec, store.chat_template)
         resources.callback(templates.close)
         defaults = _sampling_defaults(base, settings, report)
+        grammars = GrammarCompiler(codec.backend, codec.vocabulary, base.eos_token_ids)
+        resources.callback(grammars.close)
         event_router = EventRouter()
         engine = Engine(Runner(base, settings), settings, store.read, event_router.deliver)
         report(engine.runner.kv_size.reason)
@@ -116,6 +119,7 @@ def open_service(
             settings,
             codec,
             templates,
+            grammars,
             engine,
             store,
             registry,

@@ -18,6 +18,7 @@ from server.engine.kv_memory import kv_cache_size
 from server.engine.sampler import sample
 from server.engine.sequence import Batch
 from server.engine.slots import pages_for
+from server.engine.token_masks import MaskWorker
 
 
 class Runner:
@@ -40,11 +41,14 @@ class Runner:
         self.forward = self.backend.forward(self.model)
         self._copier = self.backend.copier()
         self._copying: dict[AdapterId, AdapterCopy] = {}
+        self._masks = MaskWorker()
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[int | None]:
         """Run a step. Returns a token id for each of ``batch.sampled``, or None if its logits are not finite."""
-        return sample(self.logits(batch), batch.sampled, self.backend.sampling)
+        masks = self._masks.start(batch)
+        logits = self.logits(batch)
+        return sample(logits, batch.sampled, self.backend.sampling, masks.result() if masks else None)
 
     @torch.inference_mode()
     def run_probe(self, batch: Batch) -> tuple[list[int | None], bytes]:
@@ -70,6 +74,7 @@ class Runner:
     def close(self) -> None:
         """Wait for the copies that have begun."""
         self._copier.close()
+        self._masks.close()
 
     def evict(self, adapter: AdapterId) -> None:
         """Remove an adapter. Its pages are not cleared: the next adapter in them overwrites them."""

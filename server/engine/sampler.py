@@ -1,8 +1,8 @@
 """Sampling of many rows at once, each with its request's own parameters, penalties and random generator.
 
-The order is the usual one: penalties and bias, temperature, then top-k, top-p and min-p. A token is drawn by inverting
-the cumulative distribution at a uniform number from the request's generator. So a draw depends on the request alone,
-and not on the batch, the device's random state or a preemption.
+The order is the usual one: masks of grammars, penalties and bias, temperature, then top-k, top-p and min-p. A token is
+drawn by inverting the cumulative distribution at a uniform number from the request's generator. So a draw depends on
+the request alone, and not on the batch, the device's random state or a preemption.
 
 On CUDA only the end waits for the device: parameters are sent in at most two copies, and results come back in one.
 """
@@ -20,6 +20,7 @@ from server.compute.backend import SamplingOps
 from server.compute.reference.sampling import invert
 from server.compute.transfer import to_device
 from server.engine.sequence import SampledRow, SamplingParams
+from server.engine.token_masks import TokenMasks
 
 CANDIDATES = 256
 """Rows with top-p or min-p first use this many most likely tokens: sorting the vocabulary takes 100 times as long."""
@@ -29,7 +30,9 @@ MIN_TEMPERATURE = 1e-5
 """Lower temperatures mean greedy: logits divided by them would overflow."""
 
 
-def sample(logits: Tensor, sampled: Seq[SampledRow], ops: SamplingOps) -> list[int | None]:
+def sample(
+    logits: Tensor, sampled: Seq[SampledRow], ops: SamplingOps, masks: TokenMasks | None = None
+) -> list[int | None]:
     """Sample a token id for each row of ``logits`` [rows, vocabulary] float32; None for a row that is not finite.
 
     Changes ``logits`` in place. Results are read from the device once, and again if a row's filters keep more than
@@ -38,6 +41,9 @@ def sample(logits: Tensor, sampled: Seq[SampledRow], ops: SamplingOps) -> list[i
     if not sampled:
         return []
     peak, greedy = ops.row_peaks(logits)
+    if masks is not None:
+        masks.apply(logits)
+        greedy[masks.rows] = logits[masks.rows].argmax(-1)
     adjusted = apply_penalties(logits, sampled)
     if adjusted is not None:
         greedy[adjusted] = logits[adjusted].argmax(-1)

@@ -286,6 +286,9 @@ class Scheduler:
             return _not_finite(sequence)
         sequence.append(token)
         finish = _finish(sequence, token)
+        if sequence.matcher and (error := sequence.matcher.accept(token, last=finish == "stop")):
+            self.release(sequence)
+            return Failed(sequence.id, f"The grammar of this answer cannot be followed further: {error}")
         if finish:
             self.release(sequence)
         return Token(sequence.id, token, finish, sequence.cached, logits)

@@ -9,8 +9,8 @@ A sequence's life:
    accepted: each is a :class:`Token` event;
 5. it ends by a stop token, by length, by an abort or by an error, always through ``Scheduler.release``.
 
-What the API sends and receives (``Sequence`` before it is submitted, ``Event``) can be pickled, so that the engine can
-move to a process of its own.
+What the API sends and receives (``Sequence`` before it is submitted, ``Event``) can be pickled, but for a grammar, so
+that the engine can move to a process of its own.
 """
 
 import random
@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from adapters.format.spec import AdapterId
+from server.engine.grammar import Grammar, Matcher
 
 FinishReason = Literal["stop", "length"]
 Cause = Literal["adapter", "engine"]
@@ -86,6 +87,10 @@ class Sequence:
     """Whether this is a probe: it runs before all waiting sequences, in a step of its own, and returns logits."""
     prompt_logprobs: int | None = None
     """Return the log probabilities of the prompt's tokens, as ``SamplingParams.logprobs`` does for the answer's."""
+    grammar: Grammar | None = None
+    """What the answer must look like. It ends where the grammar does, with a stop token."""
+    matcher: Matcher | None = field(init=False, default=None)
+    """Where in the grammar the answer is."""
     pooling: Pooling | None = None
     """Return one vector for the prompt instead of an answer."""
     keep: bool = False
@@ -112,6 +117,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.adaptation = tuple(sorted(self.adaptation, key=lambda adapter: adapter.id))
         self.prompt_length = len(self.tokens)
+        self.matcher = self.grammar.start() if self.grammar else None
         seed = self.sampling.seed
         self.rng = random.Random(None if seed is None else str(seed))  # a str, for Random drops an int's sign
 

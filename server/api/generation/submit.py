@@ -16,6 +16,7 @@ from server.api.generation.responses import FullResponse, StreamResponse
 from server.api.generation.sampling import params_of_choice, sampling_params
 from server.api.schemas.generation import GenerationRequest
 from server.api.service import Service
+from server.engine.grammar import Grammar
 from server.engine.sequence import Adaptation, SamplingParams, Sequence
 from server.errors import ContextOverflow
 
@@ -34,19 +35,20 @@ def submit(
     *,
     prefix: str,
     param: str,
+    grammar: Grammar | None,
 ) -> Response:
     """Return a response that writes the answers to ``prompts``, lists of token ids.
 
     ``max_tokens`` is the limit of each answer; None fills the context, and 0 returns the prompts only. ``prefix``
-    begins the answer's id, and ``param`` is the field of the prompts, for errors. Nothing here awaits, so the response
-    always takes over the generation, which it closes. Raises RequestError, AdapterError or EngineError.
+    begins the answer's id, and ``param`` is the field of the prompts, for errors; all answers follow ``grammar``. Nothing
+    here awaits, so the response always takes over the generation, which it closes. Raises RequestError, AdapterError or EngineError.
     """
     base = service.base
     params = sampling_params(request, service.sampling_defaults, base.eos_token_ids, service.codec.vocabulary)
     limits = [_limit(len(prompt), max_tokens, base.max_model_len, param) for prompt in prompts]
     adapters = lease_adapters(service.registry, base.name, request)
     generation = Generation(
-        _sequences(f"{prefix}-{uuid4().hex}", request, prompts, limits, params, adapters.adaptation),
+        _sequences(f"{prefix}-{uuid4().hex}", request, prompts, limits, params, adapters.adaptation, grammar),
         adapters,
         TextOptions(
             tuple(request.stop or ()),
@@ -85,6 +87,7 @@ def _sequences(
     limits: Seq[int],
     params: SamplingParams,
     adaptation: Adaptation,
+    grammar: Grammar | None,
 ) -> list[Sequence]:
     """Return the sequences of all choices, those of the first prompt first."""
     sequences: list[Sequence] = []
@@ -98,6 +101,7 @@ def _sequences(
                     params_of_choice(replace(params, max_tokens=limit), number),
                     adaptation,
                     prompt_logprobs=of_prompt,
+                    grammar=grammar,
                 )
             )
     return sequences

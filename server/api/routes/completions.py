@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from server.api.formats.chat import ChatFormat
 from server.api.formats.completion import CompletionFormat
+from server.api.generation.structured import compile_grammar
 from server.api.generation.submit import submit
 from server.api.http.openapi import ADAPTER_HEADER, error_statuses, returns
 from server.api.schemas.answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
@@ -45,6 +46,7 @@ async def create_chat_completion(request: ChatRequest, service: ServiceDep) -> R
         lambda answer: ChatFormat(answer, request, service.codec.token_texts),
         prefix="chatcmpl",
         param="messages",
+        grammar=await compile_grammar(service, request),
     )
 
 
@@ -64,6 +66,7 @@ async def create_completion(request: CompletionRequest, service: ServiceDep) -> 
         lambda answer: CompletionFormat(answer, request, codec.token_texts, echoes),
         prefix="cmpl",
         param="prompt",
+        grammar=await compile_grammar(service, request),
     )
 
 

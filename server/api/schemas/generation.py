@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.schemas.base import ENCODABLE, Name, Schema, TolerantSchema, whole
+from server.api.schemas.structured import Choices, GivenOutputs, Pattern, ResponseFormat, SchemaOrText
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 512
@@ -42,7 +43,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -153,6 +153,14 @@ class GenerationRequest(TolerantSchema):
     """Tokens that end an answer, besides the model's own end tokens."""
     include_stop_str_in_output: bool | None = None
     """Whether a stop string or stop token that ends an answer is part of its text."""
+    response_format: ResponseFormat | None = None
+    structured_outputs: GivenOutputs | None = None
+    """vLLM's ways to prescribe the form of the answer."""
+    guided_json: SchemaOrText | None = None
+    """The names of older versions of vLLM for ``structured_outputs``."""
+    guided_regex: Pattern | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Pattern | None = None
     ignore_eos: bool | None = None
     prompt_logprobs: Logprobs | None = None
     """vLLM's field: return the log probabilities of the prompt's tokens. Not in a stream."""

@@ -1,0 +1,108 @@
+"""The sandbox: a process that compiles every grammar first, under limits of time and memory.
+
+llguidance limits its own work, but not in all places: some numbers and repetitions take minutes or all memory, and a
+thread that computes cannot be stopped. A process can. What it has compiled, the server compiles again, for that is
+known to be quick then.
+
+Reads lines of JSON: first the tokenizer, then one for each grammar, ``[kind, source]``. Answers each with a line of
+JSON: ``{"grammar": text}`` with llguidance's form of it, or ``{"error": reason}``. Dies by SIGPROF at a grammar that
+takes too long. Ends with its input.
+"""
+
+import json
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.gbnf_to_lark import any_to_lark
+
+from server.structured.json_schemas import MAX_DEPTH, check
+from server.structured.spec import WHITESPACE
+
+CPU_SECONDS = 0.3
+"""For one grammar. A schema of a thousand properties takes 0.1."""
+MEMORY = 512 * 2**20
+"""Bytes of address space for grammars, besides what the tokenizer takes."""
+MAX_MESSAGE = 300
+"""Characters of llguidance's message that are passed on."""
+
+
+def compiled(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
+    """Compile llguidance's form of a grammar, up to its first mask. Raises ValueError with the reason if it cannot."""
+    # More states than a long answer meets; a state takes 1 to 2 kB, which live as long as the grammar.
+    limits = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    if matcher.is_error():
+        raise ValueError(_message(matcher))
+    return matcher
+
+
+def translated(kind: str, source: str) -> str:
+    """Llguidance's form of a grammar. Raises ValueError with the reason if it is not supported."""
+    match kind:
+        case "json_object":
+            return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=dict(WHITESPACE))
+        case "json_schema":
+            schema = json.loads(source)
+            if reason := check(schema):
+                raise ValueError(reason)
+            return LLMatcher.grammar_from_json_schema(schema, overrides=dict(WHITESPACE))
+        case "regex":
+            return LLMatcher.grammar_from_regex(source)
+        case "choice":
+            return _lark("start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, json.loads(source))))
+        case _:
+            return _lark(any_to_lark(source))
+
+
+def _lark(source: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": source}]})
+
+
+def _message(matcher: LLMatcher) -> str:
+    message = " ".join(matcher.get_error().replace("<non-verbose/>", "").split())
+    if message.startswith("NoExtension"):
+        return "no answer can satisfy it"
+    return message[:MAX_MESSAGE]
+
+
+def _answer(tokenizer: LLTokenizer, kind: str, source: str) -> dict[str, str]:
+    try:
+        grammar = translated(kind, source)
+        compiled(tokenizer, grammar)
+    except RecursionError:
+        return {"error": f"it is nested more than {MAX_DEPTH} levels deep"}
+    except Exception as error:  # the library's converters raise exceptions of many types
+        return {"error": " ".join(str(error).split())[:MAX_MESSAGE] or type(error).__name__}
+    return {"grammar": grammar}
+
+
+def _limit_memory() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main() -> None:
+    """Answer lines until there are no more."""
+    setup: dict[str, Any] = json.loads(sys.stdin.readline())
+    tokenizer = LLTokenizer(setup["tokenizer"], n_vocab=setup["vocabulary"], eos_token=setup["end"])
+    _limit_memory()
+    for line in sys.stdin:
+        kind, source = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+        answer = _answer(tokenizer, kind, source)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it, too, but its parent ends it
+    main()

@@ -1,0 +1,90 @@
+"""SandboxProcess: the server's end of the sandbox."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+from server.structured.sandbox import CPU_SECONDS, MEMORY
+from server.structured.spec import GrammarSpec
+
+_ROOT = Path(__file__).parents[2]
+PATIENCE = 10.0
+"""Seconds after which a sandbox is killed that neither answers nor uses its processor time."""
+
+
+class SandboxProcess:
+    """Compiles grammars in a process of its own, and starts another when a grammar has killed it. For one thread."""
+
+    def __init__(self, setup: Mapping[str, Any]) -> None:
+        """``setup`` is the first line of its input: ``tokenizer``, ``vocabulary`` and ``end``."""
+        self._setup = setup
+        self._process = self._start()
+
+    def translate(self, spec: GrammarSpec) -> str:
+        """Llguidance's form of a grammar that can be compiled. Raises ValueError with the reason if it cannot."""
+        process = self._process
+        timer = Timer(PATIENCE, process.kill)
+        timer.start()
+        try:
+            line = _exchange(process, [spec.kind, spec.source])
+        finally:
+            timer.cancel()
+        if not line:
+            code = process.wait()
+            self._process = self._start()  # at once, so that the next grammar need not wait for the tokenizer
+            raise ValueError(_why(code))
+        answer: dict[str, str] = json.loads(line)
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return answer["grammar"]
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _start(self) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "server.structured.sandbox"],
+            env={**os.environ, "PYTHONPATH": str(_ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # Rust's last words when memory ends
+            text=True,
+            encoding="utf-8",
+        )
+        _write(process, self._setup)
+        return process
+
+
+def _exchange(process: subprocess.Popen[str], message: object) -> str:
+    """Send a line, and return the answer: an empty one if the process has ended."""
+    assert process.stdout is not None
+    _write(process, message)
+    return process.stdout.readline()
+
+
+def _write(process: subprocess.Popen[str], message: object) -> None:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(json.dumps(message) + "\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        return  # it has ended: reading finds that, too
+
+
+def _why(code: int) -> str:
+    """Why the process ended with this return code."""
+    match -code:
+        case signal.SIGPROF:
+            return f"compiling it takes more than {CPU_SECONDS:g} s of processor time; make it smaller"
+        case signal.SIGABRT | signal.SIGSEGV | signal.SIGBUS:
+            return f"compiling it takes more than {MEMORY >> 20} MiB of memory; make it smaller"
+        case _:
+            return f"the process that compiles it has ended (code {code})"

@@ -1,0 +1,316 @@
+"""Grammars: what each kind allows, what is refused and how fast, and that each is compiled once."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from server.engine.grammar import Grammar, Matcher
+from server.errors import InvalidRequest, QueueFull
+from server.structured import compiler
+from server.structured.compiler import MAX_CACHED, MAX_SOURCE, GrammarCompiler
+from server.structured.spec import GrammarSpec, for_lark
+from tests.tiny import VOCABULARY, tiny_tokenizer
+
+END, OTHER_END = 258, 256
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def grammars() -> Iterator[GrammarCompiler]:
+    made = GrammarCompiler(tiny_tokenizer().backend_tokenizer, VOCABULARY, {END, OTHER_END})
+    yield made
+    made.close()
+
+
+def compile_(grammars: GrammarCompiler, kind: Any, source: object = "") -> Grammar:
+    text = source if isinstance(source, str) else json.dumps(source)
+    return asyncio.run(grammars.compile(GrammarSpec(kind, text), "field"))
+
+
+def tokens(text: str) -> list[int]:
+    return tiny_tokenizer().encode(text)
+
+
+def allowed(matcher: Matcher) -> set[int]:
+    """Token ids that may come next."""
+    bits = np.zeros(-(-VOCABULARY // 32), np.int32)
+    matcher.write_masks((), bits.ctypes.data, bits.nbytes)
+    return set(np.flatnonzero(np.unpackbits(bits.view(np.uint8), bitorder="little")).tolist())
+
+
+def accepts(grammar: Grammar, text: str) -> bool:
+    """Whether ``text`` is a whole answer: each token is allowed in its place, and an end token after the last."""
+    matcher = grammar.start()
+    for token in tokens(text):
+        if token not in allowed(matcher):
+            return False
+        assert matcher.accept(token, last=False) is None
+    assert matcher.accept(END, last=True) is None
+    return END in allowed(matcher)
+
+
+CASES: dict[str, tuple[str, object, list[str], list[str]]] = {
+    "json object": ("json_object", "", ["{}", '{"a": [1, null]}', '{"ü": "😀"}'], ["[]", "1", "", '{"a":}', "{} "]),
+    "schema": (
+        "json_schema",
+        PERSON,
+        ['{"name": "Zoë", "age": 3}', '{"name":"","age":-7}', '{\n  "name": "x",\n  "age": 1\n}'],
+        ['{"name": "x"}', '{"age": 3, "name": "x"}', '{"name": "x", "age": 1.5}', '{"name": "x", "age": 1, "b": 1}'],
+    ),
+    "enum": ("json_schema", {"enum": ["red", "grün", 3, None]}, ['"red"', '"grün"', "3", "null"], ['"blue"', "4"]),
+    "const": ("json_schema", {"const": {"a": [1]}}, ['{"a":[1]}', '{"a": [1]}'], ['{"a":[2]}']),
+    "anyOf": (
+        "json_schema",
+        {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "boolean"}, "maxItems": 2}]},
+        ["5", "[]", "[true,false]"],
+        ["true", "[1]", "[true,true,true]"],
+    ),
+    "recursive": (
+        "json_schema",
+        {"type": "object", "properties": {"next": {"$ref": "#"}}, "additionalProperties": False},
+        ["{}", '{"next":{"next":{}}}'],
+        ['{"next":1}'],
+    ),
+    "discriminated": (
+        "json_schema",
+        {
+            "oneOf": [
+                {"type": "object", "properties": {"k": {"const": k}}, "required": ["k"], "additionalProperties": False}
+                for k in "ab"
+            ],
+            "discriminator": {"propertyName": "k"},
+        },
+        ['{"k":"a"}', '{"k":"b"}'],
+        ['{"k":"c"}', "{}"],
+    ),
+    "bounds": (
+        "json_schema",
+        {"type": "array", "items": {"type": "string", "pattern": "^[a-c]+$", "maxLength": 3}, "minItems": 1},
+        ['["abc"]', '["a", "b"]'],
+        ["[]", '["abca"]', '["d"]'],
+    ),
+    "false is no keyword": ("json_schema", {"type": "array", "uniqueItems": False}, ["[1,1]"], ["1"]),
+    "annotations": ("json_schema", {"type": "null", "title": "x", "x-mine": 1, "deprecated": True}, ["null"], ["1"]),
+    "a property may have any name": (
+        "json_schema",
+        {"type": "object", "properties": {"not": {"const": 1}}, "required": ["not"]},
+        ['{"not": 1}'],
+        ['{"not": 2}'],
+    ),
+    "regex": ("regex", r"\d{3}-(\p{L}+|😀)", ["123-äb", "123-😀"], ["12-a", "123-", "123-a1"]),
+    "choice": ("choice", ["yes", "yes!", 'q"\\\n', "日本"], ["yes", "yes!", 'q"\\\n', "日本"], ["ye", "no", '"yes"']),
+    "lark": ("lark", 'start: item ("," item)*\nitem: /[a-z]+/', ["a", "ab,c"], ["", "a,", "A"]),
+    "gbnf": ("lark", 'root ::= item ("," item)*\nitem ::= [a-z]+', ["a", "ab,c"], ["", "a,", "A"]),
+    "json in lark": ("lark", "start: c\nc: %json " + json.dumps(for_lark(PERSON)), ['{"name":"a","age":1}'], ["{}"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_grammar_allows(grammars: GrammarCompiler, case: str) -> None:
+    kind, source, good, bad = CASES[case]
+    grammar = compile_(grammars, kind, source)
+    for text in good:
+        assert accepts(grammar, text), text
+        if kind == "json_schema":
+            jsonschema.validate(json.loads(text), source)
+    for text in bad:
+        assert not accepts(grammar, text), text
+
+
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_whitespace_is_bounded(grammars: GrammarCompiler, kind: str) -> None:
+    grammar = compile_(grammars, kind, {"type": "object", "x-guidance": {"whitespace_flexible": True}})
+    assert accepts(grammar, '{\n\t"a": 1}')
+    assert accepts(grammar, "{\n" + " " * 32 + '"a": 1}')
+    for endless in ('{  "a": 1}', '{\n\n"a": 1}', "{\n" + " " * 33 + '"a": 1}', '{\r"a": 1}', ' {"a": 1}'):
+        assert not accepts(grammar, endless)
+
+
+def test_end_tokens_come_where_the_answer_may_end_and_alone_where_it_must(grammars: GrammarCompiler) -> None:
+    matcher = compile_(grammars, "regex", "ab?").start()
+    a, b = tokens("ab")
+    assert allowed(matcher) == {a}
+    assert matcher.accept(a, last=False) is None
+    assert allowed(matcher) == {b, END, OTHER_END}
+    assert matcher.accept(b, last=False) is None
+    assert allowed(matcher) == {END, OTHER_END}
+
+
+def test_masks_after_drafts_are_those_that_come_without_drafts(grammars: GrammarCompiler) -> None:
+    text = '{"name": "x", "age": 12}'
+    plain = compile_(grammars, "json_schema", PERSON).start()
+    drafted = compile_(grammars, "json_schema", PERSON).start()
+    words = -(-VOCABULARY // 32)
+    drafts = tokens(text)
+    masks = np.full((len(drafts) + 2, words), -1, np.int32)
+    for wrong in (None, 5):
+        ahead = drafts if wrong is None else [*drafts[:wrong], tokens("?")[0], *drafts[wrong + 1 :]]
+        masks[:] = -1
+        drafted.write_masks(ahead, masks.ctypes.data, masks[0].nbytes)
+        follow = compile_(grammars, "json_schema", PERSON).start()
+        for place in range(len(drafts) + 1 if wrong is None else wrong + 1):
+            bits = np.unpackbits(masks[place].view(np.uint8), bitorder="little")
+            assert set(np.flatnonzero(bits)) == allowed(follow), place
+            if place < len(drafts):
+                assert follow.accept(drafts[place], last=False) is None
+        assert wrong is None or (masks[wrong + 1 :] == -1).all()
+    assert allowed(drafted) == allowed(plain), "drafts leave it where it was"
+
+
+def test_a_token_that_is_not_allowed_is_an_error_that_stays(grammars: GrammarCompiler) -> None:
+    grammar = compile_(grammars, "regex", "ab")
+    matcher, other = grammar.start(), grammar.start()
+    assert "grammar" in (matcher.accept(tokens("b")[0], last=False) or "")
+    assert matcher.accept(END, last=True) is not None
+    assert other.accept(tokens("a")[0], last=False) is None
+    assert grammar.exhausted
+    assert compile_(grammars, "regex", "ab") is not grammar, "the next request gets a fresh one"
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+HOSTILE: dict[str, tuple[str, object, str]] = {
+    "not JSON": ("json_schema", "{", "delimiter|Expecting"),
+    "no object": ("json_schema", "true", "must be an object"),
+    "no schema": ("json_schema", {"type": "objekt"}, "objekt"),
+    "keyword": ("json_schema", {"type": "object", "not": {}}, "keyword `not` is not supported"),
+    "inner keyword": (
+        "json_schema",
+        {"properties": {"a": {"items": {"if": {}}}}},
+        "keyword `if` at `properties.a.items` is not supported",
+    ),
+    "misspelt": ("json_schema", {"requred": ["a"]}, "keyword `requred` is not supported"),
+    "nullable": ("json_schema", {"type": "string", "nullable": True}, "keyword `nullable` is not supported"),
+    "unique": ("json_schema", {"type": "array", "uniqueItems": True}, "`uniqueItems`"),
+    "lenient": ("json_schema", {"x-guidance": {"lenient": True}, "contains": {}}, "keyword `contains`"),
+    "format": ("json_schema", {"type": "string", "format": "colour"}, "colour"),
+    "remote": ("json_schema", {"$ref": "http://localhost/x"}, "localhost"),
+    "no answer": ("json_schema", {"$ref": "#"}, "no answer can satisfy it"),
+    "deep": ("json_schema", nested(1000), "64 levels"),
+    "very deep": ("json_schema", '{"a":' * 40_000 + "1" + "}" * 40_000, "64 levels"),
+    "wide": (
+        "json_schema",
+        {"type": "object", "properties": {f"p{i}": {} for i in range(5000)}},
+        "2000 properties",
+    ),
+    "explosion": (
+        "json_schema",
+        {"allOf": [{"anyOf": [{"properties": {f"k{i}_{j}": {}}} for j in range(10)]} for i in range(10)]},
+        "",
+    ),
+    "huge": ("json_schema", {"enum": [f"value {i}" for i in range(1_000_000)]}, f"{MAX_SOURCE} are supported"),
+    "modulus": ("json_schema", {"type": "integer", "multipleOf": 99999989}, "processor time|memory"),
+    "lookahead": ("regex", "a(?!b)", "look-around"),
+    "unclosed": ("regex", "(a", "unclosed"),
+    "repeats": ("regex", "(((((x{100}){100}){100}){100}){100})", "processor time|memory"),
+    "parentheses": ("regex", "(" * 50_000 + "a" + ")" * 50_000, ""),
+    "undefined": ("lark", "start: foo", "foo"),
+    "intersections": ("lark", "start: A\nA: /(.*a){20}/ & /(.*b){20}/ & ~/(.*c){20}/", ""),
+    "deep lark": ("lark", "start: " + "(" * 50_000 + '"a"' + ")" * 50_000, ""),
+    "deep gbnf": ("lark", "root ::= " + "(" * 50_000 + '"a"' + ")" * 50_000, ""),
+    "no rule": ("lark", "hello", ""),
+    "surrogate": ("json_schema", '{"const": "\\ud800"}', ""),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_grammar_that_cannot_be_used_is_refused_soon(grammars: GrammarCompiler, case: str) -> None:
+    kind, source, reason = HOSTILE[case]
+    compile_(grammars, "regex", "warm")  # the tokenizer and the sandbox are ready
+    text = source if isinstance(source, str) else json.dumps(source)
+    started = time.monotonic()
+    with pytest.raises(InvalidRequest, match=reason) as raised:
+        compile_(grammars, kind, text)
+    assert time.monotonic() - started < 1
+    assert raised.value.param == "field"
+    assert len(str(raised.value)) < 500
+    assert accepts(compile_(grammars, "regex", f"after {case}"), f"after {case}"), "the next one is compiled"
+
+
+LARGE: dict[str, tuple[str, object]] = {
+    "a thousand properties": ("json_schema", {"type": "object", "properties": {f"p{i}": {} for i in range(1000)}}),
+    "a large enum": ("json_schema", {"enum": [f"value {i}" for i in range(5000)]}),
+    "many choices": ("choice", [f"choice {i}" for i in range(5000)]),
+    "nested": ("json_schema", nested(50)),
+    "long strings": ("json_schema", {"type": "string", "minLength": 10, "maxLength": 100_000}),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_large_grammars_are_compiled(grammars: GrammarCompiler, case: str) -> None:
+    kind, source = LARGE[case]
+    compile_(grammars, kind, source)
+
+
+def test_equal_grammars_are_compiled_once_and_the_least_used_are_dropped() -> None:
+    made = GrammarCompiler(tiny_tokenizer().backend_tokenizer, VOCABULARY, {END})
+    compiled: list[GrammarSpec] = []
+    original = made._compile
+    made._compile = lambda spec: (compiled.append(spec), original(spec))[1]  # type: ignore[method-assign]
+
+    async def run() -> None:
+        specs = [GrammarSpec("regex", "abc")] * 5 + [GrammarSpec("regex", "(")] * 5
+        found = await asyncio.gather(
+            *(made.compile(spec, f"f{i}") for i, spec in enumerate(specs)), return_exceptions=True
+        )
+        assert len({id(grammar) for grammar in found[:5]}) == 1
+        assert [error.param for error in found[5:] if isinstance(error, InvalidRequest)] == [
+            f"f{i}" for i in range(5, 10)
+        ]
+        assert len(compiled) == 2
+        first = await made.compile(specs[0], "f")
+        with pytest.raises(InvalidRequest):
+            await made.compile(specs[-1], "f")
+        assert len(compiled) == 2, "refusals are remembered, too"
+        for i in range(MAX_CACHED):
+            await made.compile(GrammarSpec("regex", f"a{i}"), "f")
+        assert await made.compile(specs[0], "f") is not first
+        assert len(made._cache) == MAX_CACHED
+
+    asyncio.run(run())
+    made.close()
+
+
+def test_a_client_that_leaves_takes_no_grammar_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = GrammarCompiler(tiny_tokenizer().backend_tokenizer, VOCABULARY, {END})
+    monkeypatch.setattr(compiler, "MAX_PENDING", 2)
+
+    async def run() -> None:
+        spec = GrammarSpec("regex", "abc")
+        leaving, staying = (asyncio.create_task(made.compile(spec, "f")) for _ in range(2))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        other = asyncio.create_task(made.compile(GrammarSpec("regex", "x"), "f"))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull):
+            await made.compile(GrammarSpec("regex", "y"), "f")
+        assert isinstance(await staying, Grammar)
+        await other
+        assert leaving.cancelled()
+        assert not made._pending
+
+    asyncio.run(run())
+    made.close()
+
+
+def test_a_tokenizer_or_model_that_cannot_follow_grammars_is_named() -> None:
+    made = GrammarCompiler(tiny_tokenizer().backend_tokenizer, VOCABULARY, ())
+    with pytest.raises(InvalidRequest, match="no end token"):
+        compile_(made, "json_object")
+    made.close()
