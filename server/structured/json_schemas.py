@@ -1,4 +1,4 @@
-"""Which JSON schemas are supported. Imports nothing, for the sandbox runs this file.
+"""Which JSON schemas are supported.
 
 llguidance refuses the keywords of JSON Schema that it does not implement, and ignores all others. Here the others are
 refused, too, but for annotations: a misspelt keyword would otherwise constrain nothing.

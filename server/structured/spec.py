@@ -21,9 +21,9 @@ class GrammarSpec:
 
     kind: Kind
     source: str = ""
-    """``json_object``: empty. ``json_schema``: the schema as JSON. ``regex``: a regular expression that the whole answer
-    matches. ``choice``: a JSON list of strings, one of which is the answer. ``lark``: a grammar in llguidance's variant
-    of Lark's syntax, or in GBNF; JSON schemas inside it (``%json``) take :func:`for_lark`."""
+    """``json_object``: empty. ``json_schema``: the schema as JSON. ``regex``: what the whole answer matches.
+    ``choice``: a JSON list of strings, one of which is the answer. ``lark``: a grammar in llguidance's variant of
+    Lark's syntax, or in GBNF; JSON schemas inside it (``%json``) take :func:`for_lark`."""
 
 
 def for_lark(schema: Mapping[str, Any]) -> dict[str, Any]:

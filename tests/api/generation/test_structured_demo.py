@@ -1,0 +1,97 @@
+"""Structured output of the demo model at temperature 1: valid in every try, for the base and an adapter."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jsonschema
+import pytest
+
+from adapters.format.spec import BaseLayout
+from bases.base import load_base
+from server.api.startup import open_service
+from server.config import Settings
+from tests.adapter_folders import LAYERS, write_adapter
+from tests.api.live import Live, running
+
+pytestmark = pytest.mark.demo
+
+LAYOUT = BaseLayout("", {LAYERS[0]: (576, 576), LAYERS[1]: (1536, 576)})
+ADDRESS = {
+    "type": "object",
+    "properties": {
+        "street": {"type": "string", "maxLength": 30},
+        "city": {"enum": ["Köln", "München", "東京", "New York"]},
+        "zip": {"type": "string", "pattern": "^[0-9]{5}$"},
+    },
+    "required": ["street", "city", "zip"],
+    "additionalProperties": False,
+}
+SCHEMA = {
+    "$defs": {"address": ADDRESS},
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "married": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
+        "addresses": {"type": "array", "items": {"$ref": "#/$defs/address"}, "minItems": 1, "maxItems": 2},
+        "contact": {
+            "oneOf": [
+                {
+                    "type": "object",
+                    "properties": {"kind": {"const": kind}, "value": {"type": "string", "maxLength": 20}},
+                    "required": ["kind", "value"],
+                    "additionalProperties": False,
+                }
+                for kind in ("email", "phone")
+            ]
+        },
+        "scores": {"type": "array", "items": {"type": "number"}, "maxItems": 3},
+    },
+    "required": ["name", "age", "married", "addresses", "contact", "scores"],
+    "additionalProperties": False,
+}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+MESSAGES = [{"role": "user", "content": "Invent a person with one or two addresses, as JSON."}]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    root = tmp_path_factory.mktemp("structured")
+    write_adapter(root / "red", LAYOUT, lora_alpha=0.5)
+    settings = Settings(data_dir=root / "data", adapter={"red": root / "red"}, max_model_len=2048, kv_memory_gib=0.5)
+    with running(open_service(load_base(settings.base), settings)) as live:
+        yield live
+
+
+def ask(live: Live, seed: int, adapter: str | None) -> str:
+    """Return an answer; every third one streamed."""
+    body: dict[str, Any] = {
+        "messages": MESSAGES,
+        "response_format": FORMAT,
+        "temperature": 1,
+        "seed": seed,
+        "max_tokens": 800,
+        "model": adapter,
+    }
+    if seed % 3 == 0:
+        chunks = live.stream("/v1/chat/completions", **body)
+        assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+        return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    response = live.http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    choice = response.json()["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    text: str = choice["message"]["content"]
+    return text
+
+
+@pytest.mark.parametrize("tries", [8, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("adapter", [None, "red"])
+def test_every_answer_is_valid(served: Live, adapter: str | None, tries: int) -> None:
+    with ThreadPoolExecutor(16) as clients:
+        texts = list(clients.map(lambda seed: ask(served, seed, adapter), range(tries)))
+    for text in texts:
+        jsonschema.validate(json.loads(text), SCHEMA)
+    assert len(set(texts)) > tries / 2, "they differ"
