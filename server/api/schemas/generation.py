@@ -154,6 +154,7 @@ class GenerationRequest(TolerantSchema):
     include_stop_str_in_output: bool | None = None
     """Whether a stop string or stop token that ends an answer is part of its text."""
     response_format: ResponseFormat | None = None
+    """Between the parts of JSON come at most one space, or one line break and an indentation of up to 32 characters."""
     structured_outputs: GivenOutputs | None = None
     """vLLM's ways to prescribe the form of the answer."""
     guided_json: SchemaOrText | None = None
