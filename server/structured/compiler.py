@@ -81,6 +81,7 @@ class GrammarCompiler:
             found = await asyncio.get_running_loop().run_in_executor(self._worker, self._compile, spec)
         finally:
             del self._pending[spec]
+        self._worker.submit(self._restart)
         self._cache[spec] = found
         self._cache.move_to_end(spec)
         if len(self._cache) > MAX_CACHED:
@@ -99,6 +100,11 @@ class GrammarCompiler:
             return Grammar(compiled(tokenizer, sandbox.translate(spec)), tokenizer.vocab_size)
         except ValueError as error:
             return str(error)
+
+    def _restart(self) -> None:
+        """Start the sandbox if the last grammar has ended it, so that the next one need not wait for the tokenizer."""
+        if isinstance(self._environment, tuple):
+            self._environment[1].start()
 
     def _open(self) -> tuple[LLTokenizer, SandboxProcess] | str:
         if not self._end_tokens:

@@ -38,8 +38,8 @@ def check(schema: object) -> str | None:
     """Why ``schema``, which is parsed JSON, is not supported, or None. Drops ``uniqueItems: false`` from it."""
     if not isinstance(schema, dict):
         return "a schema must be an object"
-    schema.pop("x-guidance", None)  # llguidance's options are the server's
-    left, properties = [((), schema)], 0
+    left: list[tuple[tuple[str, ...], dict[str, Any]]] = [((), schema)]
+    properties = 0
     while left:
         path, part = left.pop()
         at = f" at `{'.'.join(path)}`"[:200] if path else ""

@@ -20,9 +20,9 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
 from server.structured.json_schemas import MAX_DEPTH, check
-from server.structured.spec import WHITESPACE
+from server.structured.spec import with_whitespace
 
-CPU_SECONDS = 0.3
+CPU_SECONDS = 0.25
 """For one grammar. A schema of a thousand properties takes 0.1."""
 MEMORY = 512 * 2**20
 """Bytes of address space for grammars, besides what the tokenizer takes."""
@@ -46,12 +46,12 @@ def translated(kind: str, source: str) -> str:
     """Llguidance's form of a grammar. Raises ValueError with the reason if it is not supported."""
     match kind:
         case "json_object":
-            return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=dict(WHITESPACE))
+            return LLMatcher.grammar_from_json_schema(with_whitespace({"type": "object"}))
         case "json_schema":
             schema = json.loads(source)
             if reason := check(schema):
                 raise ValueError(reason)
-            return LLMatcher.grammar_from_json_schema(schema, overrides=dict(WHITESPACE))
+            return LLMatcher.grammar_from_json_schema(with_whitespace(schema))
         case "regex":
             return LLMatcher.grammar_from_regex(source)
         case "choice":

@@ -19,16 +19,16 @@ PATIENCE = 10.0
 
 
 class SandboxProcess:
-    """Compiles grammars in a process of its own, and starts another when a grammar has killed it. For one thread."""
+    """Compiles grammars in a process of its own, which may end at any of them. For one thread."""
 
     def __init__(self, setup: Mapping[str, Any]) -> None:
         """``setup`` is the first line of its input: ``tokenizer``, ``vocabulary`` and ``end``."""
         self._setup = setup
-        self._process = self._start()
+        self._process: subprocess.Popen[str] | None = None
 
     def translate(self, spec: GrammarSpec) -> str:
         """Llguidance's form of a grammar that can be compiled. Raises ValueError with the reason if it cannot."""
-        process = self._process
+        process = self.start()
         timer = Timer(PATIENCE, process.kill)
         timer.start()
         try:
@@ -36,31 +36,34 @@ class SandboxProcess:
         finally:
             timer.cancel()
         if not line:
-            code = process.wait()
-            self._process = self._start()  # at once, so that the next grammar need not wait for the tokenizer
-            raise ValueError(_why(code))
+            process.communicate()
+            self._process = None
+            raise ValueError(_why(process.returncode))
         answer: dict[str, str] = json.loads(line)
         if "error" in answer:
             raise ValueError(answer["error"])
         return answer["grammar"]
 
+    def start(self) -> subprocess.Popen[str]:
+        """Start the process, unless it runs. It then takes a while to read the tokenizer."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "server.structured.sandbox"],
+                env={**os.environ, "PYTHONPATH": str(_ROOT)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # Rust's last words when memory ends
+                text=True,
+                encoding="utf-8",
+            )
+            _write(self._process, self._setup)
+        return self._process
+
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.communicate()
-
-    def _start(self) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "server.structured.sandbox"],
-            env={**os.environ, "PYTHONPATH": str(_ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # Rust's last words when memory ends
-            text=True,
-            encoding="utf-8",
-        )
-        _write(process, self._setup)
-        return process
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
 
 
 def _exchange(process: subprocess.Popen[str], message: object) -> str:

@@ -23,9 +23,9 @@ class GrammarSpec:
     source: str = ""
     """``json_object``: empty. ``json_schema``: the schema as JSON. ``regex``: what the whole answer matches.
     ``choice``: a JSON list of strings, one of which is the answer. ``lark``: a grammar in llguidance's variant of
-    Lark's syntax, or in GBNF; JSON schemas inside it (``%json``) take :func:`for_lark`."""
+    Lark's syntax, or in GBNF; JSON schemas inside it (``%json``) take :func:`with_whitespace`."""
 
 
-def for_lark(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON schema for ``%json`` in a Lark grammar, with the whitespace that all JSON here has."""
-    return {"x-guidance": dict(WHITESPACE), **schema}
+def with_whitespace(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON schema with :data:`WHITESPACE`, as ``%json`` in a Lark grammar needs it."""
+    return {**schema, "x-guidance": dict(WHITESPACE)}

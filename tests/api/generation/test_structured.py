@@ -1,7 +1,6 @@
 """Structured output over HTTP: every field, contradictions, and hostile grammars; with the tiny model."""
 
 import json
-import time
 from typing import Any
 
 import jsonschema
@@ -134,10 +133,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize(("fields", "param"), BAD)
 def test_bad_input_is_named(live: Live, path: str, fields: dict[str, Any], param: str) -> None:
-    live.complete(structured_outputs={"regex": "warm"}, max_tokens=5, ignore_eos=False)
-    started = time.monotonic()
     response = live.http.post(path, json={**BODIES[path], **fields, "max_tokens": 5})
-    assert time.monotonic() - started < 1
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["param"] == param, error

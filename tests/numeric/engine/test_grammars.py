@@ -81,12 +81,12 @@ def sequences(engine: Engine, compiler: GrammarCompiler) -> list[Sequence]:
     rng = random.Random(6)
     made: list[Sequence] = []
     end = engine.runner.base.eos_token_ids
-    for i in range(21):
+    for i in range(14):
         names = rng.sample(sorted(RANKS), rng.choice([0, 1, 1, 2]))
         adaptation: Adaptation = tuple(WeightedAdapter(name, 0.3, RANKS[name]) for name in names)
         text = '{"name": "Ann", "tags": ["red", "green"], "size": 12} yes no <AB> abc def ghi ' * 2
         prompt = engine.runner.base.tokenizer.encode(text)[: rng.choice([20, 45, 70])]
-        sampling = SamplingParams(**SAMPLINGS[i % len(SAMPLINGS)], max_tokens=40, stop_token_ids=end)
+        sampling = SamplingParams(**SAMPLINGS[i % len(SAMPLINGS)], max_tokens=30, stop_token_ids=end)
         made.append(Sequence(f"{i}", prompt, sampling, adaptation, grammar=grammar(compiler, SPECS[i % len(SPECS)])))
     return made
 
@@ -135,7 +135,7 @@ def test_answers_follow_their_grammars_and_are_the_same_alone_and_under_pressure
     for index, (tokens, _) in enumerate(alone):
         check_form(plain, index, tokens)
         ended += SPECS[index % len(SPECS)] is not None and tokens[-1] in plain.runner.base.eos_token_ids
-    assert ended >= 9, "enough answers are complete"
+    assert ended >= 5, "enough answers are complete"
     tight = tight_engine(root)
     mixed = answers(tight, sequences(tight, compiler), random.Random(1))
     for i, ((tokens, logits), (wanted, expected)) in enumerate(zip(mixed, alone, strict=True)):
