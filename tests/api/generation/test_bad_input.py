@@ -74,7 +74,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"model": "red", "adapter": [{"name": "red"}, {"name": "green"}]}, "adapter"),
     ({"n": 10**6}, "n"),
     ({"n": "1"}, "n"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"no_such_field": 1}, "no_such_field"),
     ({"no_such_field": False}, "no_such_field"),
