@@ -26,11 +26,11 @@ async def compile_grammar(
     if len(given) > 1:
         other = given[1][0]
         raise InvalidRequest(f"`{param}` and `{other}` both prescribe the form of the answer; give one.", param=other)
-    if request.ignore_eos:
-        raise InvalidRequest(
-            f"`ignore_eos` cannot be combined with `{param}`: the answer ends when its form is complete.",
-            param="ignore_eos",
-        )
+    for field in ("ignore_eos", "min_tokens"):
+        if getattr(request, field):
+            raise InvalidRequest(
+                f"`{field}` cannot be combined with `{param}`: the answer ends when its form is complete.", param=field
+            )
     return await service.grammars.compile(spec, param)
 
 

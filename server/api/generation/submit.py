@@ -40,8 +40,9 @@ def submit(
     """Return a response that writes the answers to ``prompts``, lists of token ids.
 
     ``max_tokens`` is the limit of each answer; None fills the context, and 0 returns the prompts only. ``prefix``
-    begins the answer's id, and ``param`` is the field of the prompts, for errors; all answers follow ``grammar``. Nothing
-    here awaits, so the response always takes over the generation, which it closes. Raises RequestError, AdapterError or EngineError.
+    begins the answer's id, and ``param`` is the field of the prompts, for errors. All answers follow ``grammar``, if
+    there is one. Nothing here awaits, so the response always takes over the generation, which it closes. Raises
+    RequestError, AdapterError or EngineError.
     """
     base = service.base
     params = sampling_params(request, service.sampling_defaults, base.eos_token_ids, service.codec.vocabulary)

@@ -92,6 +92,15 @@ def test_an_answer_that_is_cut_ends_by_length(live: Live) -> None:
     )
 
 
+def test_each_of_several_answers_has_the_form(live: Live) -> None:
+    body = request(prompt=["One", "Two"], n=3, temperature=1, ignore_eos=False, max_tokens=150)
+    answer = live.http.post("/v1/completions", json={**body, "response_format": OPENAI, "logprobs": 1}).json()
+    texts = [choice["text"] for choice in answer["choices"]]
+    assert len(texts) == 6
+    for text in texts:
+        check(text, "schema")
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"response_format": {"type": "text"}}, {"response_format": None}, {"structured_outputs": {"regex": None}},
@@ -127,6 +136,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"guided_grammar": "start: foo"}, "guided_grammar"),
     ({"guided_json": {"type": "integer", "multipleOf": 99999989}}, "guided_json"),
     ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos"),
+    ({"guided_regex": "a", "min_tokens": 3}, "min_tokens"),
 ]
 
 
