@@ -69,9 +69,10 @@ class UnknownAdapter(AdapterError):
 
     exit_status = 2
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, hint: str = "") -> None:
         self.name = name
-        super().__init__(f"The adapter `{name}` does not exist." if name else "The name of the adapter is empty.")
+        message = f"The adapter `{name}` does not exist{hint}." if name else "The name of the adapter is empty."
+        super().__init__(message)
 
 
 class AdapterUnavailable(AdapterError):

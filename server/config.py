@@ -100,11 +100,14 @@ class Settings(Options):
             "data_dir",
         ),
         "Chat": ("chat_template", "tool_parser"),
-        "Adapters": ("adapter", "adapter_root", "adapter_dir", "allow_source", "max_rank"),
+        "Adapters": ("adapter", "adapter_root", "adapter_dir", "allow_source", "fetch_on_request", "max_rank"),
         "Registry": ("store_url", "database_url", "store_quota_gib", "store_cache_gib"),
         "Memory": ("max_device_adapters", "device_ranks", "host_cache_gib", "kv_memory_gib", "block_size"),
         "Scheduling": ("max_batch_sequences", "max_batch_tokens", "max_queue", "max_wait_seconds", "speculation"),
-        "HTTP": ("host", "port", "cors_origin", "max_body_mib", "keep_alive_seconds", "drain_seconds", "log_level"),
+        "HTTP": (
+            *("host", "port", "cors_origin", "lenient", "max_body_mib", "keep_alive_seconds", "drain_seconds"),
+            "log_level",
+        ),
     }
     metavars: ClassVar[Mapping[str, str]] = {
         "model": "MODEL",
@@ -149,6 +152,9 @@ class Settings(Options):
     adapter_dir: Path | None = Field(None, description="watched folder: each folder in it is an adapter of that name")
     allow_source: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_words)] = Field(
         default=(), description="hf://, s3:// or gs:// prefix from which adapters may be registered; may be repeated"
+    )
+    fetch_on_request: bool = Field(
+        False, description="register adapters that requests name by an address under --allow-source"
     )
     store_url: str | None = Field(
         None,
@@ -201,6 +207,9 @@ class Settings(Options):
     cors_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_words)] = Field(
         default=(), description="origin whose pages may call this server, or *; may be repeated"
     )
+    lenient: bool = Field(
+        False, description="ignore unknown fields of requests, and name them in the header x-manylora-ignored"
+    )
     max_body_mib: float = Field(2, gt=0, description="largest request body")
     threads: int | None = Field(None, ge=1, description="CPU threads for the model (unset: the cores it may use)")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -219,6 +228,13 @@ class Settings(Options):
         if ranks is not None and max_rank is not None and ranks < max_rank:
             raise ValueError(f"must be at least --max-rank, {max_rank} (got {ranks})")
         return ranks
+
+    @field_validator("fetch_on_request")
+    @classmethod
+    def _has_sources(cls, fetch: bool, info: ValidationInfo) -> bool:
+        if fetch and info.data.get("allow_source") == ():
+            raise ValueError("needs --allow-source, which says where adapters may come from")
+        return fetch
 
     @field_validator("database_url")
     @classmethod

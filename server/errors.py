@@ -55,8 +55,8 @@ class UploadTooLarge(RequestError):
 class UnknownModel(RequestError):
     """No model, adapter or alias has this name."""
 
-    def __init__(self, name: str, param: str = "model") -> None:
-        message = f"The model `{name}` does not exist." if name else "The name of the model is empty."
+    def __init__(self, name: str, param: str = "model", *, hint: str = "") -> None:
+        message = f"The model `{name}` does not exist{hint}." if name else "The name of the model is empty."
         super().__init__(message, param=param, code="model_not_found")
 
 

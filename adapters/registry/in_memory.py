@@ -76,10 +76,12 @@ class InMemoryRegistry:
         with self._lock:
             return self._snapshot.aliases_after(after, limit)
 
-    def names(self, after: str = "", limit: int | None = None) -> list[tuple[str, Version | Alias]]:
-        """Return everything a request may name: adapters, their versions and aliases, in the order of names."""
+    def names(
+        self, after: str = "", limit: int | None = None, *, versions: bool = True
+    ) -> list[tuple[str, Version | Alias]]:
+        """Return what a request may name, in order: adapters, with ``versions`` each of their versions, and aliases."""
         with self._lock:
-            return list(islice(self._snapshot.servable(after), limit))
+            return list(islice(self._snapshot.servable(after, versions), limit))
 
     def names_of(self, contents: Collection[AdapterId]) -> list[str]:
         """Return the names of these contents."""

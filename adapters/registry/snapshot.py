@@ -141,13 +141,13 @@ class Snapshot:
         """Return at most ``limit`` aliases after ``after``, in the order of names. Sorts them: there are few."""
         return [self.aliases[name] for name in sorted(self.aliases) if name > after][:limit]
 
-    def servable(self, after: str) -> Iterator[tuple[str, Version | Alias]]:
-        """Yield what a request may name after ``after``: each adapter, its versions, each alias."""
+    def servable(self, after: str, versions: bool) -> Iterator[tuple[str, Version | Alias]]:
+        """Yield what a request may name after ``after``: each adapter, its ``versions`` if wanted, each alias."""
         last = parse_reference(after)
         start = bisect_left(self._order, last.name)
         for index in range(start, len(self._order)):
             name = self._order[index]
-            for each, meant in self._names_of(name):
+            for each, meant in self._names_of(name, versions):
                 if name != last.name or (parse_reference(each).version or 0) > (last.version or 0):
                     yield each, meant
 
@@ -163,7 +163,7 @@ class Snapshot:
         """Return the aliases that have this adapter as a target."""
         return sorted(self._aliased.get(adapter, ()))
 
-    def _names_of(self, name: str) -> Iterator[tuple[str, Version | Alias]]:
+    def _names_of(self, name: str, versions: bool) -> Iterator[tuple[str, Version | Alias]]:
         alias = self.aliases.get(name)
         if alias is not None:
             yield name, alias
@@ -171,7 +171,7 @@ class Snapshot:
         entry = self.entries[name]
         if entry.current is not None:
             yield name, entry.current
-        for version in entry.versions.values():
+        for version in entry.versions.values() if versions else ():
             yield version.name, version
 
     def _add(self, name: str) -> None:

@@ -3,7 +3,6 @@
 Only the files of an adapter are downloaded, and no code in them is run.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,39 +13,15 @@ from adapters.errors import SourceRefused
 from adapters.format.files import CHUNK_BYTES, FILES, MAX_JSON_BYTES, REQUIRED, WEIGHTS
 from adapters.format.foreign_formats import TYPICAL_FILES, foreign_format_hint
 from adapters.format.selection import NO_OTHER_FILES, Selection, select_at_top
+from adapters.sources.address import Address, parse_address, parse_prefix
 from adapters.sources.hub import download
 from adapters.store.remote_store import connect, receive
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._=+,-]*[A-Za-z0-9_=+])?"
-_HUB = re.compile(rf"hf://({_NAME}(?:/{_NAME})?)/?(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,199}}))?")
-_BUCKET = re.compile(rf"(s3|gs)://({_NAME}(?:/{_NAME})*)/?")
-_GRAMMAR = (
-    "is not hf://OWNER/NAME, hf://OWNER/NAME@REVISION, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX "
-    "(ASCII letters, digits and . _ - = + , only; no empty parts)"
-)
 _STATE_FIELDS = (("VersionId", "version"), ("generation", "generation"), ("ETag", "etag"))
 """Field of an object's metadata that changes with its content, most reliable first -> its name in a receipt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where an adapter is, or a prefix of such addresses."""
-
-    scheme: str
-    parts: tuple[str, ...]
-    """The repository's owner and name, or the bucket and the parts of the key."""
-    revision: str | None = None
-    """A branch, tag or commit of a repository on the hub."""
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{'/'.join(self.parts)}"
-
-    def within(self, allowed: "Address") -> bool:
-        """Return whether this is ``allowed`` itself, or below it."""
-        return self.scheme == allowed.scheme and self.parts[: len(allowed.parts)] == allowed.parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +44,27 @@ class Sources:
         Makes no request. Raises :class:`ValueError` for an invalid entry, or one that needs an extra which is not
         installed.
         """
-        self._allowed = [_parse_allowed(entry) for entry in allowed]
+        self._allowed = [parse_prefix(entry) for entry in allowed]
         self._limit = limit
         schemes = {address.scheme for address in self._allowed} - {"hf"}
         self._stores = {scheme: connect(f"{scheme}://bucket")[0] for scheme in sorted(schemes)}
 
-    def fetch(self, address: str, staging: Path) -> FetchedAdapter:
-        """Download the adapter at ``address`` into the empty folder ``staging``. Blocks.
-
-        Raises :class:`SourceRefused`, and :class:`AdapterRejected` for a file that is too large.
-        """
+    def allowed(self, address: str) -> Address:
+        """Parse an address. Raises :class:`SourceRefused`, also if it is not allowed."""
         parsed = parse_address(address)
         if not any(parsed.within(allowed) for allowed in self._allowed):
             raise SourceRefused(
                 f"this server does not allow the source {parsed}; whoever runs it allows it with "
                 f"--allow-source {parsed}, or with a prefix of that"
             )
+        return parsed
+
+    def fetch(self, address: str, staging: Path) -> FetchedAdapter:
+        """Download the adapter at ``address`` into the empty folder ``staging``. Blocks.
+
+        Raises :class:`SourceRefused`, and :class:`AdapterRejected` for a file that is too large.
+        """
+        parsed = self.allowed(address)
         if parsed.scheme == "hf":
             return self._fetch_repository(parsed, staging)
         bucket = _BucketFolder(self._stores[parsed.scheme], parsed)
@@ -95,27 +75,6 @@ class Sources:
             raise SourceRefused(f"{address} is not a repository: give hf://OWNER/NAME")
         commit, paths = download("/".join(address.parts), address.revision or "main", staging, self._limit)
         return FetchedAdapter(f"{address}@{commit}", select_at_top(paths))
-
-
-def parse_address(text: str) -> Address:
-    """Parse an address. Raises :class:`SourceRefused`, without the text: it may contain a password."""
-    if found := _HUB.fullmatch(text):
-        revision = found[2]
-        if revision is None or not {"", ".", ".."} & set(revision.split("/")):
-            return Address("hf", tuple(found[1].split("/")), revision)
-    elif found := _BUCKET.fullmatch(text):
-        return Address(found[1], tuple(found[2].split("/")))
-    raise SourceRefused(f"the source {_GRAMMAR}")
-
-
-def _parse_allowed(entry: str) -> Address:
-    try:
-        address = parse_address(entry)
-    except SourceRefused:
-        raise ValueError(f"{entry!r} {_GRAMMAR}, nor a prefix of one") from None
-    if address.revision is not None:
-        raise ValueError(f"{entry!r} has a revision: only a whole repository can be allowed; leave out @REVISION")
-    return address
 
 
 class _BucketFolder:

@@ -7,19 +7,18 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.middleware.cors import CORSMiddleware
 
 from adapters.format.archive import max_bytes
 from server.api.http import errors, openapi
+from server.api.http.cors import CrossOriginMiddleware
+from server.api.http.ignored_fields import IgnoredFieldsMiddleware
 from server.api.http.middleware import AccessLogMiddleware, BodyLimitMiddleware, ErrorMiddleware
-from server.api.http.paths import METHODS, PathMiddleware
+from server.api.http.paths import PathMiddleware
 from server.api.routes import adapters, aliases, completions, health, index, models, tokenize, vllm
 from server.api.service import Service
 
 UPLOAD_MARGIN = 1 << 20
 """Bytes above the largest upload at which the middleware cuts off. The upload route itself rejects it earlier."""
-EXPOSED_HEADERS = ("x-request-id", "x-manylora-adapter", "etag", "retry-after", "x-should-retry")
-"""Response headers that web pages of other origins may read."""
 
 
 def create_app(service: Service) -> FastAPI:
@@ -54,13 +53,9 @@ def create_app(service: Service) -> FastAPI:
     # The last middleware added is the outermost: responses of all kinds get a request id and CORS headers.
     app.add_middleware(PathMiddleware)
     app.add_middleware(ErrorMiddleware)
+    if service.settings.lenient:
+        app.add_middleware(IgnoredFieldsMiddleware)
     if origins := service.settings.cors_origin:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=METHODS,
-            allow_headers=["*"],
-            expose_headers=EXPOSED_HEADERS,
-        )
+        app.add_middleware(CrossOriginMiddleware, origins=origins)
     app.add_middleware(AccessLogMiddleware, metrics=service.metrics)
     return app

@@ -13,6 +13,7 @@ from adapters.sources.watched_folder import WatchedFolder
 from adapters.store.store import AdapterStore
 from bases.base import Base
 from server.api.generation.defaults import SamplingDefaults
+from server.api.registry.fetches import Fetches
 from server.api.registry.limits import RegistrationLimits
 from server.config import Settings
 from server.engine.engine import Engine
@@ -43,6 +44,7 @@ class Service:
     resources: ExitStack
     """Released by :meth:`close`."""
     registration_limits: RegistrationLimits = field(default_factory=RegistrationLimits)
+    fetches: Fetches = field(default_factory=Fetches)
     created: int = field(default_factory=lambda: int(time()))
     """Unix time in seconds."""
 

@@ -8,6 +8,7 @@ from adapters.errors import UnknownAdapter
 from adapters.format.spec import AdapterId
 from adapters.registry.in_memory import Lease
 from adapters.registry.registry import Registry
+from adapters.sources.address import local_name
 from server.api.schemas.generation import GenerationRequest, MixEntry
 from server.engine.sequence import Adaptation, WeightedAdapter
 from server.errors import InvalidRequest, UnknownModel
@@ -61,20 +62,21 @@ class LeasedAdapters:
 def lease_adapters(registry: Registry, base: str, request: GenerationRequest) -> LeasedAdapters:
     """Lease all adapters that ``model`` and ``adapter`` of a request name, or none if one of them fails.
 
-    A name refers to an adapter, a version or an alias; the result is empty for the base. ``model`` may be the base's
-    name or, as in vLLM, the name of an adapter. An empty ``adapter`` list asks for the base. Raises UnknownModel,
-    UnknownAdapter or AdapterUnavailable, and InvalidRequest if the two fields contradict each other.
+    A name refers to an adapter, a version or an alias, or is the address of an adapter that
+    :func:`server.api.registry.on_request.fetch_named` has registered; the result is empty for the base. ``model`` may
+    be the base's name or, as in vLLM, the name of an adapter. An empty ``adapter`` list asks for the base. Raises
+    UnknownModel, UnknownAdapter or AdapterUnavailable, and InvalidRequest if the two fields contradict each other.
     """
     entries = _requested(registry, base, request)
-    names = list(dict.fromkeys(entry.name for entry in entries))  # an alias is resolved once per request
+    names = list(dict.fromkeys(local_name(entry.name) for entry in entries))  # an alias is resolved once per request
     try:
         leases = registry.acquire(names, request.user or None)
     except UnknownAdapter as error:
-        if error.name == request.model != base:
-            raise UnknownModel(error.name) from error
+        if request.model is not None and error.name == local_name(request.model) != base:
+            raise UnknownModel(request.model) from error
         raise
     by_name = dict(zip(names, leases, strict=True))
-    applied = [_applied(by_name[entry.name], entry) for entry in entries if entry.weight]
+    applied = [_applied(by_name[local_name(entry.name)], entry) for entry in entries if entry.weight]
     return LeasedAdapters(registry, leases, tuple(applied))
 
 
@@ -82,7 +84,7 @@ def _requested(registry: Registry, base: str, request: GenerationRequest) -> lis
     model, adapters = request.model, request.adapter
     if model is None or model == base:
         return adapters or []
-    if not registry.knows(model):
+    if not registry.knows(local_name(model)):
         raise UnknownModel(model)
     if adapters is not None and {entry.name for entry in adapters} != {model}:
         raise InvalidRequest(

@@ -23,7 +23,9 @@ from adapters.errors import (
     StoreFull,
     UnknownAdapter,
 )
+from server.api.http.json_body import MalformedBody
 from server.api.http.paths import allowed_methods
+from server.api.http.unserved import not_found_message
 from server.errors import (
     ContextOverflow,
     Draining,
@@ -162,15 +164,18 @@ async def _disconnected(request: Request, error: Exception) -> JsonResponse:
 async def _http(request: Request, error: Exception) -> JsonResponse:
     """Errors from the framework: unknown route or method, or a body that is too large or not JSON."""
     assert isinstance(error, HTTPException)
-    message = {
-        404: f"There is no {request.method} {request.url.path} here.",
-        405: f"{request.method} is not allowed on {request.url.path}.",
-        413: "The request body is too large.",
-    }.get(error.status_code, str(error.detail))
-    headers = error.headers
-    if error.status_code == 405:
-        headers = {"allow": ", ".join(allowed_methods(request.scope))}  # Starlette lists only one route's methods
-    return respond(error.status_code, error_object(error.status_code, message), headers)
+    message, param, code, headers = str(error.detail), None, None, error.headers
+    match error.status_code:
+        case 404:
+            message, code = not_found_message(request.scope), "unknown_url"
+        case 405:
+            message = f"{request.method} is not allowed on {request.url.path}."
+            headers = {"allow": ", ".join(allowed_methods(request.scope))}  # Starlette lists only one route's methods
+        case 413:
+            message = "The request body is too large."
+        case 400 if isinstance(error, MalformedBody):
+            param = error.param
+    return respond(error.status_code, error_object(error.status_code, message, param, code), headers)
 
 
 async def _invalid(request: Request, error: Exception) -> JsonResponse:
@@ -192,7 +197,9 @@ async def _invalid(request: Request, error: Exception) -> JsonResponse:
             place = [*place, first["ctx"]["field"]]
         case "unknown":
             place = [*place, str(first["ctx"]["field"])[:MAX_ECHO]]
-            message, code = f"Unknown field `{'.'.join(place)}`.", "unknown_parameter"
+            nearest = first["ctx"].get("nearest")
+            hint = f"; did you mean `{'.'.join([*place[:-1], nearest])}`?" if nearest else "."
+            message, code = f"Unknown field `{'.'.join(place)}`{hint}", "unknown_parameter"
         case _:
             message = f"{message.removeprefix('Value error, ')} (in `{'.'.join(place)}`)."
     return respond(400, error_object(400, message, ".".join(place) or None, code))

@@ -17,9 +17,12 @@ forwards the client's FIN but keeps its own socket open, a full response is comp
 import select
 import socket
 from typing import Any
+from uuid import uuid4
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from server.api.http.errors import JsonResponse, error_object
 
 FIRST_BYTES = b"HTTP/1.1 "
 """The first bytes of every response. Each poll of a half-closed connection sends one of them."""
@@ -53,6 +56,18 @@ class HalfCloseProtocol(H11Protocol):
         super().on_response_complete()
         if self._half_closed and not self._response_due():
             self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """Respond to what is not HTTP in the format of all other errors, and close the connection.
+
+        Without a response if one is being sent already: the connection is then closed within it.
+        """
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = JsonResponse(error_object(400, msg), 400, {"connection": "close", "x-request-id": uuid4().hex})
+            head = h11.Response(status_code=400, headers=body.raw_headers, reason=b"Bad Request")
+            for event in (head, h11.Data(data=bytes(body.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def _response_due(self) -> bool:
         return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete

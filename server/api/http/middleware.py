@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.generation.generation import Generation
-from server.api.http.errors import JsonResponse, error_object
+from server.api.http.errors import error_object, respond
 from server.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class ErrorMiddleware:
                 raise
             log.warning("Request %s was cancelled because the server is shutting down", scope["state"]["request_id"])
             if not started:
-                await JsonResponse(error_object(503, SHUTDOWN_MESSAGE, code="draining"), 503)(scope, receive, send)
+                await respond(503, error_object(503, SHUTDOWN_MESSAGE, code="draining"))(scope, receive, send)
         except Exception:
             if scope["type"] != "http":
                 raise
@@ -86,7 +86,7 @@ class ErrorMiddleware:
             if started:
                 raise
             body = error_object(500, "Internal server error. The server's log has the details under this request's id.")
-            await JsonResponse(body, 500)(scope, receive, send)
+            await respond(500, body)(scope, receive, send)
 
 
 def _request_id(scope: Scope) -> str:

@@ -39,9 +39,18 @@ async def register_named(service: Service, request: AdapterRequest, expected: in
     options = request.options(expected)
     if request.path is not None:
         return await register_path(service, request.name, request.path, options)
-    with _failures_counted(service.metrics, "source"), service.registration_limits.counted():
-        check_name(request.name, frozenset({service.base.name}))  # fail before a long download
-        return await _run_to_completion(service, lambda: _fetched(service, request.name, str(request.source), options))
+    try:
+        return await register_source(service, request.name, str(request.source), options)
+    except AdapterRejected as error:
+        raise InvalidAdapter(error, "source") from error
+
+
+async def register_source(service: Service, name: str, address: str, options: RegistrationOptions) -> Registered:
+    """Register the adapter at an address that ``--allow-source`` allows. Raises Draining, or an AdapterError."""
+    service.event_router.check_open()
+    with _failures_counted(service.metrics), service.registration_limits.counted():
+        check_name(name, frozenset({service.base.name}))  # fail before a long download
+        return await _run_to_completion(service, lambda: _fetched(service, name, address, options))
 
 
 async def register_path(service: Service, name: str, path: str, options: RegistrationOptions) -> Registered:
@@ -119,14 +128,14 @@ async def _run_to_completion(service: Service, register: Callable[[], Registered
 
 
 @contextmanager
-def _failures_counted(metrics: Metrics, param: str) -> Iterator[None]:
-    """Count failed registrations, and attach the request field ``param`` to an adapter's rejection."""
+def _failures_counted(metrics: Metrics, param: str | None = None) -> Iterator[None]:
+    """Count failed registrations, and attach the request field ``param``, if given, to an adapter's rejection."""
     try:
         yield
     except Exception as error:
         log.info("Registration failed: %.500r", error)
         metrics.registered("refused" if status_of(error) < 500 else "failed")
-        if isinstance(error, AdapterRejected):
+        if isinstance(error, AdapterRejected) and param is not None:
             raise InvalidAdapter(error, param) from error
         raise
 

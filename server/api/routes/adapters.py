@@ -16,6 +16,7 @@ from adapters.registry.registration import Registered
 from adapters.registry.snapshot import Entry
 from server.api.http.errors import JsonResponse
 from server.api.http.etag import IfMatch, etag
+from server.api.http.json_body import JsonRoute
 from server.api.http.openapi import ETAG_HEADER, error_statuses, returns, schema_ref
 from server.api.http.pagination import After, JsonObject, Limit, list_response
 from server.api.registry.objects import AdapterObjects
@@ -24,7 +25,7 @@ from server.api.schemas.registry import ActivateRequest, AdapterRequest, Adapter
 from server.api.schemas.responses import Adapter, AdapterDetails, Adapters, Deleted, RegisteredAdapter
 from server.api.service import Service, ServiceDep
 
-router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"], route_class=JsonRoute)
 
 CHANGE_ERRORS = error_statuses(400, 404, 409, 412, 413, 422, 503)
 

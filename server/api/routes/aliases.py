@@ -8,6 +8,7 @@ from adapters.registry.names import parse_reference
 from adapters.registry.snapshot import Target
 from server.api.http.errors import JsonResponse
 from server.api.http.etag import IfMatch, etag
+from server.api.http.json_body import JsonRoute
 from server.api.http.openapi import ETAG_HEADER, error_statuses, returns
 from server.api.http.pagination import After, JsonObject, Limit, list_response
 from server.api.registry.objects import alias_object
@@ -15,7 +16,7 @@ from server.api.schemas.registry import AliasRequest, TargetEntry
 from server.api.schemas.responses import Alias, Aliases, Deleted
 from server.api.service import ServiceDep
 
-router = APIRouter(prefix="/v1/aliases", tags=["aliases"])
+router = APIRouter(prefix="/v1/aliases", tags=["aliases"], route_class=JsonRoute)
 
 
 @router.get("", responses=returns(Aliases) | error_statuses(400))

@@ -11,14 +11,16 @@ from server.api.formats.chat import ChatFormat
 from server.api.formats.completion import CompletionFormat
 from server.api.generation.structured import compile_grammar
 from server.api.generation.submit import submit
+from server.api.http.json_body import JsonRoute
 from server.api.http.openapi import ADAPTER_HEADER, error_statuses, returns
+from server.api.registry.on_request import fetch_named
 from server.api.schemas.answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from server.api.schemas.chat import ChatRequest
 from server.api.schemas.completion import CompletionRequest
 from server.api.service import Service, ServiceDep
 from server.text.conversation import Conversation
 
-router = APIRouter(prefix="/v1", tags=["completions"])
+router = APIRouter(prefix="/v1", tags=["completions"], route_class=JsonRoute)
 
 ERRORS = error_statuses(400, 404, 413, 422, 429, 503)
 
@@ -35,6 +37,7 @@ LONG_TEXT = 8192
 async def create_chat_completion(request: ChatRequest, service: ServiceDep) -> Response:
     """Generate the assistant's next message in a conversation."""
     service.event_router.check_open()
+    await fetch_named(service, request)
     messages = [message.for_template() for message in request.messages]
     characters = sum(len(message["role"]) + len(message["content"]) for message in messages)
     prompt = await _encode(lambda: service.codec.encode_chat(Conversation(messages)), characters)
@@ -54,6 +57,7 @@ async def create_chat_completion(request: ChatRequest, service: ServiceDep) -> R
 async def create_completion(request: CompletionRequest, service: ServiceDep) -> Response:
     """Generate the continuation of a prompt."""
     service.event_router.check_open()
+    await fetch_named(service, request)
     codec, length = service.codec, sum(map(len, request.prompt))
     prompts = await _encode(lambda: [codec.encode_prompt(prompt) for prompt in request.prompt], length)
     echoed = request.prompt if request.echo else []

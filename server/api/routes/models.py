@@ -1,6 +1,8 @@
-"""``GET /v1/models``: the base, adapters, versions and aliases, in the format of OpenAI's models."""
+"""``GET /v1/models``: the base, adapters, aliases and versions, in the format of OpenAI's models."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from adapters.errors import UnknownAdapter
@@ -9,6 +11,7 @@ from adapters.registry.snapshot import Alias, Version
 from server.api.http.errors import JsonResponse
 from server.api.http.openapi import error_statuses, returns
 from server.api.http.pagination import After, JsonObject, Limit, list_response
+from server.api.schemas.registry import Flag
 from server.api.schemas.responses import Model, Models
 from server.api.service import Service, ServiceDep
 from server.errors import InvalidRequest, UnknownModel
@@ -16,15 +19,23 @@ from server.errors import InvalidRequest, UnknownModel
 router = APIRouter(prefix="/v1", tags=["models"])
 
 
+Versions = Annotated[Flag, Query(description="Whether to list every version of every adapter, too.")]
+
+
 @router.get("/models", responses=returns(Models) | error_statuses(400))
-async def list_models(service: ServiceDep, after: After = None, limit: Limit = None) -> Response:
-    """List the base, then adapters, versions and aliases by name, whether loaded or not."""
+async def list_models(
+    service: ServiceDep, after: After = None, limit: Limit = None, versions: Versions = False
+) -> Response:
+    """List what requests may name, whether loaded or not: the base, then adapters and aliases by name.
+
+    Every version of an adapter can be named, too, but is listed on request only: clients show this list to people.
+    """
     base = service.base.name
     start = _start(after, base)
 
     def read_page(after: str | None, count: int) -> list[JsonObject]:
         base_first = [base_object(service)] if after is None else []
-        names = service.registry.names(after or "", count - len(base_first))
+        names = service.registry.names(after or "", count - len(base_first), versions=versions)
         return base_first + [model_object(service, name, target) for name, target in names]
 
     return list_response(read_page, start, limit)

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.http.errors import JsonResponse
+from server.api.http.json_body import JsonRoute
 from server.api.http.openapi import error_statuses, returns
 from server.api.schemas.base import Name, Schema, Text
 from server.api.schemas.messages import MAX_MESSAGES, Message
@@ -17,7 +18,7 @@ from server.errors import InvalidRequest, UnknownModel
 from server.text.codec import Codec
 from server.text.conversation import Conversation
 
-router = APIRouter(tags=["tokens"])
+router = APIRouter(tags=["tokens"], route_class=JsonRoute)
 
 
 def _few(value: object) -> object:

@@ -10,6 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from adapters.errors import AdapterError, RevisionMismatch, UnknownAdapter
 from adapters.registry.registration import RegistrationOptions
 from server.api.http.errors import InvalidAdapter, JsonResponse, respond, status_of
+from server.api.http.json_body import JsonRoute
 from server.api.http.openapi import error_statuses
 from server.api.registry.registration import register_path
 from server.api.schemas.registry import LoadRequest, UnloadRequest
@@ -17,7 +18,7 @@ from server.api.schemas.responses import VllmErrorAnswer
 from server.api.service import Service, ServiceDep
 from server.errors import ServerError
 
-router = APIRouter(prefix="/v1", tags=["vLLM"])
+router = APIRouter(prefix="/v1", tags=["vLLM"], route_class=JsonRoute)
 
 TYPES = {
     400: "BadRequestError",

@@ -1,6 +1,8 @@
 """Bases of request schemas, and the field types that several schemas share."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
@@ -30,6 +32,8 @@ def whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+MAX_COMPARED = 80
+"""Maximum number of characters of an unknown field that are compared with known ones."""
 Count = Annotated[int, Field(ge=1), BeforeValidator(whole)]
 ENCODABLE = AfterValidator(encodable)
 """Declare after the length limits: pydantic's message would otherwise mention items instead of characters."""
@@ -37,21 +41,41 @@ Text = Annotated[str, ENCODABLE]
 Name = Annotated[str, Field(max_length=256), ENCODABLE]
 
 
+IGNORED: ContextVar[list[str] | None] = ContextVar("IGNORED", default=None)
+"""Unknown fields that were ignored in the current request, with ``--lenient``; None if they are refused instead."""
+
+
 class Schema(BaseModel):
-    """Base of request schemas: strict types, no unknown fields, no NaN or infinity."""
+    """Base of request schemas: strict types, no unknown fields, no NaN or infinity.
+
+    With ``--lenient``, unknown fields are noted in :data:`IGNORED` and dropped.
+    """
 
     model_config = ConfigDict(
         strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    always_strict: ClassVar[bool] = False
+    """Whether ``--lenient`` does not apply."""
+
     @model_validator(mode="before")
     @classmethod
     def _known(cls, data: object) -> object:
         """Stop at the first unknown field. Pydantic itself would create an error for every one of them."""
-        for field in data if isinstance(data, dict) else ():
-            if field not in cls.model_fields:
-                raise PydanticCustomError("unknown", "Unknown field.", {"field": escaped(field)})
-        return data
+        if not isinstance(data, dict) or data.keys() <= cls.model_fields.keys():
+            return data
+        unknown = [escaped(field) for field in data if field not in cls.model_fields]
+        ignored = None if cls.always_strict else IGNORED.get()
+        if ignored is None:
+            raise PydanticCustomError("unknown", "Unknown field.", unknown_field(unknown[0], cls.model_fields))
+        ignored += unknown
+        return {field: value for field, value in data.items() if field in cls.model_fields}
+
+
+def unknown_field(field: str, known: Iterable[str]) -> dict[str, str]:
+    """Return the context of an ``unknown`` error: the field, and the most similar known one if there is any."""
+    nearest = get_close_matches(field[:MAX_COMPARED], known, 1)
+    return {"field": field, **({"nearest": nearest[0]} if nearest else {})}
 
 
 def escaped(field: object) -> str:

@@ -1,7 +1,7 @@
 """Schemas of requests that change the registry."""
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -22,7 +22,13 @@ FILES = {
 """Schema of the form's files in the OpenAPI document."""
 
 
-class Registration(Schema):
+class RegistrySchema(Schema):
+    """Base of changes to the registry. They outlast the request, so nothing in them is ignored."""
+
+    always_strict: ClassVar[bool] = True
+
+
+class Registration(RegistrySchema):
     """Fields of every registration, whatever the source of the adapter."""
 
     name: Name
@@ -80,7 +86,7 @@ def _flag(value: object) -> object:
 
 
 Flag = Annotated[bool, BeforeValidator(_flag)]
-"""A boolean in a form, sent as text."""
+"""A boolean in a form or a query, sent as text."""
 
 
 def _json(value: object) -> object:
@@ -94,7 +100,7 @@ def _json(value: object) -> object:
 Names = Annotated[list[Annotated[str, Field(max_length=1024), ENCODABLE]], Field(max_length=MAX_NAMED)]
 
 
-class LeftOut(Schema):
+class LeftOut(RegistrySchema):
     """Files that the client skipped when it uploaded the adapter, for the receipt."""
 
     files: Names = Field(default=[])
@@ -128,7 +134,7 @@ class AdapterUpload(Registration):
         return schema
 
 
-class ActivateRequest(Schema):
+class ActivateRequest(RegistrySchema):
     """Body of ``POST /v1/adapters/NAME/activate``."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1}]})
@@ -136,7 +142,7 @@ class ActivateRequest(Schema):
     version: int = Field(ge=1, lt=10**9)
 
 
-class PinRequest(Schema):
+class PinRequest(RegistrySchema):
     """Body of ``POST /v1/adapters/NAME/pin``."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"pinned": True}]})
@@ -144,14 +150,14 @@ class PinRequest(Schema):
     pinned: bool
 
 
-class TargetEntry(Schema):
+class TargetEntry(RegistrySchema):
     """One target of an alias."""
 
     adapter: Name
     weight: float = Field(1.0, ge=0, le=1e9)
 
 
-class AliasRequest(Schema):
+class AliasRequest(RegistrySchema):
     """Body of ``PUT /v1/aliases/NAME``."""
 
     model_config = ConfigDict(
@@ -175,7 +181,7 @@ class AliasRequest(Schema):
         return targets
 
 
-class LoadRequest(Schema):
+class LoadRequest(RegistrySchema):
     """Body of ``POST /v1/load_lora_adapter``, as in vLLM."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"lora_name": "legal", "lora_path": "legal"}]})
@@ -186,7 +192,7 @@ class LoadRequest(Schema):
     is_3d_lora_weight: Literal[False] = False
 
 
-class UnloadRequest(Schema):
+class UnloadRequest(RegistrySchema):
     """Body of ``POST /v1/unload_lora_adapter``, as in vLLM."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"lora_name": "legal"}]})

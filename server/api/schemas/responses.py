@@ -99,7 +99,7 @@ class Listing(ResponseModel):
 
 
 class Models(Listing):
-    """The base, then adapters, versions and aliases ordered by name."""
+    """The base, then adapters and aliases ordered by name, and versions if the request asks for them."""
 
     data: list[Model]
 

@@ -166,7 +166,7 @@ def test_nan_and_infinity_are_refused(live: Live, field: str, number: str) -> No
         (b"", "empty"),
         (b"{", "not valid JSON"),
         (b'{"prompt": "x",}', "not valid JSON"),
-        (b'{"prompt": "\xff"}', "parsing"),
+        (b'{"prompt": "\xff"}', "UTF-8"),
         (b"[" * 100_000, ""),
         (b'{"max_tokens": ' + b"9" * 5000 + b"}", ""),
         (b"[]", "JSON object"),

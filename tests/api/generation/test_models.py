@@ -15,6 +15,7 @@ from tests.api.live import Live
 
 NAMES = ["tiny", "green", "green@1", "moving", "moving@{0}", "moving@{1}", "prod", "red", "red@1", "team/blue"]
 NAMES += ["team/blue@1"]
+VERSIONS = {"versions": "true"}
 
 
 @pytest.fixture
@@ -27,8 +28,22 @@ def names(live: Live, folders: Mapping[str, Path]) -> Iterator[list[str]]:
     live.http.delete("/v1/adapters/moving")
 
 
+def ids(live: Live, **query: Any) -> list[str]:
+    return [card["id"] for card in live.http.get("/v1/models", params=query).json()["data"]]
+
+
+def test_models_lists_what_people_pick_from(live: Live, names: list[str]) -> None:
+    """The base, adapters and aliases, each once; versions on request."""
+    assert ids(live) == ["tiny", "green", "moving", "prod", "red", "team/blue"]
+    assert ids(live, versions="false") == ids(live)
+    for card in live.http.get("/v1/models").json()["data"]:
+        assert live.http.get(f"/v1/models/{card['id']}").json() == card
+    refused = live.http.get("/v1/models", params={"versions": "all"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "versions")
+
+
 def test_models_lists_every_servable_name(live: Live, names: list[str]) -> None:
-    answer = live.http.get("/v1/models").json()
+    answer = live.http.get("/v1/models", params=VERSIONS).json()
     assert (answer["object"], answer["has_more"]) == ("list", False)
     base, *others = answer["data"]
     assert (base["id"], base["root"], base["parent"], base["max_model_len"]) == ("tiny", "tiny", None, 256)
@@ -43,24 +58,27 @@ def test_models_lists_every_servable_name(live: Live, names: list[str]) -> None:
     assert str(live.service.settings.data_dir) not in live.http.get("/v1/models").text
 
 
+@pytest.mark.parametrize("versions", ["true", "false"])
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])
-def test_pages(live: Live, names: list[str], limit: int) -> None:
+def test_pages(live: Live, names: list[str], limit: int, versions: str) -> None:
+    whole = ids(live, versions=versions)
     seen: list[str] = []
     more = True
     while more:
-        query: dict[str, Any] = {"limit": limit, "after": seen[-1]} if seen else {"limit": limit}
+        query: dict[str, Any] = {"limit": limit, "versions": versions, **({"after": seen[-1]} if seen else {})}
         page = live.http.get("/v1/models", params=query).json()
         seen += [card["id"] for card in page["data"]]
         more = page["has_more"]
-    assert seen == names
-    assert live.http.get("/v1/models", params={"after": names[-1]}).json()["data"] == []
-    assert [card["id"] for card in live.http.get("/v1/models", params={"after": ""}).json()["data"]] == names
+    assert seen == whole
+    assert ids(live, versions=versions, after=names[-1]) == []
+    assert ids(live, versions=versions, after="") == whole
 
 
 def test_the_sdk_lists_and_finds_models(live: Live) -> None:
     with OpenAI(base_url=f"{live.http.base_url}/v1", api_key="none", max_retries=0) as client:
-        ids = [model.id for model in client.models.list()]
-        assert ids == ["tiny", "green", "green@1", "red", "red@1", "team/blue", "team/blue@1"]
+        assert [model.id for model in client.models.list()] == ["tiny", "green", "red", "team/blue"]
+        every = client.models.list(extra_query=VERSIONS)
+        assert [model.id for model in every] == ["tiny", "green", "green@1", "red", "red@1", "team/blue", "team/blue@1"]
         assert client.models.retrieve("tiny").owned_by == "manylora"
         assert client.models.retrieve("team/blue").id == "team/blue"
 

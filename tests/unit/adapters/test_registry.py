@@ -251,11 +251,15 @@ def test_everything_servable_is_listed_in_pages(registry: Registry, canary: Alia
     assert names == ["legal", "legal@1", "legal@2", "legal-x", "legal-x@1", "prod", "quiet@1"]
     assert all(registry.knows(name) for name in names)
     assert not registry.knows("quiet")
-    for size in (1, 2, 3):
-        paged: list[str] = []
-        while page := [name for name, _ in registry.names(paged[-1] if paged else "", size)]:
-            paged += page
-        assert paged == names
+    current = [name for name, _ in registry.names(versions=False)]
+    assert current == ["legal", "legal-x", "prod"]
+    for versions, expected in ((True, names), (False, current)):
+        for size in (1, 2, 3):
+            paged: list[str] = []
+            while page := [name for name, _ in registry.names(paged[-1] if paged else "", size, versions=versions)]:
+                paged += page
+            assert paged == expected
+    assert [name for name, _ in registry.names("legal@1", versions=False)] == ["legal-x", "prod"]
     assert [entry.name for entry in registry.entries("legal", 1)] == ["legal-x"]
 
 

@@ -3,10 +3,6 @@
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -17,12 +13,13 @@ from adapters.errors import AdapterRejected, SourceRefused
 from adapters.format.files import CONFIG, MAX_JSON_BYTES, ORIGIN, WEIGHTS
 from adapters.format.files import FILES as ALL_FILES
 from adapters.format.selection import NO_OTHER_FILES, Selection
+from adapters.sources.address import parse_address
 from adapters.sources.hub import _is_public
-from adapters.sources.sources import Sources, parse_address
+from adapters.sources.sources import Sources
 from tests.buckets import in_front_of, new_bucket, s3_server
+from tests.hub import COMMIT, Site, publish, site, use_as_hub
 
 LIMIT = 100_000
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "f" * 40
 TOKEN = "hf_secret"
 
@@ -112,67 +109,15 @@ def test_disallowed_source_is_refused_without_a_request(tmp_path: Path) -> None:
 # The hub
 
 
-@dataclass
-class Site:
-    """A web server with fixed responses."""
-
-    url: str = ""
-    answers: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
-    """Request target -> status, headers, body."""
-    requests: list[tuple[str, Message]] = field(default_factory=list)
-
-    def redirect(self, path: str, to: str) -> None:
-        self.answers[path] = (302, {"location": to}, b"")
-
-    @property
-    def paths(self) -> list[str]:
-        return [path for path, _ in self.requests]
-
-
-@contextmanager
-def site() -> Iterator[Site]:
-    here = Site()
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            here.requests.append((self.path, self.headers))
-            status, headers, body = here.answers.get(self.path, (404, {}, b""))
-            self.send_response(status)
-            for name, value in {"content-length": str(len(body)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        here.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=[0.01])
-        thread.start()
-        yield here
-        server.shutdown()
-        thread.join()
-
-
 FILES = {CONFIG: b'{"r": 4}', WEIGHTS: b"w" * 1000}
-
-
-def publish(hub: Site, *, revision: str = "main", commit: str = COMMIT, files: dict[str, bytes] = FILES) -> None:
-    siblings = [{"rfilename": name} for name in files]
-    answer = json.dumps({"id": "org/name", "sha": commit, "siblings": siblings}).encode()
-    hub.answers[f"/api/models/org/name/revision/{revision}"] = (200, {}, answer)
-    for name, data in files.items():
-        hub.answers[f"/org/name/resolve/{commit}/{name}"] = (200, {}, data)
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     with site() as here:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", here.url)
+        use_as_hub(here, monkeypatch)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        publish(here)
+        publish(here, FILES)
         yield here
 
 
@@ -203,7 +148,7 @@ def test_revision_is_resolved_first(hub: Site, sources: Sources, tmp_path: Path)
 
 
 def test_commit_can_be_requested(hub: Site, sources: Sources, tmp_path: Path) -> None:
-    publish(hub, revision=OTHER, commit=OTHER)
+    publish(hub, FILES, revision=OTHER, commit=OTHER)
     assert sources.fetch(f"hf://org/name@{OTHER}", tmp_path).source == f"hf://org/name@{OTHER}"
 
 

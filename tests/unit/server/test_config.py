@@ -45,6 +45,7 @@ def test_every_option_has_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch,
         "adapter_root": str(tmp_path),
         "adapter_dir": str(tmp_path),
         "allow_source": "hf://org,s3://bucket/team",
+        "fetch_on_request": "true",
         "store_url": "s3://bucket/adapters",
         "database_url": "postgresql://user@host/registry",
         "store_quota_gib": "7",
@@ -66,13 +67,14 @@ def test_every_option_has_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch,
         "drain_seconds": "2.5",
         "keep_alive_seconds": "620",
         "cors_origin": "https://chat.example.com,http://localhost:3000",
+        "lenient": "true",
         "max_body_mib": "0.1",
         "threads": "1",
         "log_level": "debug",
     }
     assert values.keys() == Settings.model_fields.keys()
-    flags = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]
-    by_flags = read_settings(flags)
+    flags = [(f"--{name.replace('_', '-')}", *([] if value == "true" else [value])) for name, value in values.items()]
+    by_flags = read_settings([word for flag in flags for word in flag])
     for name, value in values.items():
         monkeypatch.setenv(f"MANYLORA_{name.upper()}", value)
     assert Settings() == by_flags
