@@ -92,7 +92,7 @@ def _check_values(value: Any) -> None:
             raise _too_deep()
         if isinstance(item, float) and not math.isfinite(item):
             place = ".".join(str(part)[:80] for part in path)
-            raise MalformedBody(f"Input should be a finite number (in `{place}`).", place)
+            raise MalformedBody(f"Input should be a finite number{f' (in `{place}`)' if place else ''}.", place or None)
 
 
 def _walk(value: Any) -> Iterator[tuple[Sequence[str | int], Any]]:

@@ -20,7 +20,10 @@ DESCRIPTION = """OpenAI-compatible completions, chat completions and models for 
 adapters, and the registry of those adapters.
 
 Adapter names in paths may contain unescaped slashes: `/v1/adapters/team/blue`. Every response has an `x-request-id`
-header: the request's own id if it sent one, otherwise an id made by the server."""
+header: the request's own id if it sent one, otherwise an id made by the server.
+
+Unknown fields of requests are refused. A server with `--lenient` ignores them, except in changes of the registry, and
+lists them in the header `x-manylora-ignored`."""
 
 ERROR_DESCRIPTIONS: Mapping[int, str] = {
     400: "The request is invalid; `param` names the field.",

@@ -22,7 +22,7 @@ from server.text.conversation import Conversation
 
 router = APIRouter(prefix="/v1", tags=["completions"], route_class=JsonRoute)
 
-ERRORS = error_statuses(400, 404, 413, 422, 429, 503)
+ERRORS = error_statuses(400, 404, 409, 413, 422, 429, 503, 507)
 
 T = TypeVar("T")
 
