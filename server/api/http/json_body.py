@@ -110,7 +110,11 @@ def _walk(value: Any) -> Iterator[tuple[Sequence[str | int], Any]]:
 def _repeated(names: Iterable[str]) -> str:
     """Return the first name that occurs for the second time."""
     seen: set[str] = set()
-    return next(name for name in names if name in seen or seen.add(name))
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    raise ValueError("no name is repeated")
 
 
 def _too_deep() -> MalformedBody:

@@ -7,7 +7,6 @@ from time import monotonic
 from typing import Any
 
 from adapters.errors import AdapterError, RegistryUnavailable
-from adapters.format.spec import AdapterId
 from server.errors import QueueFull
 
 MAX_FETCHES = 16
@@ -21,14 +20,16 @@ MAX_REFUSALS = 1024
 class Fetches:
     """Use on the event loop only."""
 
-    contents: dict[str, AdapterId] = field(default_factory=dict)
-    """Name -> a content of it that is known to come from its address."""
-    _running: dict[str, asyncio.Task[AdapterId]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    """Name -> the version of it that is known to come from its address."""
+    _running: dict[str, asyncio.Task[str]] = field(default_factory=dict)
     _refusals: dict[str, tuple[float, AdapterError]] = field(default_factory=dict)
     """Name -> when its last fetch was refused (monotonic), and why."""
 
-    async def run(self, name: str, fetch: Callable[[], Coroutine[Any, Any, AdapterId]]) -> None:
+    async def run(self, name: str, fetch: Callable[[], Coroutine[Any, Any, str]]) -> None:
         """Run ``fetch`` for ``name``, or wait for the one that is running. It continues if the caller is cancelled.
+
+        ``fetch`` returns the version that it has registered.
 
         Raises the errors of ``fetch``, also those of the last :data:`REFUSAL_SECONDS`, and QueueFull.
         """
@@ -43,7 +44,7 @@ class Fetches:
             task.add_done_callback(lambda task: self._ended(name, task))
         await asyncio.shield(task)
 
-    def _ended(self, name: str, task: asyncio.Task[AdapterId]) -> None:
+    def _ended(self, name: str, task: asyncio.Task[str]) -> None:
         del self._running[name]
         self._refusals.pop(name, None)
         error = None if task.cancelled() else task.exception()
@@ -52,4 +53,4 @@ class Fetches:
                 del self._refusals[next(iter(self._refusals))]
             self._refusals[name] = monotonic(), error
         if not task.cancelled() and error is None:
-            self.contents[name] = task.result()
+            self.versions[name] = task.result()

@@ -18,7 +18,6 @@ from adapters.errors import (
     SourceRefused,
     UnknownAdapter,
 )
-from adapters.format.spec import AdapterId
 from adapters.registry.registration import RegistrationOptions
 from adapters.sources.address import is_address, registered_name
 from server.api.http.errors import CODES, InvalidAdapter
@@ -72,15 +71,15 @@ async def _fetch(service: Service, text: str, param: str) -> None:
 def _is_current(service: Service, name: str) -> bool:
     """Whether ``name`` is registered, and its active version is known to come from its address."""
     try:
-        return service.registry.version(name).content == service.fetches.contents.get(name)
+        return service.registry.version(name).name == service.fetches.versions.get(name)
     except UnknownAdapter:
         return False
 
 
-async def _register(service: Service, text: str, name: str, address: str) -> AdapterId:
+async def _register(service: Service, text: str, name: str, address: str) -> str:
     try:
         found = await run_in_threadpool(_registered, service, name, address)
-        return found or (await register_source(service, name, text, NEW)).version.content
+        return found or (await register_source(service, name, text, NEW)).version.name
     except RevisionMismatch:  # somebody else, such as another server, has registered it in the meantime
         await run_in_threadpool(service.registry.refresh)
         found = await run_in_threadpool(_registered, service, name, address)
@@ -89,8 +88,8 @@ async def _register(service: Service, text: str, name: str, address: str) -> Ada
         return found
 
 
-def _registered(service: Service, name: str, address: str) -> AdapterId | None:
-    """Return the content of ``name``, None if there is no such adapter. Queries the database.
+def _registered(service: Service, name: str, address: str) -> str | None:
+    """Return the active version of ``name``, None if there is no such adapter. Queries the database.
 
     Raises AdapterConflict if it comes from elsewhere than ``address``.
     """
@@ -107,4 +106,4 @@ def _registered(service: Service, name: str, address: str) -> AdapterId | None:
             f"`{name}`, the name for the adapter of {address}, has another adapter as its active version",
             code="name_taken",
         )
-    return version.content
+    return version.name

@@ -54,7 +54,7 @@ def on_red(live: Live, change: Callable[[dict[str, Any]], None]) -> httpx.Respon
 
 def other_base(live: Live) -> httpx.Response:
     files = {name: (live.content("red") / name).read_bytes() for name in (CONFIG, WEIGHTS)}
-    return upload({**files, "manylora.json": b'{"base": {"fingerprint": "0000"}}'})(live)
+    return upload({**files, "manylora.json": b'{"base_fingerprint": "abc"}'})(live)
 
 
 def aliased(live: Live, call: Call) -> httpx.Response:

@@ -21,7 +21,7 @@ BODIES: list[tuple[bytes, str, str | None]] = [
     (b'{"prompt": "a\nb"}', "not valid JSON: Invalid control character", None),
     (b'{"prompt": "\\x"}', "not valid JSON", None),
     (b"[" * 100_000, "nested more than 100 levels", None),
-    (b'{"a":' * 100_000, "nested more than 100 levels", None),
+    (b'{"a":' * 10_000, "nested more than 100 levels", None),
     (b'{"metadata": ' + b"[" * 200 + b"]" * 200 + b"}", "nested more than 100 levels", None),
     (b'{"seed": ' + b"9" * 5000 + b"}", "too many digits", None),
     (b'{"prompt": "x", "prompt": "x"}', "`prompt` twice", "prompt"),
@@ -138,11 +138,9 @@ def test_huge_numbers_in_every_number_field(live: Live, number: str) -> None:
     "data",
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),  # TLS
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"nonsense\r\n\r\n",
         b"GET /v1/models HTTP/1.1\r\nbad header\r\n\r\n",
         b"GET /v1/models HTTP/1.1\r\n\r\n",  # no Host
-        b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
