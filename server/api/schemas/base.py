@@ -1,6 +1,6 @@
 """Bases of request schemas, and the field types that several schemas share."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextvars import ContextVar
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar
@@ -61,21 +61,25 @@ class Schema(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known(cls, data: object) -> object:
-        """Stop at the first unknown field. Pydantic itself would create an error for every one of them."""
-        if not isinstance(data, dict) or data.keys() <= cls.model_fields.keys():
-            return data
-        unknown = [escaped(field) for field in data if field not in cls.model_fields]
-        ignored = None if cls.always_strict else IGNORED.get()
-        if ignored is None:
-            raise PydanticCustomError("unknown", "Unknown field.", unknown_field(unknown[0], cls.model_fields))
-        ignored += unknown
-        return {field: value for field, value in data.items() if field in cls.model_fields}
+        return without_unknown(data, cls.model_fields, always_strict=cls.always_strict)
 
 
-def unknown_field(field: str, known: Iterable[str]) -> dict[str, str]:
-    """Return the context of an ``unknown`` error: the field, and the most similar known one if there is any."""
-    nearest = get_close_matches(field[:MAX_COMPARED], known, 1)
-    return {"field": field, **({"nearest": nearest[0]} if nearest else {})}
+def without_unknown(data: object, known: Collection[str], *, always_strict: bool = False) -> object:
+    """Return ``data``, if it is an object with known fields only.
+
+    With ``--lenient``, unless ``always_strict``, unknown fields are dropped and noted in :data:`IGNORED`. Otherwise the
+    first one is an error: pydantic itself would create an error for every one of them.
+    """
+    unknown = [escaped(field) for field in data if field not in known] if isinstance(data, dict) else []
+    if not isinstance(data, dict) or not unknown:
+        return data
+    ignored = None if always_strict else IGNORED.get()
+    if ignored is None:
+        nearest = get_close_matches(unknown[0][:MAX_COMPARED], known, 1)
+        context = {"field": unknown[0], **({"nearest": nearest[0]} if nearest else {})}
+        raise PydanticCustomError("unknown", "Unknown field.", context)
+    ignored += unknown
+    return {field: value for field, value in data.items() if field in known}
 
 
 def escaped(field: object) -> str:

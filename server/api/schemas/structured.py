@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator, with_c
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from server.api.schemas.base import ENCODABLE, Name, Text, TolerantSchema, encodable
+from server.api.schemas.base import ENCODABLE, Name, Text, TolerantSchema, encodable, without_unknown
 
 MAX_CHOICES = 5000
 
@@ -30,6 +30,12 @@ SchemaOrText = Annotated[
     dict[str, Any] | str, BeforeValidator(_schema_or_text, json_schema_input_type=JsonSchema | str)
 ]
 
+
+def known_fields(typed: type) -> BeforeValidator:
+    """Refuse the unknown fields of a TypedDict as those of a model are refused, or ignore them with ``--lenient``."""
+    return BeforeValidator(lambda data: without_unknown(data, typed.__annotations__))
+
+
 _TYPED = ConfigDict(strict=True, extra="forbid")
 # TypedDicts take the place of models where a field is named `schema` or `json`, which pydantic's models cannot have.
 
@@ -50,7 +56,7 @@ class ResponseFormat(TolerantSchema):
     """OpenAI's ``response_format``."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchemaFormat | None = None
+    json_schema: Annotated[JsonSchemaFormat, known_fields(JsonSchemaFormat)] | None = None
 
     @model_validator(mode="after")
     def _one_schema(self) -> "ResponseFormat":
@@ -80,4 +86,4 @@ class StructuredOutputs(TypedDict, total=False):
     json_object: bool
 
 
-GivenOutputs = Annotated[StructuredOutputs, BeforeValidator(_given)]
+GivenOutputs = Annotated[StructuredOutputs, known_fields(StructuredOutputs), BeforeValidator(_given)]

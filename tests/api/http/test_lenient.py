@@ -37,6 +37,16 @@ def lenient(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactor
         ),
         (COMPLETIONS, request(adapter=[{"name": "red", "wieght": 1}]), "adapter.0.wieght", "adapter.0.weight"),
         (CHAT, {"messages": [{"role": "user", "contents": "x"}]}, "messages.0.contents", "messages.0.content"),
+        (
+            COMPLETIONS,
+            request(response_format={"type": "json_schema", "json_schema": {"shcema": {}}}),
+            *("response_format.json_schema." + field for field in ("shcema", "schema")),
+        ),
+        (
+            COMPLETIONS,
+            request(structured_outputs={"regexp": "x"}),
+            *("structured_outputs." + field for field in ("regexp", "regex")),
+        ),
         ("/tokenize", {"promt": "x"}, "promt", "prompt"),
         ("/v1/adapters", {"name": "x", "source": "y", "pined": True}, "pined", "pinned"),
         ("/v1/load_lora_adapter", {"lora_nam": "x"}, "lora_nam", "lora_name"),
