@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ def busy(tmp_path: Path) -> Iterator[Live]:
 def occupied(live: Live) -> Iterator[None]:
     """Keep the only place in the batch."""
     with live.http.stream("POST", COMPLETIONS, json=request(max_tokens=15_000, stream=True)) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # httpx closes the connection with the last reference
+        next(lines)
         yield
 
 
@@ -78,16 +79,14 @@ def test_usage_in_every_chunk(live: Live) -> None:
 
 def test_a_silent_stream_gets_comments(busy: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "SILENCE", 0.05)
-    with ThreadPoolExecutor(1) as pool:
-        with occupied(busy), busy.http.stream("POST", COMPLETIONS, json=request(stream=True)) as response:
-            assert response.status_code == 200
-            lines = response.iter_lines()
-            comments = [next(lines) for _ in range(6)][::2]
-            assert comments == [": waiting, 0 of 16 prompt tokens computed"] * 3
-            rest = pool.submit(list, lines)
-            wait_for(lambda: busy.service.engine.stats().waiting)
-            # The other stream ends with the block, and this one begins.
-        assert [line for line in rest.result() if line][-1] == "data: [DONE]"
+    first = ExitStack()
+    first.enter_context(occupied(busy))
+    with first, busy.http.stream("POST", COMPLETIONS, json=request(stream=True)) as response:
+        assert response.status_code == 200
+        lines = response.iter_lines()
+        assert [next(lines) for _ in range(6)][::2] == [": waiting, 0 of 16 prompt tokens computed"] * 3
+        first.close()
+        assert [line for line in lines if line][-1] == "data: [DONE]"
 
 
 def test_progress_on_request(busy: Live, monkeypatch: pytest.MonkeyPatch) -> None:

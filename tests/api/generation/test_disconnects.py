@@ -42,9 +42,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 def connected(live: Live, body: Mapping[str, Any]) -> Iterator[None]:
     """Send a request, and leave when the block ends."""
     content = json.dumps(body).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
-    )
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(content)}\r\n\r\n"
     with socket.create_connection((live.http.base_url.host, live.http.base_url.port or 0)) as client:
         client.sendall(head.encode() + content)
         yield
