@@ -28,6 +28,8 @@ class ChatFormat(OpenAIFormat):
     ) -> None:
         super().__init__(answer, request, texts)
         self._parsers = [make_parser() for _ in answer.generation.choices]
+        self._plain = make_parser is PlainText and self.top_logprobs is None and not self.returns_token_ids
+        """Whether chunks have only text."""
         self._prompt = answer.generation.choices[0].prompt
 
     def text_choice(self, text: str) -> Mapping[str, Any]:
@@ -65,6 +67,8 @@ class ChatFormat(OpenAIFormat):
 
     def push(self, index: int, piece: Piece) -> bytes:
         """Return a chunk for each delta, and a last one with an empty delta. The first has the tokens' fields."""
+        if self._plain and not piece.finish:
+            return self.text_chunk(index, piece.text) if piece.text else b""
         parser = self._parsers[index]
         deltas = parser.push(piece.text)
         if piece.finish:

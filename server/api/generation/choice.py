@@ -4,9 +4,13 @@ from time import monotonic
 
 from server.api.generation.decoder import PieceDecoder, TextOptions
 from server.api.generation.pieces import Finish, Piece
-from server.engine.sequence import Event, PromptLogprobs, Sequence, Timing, Token, TokenLogprobs
+from server.engine.sequence import Event, Failed, PromptLogprobs, Sequence, Timing, Token, TokenLogprobs
 from server.metrics import Metrics
 from server.text.codec import Codec
+
+
+class ChoiceFailed(Exception):
+    """The engine has failed the sequence of a choice."""
 
 
 class Choice:
@@ -24,8 +28,8 @@ class Choice:
         """Whether the engine still computes it."""
         self._metrics = metrics
         self._decoder = PieceDecoder(codec, options)
-        self._last: float | None = None
-        """``monotonic()`` at its last token."""
+        self.last_token: float | None = None
+        """When its last token came, by ``time.monotonic()``."""
 
     @property
     def prompt(self) -> list[int]:
@@ -43,33 +47,32 @@ class Choice:
         return self._decoder.finish
 
     def take(self, events: list[Event]) -> Piece:
-        """Return what ``events``, the choice's next ones, add to the answer."""
-        before = self.output_tokens
+        """Return what ``events``, the choice's next ones, add to the answer. Raises ChoiceFailed."""
+        before = self._decoder.pushed
         for event in events:
             if isinstance(event, Token):
-                self._push(event)
+                self._decoder.push(event)
+                self.cached_tokens = event.cached
+                self.in_engine = event.finish is None
+                self.timing = event.timing
+            elif isinstance(event, Failed):
+                self.in_engine = False
+                if not self.finish:  # else a stop string had ended it before
+                    raise ChoiceFailed(event.message)
             else:
                 assert isinstance(event, PromptLogprobs), "the request asks for no other events"
                 self.prompt_logprobs = event.logprobs
-        if new := self.output_tokens - before:
+        if new := self._decoder.pushed - before:
             self._measure(new)
         return self._decoder.take()
-
-    def _push(self, event: Token) -> None:
-        if self.finish:  # a stop string was found: later tokens of the same batch of events do not count
-            return
-        self.cached_tokens = event.cached
-        self.in_engine = event.finish is None
-        self.timing = event.timing
-        self._decoder.push(event)
 
     def _measure(self, new: int) -> None:
         """Record the latency of the ``new`` tokens that have just come."""
         now = monotonic()
-        if self._last is None:
+        if self.last_token is None:
             gap, new = 0.0, new - 1  # tokens that came together with the first one had no wait of their own
         else:
-            gap = now - self._last
+            gap = now - self.last_token
         if new:
             self._metrics.next_tokens(gap, new)
-        self._last = now
+        self.last_token = now

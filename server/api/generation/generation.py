@@ -9,12 +9,12 @@ from time import monotonic
 from typing import NamedTuple, Self
 
 from server.api.generation.adapters import LeasedAdapters
-from server.api.generation.choice import Choice
+from server.api.generation.choice import Choice, ChoiceFailed
 from server.api.generation.decoder import TextOptions
 from server.api.generation.pieces import Piece
 from server.engine.engine import Engine
 from server.engine.event_router import EventRouter
-from server.engine.sequence import Event, Failed, Sequence, Timing
+from server.engine.sequence import Event, Sequence, Timing
 from server.errors import Draining, EngineError
 from server.metrics import Metrics, RequestOutcome
 from server.text.codec import Codec
@@ -71,6 +71,7 @@ class Generation:
         self._event_router = event_router
         self._metrics = metrics
         self._last_ended: Choice | None = None
+        self._unfinished = len(sequences)
         self._closed = False
         self._failed = False
         self._started = monotonic()
@@ -96,16 +97,21 @@ class Generation:
         if self._closed:
             raise StopAsyncIteration
         events = await self._queue.take()
-        pieces = [(index, self.choices[index].take(its)) for index, its in self._by_choice(events).items()]
+        try:
+            pieces = [(index, self.choices[index].take(its)) for index, its in self._by_choice(events).items()]
+        except ChoiceFailed as error:
+            raise self._error(str(error)) from error
         if self.first_token is None and self.output_tokens:
             self._measure_first()
         for index, piece in pieces:
             if piece.finish:
-                self._last_ended = self.choices[index]
-                self._end(self.choices[index])
-        if self.ended:
-            self.close()
+                self._finish(self.choices[index])
         return pieces
+
+    @property
+    def last_token(self) -> float:
+        """When the last token of any choice came, or the request was submitted, by ``time.monotonic()``."""
+        return max([self._started, *(choice.last_token for choice in self.choices if choice.last_token is not None)])
 
     def wake(self) -> None:
         """Let the iterator return, without pieces if none have come."""
@@ -157,7 +163,7 @@ class Generation:
     @property
     def ended(self) -> bool:
         """Whether all choices are complete."""
-        return all(choice.finish for choice in self.choices)
+        return self._unfinished == 0
 
     @property
     def outcome(self) -> RequestOutcome:
@@ -167,6 +173,13 @@ class Generation:
     def _abort(self) -> None:
         for choice in self.choices:
             self._end(choice)
+
+    def _finish(self, choice: Choice) -> None:
+        self._last_ended = choice
+        self._unfinished -= 1
+        self._end(choice)
+        if self.ended:
+            self.close()
 
     def _end(self, choice: Choice) -> None:
         """Abort a choice if it still runs."""
@@ -180,22 +193,19 @@ class Generation:
 
     def _by_choice(self, events: list[Event]) -> dict[int, list[Event]]:
         """Events by the index of their choice, without those of choices that have ended."""
+        if len(self.choices) == 1:
+            return {0: events} if events else {}
         found: dict[int, list[Event]] = {}
         for event in events:
             index = self._indices[event.sequence_id]
-            if isinstance(event, Failed):
-                self._fail(self.choices[index], event)
             if not self.choices[index].finish:
                 found.setdefault(index, []).append(event)
         return found
 
-    def _fail(self, choice: Choice, event: Failed) -> None:
-        """Raise the error of a choice: one that fails is the end of the request."""
-        if choice.finish:
-            return  # a stop string had ended it before
-        choice.in_engine = False
+    def _error(self, message: str) -> EngineError | Draining:
+        """Return the error of a choice: one that fails is the end of the request."""
         self._failed = True
-        raise Draining(event.message, code="draining") if self._event_router.draining else EngineError(event.message)
+        return Draining(message, code="draining") if self._event_router.draining else EngineError(message)
 
     def _measure_first(self) -> None:
         self.first_token = monotonic() - self._started

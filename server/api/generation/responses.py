@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence as Seq
+from time import monotonic
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -91,8 +92,8 @@ class StreamResponse(GenerationResponse):
                 if not pieces:
                     await self._send(send, self._form.waiting())
                     continue
-                silence.broken()
-                chunk += b"".join([self._form.push(index, piece) for index, piece in pieces])
+                for index, piece in pieces:
+                    chunk += self._form.push(index, piece)
                 if not self._generation.ended:
                     await self._send(send, chunk)
                     chunk = b""
@@ -115,7 +116,7 @@ class StreamResponse(GenerationResponse):
 
 
 class _Silence:
-    """Wakes a generation when it has had no pieces for some seconds.
+    """Wakes a generation when it has had no tokens for some seconds.
 
     One timer for the whole stream: a timeout for each wait would cost more than the rest of the loop.
     """
@@ -124,23 +125,17 @@ class _Silence:
         self._generation = generation
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
-        self._since = self._loop.time()
         self._timer = self._loop.call_later(seconds, self._check)
-
-    def broken(self) -> None:
-        """Pieces have come."""
-        self._since = self._loop.time()
 
     def end(self) -> None:
         """Wake it no more."""
         self._timer.cancel()
 
     def _check(self) -> None:
-        now = self._loop.time()
-        if now >= self._since + self._seconds:
+        left = self._generation.last_token + self._seconds - monotonic()
+        if left <= 0:
             self._generation.wake()
-            self._since = now
-        self._timer = self._loop.call_at(self._since + self._seconds, self._check)
+        self._timer = self._loop.call_later(left if left > 0 else self._seconds, self._check)
 
 
 async def _collect(generation: Generation) -> Seq[Piece]:
