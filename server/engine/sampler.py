@@ -40,10 +40,9 @@ def sample(
     """
     if not sampled:
         return []
-    peak, greedy = ops.row_peaks(logits)
     if masks is not None:
         masks.apply(logits)
-        greedy[masks.rows] = logits[masks.rows].argmax(-1)
+    peak, greedy = ops.row_peaks(logits)
     adjusted = apply_penalties(logits, sampled)
     if adjusted is not None:
         greedy[adjusted] = logits[adjusted].argmax(-1)

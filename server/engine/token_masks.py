@@ -1,6 +1,11 @@
-"""Masks of the tokens that grammars allow, for the rows of a step. A thread makes them while the step runs."""
+"""Masks of the tokens that grammars allow, for the rows of a step. A thread makes them while the step runs.
+
+A mask is a row of 0 and -inf that is added to the logits: torch adds a row in a seventh of the time in which it fills
+one by a bool mask. The same masks come again and again (inside a string, after a key), so they are kept.
+"""
 
 import os
+from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,8 +17,12 @@ from torch import Tensor
 from bases import machine
 from server.engine.sequence import Batch, SampledRow
 
+MAX_KEPT = 128
+"""Masks that are kept, of 4 bytes for each token id; the least recently used are dropped first."""
 _WORD = 32
 """Bits of the words that llguidance's masks consist of."""
+_VALUES = np.array([-np.inf, 0], np.float32)
+"""What is added to the logit of a token by its bit."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +31,14 @@ class TokenMasks:
 
     rows: list[int]
     """Rows of the logits that have one."""
-    forbidden: Tensor
-    """[rows, token ids of a grammar] bool, on the host."""
+    masks: list[Tensor]
+    """One for each of ``rows``: [token ids of a grammar] float32, 0 or -inf, on the host."""
 
     def apply(self, logits: Tensor) -> None:
-        """Set the logits [all rows, vocabulary] of the tokens that may not be sampled to -inf, in place."""
-        forbidden = self.forbidden[:, : logits.shape[-1]]
-        if logits.device.type == "cuda":
-            forbidden = forbidden.pin_memory().to(logits.device, non_blocking=True)
-        for row, mask in zip(self.rows, forbidden, strict=True):
-            logits[row].masked_fill_(mask, -torch.inf)
+        """Make the logits [all rows, vocabulary] of tokens that may not be sampled -inf, in place. NaN stays NaN."""
+        masks = self.masks if logits.device.type == "cpu" else torch.stack(self.masks).to(logits.device)
+        for row, mask in zip(self.rows, masks, strict=True):
+            logits[row].add_(mask[: logits.shape[-1]])
 
 
 class MaskWorker:
@@ -40,29 +47,44 @@ class MaskWorker:
     def __init__(self) -> None:
         cpus = machine.cpu_affinity()  # the engine's thread, which starts the worker, may be bound to one
         self._worker = ThreadPoolExecutor(1, "token-masks", os.sched_setaffinity, (0, cpus))
+        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        """Bits -> mask. For the thread."""
 
     def start(self, batch: Batch) -> "Future[TokenMasks] | None":
         """Begin to make the masks of a step; None if it needs none. The sequences must not change meanwhile."""
         if not any(chunk.sequence.matcher for chunk in batch.chunks):
             return None
         wanted = [(row, sampled) for row, sampled in enumerate(batch.sampled) if sampled.sequence.matcher]
-        return self._worker.submit(_make, wanted) if wanted else None
+        return self._worker.submit(self._make, wanted) if wanted else None
 
     def close(self) -> None:
         """End the thread."""
         self._worker.shutdown()
 
+    def _make(self, wanted: list[tuple[int, SampledRow]]) -> TokenMasks:
+        return TokenMasks([row for row, _ in wanted], [self._mask(bits) for bits in _bits([s for _, s in wanted])])
 
-def _make(wanted: list[tuple[int, SampledRow]]) -> TokenMasks:
-    matchers = [sampled.sequence.matcher for _, sampled in wanted]
-    words = -(-max(matcher.grammar.vocabulary for matcher in matchers if matcher) // _WORD)
-    bits = np.full((len(wanted), words), -1, np.int32)
-    size = words * bits.itemsize
+    def _mask(self, bits: np.ndarray) -> Tensor:
+        key = bits.tobytes()
+        mask = self._kept.get(key)
+        if mask is None:
+            mask = torch.from_numpy(_VALUES[np.unpackbits(bits.view(np.uint8), bitorder="little")])
+            self._kept[key] = mask
+            if len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(key)
+        return mask
+
+
+def _bits(sampled: list[SampledRow]) -> np.ndarray:
+    """A bit for each row and token id, [rows, words] int32: whether the token may be sampled."""
+    vocabulary = max(row.sequence.matcher.grammar.vocabulary for row in sampled if row.sequence.matcher)
+    bits = np.full((len(sampled), -(-vocabulary // _WORD)), -1, np.int32)
     done = 0
-    for _, of_sequence in groupby(wanted, key=lambda row: id(row[1].sequence)):
-        sampled = [row for _, row in of_sequence]  # the last one has all drafts
-        if matcher := sampled[0].sequence.matcher:
-            matcher.write_masks(sampled[-1].drafts, bits.ctypes.data + done * size, size)
-        done += len(sampled)
-    allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
-    return TokenMasks([row for row, _ in wanted], torch.from_numpy(allowed) == 0)
+    for _, group in groupby(sampled, key=lambda row: id(row.sequence)):
+        rows = list(group)  # the last one has all drafts
+        if matcher := rows[0].sequence.matcher:
+            matcher.write_masks(rows[-1].drafts, bits[done:].ctypes.data, bits[0].nbytes)
+        done += len(rows)
+    return bits

@@ -47,7 +47,7 @@ SCHEMA = {
                 for kind in ("email", "phone")
             ]
         },
-        "scores": {"type": "array", "items": {"type": "number"}, "maxItems": 3},
+        "scores": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 99}, "maxItems": 3},
     },
     "required": ["name", "age", "married", "addresses", "contact", "scores"],
     "additionalProperties": False,
@@ -62,6 +62,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     write_adapter(root / "red", LAYOUT, lora_alpha=0.5)
     settings = Settings(data_dir=root / "data", adapter={"red": root / "red"}, max_model_len=2048, kv_memory_gib=0.5)
     with running(open_service(load_base(settings.base), settings)) as live:
+        live.http.timeout = 300  # a hundred answers share two cores
         yield live
 
 
@@ -87,10 +88,10 @@ def ask(live: Live, seed: int, adapter: str | None) -> str:
     return text
 
 
-@pytest.mark.parametrize("tries", [8, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tries", [4, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("adapter", [None, "red"])
 def test_every_answer_is_valid(served: Live, adapter: str | None, tries: int) -> None:
-    with ThreadPoolExecutor(16) as clients:
+    with ThreadPoolExecutor(8) as clients:
         texts = list(clients.map(lambda seed: ask(served, seed, adapter), range(tries)))
     for text in texts:
         jsonschema.validate(json.loads(text), SCHEMA)
