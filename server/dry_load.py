@@ -81,7 +81,8 @@ class DryLoad:
 
     def _probe(self, adaptation: Adaptation, keep: bool) -> Logits:
         """Run one probe. Returns logits [vocabulary]."""
-        event = self._run(Sequence(f"probe-{uuid4().hex}", list(self._prompt), GREEDY, adaptation, True, keep))
+        id_ = f"probe-{uuid4().hex}"
+        event = self._run(Sequence(id_, list(self._prompt), GREEDY, adaptation, probe=True, keep=keep))
         if isinstance(event, Failed):
             if event.cause == "adapter":
                 raise AdapterRejected(f"the dry load failed: {event.message}")

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bases.openmp import set_spin_count
@@ -104,9 +104,11 @@ def main() -> int:
         lines.append(_measure(runner, decoder, _batch(work, rows, adapters), work, adapters, args.repeats))
         _print(lines[-1])
     draws = list(_draws(decoder, args.repeats))
+    logprobs = _time_logprobs(runner, args.repeats)
     if args.json:
         table = [asdict(line) | {"of_floor": line.of_floor} for line in lines]
         figures = {"threads": args.threads, "lines": table, "sampling": [asdict(draw) for draw in draws]}
+        figures["logprobs"] = logprobs
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0
 
@@ -133,18 +135,18 @@ def _adapter(layout: BaseLayout, number: int) -> AdapterWeights:
     return AdapterWeights(spec, tensors)
 
 
-def _batch(work: str, rows: int, adapters: int) -> Batch:
+def _batch(work: str, rows: int, adapters: int, sampling: SamplingParams = SAMPLING["greedy"]) -> Batch:
     """Return a decode batch of ``rows`` sequences, or a prefill batch of two prompts with ``rows`` tokens together."""
-    return Batch(tuple(_chunks(work, rows, adapters)))
+    return Batch(tuple(_chunks(work, rows, adapters, sampling)))
 
 
-def _chunks(work: str, rows: int, adapters: int) -> Iterator[Chunk]:
+def _chunks(work: str, rows: int, adapters: int, sampling: SamplingParams) -> Iterator[Chunk]:
     rng = random.Random(0)
     count, length = (rows, CONTEXT) if work == "decode" else (2, rows // 2)
     for number in range(count):
         adaptation = (WeightedAdapter(AdapterId(str(number % adapters)), 1.0, RANK),) if adapters else ()
         tokens = [rng.randrange(3, 49000) for _ in range(length)]
-        sequence = Sequence(str(number), tokens, SamplingParams(temperature=0), adaptation)
+        sequence = Sequence(str(number), tokens, sampling, adaptation)
         sequence.blocks = list(range(number * 20, number * 20 + 20))
         yield Chunk(sequence, length - 1, 1) if work == "decode" else Chunk(sequence, 0, length)
 
@@ -183,6 +185,16 @@ def _draw(logits: Tensor, params: SamplingParams, ops: SamplingOps) -> float:
     start = time.perf_counter()
     sample(copy, rows, ops)
     return (time.perf_counter() - start) * 1e3
+
+
+def _time_logprobs(runner: Runner, repeats: int) -> dict[str, float]:
+    """Return the milliseconds of steps of 16 rows of as many adapters, all or none with log probabilities."""
+    counts = (None, 0, 5, 20)
+    batches = [_batch("decode", 16, 16, replace(SAMPLING["greedy"], logprobs=count)) for count in counts]
+    times = [[_time(runner, batch) for batch in batches] for _ in range(repeats)]  # by turns, under the same load
+    least = {str(count): min(column) for count, column in zip(counts, zip(*times, strict=True), strict=True)}
+    print("16 rows with log probabilities:", ", ".join(f"{count} {ms:.2f} ms" for count, ms in least.items()))
+    return least
 
 
 def _time(runner: Runner, batch: Batch) -> float:

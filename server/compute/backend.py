@@ -8,7 +8,7 @@ step by step.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bases.base import Base
 from server.compute.attention import AttentionParams, PagedAttention
 from server.compute.lora_mapping import LoraMapping
+from server.compute.model_inputs import ForwardOutput
 from server.engine.sequence import Batch
 
 if TYPE_CHECKING:
@@ -38,12 +39,15 @@ class GroupShape:
 
 
 class Forward(Protocol):
-    """Runs one step: writes the batch's keys and values, returns logits [len(batch.sampled), vocabulary] float32."""
+    """Runs one step: writes the batch's keys and values, returns logits and hidden states of the rows that need them.
+
+    Which rows do: :func:`server.compute.model_inputs.make_inputs`.
+    """
 
     batch_invariant: bool
     """Whether a row's logits have the same bits whatever else is in the batch, and at any number of rows."""
 
-    def __call__(self, batch: Batch) -> Tensor: ...
+    def __call__(self, batch: Batch) -> ForwardOutput: ...
 
 
 class GroupLora(Protocol):
@@ -83,6 +87,19 @@ class KvCache(Protocol):
         """Attention of one step over the blocks of ``batch``."""
 
 
+class RowScores(NamedTuple):
+    """Log probabilities in rows of logits."""
+
+    logprobs: Tensor
+    """[rows] float32: of one token in each row, NaN if the row is not finite."""
+    ranks: Tensor
+    """[rows] int64: 1 + the number of tokens that are more likely."""
+    top: Tensor
+    """[rows, width] float32: of the most likely tokens."""
+    likely: Tensor
+    """[rows, width] int64: the most likely tokens; of equally likely ones the smaller id first."""
+
+
 class SamplingOps(Protocol):
     """The parts of sampling that read whole rows of logits, so that their time grows with the vocabulary."""
 
@@ -97,6 +114,9 @@ class SamplingOps(Protocol):
 
     def top_rows(self, logits: Tensor, temperatures: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """The ``width`` likeliest tokens of each row in that distribution: probabilities float32, tokens int64."""
+
+    def score_rows(self, logits: Tensor, tokens: Tensor, width: int) -> RowScores:
+        """Log probabilities of ``tokens`` [rows] int64 and of the ``width`` likeliest, by softmax(logits)."""
 
 
 class AdapterCopy(Protocol):

@@ -21,7 +21,7 @@ from server.engine.block_pool import BlockPool
 from server.engine.loader import Loader
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Batch, Cause, Event, Failed, Sequence, WeightedAdapter, is_last
+from server.engine.sequence import Batch, Cause, Event, Failed, Sequence, Token, WeightedAdapter, is_last
 from server.engine.slots import SlotTable, pages_for
 from server.engine.speculation import Speculation
 from server.engine.stats import EngineStats, StepCounters
@@ -112,9 +112,12 @@ class Engine:
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence. Probes do not count towards ``max_queue``.
 
-        Raises QueueFull, EngineError if the engine has stopped, and InvalidRequest if its adapters can never fit.
+        Raises QueueFull, EngineError if the engine has stopped, and InvalidRequest if its adapters can never fit, or
+        if it asks for nothing.
         """
         self._check_alive()
+        if not (sequence.samples or sequence.pooling or sequence.scores is not None):
+            raise InvalidRequest("max_tokens: 0 needs prompt_logprobs; give at least 1.", param="max_tokens")
         if fit_error := self.slots.fit_error(sequence.adaptation):
             raise InvalidRequest(fit_error, param="adapter")
         if not sequence.probe:
@@ -285,7 +288,7 @@ class Engine:
                     break
                 self.loader.request(wanted.id)
                 continue
-            placement = self.slots.place(wanted.id, packed.rank, keep) if budget else None
+            placement = self.slots.place(wanted.id, packed.rank, keep, time.monotonic()) if budget else None
             if placement is None and sequence is None:
                 continue  # a pin waits for free space or idle adapters, without holding up waiting sequences
             if placement is None:
@@ -327,7 +330,7 @@ class Engine:
     def _run_batch(self, batch: Batch) -> list[Event]:
         started = time.perf_counter()
         try:
-            tokens, logits = self.runner.run_probe(batch) if batch.probe else (self.runner.run(batch), None)
+            result = self.runner.run(batch)
         except Exception:
             log.exception("A step of %d sequences failed", len(batch.chunks))
             self._counters.failed_steps += 1
@@ -338,9 +341,9 @@ class Engine:
         self._failures_in_a_row = 0
         self.scheduler.speculation.record_step(batch, time.perf_counter() - started)
         self._counters.count(batch)
-        events = self.scheduler.commit(batch, tokens, logits)
-        self._counters.output_tokens += len(events)
-        return list(events)
+        events = self.scheduler.commit(batch, result, time.monotonic())
+        self._counters.output_tokens += sum(isinstance(event, Token) for event in events)
+        return events
 
     def _fail(self, sequences: Iterable[Sequence], message: str, cause: Cause = "engine") -> list[Failed]:
         events = []

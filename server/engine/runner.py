@@ -3,7 +3,6 @@
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from adapters.format.spec import AdapterId
 from bases.base import Base
@@ -11,12 +10,14 @@ from server.compute import choose_backend
 from server.compute.attention import IMPLEMENTATION, LayerRecorder, register_attention
 from server.compute.backend import AdapterCopy, Backend, ServedModel
 from server.compute.lora_mapping import ResidentAdapters
-from server.compute.model_inputs import ModelInputs, call_model, transformers_forward
+from server.compute.model_inputs import ForwardOutput, ModelInputs, call_model, transformers_forward
 from server.compute.pool import AdapterPool, PackedAdapter
 from server.config import Settings
 from server.engine.kv_memory import kv_cache_size
+from server.engine.logprobs import RawLogits, score_prompts
+from server.engine.pooling import pool
 from server.engine.sampler import sample
-from server.engine.sequence import Batch
+from server.engine.sequence import Batch, StepResult
 from server.engine.slots import pages_for
 from server.engine.token_masks import MaskWorker
 
@@ -44,21 +45,24 @@ class Runner:
         self._masks = MaskWorker()
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> list[int | None]:
-        """Run a step. Returns a token id for each of ``batch.sampled``, or None if its logits are not finite."""
+    def run(self, batch: Batch) -> StepResult:
+        """Run a step: the forward pass, sampling, and what is read of prompts."""
         masks = self._masks.start(batch)
-        logits = self.logits(batch)
-        return sample(logits, batch.sampled, self.backend.sampling, masks.result() if masks else None)
+        out, ops, sampled = self.compute(batch), self.backend.sampling, batch.sampled
+        logits, others = out.logits[: len(sampled)], out.logits[len(sampled) :]
+        raw = RawLogits(logits, sampled)
+        tokens = sample(logits, sampled, ops, masks.result() if masks else None)
+        return StepResult(
+            tokens,
+            raw.score(tokens, ops),
+            score_prompts(others, batch.scored, ops),
+            [] if out.hidden is None else pool(out.hidden, batch.pooled),
+            logits.cpu().numpy().tobytes() if batch.probe else None,
+        )
 
     @torch.inference_mode()
-    def run_probe(self, batch: Batch) -> tuple[list[int | None], bytes]:
-        """Run a probe's step. Returns what :meth:`run` does, and the logits as bytes: float32 in native byte order."""
-        logits = self.logits(batch)
-        return sample(logits, batch.sampled, self.backend.sampling), logits.cpu().numpy().tobytes()
-
-    @torch.inference_mode()
-    def logits(self, batch: Batch) -> Tensor:
-        """Write the batch's keys and values, and return logits [len(batch.sampled), vocabulary] float32."""
+    def compute(self, batch: Batch) -> ForwardOutput:
+        """Write the batch's keys and values, and return logits and hidden states of the rows that need them."""
         if batch.new_blocks:
             self.kv.clear(batch.new_blocks)
         self._wait_for_copies(batch)
@@ -106,6 +110,6 @@ class Runner:
     def _record_layers(self) -> LayerRecorder:
         """Run one token through the model, to record each layer's KV shapes and attention parameters."""
         recorder = LayerRecorder()
-        inputs = ModelInputs([0], [0], [0])
+        inputs = ModelInputs([0], [0], [0], [])
         call_model(transformers_forward(self.base.model), inputs, recorder, self.base.device)
         return recorder

@@ -1,8 +1,8 @@
 """Sampling of many rows at once, each with its request's own parameters, penalties and random generator.
 
-The order is the usual one: masks of grammars, penalties and bias, temperature, then top-k, top-p and min-p. A token is
-drawn by inverting the cumulative distribution at a uniform number from the request's generator. So a draw depends on
-the request alone, and not on the batch, the device's random state or a preemption.
+The order is the usual one: masks of grammars, penalties, bias and stop tokens that may not come yet, temperature, then
+top-k, top-p and min-p. A token is drawn by inverting the cumulative distribution at a uniform number from the request's
+generator. So a draw depends on the request alone, and not on the batch, the device's random state or a preemption.
 
 On CUDA only the end waits for the device: parameters are sent in at most two copies, and results come back in one.
 """
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
@@ -81,10 +82,16 @@ def apply_penalties(logits: Tensor, sampled: Seq[SampledRow]) -> Tensor | None:
     return adjusted
 
 
+def _may_not_stop(row: SampledRow) -> bool:
+    """Whether the answer has too few tokens to end."""
+    p = row.sequence.sampling
+    return bool(p.stop_token_ids) and row.sequence.output_length + len(row.drafts) < p.min_tokens
+
+
 def _has_penalties(row: SampledRow) -> bool:
     p = row.sequence.sampling
     used = bool(p.presence_penalty or p.frequency_penalty) and (row.sequence.output_length > 0 or bool(row.drafts))
-    return p.repetition_penalty != 1.0 or used or bool(p.logit_bias)
+    return p.repetition_penalty != 1.0 or used or bool(p.logit_bias) or _may_not_stop(row)
 
 
 def _penalties(row: SampledRow, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -96,7 +103,8 @@ def _penalties(row: SampledRow, start: int) -> tuple[np.ndarray, np.ndarray, np.
     sequence, p = row.sequence, row.sequence.sampling
     seen = dict.fromkeys((*sequence.tokens, *row.drafts) if p.repetition_penalty != 1.0 else (), p.repetition_penalty)
     counts = Counter((*sequence.output, *row.drafts) if p.presence_penalty or p.frequency_penalty else ())
-    repeated, used, biased = (_columns(numbers, start) for numbers in (seen, counts, dict(p.logit_bias)))
+    bias = dict(p.logit_bias) | dict.fromkeys(p.stop_token_ids if _may_not_stop(row) else (), -inf)
+    repeated, used, biased = (_columns(numbers, start) for numbers in (seen, counts, bias))
     # in float32, like the logits: float64 would round differently
     used[1] = np.float32(p.presence_penalty) + np.float32(p.frequency_penalty) * used[1].astype(np.float32)
     return repeated, used, biased

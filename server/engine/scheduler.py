@@ -9,18 +9,39 @@ take no new sequences until it fits.
 
 Drafted tokens are verified in the step of the token before them. Keys and values of rejected ones are overwritten.
 
+The log probabilities of a prompt need logits for each of its tokens, so they, too, limit how long a chunk is. What was
+read of a prompt (log probabilities, a sum of hidden states) survives a preemption, and prefix hits end there.
+
 Probes come first in the queue and run alone, at most every other step. So all probes compute with the same shapes, and
 their logits can be compared bit by bit; and a probe does not change how the tokens of other sequences are rounded.
 """
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
+from itertools import zip_longest
 
 from adapters.format.spec import AdapterId
 from server.engine.block_pool import BlockPool, chain_keys
-from server.engine.sequence import Batch, Chunk, Failed, FinishReason, Sequence, Token, WeightedAdapter
+from server.engine.sequence import (
+    Batch,
+    Chunk,
+    Event,
+    Failed,
+    FinishReason,
+    Pooled,
+    PromptLogprobs,
+    Sequence,
+    StepResult,
+    Token,
+    TokenLogprobs,
+    WeightedAdapter,
+)
 from server.engine.slots import SlotTable
 from server.engine.speculation import MAX_ROWS, Speculation
+
+MAX_SCORED_ROWS = 256
+"""Tokens of prompts whose log probabilities one step computes: for each, a row of logits of the whole vocabulary."""
 
 
 class Scheduler:
@@ -49,6 +70,8 @@ class Scheduler:
         """Pinned adapters, which are loaded without a request; those that could not be loaded are taken out."""
         self._pinned_at = 0.0
         self._last_was_probe = False
+        self._scored_rows = 0
+        """Tokens of prompts whose log probabilities the step will compute."""
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
@@ -66,26 +89,32 @@ class Scheduler:
     def schedule(self, now: float) -> Batch:
         """Return the next batch, which is empty if nothing can run. ``now`` is ``time.monotonic()``."""
         chunks = (
-            (not self._last_was_probe and self._schedule_probe())
+            (not self._last_was_probe and self._schedule_probe(now))
             or self._schedule_requests(now)
-            or self._schedule_probe()
+            or self._schedule_probe(now)
         )
         batch = Batch(tuple(chunks), self.blocks.take_new())
         self._last_was_probe = batch.probe
         return batch
 
-    def commit(self, batch: Batch, tokens: list[int | None], logits: bytes | None = None) -> list[Token | Failed]:
-        """Update the sequences of a batch that has run, and return the events.
+    def commit(self, batch: Batch, result: StepResult, now: float) -> list[Event]:
+        """Update the sequences of a batch that has run, and return the events. ``now`` is ``time.monotonic()``.
 
-        ``tokens`` has one token id for each of ``batch.sampled``, or None if its logits were not finite: then only this
-        sequence fails. ``logits`` are a probe's.
+        A sequence whose logits or hidden states are not finite fails, and no other.
         """
-        events: list[Token | Failed] = []
-        left = iter(tokens)
+        events: list[Event] = []
+        adapters = batch.adapters
+        sampled = zip_longest(result.tokens, result.logprobs)
+        scores, pooled = iter(result.scores), iter(result.pooled)
         for chunk in batch.chunks:
-            sampled = [next(left) for _ in chunk.sampled]
-            self._mark_computed(chunk.sequence, chunk.end - len(chunk.drafts))
-            events += self._append_tokens(chunk, sampled, logits)
+            sequence, drawn = chunk.sequence, [next(sampled) for _ in chunk.sampled]
+            sequence.batch_adapters = max(sequence.batch_adapters, adapters)
+            self._mark_computed(sequence, chunk.end - len(chunk.drafts))
+            if sequence.pooling is None:
+                events += self._take_scores(chunk, scores, now)
+            else:
+                events += self._take_hidden(chunk, pooled, now)
+            events += self._append_tokens(chunk, drawn, result.logits, now)
         return events
 
     def abort(self, sequence_id: str) -> bool:
@@ -123,7 +152,7 @@ class Scheduler:
         """Number of waiting probes: they come first in the queue."""
         return next((i for i, sequence in enumerate(self.waiting) if not sequence.probe), len(self.waiting))
 
-    def _schedule_probe(self) -> list[Chunk]:
+    def _schedule_probe(self, now: float) -> list[Chunk]:
         """Run the first probe whose adapter is on the device. If too few blocks are free, preempt the youngest."""
         for sequence in self.waiting:
             if not sequence.probe:
@@ -132,13 +161,14 @@ class Scheduler:
                 while self.blocks.blocks_for(len(sequence.tokens)) > self.blocks.free:
                     self._preempt(self.running[-1])
                 self._take_blocks(sequence)
-                return [self._start(sequence, self.max_tokens)]
+                return [self._start(sequence, self.max_tokens, now)]
         return []
 
     # Running sequences
 
     def _schedule_requests(self, now: float) -> list[Chunk]:
         """Chunks of all sequences but probes."""
+        self._scored_rows = 0
         chunks = self._schedule_running()
         chunks += self._schedule_waiting(now, self.max_tokens - sum(chunk.length for chunk in chunks))
         chunks = self._add_drafts(chunks)
@@ -159,10 +189,20 @@ class Scheduler:
         spare = self.max_tokens - len(self.running)
         shares = []
         for sequence in self.running:
-            extra = min(len(sequence.tokens) - sequence.computed - 1, spare)
-            spare -= extra
-            shares.append((sequence, 1 + extra))
+            length = self._limit_scores(sequence, min(len(sequence.tokens) - sequence.computed, 1 + spare))
+            spare -= length - 1
+            shares.append((sequence, length))
         return shares
+
+    def _limit_scores(self, sequence: Sequence, length: int) -> int:
+        """``length`` of a chunk, or as much of it, at least 1, as the step may compute log probabilities for."""
+        if sequence.scores is None:
+            return length
+        start, unread, left = sequence.computed, sequence.unread, max(MAX_SCORED_ROWS - self._scored_rows, 0)
+        if min(start + length, unread.stop) > max(start, unread.start) + left:
+            length = max(1, max(start, unread.start) + left - start)
+        self._scored_rows += len(Chunk(sequence, start, length).read)
+        return length
 
     def _grow(self, sequence: Sequence, end: int) -> bool:
         """Allocate blocks up to position ``end``. Preempts the youngest if needed; False if that is ``sequence``."""
@@ -198,7 +238,7 @@ class Scheduler:
                 continue
             if not self._take_blocks(sequence):
                 break  # blocks go first come, first served: a short sequence must not overtake a long one
-            chunk = self._start(sequence, budget)
+            chunk = self._start(sequence, budget, now)
             budget -= chunk.length
             chunks.append(chunk)
         return chunks
@@ -223,12 +263,13 @@ class Scheduler:
     def _take_blocks(self, sequence: Sequence) -> bool:
         """Take prefix-cache hits and allocate blocks for all other tokens; False, and no change, if too few are free.
 
-        A probe gets no hits, which would change the shapes of its step.
+        A probe gets no hits, which would change the shapes of its step; nor do tokens whose outputs are to be read.
         """
         hits: list[int] = []
         if not sequence.probe:
             chain_keys(sequence, self.blocks.size)
-            hits = self.blocks.match(sequence.keys[: (len(sequence.tokens) - 1) // self.blocks.size])
+            most = min([len(sequence.tokens) - 1, *sequence.unread[:1]])
+            hits = self.blocks.match(sequence.keys[: most // self.blocks.size])
         need = self.blocks.blocks_for(len(sequence.tokens)) - len(hits)
         if need + self.blocks.count_idle(hits) > self.blocks.free:
             return False
@@ -237,16 +278,19 @@ class Scheduler:
         sequence.computed = len(hits) * self.blocks.size
         return True
 
-    def _start(self, sequence: Sequence, budget: int) -> Chunk:
+    def _start(self, sequence: Sequence, budget: int, now: float) -> Chunk:
         self.waiting.remove(sequence)
         self.running.append(sequence)
         self.running.sort(key=lambda running: running.arrived)
         probe_only = sequence.probe and not sequence.keep
         self.slots.lease((adapter.id for adapter in sequence.adaptation), probe=probe_only)
         sequence.leased = True
-        if not sequence.preemptions:
-            sequence.cached = sequence.computed
-        return Chunk(sequence, sequence.computed, min(len(sequence.tokens) - sequence.computed, budget))
+        if sequence.started is None:
+            sequence.cached, sequence.started = sequence.computed, now
+            placed = max((self.slots.placed_at(adapter.id) for adapter in sequence.adaptation), default=0.0)
+            sequence.loading = max(placed - sequence.arrived, 0.0)
+        length = self._limit_scores(sequence, min(len(sequence.tokens) - sequence.computed, budget))
+        return Chunk(sequence, sequence.computed, length)
 
     def _add_drafts(self, chunks: list[Chunk]) -> list[Chunk]:
         """Draft tokens for sequences that decode. Leaves a free block for each of them, so that none is preempted."""
@@ -269,29 +313,78 @@ class Scheduler:
         for index in filled:
             self.blocks.cache(sequence.blocks[index], sequence.keys[index])
 
-    def _append_tokens(self, chunk: Chunk, sampled: list[int | None], logits: bytes | None) -> Iterator[Token | Failed]:
+    def _take_scores(
+        self, chunk: Chunk, scores: Iterator[Seq[TokenLogprobs] | None], now: float
+    ) -> Iterator[PromptLogprobs | Failed]:
+        """Take in the log probabilities of a chunk's tokens, and deliver those of the prompt when it is complete."""
+        sequence, rows = chunk.sequence, chunk.read
+        if sequence.scores is None:
+            return
+        found = next(scores) if rows else ()
+        if found is None:
+            yield self._fail_not_finite(sequence)
+            return
+        sequence.scores += found
+        sequence.read += len(found)
+        if chunk.end >= sequence.prompt_length:
+            logprobs = (None, *sequence.scores)
+            sequence.scores = None
+            if sequence.samples:
+                yield PromptLogprobs(sequence.id, logprobs, cached=sequence.cached)
+            else:
+                self.release(sequence)
+                yield PromptLogprobs(sequence.id, logprobs, "length", sequence.cached, sequence.timing(now))
+
+    def _take_hidden(self, chunk: Chunk, pooled: Iterator[bytes | None], now: float) -> Iterator[Pooled | Failed]:
+        """Take in what was pooled of a chunk, and deliver the vector when the prompt is complete."""
+        sequence, rows = chunk.sequence, chunk.read
+        if not rows:
+            return
+        found = next(pooled)
+        sequence.read, sequence.hidden = rows.stop, found
+        if found is None:
+            yield self._fail_not_finite(sequence)
+        elif rows.stop == sequence.prompt_length:
+            self.release(sequence)
+            yield Pooled(sequence.id, found, sequence.cached, sequence.timing(now))
+
+    def _append_tokens(
+        self, chunk: Chunk, drawn: list[tuple[int | None, TokenLogprobs | None]], logits: bytes | None, now: float
+    ) -> Iterator[Token | Failed]:
         """Append the tokens sampled for a chunk, up to the first that is not the draft for its place."""
-        sequence = chunk.sequence
+        sequence, sampled = chunk.sequence, [token for token, _ in drawn]
         accepted = self.speculation.record(chunk, sampled) if chunk.drafts else 0
-        for token in sampled[: accepted + 1]:
-            if sequence.leased:  # the answer has not ended
-                self._mark_computed(sequence, len(sequence.tokens))
-                yield self._append_token(sequence, token, logits)
+        for token, logprobs in drawn[: accepted + 1]:
+            if not sequence.leased:
+                return  # the answer has ended
+            self._mark_computed(sequence, len(sequence.tokens))
+            if token is None:
+                yield self._fail_not_finite(sequence)
+            else:
+                yield self._append_token(sequence, token, logprobs, logits, now)
         if sequence.leased and None in sampled:
             self._preempt(sequence)  # its blocks may hold keys and values that are not finite: take others
 
-    def _append_token(self, sequence: Sequence, token: int | None, logits: bytes | None) -> Token | Failed:
-        if token is None:
-            self.release(sequence)
-            return _not_finite(sequence)
+    def _append_token(
+        self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, logits: bytes | None, now: float
+    ) -> Token | Failed:
         sequence.append(token)
+        if sequence.first_token is None:
+            sequence.first_token = now
         finish = _finish(sequence, token)
         if sequence.matcher and (error := sequence.matcher.accept(token, last=finish == "stop")):
             self.release(sequence)
             return Failed(sequence.id, f"The grammar of this answer cannot be followed further: {error}")
         if finish:
             self.release(sequence)
-        return Token(sequence.id, token, finish, sequence.cached, logits)
+        timing = sequence.timing(now) if finish else None
+        return Token(sequence.id, token, finish, sequence.cached, logits, logprobs, timing)
+
+    def _fail_not_finite(self, sequence: Sequence) -> Failed:
+        self.release(sequence)
+        if not sequence.adaptation:
+            return Failed(sequence.id, "The model's output was not finite.")
+        return Failed(sequence.id, "The model's output was not finite: this adapter or mix cannot be used.", "adapter")
 
     def _free(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.blocks)
@@ -318,12 +411,6 @@ class Scheduler:
             for adapter in sequence.adaptation:
                 if adapter.id not in self.slots:
                     yield adapter, keep, sequence
-
-
-def _not_finite(sequence: Sequence) -> Failed:
-    if not sequence.adaptation:
-        return Failed(sequence.id, "The model's output was not finite.")
-    return Failed(sequence.id, "The model's output was not finite: this adapter or mix cannot be used.", "adapter")
 
 
 def _finish(sequence: Sequence, token: int) -> FinishReason | None:

@@ -5,9 +5,11 @@ A sequence's life:
 1. the API makes a :class:`Sequence`, whose ``tokens`` are the prompt, and submits it;
 2. the scheduler admits it: it leases slots, takes prefix-cache hits, and allocates ``blocks``;
 3. each step runs a :class:`Chunk` of it and advances ``computed``;
-4. when ``computed`` reaches ``len(tokens)``, a token is sampled and appended, and one more for each draft that is
+4. when ``computed`` reaches the end of the prompt, its :class:`PromptLogprobs` or its :class:`Pooled` vector are
+   events, if it asks for one of them; a pooled sequence ends here, and so does one with ``max_tokens`` 0;
+5. when ``computed`` reaches ``len(tokens)``, a token is sampled and appended, and one more for each draft that is
    accepted: each is a :class:`Token` event;
-5. it ends by a stop token, by length, by an abort or by an error, always through ``Scheduler.release``.
+6. it ends by a stop token, by length, by an abort or by an error, always through ``Scheduler.release``.
 
 What the API sends and receives (``Sequence`` before it is submitted, ``Event``) can be pickled, but for a grammar, so
 that the engine can move to a process of its own.
@@ -46,10 +48,11 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token id, bias) pairs."""
     max_tokens: int = 16
+    """0, only with ``Sequence.prompt_logprobs``: the sequence ends after its prompt."""
     stop_token_ids: frozenset[int] = frozenset()
     """Tokens that end the answer: the base's end tokens, or none if the request has ``ignore_eos``."""
     min_tokens: int = 0
-    """Tokens of the answer before which no stop token is sampled."""
+    """Tokens of the answer before which no stop token is sampled: until then, their logits are -inf."""
     logprobs: int | None = None
     """With each token, return its log probability and those of this many most likely tokens; None returns none."""
     speculation: bool = True
@@ -85,6 +88,8 @@ class Sequence:
     """Sorted by id, for the order of a mix does not matter."""
     probe: bool = False
     """Whether this is a probe: it runs before all waiting sequences, in a step of its own, and returns logits."""
+    keep: bool = False
+    """Whether a probe counts as use of its adapter. If not, the adapter is evicted before all others."""
     prompt_logprobs: int | None = None
     """Return the log probabilities of the prompt's tokens, as ``SamplingParams.logprobs`` does for the answer's."""
     grammar: Grammar | None = None
@@ -92,9 +97,7 @@ class Sequence:
     matcher: Matcher | None = field(init=False, default=None)
     """Where in the grammar the answer is."""
     pooling: Pooling | None = None
-    """Return one vector for the prompt instead of an answer."""
-    keep: bool = False
-    """Whether a probe counts as use of its adapter. If not, the adapter is evicted before all others."""
+    """Return one vector for the prompt instead of an answer: all of ``sampling`` is ignored."""
     prompt_length: int = field(init=False)
     arrived: float = field(default_factory=time.monotonic)
     """``time.monotonic()``, in seconds."""
@@ -109,6 +112,19 @@ class Sequence:
     leased: bool = False
     """Whether it holds leases on its adapters' slots. Set by Scheduler."""
     preemptions: int = 0
+    read: int = 0
+    """Tokens of the prompt whose outputs were read, for ``prompt_logprobs`` or ``pooling``. Set by Scheduler."""
+    scores: "list[TokenLogprobs] | None" = field(init=False)
+    """Those of the prompt so far, from its second token; None if none are to be delivered. Set by Scheduler."""
+    hidden: bytes | None = None
+    """The sum of the hidden states read so far, [hidden size] float64. Set by Scheduler."""
+    started: float | None = None
+    """When its first step began, by ``time.monotonic()``. Set by Scheduler, like what follows."""
+    loading: float = 0.0
+    """Seconds from its arrival until its adapters were on the device."""
+    first_token: float | None = None
+    batch_adapters: int = 0
+    """Most distinct adapters, the base included, in a step of it."""
     rng: random.Random = field(init=False)
     """The request's own generator, for one number per token: batch and preemption do not change its draws."""
     _numbers: deque[float] = field(init=False, default_factory=deque)
@@ -118,6 +134,7 @@ class Sequence:
         self.adaptation = tuple(sorted(self.adaptation, key=lambda adapter: adapter.id))
         self.prompt_length = len(self.tokens)
         self.matcher = self.grammar.start() if self.grammar else None
+        self.scores = None if self.prompt_logprobs is None else []
         seed = self.sampling.seed
         self.rng = random.Random(None if seed is None else str(seed))  # a str, for Random drops an int's sign
 
@@ -132,6 +149,35 @@ class Sequence:
         while len(self._numbers) <= ahead:
             self._numbers.append(self.rng.random())
         return self._numbers[ahead]
+
+    @property
+    def samples(self) -> bool:
+        """Whether it has an answer."""
+        return self.pooling is None and self.sampling.max_tokens > 0
+
+    @property
+    def unread(self) -> range:
+        """Positions in the prompt whose outputs are to be read: logits for log probabilities, or hidden states.
+
+        Each must be computed; a prefix-cache hit would give its keys and values only.
+        """
+        if self.pooling is None:
+            return range(self.read, 0 if self.prompt_logprobs is None else self.prompt_length - 1)
+        return range(self.prompt_length - 1 if self.pooling == "last" else self.read, self.prompt_length)
+
+    def timing(self, now: float) -> "Timing":
+        """Where its time went, if it ends ``now``, by ``time.monotonic()``."""
+        started = now if self.started is None else self.started
+        first = now if self.first_token is None else self.first_token
+        return Timing(
+            queue=max(started - self.arrived - self.loading, 0.0),
+            load=self.loading,
+            prefill=first - started,
+            decode=now - first,
+            cold=self.loading > 0,
+            batch_adapters=self.batch_adapters,
+            preemptions=self.preemptions,
+        )
 
     @property
     def output_length(self) -> int:
@@ -162,13 +208,19 @@ class Chunk:
     @property
     def samples(self) -> bool:
         """Whether the step samples a token for this sequence, and one after each draft."""
-        return self.end == len(self.sequence.tokens) + len(self.drafts)
+        return self.end == len(self.sequence.tokens) + len(self.drafts) and self.sequence.samples
 
     @property
     def sampled(self) -> list["SampledRow"]:
-        """The rows whose logits are needed: the last token's, and each draft's."""
+        """The rows from whose logits a token is sampled: the last token's, and each draft's."""
         ahead = range(len(self.drafts) + 1 if self.samples else 0)
         return [SampledRow(self.sequence, self.drafts[:count]) for count in ahead]
+
+    @property
+    def read(self) -> range:
+        """Positions whose outputs are read for the prompt's log probabilities or its vector."""
+        unread = self.sequence.unread
+        return range(max(self.start, unread.start), min(self.end, unread.stop))
 
 
 class SampledRow(NamedTuple):
@@ -194,8 +246,24 @@ class Batch:
 
     @property
     def sampled(self) -> list[SampledRow]:
-        """The rows of the logits."""
+        """The first rows of the logits."""
         return [row for chunk in self.chunks for row in chunk.sampled]
+
+    @property
+    def scored(self) -> list[Chunk]:
+        """Those whose ``read`` positions are the other rows of the logits, for the prompt's log probabilities."""
+        return [chunk for chunk in self.chunks if chunk.sequence.pooling is None and chunk.read]
+
+    @property
+    def pooled(self) -> list[Chunk]:
+        """Those whose ``read`` positions are the rows of the hidden states."""
+        return [chunk for chunk in self.chunks if chunk.sequence.pooling is not None and chunk.read]
+
+    @property
+    def adapters(self) -> int:
+        """Number of distinct adapters, the base included."""
+        used = {adapter.id for chunk in self.chunks for adapter in chunk.sequence.adaptation}
+        return len(used) + any(not chunk.sequence.adaptation for chunk in self.chunks)
 
     @property
     def probe(self) -> bool:
@@ -204,13 +272,32 @@ class Batch:
 
 
 class TokenLogprobs(NamedTuple):
-    """The log probability of a token, and of the most likely tokens in its place. After no penalty or temperature."""
+    """The log probability of a token, and of the most likely tokens in its place, natural and in float32.
+
+    By the model's own logits: before penalties, bias, temperature, filters and masks, as vLLM's ``raw_logprobs``.
+    """
 
     logprob: float
     rank: int
     """1 if no token is more likely."""
     top: tuple[tuple[int, float], ...] = ()
-    """(token id, log probability), most likely first."""
+    """(token id, log probability), most likely first; of equally likely ones the smaller id first."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What the runner makes of a batch."""
+
+    tokens: Seq[int | None]
+    """A token id for each of ``Batch.sampled``; None if its logits were not finite."""
+    logprobs: Seq[TokenLogprobs | None] = ()
+    """Of those tokens, None where the sequence asks for none; empty if no sequence does."""
+    scores: Seq[Seq[TokenLogprobs] | None] = ()
+    """For each of ``Batch.scored``, those of the tokens after its ``read`` positions; None if one is not finite."""
+    pooled: Seq[bytes | None] = ()
+    """For each of ``Batch.pooled``: its vector if it ends the prompt, else the sum so far; None if it is not finite."""
+    logits: bytes | None = None
+    """Only of a probe: [vocabulary] float32 in native byte order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,17 +333,23 @@ class Token:
     """Only of a probe: the logits of the token, [vocabulary] float32 in native byte order."""
     logprobs: TokenLogprobs | None = None
     """If ``SamplingParams.logprobs`` asks for them."""
-    timing: Timing | None = None
+    timing: Timing | None = field(default=None, compare=False)
     """Only in the last token."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """Log probabilities of a prompt's tokens, before its first sampled token."""
+    """Log probabilities of a prompt's tokens, before its first sampled token. The only event if ``max_tokens`` is 0."""
 
     sequence_id: str
     logprobs: tuple[TokenLogprobs | None, ...]
     """One for each token of the prompt; None for the first, which nothing precedes."""
+    finish: FinishReason | None = None
+    """``length`` if ``max_tokens`` is 0: then no other event follows."""
+    cached: int = 0
+    """Prompt tokens taken from the prefix cache: 0, for all logits are needed."""
+    timing: Timing | None = field(default=None, compare=False)
+    """Only if no other event follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,9 +358,10 @@ class Pooled:
 
     sequence_id: str
     vector: bytes
-    """[hidden size] float32 in native byte order, not normalised."""
+    """[hidden size] float32 in native byte order, not normalised: hidden states after the model's last norm."""
     cached: int = 0
-    """Prompt tokens taken from the prefix cache."""
+    """Prompt tokens taken from the prefix cache: 0 for ``mean``, which needs the hidden states of all."""
+    timing: Timing | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,4 +379,4 @@ Event = Token | PromptLogprobs | Pooled | Failed
 
 def is_last(event: Event) -> bool:
     """Whether no other event of its sequence follows."""
-    return isinstance(event, Failed | Pooled) or (isinstance(event, Token) and event.finish is not None)
+    return isinstance(event, Failed | Pooled) or event.finish is not None

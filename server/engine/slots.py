@@ -29,6 +29,7 @@ class Slot:
     """One adapter on the device."""
 
     pages: tuple[int, ...]
+    placed_at: float
     leases: int = 0
     used: bool = False
     """Whether anything but a probe has leased it."""
@@ -66,6 +67,10 @@ class SlotTable:
     def pages_of(self, adapter: AdapterId) -> tuple[int, ...]:
         """Return the pages of a resident adapter, in the order of its columns."""
         return self._resident[adapter].pages
+
+    def placed_at(self, adapter: AdapterId) -> float:
+        """Return the ``now`` at which a resident adapter was placed."""
+        return self._resident[adapter].placed_at
 
     def leases(self, adapter: AdapterId) -> int:
         """Return the number of leases on an adapter; 0 if it is not resident."""
@@ -106,10 +111,12 @@ class SlotTable:
             if not (slot.leases or slot.used or adapter in self.pinned):
                 self._resident.move_to_end(adapter, last=False)
 
-    def place(self, adapter: AdapterId, rank: int, keep: Collection[AdapterId] = ()) -> Placement | None:
+    def place(
+        self, adapter: AdapterId, rank: int, keep: Collection[AdapterId] = (), now: float = 0.0
+    ) -> Placement | None:
         """Allocate pages for an adapter that is not resident. If that is not possible, return None and change nothing.
 
-        Idle adapters are evicted as needed, except those in ``keep``.
+        Idle adapters are evicted as needed, except those in ``keep``. ``now`` is ``time.monotonic()``.
         """
         needed = pages_for(rank)
         evicted = self._to_evict(needed, (a for a in self._evictable(keep) if not self._resident[a].leases))
@@ -119,7 +126,7 @@ class SlotTable:
             self.evict(other)
         pages = self._pick_pages(needed)
         self._free.difference_update(pages)
-        self._resident[adapter] = Slot(pages)
+        self._resident[adapter] = Slot(pages, now)
         return Placement(pages, evicted)
 
     def evict(self, adapter: AdapterId) -> tuple[int, ...]:

@@ -13,10 +13,21 @@ from adapters.format.spec import AdapterId, AdapterSpec
 from adapters.store.store import AdapterStore
 from bases.base import make_base
 from server.compute.backend import Backend
+from server.compute.model_inputs import ForwardOutput
 from server.config import Settings
 from server.engine.engine import Engine
 from server.engine.runner import Runner
-from server.engine.sequence import Adaptation, Batch, Event, Failed, SamplingParams, WeightedAdapter
+from server.engine.sequence import (
+    Adaptation,
+    Batch,
+    Event,
+    Failed,
+    Pooled,
+    PromptLogprobs,
+    SamplingParams,
+    Token,
+    WeightedAdapter,
+)
 from server.engine.sequence import Sequence as EngineSequence
 from tests.adapter_folders import add
 from tests.numeric.oracle import Mix, Request
@@ -53,6 +64,7 @@ class Drive:
         self.specs: dict[str, AdapterSpec] = {name: add(self.store, folder) for name, folder in folders.items()}
         self.engine = Engine(Runner(base, config, backend), config, self.store.read, deliver)
         self.tokens: dict[str, list[int]] = {}
+        self.events: dict[str, list[Token | PromptLogprobs | Pooled]] = {}
         self.finish: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self.cached: dict[str, int] = {}
@@ -69,11 +81,15 @@ class Drive:
 
     def submit_adapted(self, adaptation: Adaptation, prompt: Sequence[int], sampling: SamplingParams) -> str:
         """Submit a request for resolved adapters; return its id."""
-        id_ = f"s{len(self.tokens)}"
-        self.engine.submit(EngineSequence(id_, list(prompt), sampling, adaptation))
-        self.tokens[id_] = []
-        self._open[id_] = None
-        return id_
+        return self.submit_sequence(EngineSequence(f"s{len(self.tokens)}", list(prompt), sampling, adaptation))
+
+    def submit_sequence(self, sequence: EngineSequence) -> str:
+        """Submit a sequence; return its id."""
+        self.engine.submit(sequence)
+        self.tokens[sequence.id] = []
+        self.events[sequence.id] = []
+        self._open[sequence.id] = None
+        return sequence.id
 
     def ask(self, request: Request) -> str:
         """Submit a request for as many greedy tokens as its answer has."""
@@ -106,9 +122,13 @@ class Drive:
             self.failed[event.sequence_id] = event.message
             del self._open[event.sequence_id]
             return
-        self.tokens[event.sequence_id].append(event.token)
+        self.events[event.sequence_id].append(event)
         self.cached[event.sequence_id] = event.cached
-        if event.finish:
+        if isinstance(event, Token):
+            self.tokens[event.sequence_id].append(event.token)
+        if isinstance(event, Pooled):
+            del self._open[event.sequence_id]
+        elif event.finish:
             self.finish[event.sequence_id] = event.finish
             del self._open[event.sequence_id]
 
@@ -168,17 +188,17 @@ class Drive:
 def recorded_logits(engine: Engine) -> Iterator[dict[str, list[Tensor]]]:
     """Sequence -> the logits [vocabulary] of each token it samples, as the sampler gets them."""
     recorded: dict[str, list[Tensor]] = {}
-    original = engine.runner.logits
+    original = engine.runner.compute
 
-    def logits(batch: Batch) -> Tensor:
-        rows = original(batch)
-        for sampled, row in zip(batch.sampled, rows.clone().cpu(), strict=True):
+    def compute(batch: Batch) -> ForwardOutput:
+        out = original(batch)
+        for sampled, row in zip(batch.sampled, out.logits.clone().cpu(), strict=False):
             at = sampled.sequence.output_length + len(sampled.drafts)
             recorded.setdefault(sampled.sequence.id, [])[at:] = [row]  # instead of those after rejected drafts
-        return rows
+        return out
 
-    engine.runner.logits = logits
+    engine.runner.compute = compute
     try:
         yield recorded
     finally:
-        del engine.runner.logits
+        del engine.runner.compute

@@ -12,9 +12,9 @@ from bases.base import load_base
 from server.config import Settings
 from server.engine.engine import Engine
 from server.engine.runner import Runner
-from server.engine.sequence import Failed, Sequence
+from server.engine.sequence import Event, Failed, Sequence, is_last
 
-RANKS = {AdapterId(name): rank for name, rank in (("a", 4), ("b", 16), ("c", 64), ("d", 16))}
+RANKS = {AdapterId(name): rank for name, rank in zip("abcdefgh", (4, 16, 64, 16, 8, 1, 24, 16), strict=True)}
 DEADLINE = 120.0
 
 
@@ -52,13 +52,23 @@ def tight_engine(root: Path) -> Engine:
     )
 
 
-def run_mixed(served: Engine, sequences: list[Sequence], rng: random.Random | None) -> None:
-    """Run until all have ended: submitted one a step, or at random moments."""
+def run_mixed(
+    served: Engine, sequences: list[Sequence], rng: random.Random | None, *, preempt: float = 0.0
+) -> dict[str, list[Event]]:
+    """Run until all have ended: submitted one a step, or at random moments. Returns each sequence's events.
+
+    ``preempt`` is the chance, at each step with ``rng``, that one that runs is preempted.
+    """
     waiting, live, started = list(sequences), len(sequences), time.monotonic()
+    events: dict[str, list[Event]] = {sequence.id: [] for sequence in sequences}
     while live:
         if waiting and (rng is None or rng.random() < 0.6):
             served.submit(waiting.pop(0))
+        if rng and served.scheduler.running and rng.random() < preempt:
+            served.scheduler._preempt(rng.choice(served.scheduler.running))
         for event in served.step():
             assert not isinstance(event, Failed), event
-            live -= bool(event.finish)
+            events[event.sequence_id].append(event)
+            live -= is_last(event)
         assert time.monotonic() - started < DEADLINE
+    return events

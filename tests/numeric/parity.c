@@ -22,6 +22,8 @@ void draw_rows(int64_t rows, int64_t vocabulary, const float *logits, const floa
                int64_t *tokens, int threads);
 void top_rows(int64_t rows, int64_t vocabulary, const float *logits, const float *temperatures, int64_t width,
               float *probs, int64_t *tokens, uint64_t *scratch, int threads);
+void score_rows(int64_t rows, int64_t vocabulary, const float *logits, const int64_t *tokens, int64_t width,
+                float *logprobs, int64_t *ranks, float *likely_logprobs, int64_t *likely, uint64_t *scratch, int threads);
 
 static uint32_t random_bits(void) {
     static uint64_t state = 88172645463325252u;
@@ -173,6 +175,11 @@ static void sampling(void) {
     print("draw", 0, 0, hash(start_hash(), tokens, sizeof(tokens)));
     top_rows(SAMPLED, VOCABULARY, logits, temperatures, WIDTH, probs, likeliest, room(THREADS * VOCABULARY * 8), THREADS);
     print("top", 0, 0, hash(hash(start_hash(), probs, sizeof(probs)), likeliest, sizeof(likeliest)));
+    int64_t ranks[SAMPLED];
+    uint64_t *keys = room(THREADS * VOCABULARY * 8);
+    score_rows(SAMPLED, VOCABULARY, logits, tokens, WIDTH, peaks, ranks, probs, likeliest, keys, THREADS);
+    print("scores", 0, 0, hash(hash(start_hash(), peaks, sizeof(peaks)), ranks, sizeof(ranks)));
+    print("likeliest", 0, 0, hash(hash(start_hash(), probs, sizeof(probs)), likeliest, sizeof(likeliest)));
 }
 
 enum { LAYERS = 2, HIDDEN = 192, INNER = 320, HEADS = 4, KV = 2, HEAD = 32, TOKENS = 97, QUERIES = HEADS * HEAD };

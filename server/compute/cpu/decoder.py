@@ -46,7 +46,7 @@ from server.compute.cpu.structures import (
 )
 from server.compute.layers import LinearGroup
 from server.compute.lora_mapping import make_mapping
-from server.compute.model_inputs import make_inputs
+from server.compute.model_inputs import ForwardOutput, make_inputs
 from server.engine.sequence import Batch
 from server.engine.slots import PAGE
 
@@ -152,20 +152,18 @@ class Decoder:
             for (name, _), group in zip(self.architecture.groups, groups, strict=True):
                 getattr(layer, name).lora = _lora(group)
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Logits [len(batch.sampled), vocabulary] float32 after writing the keys and values of all rows."""
+    def __call__(self, batch: Batch) -> ForwardOutput:
+        """Run a step."""
         if self._generation != self.pool.generation:
             self._refresh()
-        tokens, positions, keep = make_inputs(batch)
+        tokens, positions, keep, hidden_rows = make_inputs(batch)
         x = self.model.embed_tokens(torch.tensor(tokens)) * self.architecture.multipliers.embedding
         at = torch.tensor(positions)
         cosine, sine = self.cosine[:, at], self.sine[:, at]
         logits = torch.empty(len(keep), self.vocabulary)
-        mapping, paged, kept = (
-            make_mapping(batch, self.pool.resident),
-            KernelAttention(batch, self.kv),
-            torch.tensor(keep),
-        )
+        hidden = torch.empty(len(hidden_rows), self.hidden, dtype=torch.bfloat16)
+        mapping, paged = make_mapping(batch, self.pool.resident), KernelAttention(batch, self.kv)
+        kept, read = torch.tensor(keep), torch.tensor(hidden_rows)
         lora = lora_rows(mapping) if mapping.segments else None
         step = Step(
             *(len(tokens), len(paged.chunks.table), len(keep), paged.chunks.context),
@@ -177,12 +175,13 @@ class Decoder:
                 address(logits),
                 address(self.seconds),
             ),
+            *(len(hidden_rows), address(read), address(hidden)),
         )
         threads = torch.get_num_threads()
         work, room = self._work(x, 0 if lora is None else lora.pages, paged.chunks.context, threads)
         self.kernels.decode_step(self.native, step, work, threads)
         del room  # until here the kernels wrote to it
-        return logits
+        return ForwardOutput(logits, hidden.float() if hidden_rows else None)
 
     def _active(self, targets: frozenset[str]) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """[layers, 4]: bit j where the group's j-th layer is among ``targets``."""

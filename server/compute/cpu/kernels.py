@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from server.compute.backend import RowScores
 from server.compute.cpu.batches import LoraRows, PagedChunks
 from server.compute.cpu.structures import (
     ATTENTION_SCRATCH,
@@ -21,6 +22,7 @@ from server.compute.cpu.structures import (
     Nf4,
     Step,
     Workspace,
+    address,
     check_layout,
 )
 from server.compute.cpu.variants import Variant
@@ -49,8 +51,9 @@ class Kernels:
         lib.row_peaks.argtypes = [c_int64, c_int64, *[c_void_p] * 3, c_int]
         lib.draw_rows.argtypes = [c_int64, c_int64, *[c_void_p] * 4, c_int]
         lib.top_rows.argtypes = [c_int64, c_int64, *[c_void_p] * 2, c_int64, *[c_void_p] * 3, c_int]
+        lib.score_rows.argtypes = [c_int64, c_int64, *[c_void_p] * 2, c_int64, *[c_void_p] * 5, c_int]
         kernels = (lib.nf4_matmul, lib.lora_rows, lib.write_pieces, lib.attend, lib.decode_step)
-        for function in (*kernels, lib.row_peaks, lib.draw_rows, lib.top_rows):
+        for function in (*kernels, lib.row_peaks, lib.draw_rows, lib.top_rows, lib.score_rows):
             function.restype = None
         if lib.kernels_init():
             raise NotPermittedError("Linux does not let this process use the tile registers")
@@ -163,6 +166,18 @@ class Kernels:
         outputs = (probs.data_ptr(), tokens.data_ptr(), scratch.data_ptr())
         self._lib.top_rows(rows, vocabulary, logits.data_ptr(), temperatures.data_ptr(), width, *outputs, threads)
         return probs, tokens
+
+    def score_rows(self, logits: Tensor, tokens: Tensor, width: int) -> RowScores:
+        """As :meth:`server.compute.backend.SamplingOps.score_rows`."""
+        assert logits.is_contiguous()
+        rows, vocabulary = logits.shape
+        threads = torch.get_num_threads()
+        logprobs, ranks = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
+        top, likely = torch.empty(rows, width), torch.empty(rows, width, dtype=torch.int64)
+        scratch = torch.empty(threads, vocabulary, dtype=torch.int64)
+        outputs = (address(tensor) for tensor in (logprobs, ranks, top, likely, scratch))
+        self._lib.score_rows(rows, vocabulary, address(logits), address(tokens), width, *outputs, threads)
+        return RowScores(logprobs, ranks, top, likely)
 
 
 def pad_rows(rows: int) -> int:

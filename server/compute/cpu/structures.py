@@ -148,6 +148,7 @@ class Step(ctypes.Structure):
                 *("chunk", "tables", "slots", "cosine", "sine", "lora", "active", "sampled_rows", "logits", "seconds"),
             )
         ),
+        *(("read", c_int64), ("hidden_rows", c_void_p), ("hidden", c_void_p)),
     )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from server.compute.backend import AdapterCopier, Forward, GroupLora, GroupShape, KvCache, ServedModel
 from server.compute.cuda.copies import StreamCopier
@@ -11,7 +10,7 @@ from server.compute.cuda.decode import Capture, PaddedDecode
 from server.compute.cuda.decoder import TritonDecoder
 from server.compute.cuda.kv_cache import TritonKvCache
 from server.compute.cuda.lora import TritonLora
-from server.compute.model_inputs import ModelForward, transformers_forward
+from server.compute.model_inputs import ForwardOutput, ModelForward, transformers_forward
 from server.compute.reference.backend import EagerForward, ReferenceBackend
 from server.engine.sequence import Batch
 
@@ -58,8 +57,8 @@ class CudaForward:
         self.padded = PaddedDecode(forward, model.pool, model.kv, longest, model.max_sequences, capture)
         self._eager = EagerForward(model, forward)
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Logits [len(batch.sampled), vocabulary] float32, valid until the next call."""
+    def __call__(self, batch: Batch) -> ForwardOutput:
+        """Run a step. Its outputs are valid until the next call."""
         if self.padded.supports(batch, self._resident):
-            return self.padded.logits(batch, self._resident)
+            return ForwardOutput(self.padded.logits(batch, self._resident))
         return self._eager(batch)

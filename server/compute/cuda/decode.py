@@ -167,7 +167,7 @@ class PaddedDecode:
         paged = BufferedAttention(buffers, self._cache)
 
         def step() -> Tensor:
-            return self._forward(buffers.tokens, buffers.positions, paged, 0)
+            return self._forward(buffers.tokens, buffers.positions, paged, 0, None).logits
 
         kept = {key: old for key, old in self._captured[size].items() if not key or not targets}
         self._captured[size] = kept

@@ -13,6 +13,7 @@ from torch import Tensor
 from server.compute.attention import AttentionParams, PagedAttention
 from server.compute.cuda.fused_ops import apply_rotary, rms_norm, silu_and_mul
 from server.compute.llama import is_llama_shaped
+from server.compute.model_inputs import ForwardOutput
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,15 @@ class TritonDecoder:
         log.info("Norms, rotary positions and activations run as transformers' modules, which is slower: %s", reason)
         return None
 
-    def __call__(self, ids: Tensor, positions: Tensor, paged: PagedAttention, keep: Tensor | int = 0) -> Tensor:
-        """Token ids [1, rows], positions [1, rows], rows to keep (0: all) -> logits [kept, vocabulary] float32."""
+    def __call__(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        paged: PagedAttention,
+        keep: Tensor | int = 0,
+        hidden_rows: Tensor | None = None,
+    ) -> ForwardOutput:
+        """Token ids [1, rows], positions [1, rows], rows whose logits and hidden states are needed."""
         model = self._model.model
         x: Tensor = model.embed_tokens(ids)[0]
         cosine, sine = (angles[0] for angles in model.rotary_emb(x, positions))
@@ -47,10 +55,11 @@ class TritonDecoder:
             delta = self._attend(index, _norm(layer.input_layernorm, x, delta), (cosine, sine), paged)
             mlp, inputs = layer.mlp, _norm(layer.post_attention_layernorm, x, delta)
             delta = mlp.down_proj(silu_and_mul(mlp.gate_proj(inputs), mlp.up_proj(inputs)))
+        hidden = None if hidden_rows is None else _norm(model.norm, *_take(x, delta, hidden_rows)).float()
         if isinstance(keep, Tensor):
-            x, delta = x[keep], delta if delta is None else delta[keep]
+            x, delta = _take(x, delta, keep)
         logits: Tensor = self._model.lm_head(_norm(model.norm, x, delta))
-        return logits.float()
+        return ForwardOutput(logits.float(), hidden)
 
     def _attend(self, index: int, x: Tensor, angles: tuple[Tensor, Tensor], paged: PagedAttention) -> Tensor:
         """Output of the layer's attention [rows, hidden], to be added to the residual."""
@@ -64,6 +73,11 @@ class TritonDecoder:
         q, k, v = (t.view(len(x), -1, module.head_dim) for t in (q, k, v))
         out: Tensor = module.o_proj(paged.attend(index, q, k, v, self._attention[index]).flatten(1))
         return out
+
+
+def _take(x: Tensor, delta: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Copies of ``rows``."""
+    return x[rows], delta if delta is None else delta[rows]
 
 
 def _norm(module: Any, x: Tensor, delta: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ from server.compute.backend import (
     ServedModel,
 )
 from server.compute.lora_mapping import make_mapping
-from server.compute.model_inputs import ModelForward, call_model, make_inputs, transformers_forward
+from server.compute.model_inputs import ForwardOutput, ModelForward, call_model, make_inputs, transformers_forward
 from server.compute.pool import page_runs
 from server.compute.reference.attention import TorchKvCache
 from server.compute.reference.lora import TorchLora
@@ -87,8 +87,8 @@ class EagerForward:
         self.model = model
         self.forward = forward
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Logits [len(batch.sampled), vocabulary] float32."""
+    def __call__(self, batch: Batch) -> ForwardOutput:
+        """Run a step."""
         pool, kv = self.model.pool, self.model.kv
         pool.mapping = make_mapping(batch, pool.resident)
         return call_model(self.forward, make_inputs(batch), kv.attention(batch), self.model.base.device)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from server.compute.backend import RowScores
+
 
 class TorchSampling:
     """See :class:`server.compute.backend.SamplingOps`. Runs on any device."""
@@ -20,6 +22,25 @@ class TorchSampling:
         """Probabilities [rows, width] float32, descending, and their tokens [rows, width] int64."""
         probs, tokens = torch.softmax(logits / temperatures.unsqueeze(-1), dim=-1).topk(width, dim=-1)
         return probs, tokens
+
+    def score_rows(self, logits: Tensor, tokens: Tensor, width: int) -> RowScores:
+        """In float64, rounded to float32 at the end."""
+        own = logits.gather(-1, tokens.unsqueeze(-1))
+        total = logits.double().logsumexp(-1, keepdim=True)
+        total = total.masked_fill(~total.isfinite(), torch.nan)
+        likely = _order(logits).topk(width, dim=-1).indices
+        top = (logits.gather(-1, likely) - total).float()
+        return RowScores((own - total).float().squeeze(-1), (logits > own).sum(-1) + 1, top, likely)
+
+
+def _order(logits: Tensor) -> Tensor:
+    """Whole numbers [rows, vocabulary] int64, larger for larger logits, and for smaller ids of equal ones.
+
+    ``topk`` returns equal ones in any order, so these are all different.
+    """
+    bits = (logits + 0.0).view(torch.int32).long()  # -0.0 becomes 0.0
+    upwards = torch.where(bits < 0, -(2**31) - bits - 1, bits)
+    return upwards * 2**32 - torch.arange(logits.shape[-1], device=logits.device)
 
 
 def invert(weights: Tensor, u: Tensor) -> Tensor:

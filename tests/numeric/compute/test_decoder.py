@@ -47,7 +47,7 @@ from server.compute.backend import Forward
 from server.compute.cpu.backend import CpuBackend
 from server.compute.cpu.decoder import Decoder
 from server.compute.cpu.kernels import Kernels
-from server.compute.model_inputs import transformers_forward
+from server.compute.model_inputs import ForwardOutput, transformers_forward
 from server.compute.reference.backend import EagerForward
 from server.config import Settings
 from server.engine.runner import Runner
@@ -197,8 +197,20 @@ class Lab:
             batches[1].append(Chunk(sequence, 1, length))
         self.runner.kv.clear(range(4 * len(LENGTHS)))
         for chunks in batches:
-            logits = self.runner.logits(Batch(tuple(chunks)))
+            logits = self.runner.compute(Batch(tuple(chunks))).logits
         return logits, self.runner.kv.layers[0][0].clone()
+
+    def outputs(self, adaptations: list[Adaptation]) -> ForwardOutput:
+        """Logits and hidden states of prompts of LENGTHS in one step: by turns, one has logits, two are pooled."""
+        asks: list[dict[str, Any]] = [{"prompt_logprobs": 0}, {"pooling": "mean"}, {"pooling": "last"}]
+        chunks = []
+        for i, length in enumerate(LENGTHS):
+            tokens = [(7 * i + 13 * j) % 200 for j in range(length)]
+            sequence = Sequence(f"{i}", tokens, SamplingParams(), adaptations[i % len(adaptations)], **asks[i % 3])
+            sequence.blocks = list(range(i * 4, i * 4 + 4))
+            chunks.append(Chunk(sequence, 0, length))
+        self.runner.kv.clear(range(4 * len(LENGTHS)))
+        return self.runner.compute(Batch(tuple(chunks)))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -218,6 +230,21 @@ def test_the_decoder_is_the_models_modules(name: str, tmp_path: Path) -> None:
         plain = plain or list(mine)
     changed = [not torch.equal(row, before) for row, before in zip(mine, plain, strict=True)]
     assert changed == [bool(ADAPTERS[i % len(ADAPTERS)]) for i in range(len(LENGTHS))]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hidden_states_and_logits_of_prompts_are_the_models_modules(name: str, tmp_path: Path) -> None:
+    lab = Lab(CONFIGS[name], tmp_path)
+    lab.place("b", 5, (4,), "q_proj", "v_proj", "up_proj")
+    lab.place("a", 16, (3, 9), "proj")
+    mine = lab.outputs(ADAPTERS)
+    lab.runner.forward = lab.modules
+    theirs = lab.outputs(ADAPTERS)
+    assert mine.hidden is not None
+    assert theirs.hidden is not None
+    assert mine.hidden.dtype == theirs.hidden.dtype == torch.float32
+    assert error(mine.logits, theirs.logits) < 0.004
+    assert error(mine.hidden, theirs.hidden) < 0.004
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -261,10 +288,10 @@ def test_a_row_does_not_depend_on_the_others(name: str, kernels: Kernels, tmp_pa
     sequences = [Sequence(f"{i}", [i, 2 * i], SamplingParams(), ADAPTERS[i % 2]) for i in range(70)]
     for i, sequence in enumerate(sequences):
         sequence.blocks = [i]
-    together = lab.runner.logits(Batch(tuple(Chunk(sequence, 0, 2) for sequence in sequences)))
+    together = lab.runner.compute(Batch(tuple(Chunk(sequence, 0, 2) for sequence in sequences))).logits
     for sequence, expected in zip(sequences, together, strict=True):
-        lab.runner.logits(Batch((Chunk(sequence, 0, 1),)))
-        alone = lab.runner.logits(Batch((Chunk(sequence, 1, 1),)))
+        lab.runner.compute(Batch((Chunk(sequence, 0, 1),)))
+        alone = lab.runner.compute(Batch((Chunk(sequence, 1, 1),))).logits
         assert torch.equal(alone[0], expected)
 
 
@@ -274,7 +301,7 @@ def test_a_row_that_is_not_finite_stays_so_and_alone(tmp_path: Path) -> None:
     sequences = [Sequence(f"{token}", [token], SamplingParams()) for token in (4, 5, 6)]
     for i, sequence in enumerate(sequences):
         sequence.blocks = [i]
-    logits = lab.runner.logits(Batch(tuple(Chunk(sequence, 0, 1) for sequence in sequences)))
+    logits = lab.runner.compute(Batch(tuple(Chunk(sequence, 0, 1) for sequence in sequences))).logits
     assert logits[[0, 2]].isfinite().all()
     assert not logits[1].isfinite().any()
 

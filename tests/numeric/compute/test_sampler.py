@@ -190,6 +190,26 @@ def test_a_banned_token_is_never_sampled(llama: Lab, tmp_path: Path) -> None:
     assert all(answer not in drive.tokens[id_] for id_ in ids)
 
 
+@pytest.mark.parametrize("least", [0, 1, 5, 9])
+def test_no_stop_token_is_sampled_before_min_tokens(llama: Lab, least: int, tmp_path: Path) -> None:
+    stops = llama.oracle.solo(ALL, PROMPT, 3).tokens
+    tokens: list[int] = []
+    while not tokens or (tokens[-1] not in stops and len(tokens) < 12):
+        logits = llama.oracle.logits(ALL, [*PROMPT, *tokens])[-1]
+        if len(tokens) < least:
+            logits[list(stops)] = -torch.inf
+        tokens.append(int(logits.argmax()))
+    drive = llama.drive(tmp_path)
+    params = replace(GREEDY, max_tokens=12, min_tokens=least, stop_token_ids=frozenset(stops))
+    drawn = replace(params, temperature=1.0, logit_bias=tuple((stop, 5.0) for stop in stops))
+    id_, *others = [drive.submit(ALL, PROMPT, params), *(drive.submit(ALL, PROMPT, drawn) for _ in range(20))]
+    drive.run()
+    assert drive.tokens[id_] == tokens
+    for other in others:
+        assert not set(stops) & set(drive.tokens[other][:-1])
+        assert len(drive.tokens[other]) > least or drive.finish[other] == "length"
+
+
 READING = {"tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"}
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from adapters.format.spec import AdapterId
 from server.compute.attention import AttentionParams, PagedAttention
 from server.compute.lora_mapping import ResidentAdapter, ResidentAdapters
+from server.compute.model_inputs import ForwardOutput
 from server.compute.pool import AdapterPool
 from server.engine.sequence import Batch, Chunk, SamplingParams, Sequence, WeightedAdapter
 from tests.numeric.interpreter import DEVICE, need_triton
@@ -58,8 +59,10 @@ def test_padding_after_a_full_step() -> None:
 def padded(capture: Capture) -> PaddedDecode:
     """Steps of up to 16 rows, of a model whose logits are the token it was given."""
 
-    def forward(ids: Tensor, positions: Tensor, paged: PagedAttention, keep: Tensor | int) -> Tensor:
-        return ids[0].unsqueeze(1).float()
+    def forward(
+        ids: Tensor, positions: Tensor, paged: PagedAttention, keep: Tensor | int, hidden_rows: Tensor | None
+    ) -> ForwardOutput:
+        return ForwardOutput(ids[0].unsqueeze(1).float())
 
     backend = CudaBackend(DEVICE, torch.float32, capture)
     return PaddedDecode(

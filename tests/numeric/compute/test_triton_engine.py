@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from server.engine.sequence import Pooling, SamplingParams
 from tests.numeric.interpreter import DEVICE, need_triton
 from tests.numeric.lab import Lab, make_lab
 from tests.numeric.oracle import Mix, draw_requests
+from tests.numeric.outputs.compare import ask, check_answer, check_prompt, expected_vector, vector
 from tests.tiny import ARCHITECTURES
 
 need_triton()
@@ -75,6 +77,20 @@ def test_mixed_batches(lab: Lab, tmp_path: Path) -> None:
     drive.serve(draw_requests(lab.oracle, MIXES, rng, longest=20, answer=5), rng)
     assert 1 <= captures.made <= 6
     assert captures.replays > captures.made
+
+
+def test_log_probabilities_and_vectors(lab: Lab, tmp_path: Path) -> None:
+    drive = lab.drive(tmp_path, triton(Captures()), max_batch_sequences=4)
+    sampling, none, prompt = SamplingParams(temperature=0, max_tokens=3, logprobs=4), SamplingParams(), range(60, 71)
+    pooling: list[Pooling] = ["last", "mean"]
+    scored = [(ask(drive, mix, prompt, sampling, prompt_logprobs=2), mix) for mix in MIXES[:2]]
+    pooled = [(ask(drive, mix, prompt, none, pooling=how), mix, how) for mix in MIXES[1:3] for how in pooling]
+    drive.run()
+    for id_, mix in scored:
+        check_prompt(lab, drive, id_, mix, prompt, 2)
+        check_answer(lab, drive, id_, mix, prompt, 4)
+    for id_, mix, how in pooled:
+        torch.testing.assert_close(vector(drive, id_), expected_vector(lab, mix, prompt, how), rtol=1e-3, atol=1e-3)
 
 
 def test_chunks_and_evictions(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

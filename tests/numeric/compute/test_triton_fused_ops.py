@@ -145,12 +145,15 @@ def test_the_decoder_equals_the_models_forward(architecture: str) -> None:
     model = tiny_model(architecture).to(DEVICE)
     model.set_attn_implementation(IMPLEMENTATION)
     ids, positions = torch.randint(0, 200, (1, ROWS), device=DEVICE), torch.arange(3, 3 + ROWS, device=DEVICE)[None]
-    keep, paged = torch.tensor([1, 4], device=DEVICE), Whole()
+    keep, hidden_rows, paged = torch.tensor([1, 4], device=DEVICE), torch.tensor([0, 4, 2], device=DEVICE), Whole()
     expected = model(input_ids=ids, position_ids=positions, use_cache=False, paged=paged).logits[0]
+    hidden = model.model(input_ids=ids, position_ids=positions, use_cache=False, paged=paged).last_hidden_state[0]
     decoder = TritonDecoder.if_supported(model, paged.params)
     assert decoder is not None
-    torch.testing.assert_close(decoder(ids, positions, paged), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(decoder(ids, positions, paged, keep), expected[keep], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(decoder(ids, positions, paged).logits, expected, rtol=1e-4, atol=1e-4)
+    some = decoder(ids, positions, paged, keep, hidden_rows)
+    torch.testing.assert_close(some.logits, expected[keep], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(some.hidden, hidden[hidden_rows], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "phi3"])

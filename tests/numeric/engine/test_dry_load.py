@@ -159,7 +159,7 @@ def test_only_faulty_content_is_rejected(house: Open, monkeypatch: pytest.Monkey
     def broken(*_: object) -> None:
         raise MemoryError("no room")
 
-    for owner, attribute in ((made.engine.runner.pool, "write"), (made.engine.runner, "logits")):
+    for owner, attribute in ((made.engine.runner.pool, "write"), (made.engine.runner, "compute")):
         with monkeypatch.context() as fault:
             fault.setattr(owner, attribute, broken)
             with pytest.raises(EngineError, match="dry load failed"):

@@ -2,13 +2,14 @@
 
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from server.compute.reference.lora import TorchLora
-from server.engine.sequence import Batch, SamplingParams
+from server.engine.sequence import Batch, SamplingParams, Sequence
 from tests.numeric.drive import Drive, settings
 from tests.numeric.lab import Lab
 from tests.numeric.oracle import Mix, draw_requests
@@ -50,6 +51,22 @@ def test_an_adapter_that_overflows_fails_only_its_requests(llama: Lab, poisoned:
         assert tuple(poisoned.tokens[healthy]) == request.answer
     assert all("not finite" in poisoned.failed[id_] for id_ in bad)
     assert not any(poisoned.tokens[id_] for id_ in bad)
+
+
+def test_an_adapter_that_overflows_fails_its_log_probabilities_and_vectors(llama: Lab, poisoned: Drive) -> None:
+    asks: list[dict[str, object]] = [{"prompt_logprobs": 2}, {"pooling": "mean"}, {"pooling": "last"}, {}]
+    bad, good = [], []
+    for index in range(24):
+        mix, ids = ((("all", 1.0),), good) if index % 3 else (BAD, bad)
+        sampling = SamplingParams(max_tokens=index % 2, logprobs=3) if index % 4 == 0 else replace(GREEDY, logprobs=3)
+        tokens, id_ = [index, *range(60, 62 + index)], f"s{len(poisoned.tokens)}"
+        sequence = Sequence(id_, tokens, sampling, poisoned.adaptation(mix), **asks[index % 4])
+        ids.append(poisoned.submit_sequence(sequence))
+        poisoned.step()
+    poisoned.run()
+    assert poisoned.failed.keys() == set(bad)
+    assert all(poisoned.events[id_] for id_ in good)
+    assert not any(poisoned.events[id_] for id_ in bad)
 
 
 def test_a_deleted_adapter_fails_only_its_requests(llama: Lab, tmp_path: Path) -> None:

@@ -5,7 +5,17 @@ import pytest
 from adapters.format.spec import AdapterId
 from server.engine.block_pool import BlockPool
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Adaptation, Failed, SamplingParams, Sequence, Token, WeightedAdapter
+from server.engine.sequence import (
+    Adaptation,
+    Batch,
+    Event,
+    Failed,
+    SamplingParams,
+    Sequence,
+    StepResult,
+    Token,
+    WeightedAdapter,
+)
 from server.engine.slots import SlotTable
 from server.engine.speculation import Speculation
 
@@ -32,11 +42,15 @@ def weighted(name: str, rank: int = 8) -> WeightedAdapter:
     return WeightedAdapter(AdapterId(name), 1.0, rank)
 
 
-def step(scheduler: Scheduler, now: float = 0.0) -> tuple[dict[str, int], list[Token | Failed]]:
+def commit(scheduler: Scheduler, batch: Batch, tokens: list[int | None], logits: bytes | None = None) -> list[Event]:
+    return scheduler.commit(batch, StepResult(tokens, logits=logits), now=0.0)
+
+
+def step(scheduler: Scheduler, now: float = 0.0) -> tuple[dict[str, int], list[Event]]:
     """Run a step in which all sample token 7. Returns chunk lengths by sequence id, and the events."""
     batch = scheduler.schedule(now)
     lengths = {chunk.sequence.id: chunk.length for chunk in batch.chunks}
-    events = scheduler.commit(batch, [7] * len(batch.sampled))
+    events = commit(scheduler, batch, [7] * len(batch.sampled))
     scheduler.check()
     return lengths, events
 
@@ -167,7 +181,7 @@ def test_a_stop_token_ends_a_sequence_and_logits_that_are_not_finite_fail_only_t
     scheduler.add(stops)
     scheduler.add(breaks)
     batch = scheduler.schedule(0.0)
-    first, second = scheduler.commit(batch, [7, None])
+    first, second = commit(scheduler, batch, [7, None])
     assert first == Token("stops", 7, "stop", 0)
     assert isinstance(second, Failed)
     assert second.cause == "engine", "there was no adapter"
@@ -205,7 +219,7 @@ def test_a_probe_ignores_the_prefix_cache_and_returns_logits() -> None:
     scheduler.add(probe("p", 8))
     batch = scheduler.schedule(0.0)
     assert [(chunk.start, chunk.length) for chunk in batch.chunks] == [(0, 8)]
-    assert scheduler.commit(batch, [7], b"logits") == [Token("p", 7, "length", 0, b"logits")]
+    assert commit(scheduler, batch, [7], b"logits") == [Token("p", 7, "length", 0, b"logits")]
 
 
 def test_a_probe_is_not_cached() -> None:

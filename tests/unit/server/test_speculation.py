@@ -10,7 +10,7 @@ from server.engine.scheduler import Scheduler
 from server.engine.sequence import Chunk, Failed, SampledRow, SamplingParams, Sequence, Token
 from server.engine.slots import SlotTable
 from server.engine.speculation import MAX_ADAPTATIONS, MAX_DRAFTED_STEPS, MAX_DRAFTS, Acceptance, Speculation, StepCosts
-from tests.unit.server.test_scheduler import weighted
+from tests.unit.server.test_scheduler import commit, weighted
 
 
 def naive_length(tokens: list[int], place: int) -> int:
@@ -165,7 +165,7 @@ def decoding(max_tokens: int = 30, blocks: int = 16) -> tuple[Scheduler, Sequenc
     sequence = Sequence("a", [1, 2, 3, 4, 5, 6, 7, 8, 1, 2], sampling)
     sequence.arrived = 0.0
     scheduler.add(sequence)
-    scheduler.commit(scheduler.schedule(0.0), [3])
+    commit(scheduler, scheduler.schedule(0.0), [3])
     return scheduler, sequence
 
 
@@ -175,7 +175,7 @@ def test_accepted_drafts_and_the_token_after_them_are_appended() -> None:
     (chunk,) = batch.chunks
     assert chunk.drafts[:2] == (4, 5)
     assert batch.sampled[:3] == [SampledRow(sequence), SampledRow(sequence, (4,)), SampledRow(sequence, (4, 5))]
-    events = scheduler.commit(batch, [4, 9, *[9] * (len(chunk.drafts) - 1)])
+    events = commit(scheduler, batch, [4, 9, *[9] * (len(chunk.drafts) - 1)])
     assert [event.token for event in events if isinstance(event, Token)] == [4, 9]
     assert sequence.output == [3, 4, 9]
     assert sequence.computed == len(sequence.tokens) - 1
@@ -186,7 +186,7 @@ def test_only_blocks_of_final_tokens_are_cached() -> None:
     scheduler, sequence = decoding()
     batch = scheduler.schedule(0.0)
     assert batch.chunks[0].end >= 16, "the drafts fill the fourth block"
-    scheduler.commit(batch, [4, *[9] * len(batch.chunks[0].drafts)])
+    commit(scheduler, batch, [4, *[9] * len(batch.chunks[0].drafts)])
     assert sequence.tokens == [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 9]
     assert len(scheduler.blocks.match(sequence.keys)) == len(sequence.keys) == 3
     scheduler.release(sequence)
@@ -196,7 +196,7 @@ def test_only_blocks_of_final_tokens_are_cached() -> None:
 def test_an_answer_ends_at_a_stop_token_among_the_drafts() -> None:
     scheduler, sequence = decoding()
     batch = scheduler.schedule(0.0)
-    events = scheduler.commit(batch, [*batch.chunks[0].drafts, 9])
+    events = commit(scheduler, batch, [*batch.chunks[0].drafts, 9])
     assert [(e.token, e.finish) for e in events if isinstance(e, Token)] == [(4, None), (5, "stop")]
     assert sequence.output == [3, 4, 5]
     assert not scheduler.running
@@ -207,7 +207,7 @@ def test_an_answer_has_no_more_than_max_tokens() -> None:
     scheduler, _ = decoding(max_tokens=3)
     batch = scheduler.schedule(0.0)
     assert batch.chunks[0].drafts == (4,)
-    events = scheduler.commit(batch, [4, 9])
+    events = commit(scheduler, batch, [4, 9])
     assert [(e.token, e.finish) for e in events if isinstance(e, Token)] == [(4, None), (9, "length")]
     scheduler.check()
 
@@ -215,7 +215,7 @@ def test_an_answer_has_no_more_than_max_tokens() -> None:
 def test_a_rejected_row_that_is_not_finite_costs_the_sequence_its_blocks_only() -> None:
     scheduler, sequence = decoding()
     batch = scheduler.schedule(0.0)
-    (event,) = scheduler.commit(batch, [9, *[None] * len(batch.chunks[0].drafts)])
+    (event,) = commit(scheduler, batch, [9, *[None] * len(batch.chunks[0].drafts)])
     assert isinstance(event, Token)
     assert sequence in scheduler.waiting
     assert sequence.blocks == []
@@ -228,7 +228,7 @@ def test_a_rejected_row_that_is_not_finite_costs_the_sequence_its_blocks_only() 
 def test_an_accepted_draft_that_is_not_finite_fails_the_sequence() -> None:
     scheduler, _ = decoding()
     batch = scheduler.schedule(0.0)
-    token, failed = scheduler.commit(batch, [4, *[None] * len(batch.chunks[0].drafts)])
+    token, failed = commit(scheduler, batch, [4, *[None] * len(batch.chunks[0].drafts)])
     assert isinstance(token, Token)
     assert isinstance(failed, Failed)
     assert not scheduler.running

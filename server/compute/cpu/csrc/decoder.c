@@ -228,14 +228,19 @@ static void finish_logits_share(const Model *model, const Step *step) {
     }
 }
 
-static void logits_share(const Model *model, const Step *step, const Workspace *work) {
+// The hidden states of `rows` [count] after the final norm, to `to` [count, hidden]. No row may come twice in a step.
+static void final_norm_share(const Model *model, const Workspace *work, int64_t count, const int64_t *rows, uint16_t *to) {
     const int64_t n = model->hidden;
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < step->sampled; i++) {
-        const int64_t row = step->sampled_rows[i];
-        add_residual(model, model->layer[model->layers - 1].mlp_out_norm, work, row);
-        rms_norm(model, work->x + row * n, model->final_norm, n, work->normed + i * n);
+    for (int64_t i = 0; i < count; i++) {
+        add_residual(model, model->layer[model->layers - 1].mlp_out_norm, work, rows[i]);
+        rms_norm(model, work->x + rows[i] * n, model->final_norm, n, to + i * n);
     }
+}
+
+static void logits_share(const Model *model, const Step *step, const Workspace *work) {
+    const int64_t n = model->hidden;
+    final_norm_share(model, work, step->sampled, step->sampled_rows, work->normed);
     head_share(step->sampled, model->vocabulary, n, work->normed, model->head, work->packed, step->logits);
 #pragma omp barrier
     if (model->logits_divisor != 1 || model->final_softcap > 0) finish_logits_share(model, step);
@@ -256,6 +261,7 @@ void decode_step(const Model *model, const Step *step, const Workspace *work, in
             lap(step, NORM, &at);
             layer_share(model, layer, step, work, step->active + i * 4, units, &at);
         }
+        if (step->read) final_norm_share(model, work, step->read, step->hidden_rows, step->hidden);
         if (step->sampled) logits_share(model, step, work);
         lap(step, HEAD, &at);
         restore_denormals(mode);

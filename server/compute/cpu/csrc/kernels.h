@@ -104,9 +104,12 @@ typedef struct {
     const float *cosine, *sine;  // [tables, rows, rotary_width / 2 rounded up to 16]
     const LoraBatch *lora;
     const uint8_t *active;   // [layers, 4]: qkv, o, gate_up, down
-    const int64_t *sampled_rows;
+    const int64_t *sampled_rows;  // those whose logits are wanted
     float *logits;    // [sampled, vocabulary]
     double *seconds;  // NULL, or the first thread's time in each Phase is added here
+    int64_t read;     // rows whose hidden states are wanted; none of them is in sampled_rows
+    const int64_t *hidden_rows;  // [read]
+    uint16_t *hidden;  // [read, hidden]: after the final norm
 } Step;
 
 // Workspace; rows rounded up to 16.

@@ -51,7 +51,8 @@ const int64_t layout[] = {
 #undef STRUCTURE
 #define STRUCTURE Step
     sizeof(Step), AT(rows), AT(chunks), AT(sampled), AT(context), AT(chunk), AT(tables), AT(slots), AT(cosine),
-        AT(sine), AT(lora), AT(active), AT(sampled_rows), AT(logits), AT(seconds),
+        AT(sine), AT(lora), AT(active), AT(sampled_rows), AT(logits), AT(seconds), AT(read), AT(hidden_rows),
+        AT(hidden),
 #undef STRUCTURE
 #define STRUCTURE Workspace
     sizeof(Workspace), AT(x), AT(normed), AT(wide), AT(q), AT(mixed), AT(act), AT(added), AT(h), AT(packed),

@@ -121,12 +121,10 @@ static float bound(const float *x, int64_t vocabulary, int64_t width, uint64_t *
     return found;
 }
 
-static void top(const float *x, int64_t vocabulary, float temperature, int64_t width, float *probs, int64_t *tokens,
-                uint64_t *keys) {
-    double sums[(vocabulary + BLOCK - 1) / BLOCK];
-    int64_t token, count = 0;
-    const float peak = row_peak(x, vocabulary, &token), least = bound(x, vocabulary, width, keys);
-    const double total = sum_blocks(x, vocabulary, peak, temperature, sums);
+// The `width` or more likeliest tokens, in keys, the likeliest first; returns how many. A row with a NaN has fewer.
+static int64_t order(const float *x, int64_t vocabulary, int64_t width, uint64_t *keys) {
+    const float least = bound(x, vocabulary, width, keys);
+    int64_t count = 0;
     for (int64_t i = 0; i < vocabulary; i += 16) {
         uint32_t in = mbits(vgreater_equal(load_logits(x, vocabulary, i), vset1(least)));
         for (; in; in &= in - 1) {
@@ -135,8 +133,20 @@ static void top(const float *x, int64_t vocabulary, float temperature, int64_t w
         }
     }
     qsort(keys, count, sizeof(*keys), descending);
+    return count;
+}
+
+static inline int64_t token_of(uint64_t key) { return (int64_t)(uint32_t)~key; }
+
+static void top(const float *x, int64_t vocabulary, float temperature, int64_t width, float *probs, int64_t *tokens,
+                uint64_t *keys) {
+    double sums[(vocabulary + BLOCK - 1) / BLOCK];
+    int64_t token;
+    const float peak = row_peak(x, vocabulary, &token);
+    const int64_t count = order(x, vocabulary, width, keys);
+    const double total = sum_blocks(x, vocabulary, peak, temperature, sums);
     for (int64_t i = 0; i < width; i++) {  // a row with a NaN has fewer, and is not used
-        tokens[i] = i < count ? (int64_t)(uint32_t)~keys[i] : 0;
+        tokens[i] = i < count ? token_of(keys[i]) : 0;
         const vec weight = weigh(vset1(x[tokens[i]]), vset1(peak), vset1(temperature));
         probs[i] = i < count ? (float)(vfirst(weight) / total) : 0;
     }
@@ -150,5 +160,37 @@ void top_rows(int64_t rows, int64_t vocabulary, const float *logits, const float
     for (int64_t row = 0; row < rows; row++) {
         top(logits + row * vocabulary, vocabulary, temperatures[row], width, probs + row * width, tokens + row * width,
             scratch + omp_get_thread_num() * vocabulary);
+    }
+}
+
+// How many tokens have a larger logit.
+static int64_t count_above(const float *x, int64_t vocabulary, float logit) {
+    const vec own = vset1(logit);
+    int64_t count = 0;
+    for (int64_t i = 0; i < vocabulary; i += 16) {
+        count += __builtin_popcount(mbits(vless(own, load_logits(x, vocabulary, i))));
+    }
+    return count;
+}
+
+// By softmax(logits [rows, vocabulary]): log probability (NaN in a row that is not finite) and rank of tokens [rows], and
+// of the `width` likeliest tokens [rows, width], the likeliest first. scratch: as for top_rows.
+void score_rows(int64_t rows, int64_t vocabulary, const float *logits, const int64_t *tokens, int64_t width,
+                float *logprobs, int64_t *ranks, float *likely_logprobs, int64_t *likely, uint64_t *scratch, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *x = logits + row * vocabulary;
+        uint64_t *keys = scratch + omp_get_thread_num() * vocabulary;
+        double sums[(vocabulary + BLOCK - 1) / BLOCK];
+        int64_t token;
+        const float peak = row_peak(x, vocabulary, &token);
+        const double total = isfinite(peak) ? peak + log(sum_blocks(x, vocabulary, peak, 1, sums)) : NAN;
+        logprobs[row] = (float)(x[tokens[row]] - total);
+        ranks[row] = 1 + count_above(x, vocabulary, x[tokens[row]]);
+        const int64_t count = width ? order(x, vocabulary, width, keys) : 0;
+        for (int64_t i = 0; i < width; i++) {
+            likely[row * width + i] = i < count ? token_of(keys[i]) : 0;
+            likely_logprobs[row * width + i] = (float)(x[likely[row * width + i]] - total);
+        }
     }
 }
