@@ -13,7 +13,7 @@ from server.engine.engine import Engine
 from server.engine.sequence import Adaptation, Event, Pooled, PromptLogprobs, SamplingParams, Sequence, Token
 from server.engine.sequence import WeightedAdapter as Weighted
 from server.engine.speculation import StepCosts
-from tests.numeric.exact import RANKS, engine, run_mixed, tight_engine
+from tests.numeric.exact import EIGHT_RANKS, engine, run_mixed, tight_engine
 from tests.numeric.kernels import require_compiler
 
 pytestmark = pytest.mark.demo
@@ -38,8 +38,8 @@ def sequences(rng: random.Random) -> list[Sequence]:
     """For eight adapters, the base and mixes: every kind of request, with prompts that repeat themselves."""
     made: list[Sequence] = []
     for i in range(32):
-        names = [sorted(RANKS)[i % 8]] if i % 4 else rng.sample(sorted(RANKS), rng.choice([0, 2]))
-        adaptation: Adaptation = tuple(Weighted(name, 0.3, RANKS[name]) for name in names)
+        names = [sorted(EIGHT_RANKS)[i % 8]] if i % 4 else rng.sample(sorted(EIGHT_RANKS), rng.choice([0, 2]))
+        adaptation: Adaptation = tuple(Weighted(name, 0.3, EIGHT_RANKS[name]) for name in names)
         phrase = [rng.randrange(3, 49000) for _ in range(rng.choice([5, 9, 17]))]
         prompt = phrase * rng.choice([2, 4]) + phrase[:3]
         if i % 3 == 2:
