@@ -1,7 +1,9 @@
 """The OpenAPI document, ``/openapi.json``: FastAPI's own with corrections and additions."""
 
+import json
 from collections.abc import Mapping
 from functools import cache
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -9,6 +11,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from server.api.http.errors import error_object
+from server.api.http.examples import ERRORS, EXAMPLES
 from server.api.schemas import answers, responses
 from server.api.schemas.registry import AdapterUpload
 from server.api.schemas.responses import ErrorAnswer, ResponseModel
@@ -75,9 +79,11 @@ def returns(
 
     ``chunk`` is the model of the events if the response can also be streamed.
     """
-    content = {"application/json": {"schema": schema_ref(model)}}
+    content: dict[str, dict[str, Any]] = {"application/json": {"schema": schema_ref(model)}}
     if chunk is not None:
-        content["text/event-stream"] = {"schema": _stream(chunk)}
+        events = (json.dumps(EXAMPLES.get(chunk.__name__)), "[DONE]")
+        example = "".join(f"data: {event}\n\n" for event in events)
+        content["text/event-stream"] = {"schema": _stream(chunk), "example": example}
     description = str(model.__doc__)
     return {
         status: {"description": description, "content": content, "headers": dict(headers or {})}
@@ -139,8 +145,25 @@ def _correct(responses: dict[str, Any]) -> None:
         del responses["422"]
     for status, described in error_statuses(500).items():
         responses.setdefault(str(status), described)
-    for response in responses.values():
+    for status, response in responses.items():
         response["headers"] = response.get("headers", {}) | REQUEST_ID
+        content = response["content"].get("application/json")
+        if content is not None:
+            # Only now: FastAPI would leave out their nulls.
+            content |= _example(int(status), content["schema"])
+
+
+def _example(status: int, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the field with an example of a response with ``schema``; empty if there is none."""
+    name = schema["$ref"].rpartition("/")[2]
+    found = EXAMPLES.get(f"{name} {status}", EXAMPLES.get(name))
+    if found is not None or status < 400:
+        return {} if found is None else {"example": found}
+    message, param, code = ERRORS[status]
+    if name == ErrorAnswer.__name__:
+        return {"example": error_object(status, message, param, code)}
+    error = {"message": message, "type": HTTPStatus(status).phrase, "param": None, "code": status}
+    return {"example": {"error": error}}
 
 
 def _schemas() -> dict[str, Any]:

@@ -55,10 +55,10 @@ class Documented:
         kind = response.headers["content-type"].partition(";")[0]
         schema = answers[status]["content"][kind]["schema"]
         if kind == "application/json":
-            self._validate(response.json(), schema)
+            self.validate(response.json(), schema)
         if kind == "text/event-stream":
             for line in response.text.split("\n\n")[:-2]:
-                self._validate(json.loads(line.removeprefix("data: ")), schema["contentSchema"])
+                self.validate(json.loads(line.removeprefix("data: ")), schema["contentSchema"])
         sometimes = {"x-manylora-adapter"}
         assert {name.lower() for name in answers[status]["headers"]} - sometimes <= set(response.headers)
         self.seen.add((method, path, status))
@@ -73,7 +73,8 @@ class Documented:
             for status in operation["responses"]
         }
 
-    def _validate(self, body: Any, schema: Any) -> None:
+    def validate(self, body: Any, schema: Any) -> None:
+        """Assert that a value matches a schema of the document, without undocumented fields."""
         Draft202012Validator({**closed(schema), "components": self._components}).validate(body)
 
 
@@ -121,6 +122,22 @@ def test_request_schemas_document_every_field(documented: Documented) -> None:
     bodies = documented.document["paths"]["/v1/adapters"]["post"]["requestBody"]["content"]
     assert bodies["multipart/form-data"]["schema"] == {"$ref": "#/components/schemas/AdapterUpload"}
     assert {"name", "file", "activate"} <= set(schemas["AdapterUpload"]["properties"])
+
+
+def test_examples_of_responses_match_their_schema(documented: Documented) -> None:
+    for path, operations in documented.document["paths"].items():
+        for method, operation in operations.items():
+            for status, answer in operation["responses"].items():
+                for kind, content in answer["content"].items():
+                    if kind == "text/event-stream":
+                        *events, done, end = content["example"].split("\n\n")
+                        assert (done, end) == ("data: [DONE]", "")
+                        for event in events:
+                            schema = content["schema"]["contentSchema"]
+                            documented.validate(json.loads(event.removeprefix("data: ")), schema)
+                    elif kind == "application/json":
+                        assert "example" in content, (method, path, status)
+                        documented.validate(content["example"], content["schema"])
 
 
 def test_responses_match_their_schema(fresh: Live, documented: Documented, folders: Mapping[str, Path]) -> None:

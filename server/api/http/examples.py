@@ -1,0 +1,140 @@
+"""Examples of responses for the OpenAPI document, by the name of their model. A test checks them against the models."""
+
+from collections.abc import Mapping
+from typing import Any
+
+BASE = "smollm2-135m-instruct"
+CONTENT = "c17b58deb3c1cd38836bdd9c3b2b0bbb421fbaf28f613ce51363b1654e744718"
+CREATED = 1795975698
+
+_GENERATED = {
+    "created": CREATED,
+    "model": BASE,
+    "system_fingerprint": "fp_0dc39eb7e995",
+    "adapter": [{"name": "legal@2", "id": CONTENT, "weight": 1.0}],
+}
+_USAGE = {
+    "prompt_tokens": 37,
+    "completion_tokens": 8,
+    "total_tokens": 45,
+    "prompt_tokens_details": {"cached_tokens": 32},
+}
+_END = {"logprobs": None, "finish_reason": "stop", "stop_reason": None}
+_MODEL = {
+    "id": BASE,
+    "object": "model",
+    "created": CREATED,
+    "owned_by": "manylora",
+    "root": BASE,
+    "parent": None,
+    "max_model_len": 8192,
+}
+_VERSION = {
+    "content": CONTENT,
+    "rank": 16,
+    "targets": 210,
+    "size_bytes": 19_567_616,
+    "residency": "device",
+    "status": "ready",
+}
+_ADAPTER = {
+    "id": "legal",
+    "object": "adapter",
+    "active": 2,
+    "pinned": False,
+    "aliases": ["prod"],
+    "versions": [1, 2],
+    "created": CREATED,
+    **_VERSION,
+}
+_ALIAS = {
+    "id": "prod",
+    "object": "alias",
+    "created": CREATED,
+    "targets": [
+        {"adapter": "legal@1", "weight": 90.0, "serves": "legal@1"},
+        {"adapter": "german", "weight": 10.0, "serves": "german@3"},
+    ],
+}
+
+EXAMPLES: Mapping[str, Any] = {
+    "ChatCompletion": {
+        "id": "chatcmpl-301c26fee340456ba5abf55f2e2f7251",
+        "object": "chat.completion",
+        **_GENERATED,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "The capital of France is Paris.", "refusal": None},
+                **_END,
+            }
+        ],
+        "usage": _USAGE,
+    },
+    "ChatCompletionChunk": {
+        "id": "chatcmpl-301c26fee340456ba5abf55f2e2f7251",
+        "object": "chat.completion.chunk",
+        **_GENERATED,
+        "choices": [{"index": 0, "delta": {"content": " Paris"}, "logprobs": None, "finish_reason": None}],
+    },
+    "Completion": {
+        "id": "cmpl-301c26fee340456ba5abf55f2e2f7251",
+        "object": "text_completion",
+        **_GENERATED,
+        "choices": [{"index": 0, "text": " Paris.", **_END}],
+        "usage": _USAGE,
+    },
+    "CompletionChunk": {
+        "id": "cmpl-301c26fee340456ba5abf55f2e2f7251",
+        "object": "text_completion",
+        **_GENERATED,
+        "choices": [{"index": 0, "text": " Paris", "logprobs": None, "finish_reason": None}],
+    },
+    "Tokens": {"count": 2, "max_model_len": 8192, "tokens": [504, 3575], "token_strs": None},
+    "Detokenized": {"prompt": "The capital"},
+    "Model": _MODEL,
+    "Models": {
+        "object": "list",
+        "data": [_MODEL, {**_MODEL, "id": "legal", "root": CONTENT, "parent": BASE}],
+        "has_more": False,
+    },
+    "Adapter": _ADAPTER,
+    "RegisteredAdapter": {**_ADAPTER, "version": 2},
+    "AdapterDetails": {
+        **_ADAPTER,
+        "version_details": [{"version": number, "created": CREATED, **_VERSION} for number in (1, 2)],
+        "receipt": {"source": "hf://org/legal@0123456789abcdef0123456789abcdef01234567"},
+    },
+    "Adapters": {
+        "object": "list",
+        "data": [_ADAPTER],
+        "has_more": False,
+        "refused": [],
+        "store": {"bytes": 19_567_616, "quota_bytes": None},
+    },
+    "Alias": _ALIAS,
+    "Aliases": {"object": "list", "data": [_ALIAS], "has_more": False},
+    "Deleted": {"id": "legal", "object": "adapter", "deleted": True},
+    "Status": {"status": "ready"},
+    "Status 503": {"status": "draining"},
+    "ServerVersion": {"version": "1.0.0", "base_fingerprint": CONTENT},
+    "Index": {"name": "manylora", "version": "1.0.0", "model": BASE, "links": {"documentation": "/docs"}},
+}
+"""Name of a response model, where examples differ with its status -> an example."""
+
+ERRORS: Mapping[int, tuple[str, str | None, str | None]] = {
+    400: ("Unknown field `temprature`; did you mean `temperature`?", "temprature", "unknown_parameter"),
+    404: ("The model `nobody` does not exist.", "model", "model_not_found"),
+    408: ("The upload stalled or took too long.", None, None),
+    409: ("`prod` is an alias already", None, "name_taken"),
+    412: ("`legal` has changed since you looked; look again", "If-Match", "revision_mismatch"),
+    413: ("The request body is too large.", None, None),
+    415: ("To register an adapter, send `application/json`, or `multipart/form-data` to upload its files.", None, None),
+    422: ("The adapter `legal` cannot be served: its rank 64 is above this server's --max-rank 32.", "adapter",
+          "adapter_unavailable"),
+    429: ("Too many requests are waiting; try again later.", None, "queue_full"),
+    500: ("Internal server error. The server's log has the details under this request's id.", None, None),
+    503: ("The server is shutting down and takes no new requests.", None, "draining"),
+    507: ("The disk has no room for the adapter.", None, "store_full"),
+}  # fmt: skip
+"""Status -> message, param and code of an example."""
