@@ -1,6 +1,7 @@
 """The grammar of tool calls that a request demands, in Lark's syntax as llguidance reads it."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,15 +33,24 @@ def calls_grammar(
         rules.append(f"call_{index}: {_call(form, function['name'], index, token_id)}")
         rules.append(f"arguments_{index}: %json {json.dumps(_schema(function.get('parameters')))}")
     if answer.reasoning is not None:
-        rules.append("thought: /(.|\\n)*/")
+        rules += _thought(answer.reasoning.end, token_id)
     return "\n".join(rules) + "\n"
 
 
 def _reasoning(answer: AnswerSyntax, token_id: TokenId) -> str:
     if answer.reasoning is None:
         return ""
-    start, end = _literal(answer.reasoning.start, token_id), _literal(answer.reasoning.end, token_id)
-    return f"thought {end} /\\s*/ " if answer.opened else f"({start} thought {end} /\\s*/)? "
+    thought = "thought /\\s*/"
+    return f"{thought} " if answer.opened else f"({_literal(answer.reasoning.start, token_id)} {thought})? "
+
+
+def _thought(end: str, token_id: TokenId) -> list[str]:
+    """Return the rules of the reasoning up to its end marker."""
+    token = token_id(end)
+    if token is not None:
+        return [f"thought: /(.|\\n)*/ <[{token}]>"]
+    pattern = re.escape(end).replace("/", r"\/")
+    return [f"thought[lazy]: /(.|\\n)*{pattern}/"]
 
 
 def _calls(form: ToolFormat, parallel: bool, token_id: TokenId) -> str:

@@ -96,6 +96,10 @@ class Codec:
         special = {name: str(text) for name, text in names.items() if name != "additional_special_tokens"}
         return ChatTemplate(sources, render, special, self._tool_format)
 
+    def special_id(self, text: str) -> int | None:
+        """Return the id of the special token with this text, None if there is none."""
+        return next(iter(self.special_ids([text])), None)
+
     def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
         """Return the ids of those of ``texts`` that are special tokens."""
         found = {self.backend.token_to_id(text) for text in texts}

@@ -26,3 +26,9 @@ class Conversation:
     """Whether the prompt ends within the last message, for the model to continue it."""
     special_tokens_in_content: bool = False
     """Whether text of special tokens in messages, tools and documents becomes these tokens. If not, it stays text."""
+
+    @property
+    def characters(self) -> int:
+        """About how many characters the prompt has."""
+        content = sum(len(message["content"] or "") for message in self.messages)
+        return content + sum(len(str(each)) for each in (*self.tools, *(self.documents or ())))

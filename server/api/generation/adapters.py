@@ -1,6 +1,8 @@
 """Resolve the adapter names in a request to adapter versions, and lease those versions."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +55,15 @@ class LeasedAdapters:
     def aliases(self) -> set[tuple[str, str]]:
         """Pairs of an alias that the request used and the version that it was resolved to."""
         return {(applied.alias, applied.name) for applied in self.applied if applied.alias is not None}
+
+    @contextmanager
+    def released_on_error(self) -> Iterator[None]:
+        """Give the leases back if the block raises."""
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Give the leases back. Call exactly once."""

@@ -34,6 +34,11 @@ async def compile_grammar(
     return await service.grammars.compile(spec, param)
 
 
+def prescribes_answer(request: GenerationRequest) -> bool:
+    """Whether the request says what form its answer has."""
+    return next(_given(request), None) is not None
+
+
 def _given(request: GenerationRequest) -> Iterator[tuple[str, GrammarSpec]]:
     """The grammars that a request asks for, with the fields they come from."""
     match request.response_format:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from server.api.formats.answer import Answer
 from server.api.formats.format import AnswerFormat
-from server.api.generation.adapters import lease_adapters
+from server.api.generation.adapters import LeasedAdapters
 from server.api.generation.decoder import TextOptions
 from server.api.generation.generation import Generation
 from server.api.generation.responses import FullResponse, StreamResponse
@@ -32,22 +32,24 @@ def submit(
     prompts: Seq[list[int]],
     max_tokens: int | None,
     make_format: Callable[[Answer], AnswerFormat],
+    adapters: LeasedAdapters,
     *,
     prefix: str,
     param: str,
     grammar: Grammar | None,
+    kept: frozenset[int] = frozenset(),
 ) -> Response:
     """Return a response that writes the answers to ``prompts``, lists of token ids.
 
     ``max_tokens`` is the limit of each answer; None fills the context, and 0 returns the prompts only. ``prefix``
     begins the answer's id, and ``param`` is the field of the prompts, for errors. All answers follow ``grammar``, if
-    there is one. Nothing here awaits, so the response always takes over the generation, which it closes. Raises
-    RequestError, AdapterError or EngineError.
+    there is one. ``kept`` are special tokens that stay in their text. The leases of ``adapters`` are taken over.
+    Nothing here awaits, so the response always takes over the generation. Raises RequestError or EngineError.
     """
     base = service.base
-    params = sampling_params(request, service.sampling_defaults, base.eos_token_ids, service.codec.vocabulary)
-    limits = [_limit(len(prompt), max_tokens, base.max_model_len, param) for prompt in prompts]
-    adapters = lease_adapters(service.registry, base.name, request)
+    with adapters.released_on_error():
+        params = sampling_params(request, service.sampling_defaults, base.eos_token_ids, service.codec.vocabulary)
+        limits = [_limit(len(prompt), max_tokens, base.max_model_len, param) for prompt in prompts]
     generation = Generation(
         _sequences(f"{prefix}-{uuid4().hex}", request, prompts, limits, params, adapters.adaptation, grammar),
         adapters,
@@ -57,6 +59,7 @@ def submit(
             include_stop=bool(request.include_stop_str_in_output),
             min_tokens=params.min_tokens,
             prompt_only=max_tokens == 0,
+            kept=kept,
         ),
         prompts=len(prompts),
         codec=service.codec,

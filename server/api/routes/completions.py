@@ -9,6 +9,8 @@ from starlette.responses import Response
 
 from server.api.formats.chat import ChatFormat
 from server.api.formats.completion import CompletionFormat
+from server.api.generation.adapters import lease_adapters
+from server.api.generation.chat import LONG_TEXT, make_chat_prompt
 from server.api.generation.structured import compile_grammar
 from server.api.generation.submit import submit
 from server.api.http.json_body import JsonRoute
@@ -18,16 +20,12 @@ from server.api.schemas.answers import ChatCompletion, ChatCompletionChunk, Comp
 from server.api.schemas.chat import ChatRequest
 from server.api.schemas.completion import CompletionRequest
 from server.api.service import Service, ServiceDep
-from server.text.conversation import Conversation
 
 router = APIRouter(prefix="/v1", tags=["completions"], route_class=JsonRoute)
 
 ERRORS = error_statuses(400, 404, 409, 413, 422, 429, 503, 507)
 
 T = TypeVar("T")
-
-LONG_TEXT = 8192
-"""Characters from which a prompt is encoded on a thread, so that the streams of other requests do not stall."""
 
 
 @router.post(
@@ -38,18 +36,21 @@ async def create_chat_completion(request: ChatRequest, service: ServiceDep) -> R
     """Generate the assistant's next message in a conversation."""
     service.event_router.check_open()
     await fetch_named(service, request)
-    messages = [message.for_template() for message in request.messages]
-    characters = sum(len(message["role"]) + len(message["content"]) for message in messages)
-    prompt = await _encode(lambda: service.codec.encode_chat(Conversation(messages)), characters)
+    adapters = lease_adapters(service.registry, service.base.name, request)  # the prompt depends on them
+    with adapters.released_on_error():
+        prompt = await make_chat_prompt(service, request, adapters)
+        grammar = await compile_grammar(service, request, prompt.grammar)
     return submit(
         service,
         request,
-        [prompt],
-        _chat_limit(request, service, len(prompt)),
-        lambda answer: ChatFormat(answer, request, service.codec.token_texts),
+        [prompt.tokens],
+        _chat_limit(request, service, len(prompt.tokens)),
+        lambda answer: ChatFormat(answer, request, service.codec.token_texts, prompt.syntax.parser),
+        adapters,
+        grammar=grammar,
+        kept=prompt.kept,
         prefix="chatcmpl",
         param="messages",
-        grammar=await compile_grammar(service, request),
     )
 
 
@@ -62,15 +63,17 @@ async def create_completion(request: CompletionRequest, service: ServiceDep) -> 
     prompts = await _encode(lambda: [codec.encode_prompt(prompt) for prompt in request.prompt], length)
     echoed = request.prompt if request.echo else []
     echoes = await _encode(lambda: [codec.text_of(prompt) for prompt in echoed], length)
+    grammar = await compile_grammar(service, request)
     return submit(
         service,
         request,
         prompts,
         request.limit,
         lambda answer: CompletionFormat(answer, request, codec.token_texts, echoes),
+        lease_adapters(service.registry, service.base.name, request),
+        grammar=grammar,
         prefix="cmpl",
         param="prompt",
-        grammar=await compile_grammar(service, request),
     )
 
 

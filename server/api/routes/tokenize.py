@@ -1,22 +1,23 @@
 """``POST /tokenize`` and ``POST /detokenize``, compatible with vLLM: text to token ids and back."""
 
 import asyncio
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from server.api.generation.chat import render_chat
 from server.api.http.errors import JsonResponse
 from server.api.http.json_body import JsonRoute
 from server.api.http.openapi import error_statuses, returns
 from server.api.schemas.base import Name, Schema, Text
 from server.api.schemas.messages import MAX_MESSAGES, Message
 from server.api.schemas.responses import Detokenized, Tokens
+from server.api.schemas.templates import TemplateFields
 from server.api.service import ServiceDep
 from server.errors import InvalidRequest, UnknownModel
 from server.text.codec import Codec
-from server.text.conversation import Conversation
 
 router = APIRouter(tags=["tokens"], route_class=JsonRoute)
 
@@ -28,7 +29,7 @@ def _few(value: object) -> object:
     return value
 
 
-class TokenizeRequest(Schema):
+class TokenizeRequest(TemplateFields):
     """Either a prompt, as for completions, or messages, as for chat completions."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "The capital of France is"}]})
@@ -36,8 +37,6 @@ class TokenizeRequest(Schema):
     model: Name | None = None
     prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(_few)] | None = None
-    add_generation_prompt: Literal[True] = True
-    """vLLM's field. Messages are always followed by the start of the assistant's answer."""
     add_special_tokens: bool | None = None
     """Whether to add the tokenizer's special tokens to a prompt. Null means true, as for completions."""
     return_token_strs: bool | None = None
@@ -47,6 +46,9 @@ class TokenizeRequest(Schema):
     def _one(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
             raise PydanticCustomError("unsupported", "Give one of `prompt` and `messages`.", {"field": "messages"})
+        if self.messages is None and (given := self.model_fields_set.intersection(TemplateFields.model_fields)):
+            reason = "Fields for the chat template need `messages`."
+            raise PydanticCustomError("unsupported", reason, {"field": min(given)})
         if self.messages is not None and self.add_special_tokens:
             # Chats are never encoded with them: the template already contains the token that begins a text.
             reason = "The chat template writes the special tokens of `messages`."
@@ -67,7 +69,7 @@ class DetokenizeRequest(Schema):
 async def tokenize(request: TokenizeRequest, service: ServiceDep) -> JsonResponse:
     """Return the token ids of a prompt or messages, their number, and the model's maximum."""
     _check_model(request.model, service)
-    tokens = await asyncio.to_thread(_tokens, request, service.codec)
+    tokens = await _tokens(request, service)
     strings = await asyncio.to_thread(_strings, tokens, service.codec) if request.return_token_strs else None
     limit = service.base.max_model_len
     return JsonResponse({"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": strings})
@@ -85,9 +87,20 @@ def _check_model(model: str | None, service: ServiceDep) -> None:
         raise UnknownModel(model)
 
 
-def _tokens(request: TokenizeRequest, codec: Codec) -> list[int]:
-    if request.messages is not None:
-        return codec.encode_chat(Conversation([message.for_template() for message in request.messages]))
+async def _tokens(request: TokenizeRequest, service: ServiceDep) -> list[int]:
+    if request.messages is None:
+        return await asyncio.to_thread(_prompt_tokens, request, service.codec)
+    conversation = request.make_conversation(request.messages, request.tool_definitions)
+    model = request.model
+    leases = service.registry.acquire([] if model in (None, service.base.name) else [model])
+    try:
+        adapters = {lease.version.name: lease.version.content for lease in leases}
+        return (await render_chat(service, conversation, adapters))[1].tokens
+    finally:
+        service.registry.release(leases)
+
+
+def _prompt_tokens(request: TokenizeRequest, codec: Codec) -> list[int]:
     assert request.prompt is not None
     served = codec.encode_prompt(request.prompt)
     if request.add_special_tokens is not False:

@@ -1,15 +1,21 @@
 """Schema of ``POST /v1/chat/completions``."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.generation import GenerationRequest, Limit, Logprobs, field_error
+from server.api.schemas.generation import UNSUPPORTED, GenerationRequest, Limit, Logprobs, field_error
 from server.api.schemas.messages import Message, few_messages
+from server.api.schemas.templates import TemplateFields
+from server.api.schemas.tools import NamedTool, ToolChoice, check_choice
+from server.text.conversation import Conversation
+
+SUPPORTED_IN_CHAT = ("tools", "tool_choice", "reasoning_effort")
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(GenerationRequest, TemplateFields):
     """``POST /v1/chat/completions``."""
 
     model_config = ConfigDict(
@@ -21,12 +27,21 @@ class ChatRequest(GenerationRequest):
         }
     )
 
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        field: values for field, values in UNSUPPORTED.items() if field not in SUPPORTED_IN_CHAT
+    }
+
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(few_messages)]
     max_completion_tokens: Limit | None = None
     logprobs: bool | None = None
     """Whether to return the log probability of each token of the answer."""
     top_logprobs: Logprobs | None = None
     """With `logprobs`: how many most likely tokens to return for each token."""
+
+    tool_choice: ToolChoice | None = None
+    """``none`` leaves the tools out of the prompt. ``required`` and a named function are forced by a grammar."""
+    parallel_tool_calls: bool | None = None
+    """false: at most one call in an answer."""
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ChatRequest":
@@ -48,6 +63,11 @@ class ChatRequest(GenerationRequest):
             raise field_error("min_tokens", f"`min_tokens` must be at most the limit of the answer, {self.limit}.")
         return self
 
+    @model_validator(mode="after")
+    def _has_tool(self) -> "ChatRequest":
+        check_choice(self.tools, self.tool_choice)
+        return self
+
     @property
     def limit(self) -> int | None:
         """Maximum number of tokens in the answer; None for the rest of the context."""
@@ -63,3 +83,16 @@ class ChatRequest(GenerationRequest):
     def token_logprobs(self) -> int | None:
         """As in :class:`GenerationRequest`."""
         return self.top_logprobs or 0 if self.logprobs else None
+
+    @property
+    def conversation(self) -> Conversation:
+        """What the chat template renders."""
+        return self.make_conversation(self.messages, () if self.tool_choice == "none" else self.tool_definitions)
+
+    @property
+    def forced_tools(self) -> list[dict[str, Any]]:
+        """The functions of which one must be called; empty if none has to be."""
+        if isinstance(self.tool_choice, NamedTool):
+            chosen = self.tool_choice.function.name
+            return [tool for tool in self.tool_definitions if tool["function"]["name"] == chosen]
+        return self.tool_definitions if self.tool_choice == "required" else []

@@ -1,0 +1,164 @@
+"""Schemas of tools: functions that the model may call, and which of them it must."""
+
+import json
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from server.api.schemas.base import ENCODABLE, Name, Text, TolerantSchema
+
+MAX_TOOLS = 512
+
+
+def plain_json(value: Any) -> Any:
+    """Check that all text in a JSON value is valid Unicode, and that it is not nested too deep to be written."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("must be valid Unicode text") from error
+    except RecursionError as error:
+        raise ValueError("is nested too deep") from error
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(plain_json)]
+FunctionName = Annotated[str, Field(min_length=1, max_length=256), ENCODABLE]
+
+
+class FunctionDefinition(TolerantSchema):
+    """A function: its name, what it does, and a JSON schema of its arguments."""
+
+    name: FunctionName
+    description: Text | None = None
+    parameters: JsonObject | None = None
+    strict: bool | None = None
+    """Accepted. Calls that a grammar forces (``tool_choice`` is ``required`` or a name) always follow the schema."""
+
+    def for_template(self) -> dict[str, Any]:
+        """Return the fields that are given, for a chat template."""
+        fields = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {key: value for key, value in fields.items() if value is not None}
+
+
+def _is_function(value: object) -> object:
+    if isinstance(value, dict) and value.get("type", "function") != "function":
+        raise ValueError("only tools of type `function` are supported")
+    return value
+
+
+class Tool(TolerantSchema):
+    """A tool of type ``function``."""
+
+    harmless: ClassVar[frozenset[str]] = frozenset({"cache_control"})
+
+    type: Literal["function"] = "function"
+    function: FunctionDefinition
+
+    def for_template(self) -> dict[str, Any]:
+        """Return the tool for a chat template."""
+        return {"type": "function", "function": self.function.for_template()}
+
+
+def _few_tools(value: object) -> object:
+    """Check the length before the items are validated."""
+    if isinstance(value, list) and len(value) > MAX_TOOLS:
+        raise ValueError(f"must have at most {MAX_TOOLS} tools (got {len(value)})")
+    return value
+
+
+def _unique(tools: list[Tool]) -> list[Tool]:
+    names: set[str] = set()
+    for tool in tools:
+        if tool.function.name in names:
+            raise ValueError(f"two tools have the name `{tool.function.name[:80]}`")
+        names.add(tool.function.name)
+    return tools
+
+
+Tools = Annotated[
+    list[Annotated[Tool, BeforeValidator(_is_function)]],
+    Field(fail_fast=True),
+    BeforeValidator(_few_tools),
+    AfterValidator(_unique),
+]
+
+
+class FunctionChoice(TolerantSchema):
+    """The name of a function."""
+
+    name: FunctionName
+
+
+class NamedTool(TolerantSchema):
+    """The tool that the model must call."""
+
+    type: Literal["function"] = "function"
+    function: FunctionChoice
+
+
+ToolMode = Literal["none", "auto", "required"]
+
+
+def _choice(value: object) -> object:
+    if isinstance(value, str) and value not in ("none", "auto", "required"):
+        raise ValueError("must be `none`, `auto`, `required` or a function to call")
+    if isinstance(value, dict) and value.get("type", "function") != "function":
+        raise ValueError("only a tool of type `function` can be chosen")
+    return value
+
+
+ToolChoice = Annotated[ToolMode | NamedTool, BeforeValidator(_choice, json_schema_input_type=ToolMode | NamedTool)]
+
+
+def _arguments(value: object) -> object:
+    """Read arguments given as JSON text; some servers give none as empty text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = json.loads(value or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError("must be a JSON object, as text") from error
+    if not isinstance(parsed, dict):
+        raise ValueError("must be a JSON object, as text")  # noqa: TRY004 - pydantic takes only ValueError
+    return parsed
+
+
+class CalledFunction(TolerantSchema):
+    """A function that the assistant has called."""
+
+    name: FunctionName
+    arguments: Annotated[JsonObject, BeforeValidator(_arguments, json_schema_input_type=str | dict[str, Any])] = Field(
+        default_factory=dict
+    )
+    """A JSON object, as text or as it is."""
+
+
+class ToolCall(TolerantSchema):
+    """A call in an assistant's message."""
+
+    harmless: ClassVar[frozenset[str]] = frozenset({"index", "extra_content", "provider_specific_fields"})
+
+    id: Name | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+    def for_template(self) -> dict[str, Any]:
+        """Return the call for a chat template, with its arguments as an object."""
+        function = {"name": self.function.name, "arguments": self.function.arguments}
+        return {**({"id": self.id} if self.id else {}), "type": "function", "function": function}
+
+
+Calls = Annotated[list[Annotated[ToolCall, BeforeValidator(_is_function)]], Field(fail_fast=True)]
+
+
+def check_choice(tools: list[Tool] | None, choice: ToolMode | NamedTool | None) -> None:
+    """Check that a tool that must be called is there."""
+    if choice in (None, "none", "auto"):
+        return
+    if not tools:
+        raise PydanticCustomError("unsupported", "`tool_choice` needs `tools`.", {"field": "tool_choice"})
+    if isinstance(choice, NamedTool) and choice.function.name not in {tool.function.name for tool in tools}:
+        raise PydanticCustomError(
+            "unsupported", "`tool_choice` names a function that is not in `tools`.", {"field": "tool_choice"}
+        )

@@ -1,0 +1,124 @@
+"""Tools with the demo model, whose chat template knows none: demanded calls parse in every try at temperature 1."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jsonschema
+import pytest
+from openai import OpenAI
+
+from adapters.format.spec import BaseLayout
+from bases.base import load_base
+from bases.model_source import DEMO_NAME
+from server.api.startup import open_service
+from server.config import Settings
+from tests.adapter_folders import LAYERS, write_adapter
+from tests.api.live import Live, running
+
+pytestmark = pytest.mark.demo
+
+LAYOUT = BaseLayout("", {LAYERS[0]: (576, 576), LAYERS[1]: (1536, 576)})
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "book_table": {
+        "type": "object",
+        "properties": {
+            "restaurant": {"type": "string", "maxLength": 30},
+            "guests": {"type": "integer", "minimum": 1, "maximum": 20},
+            "wishes": {"type": "array", "items": {"enum": ["window", "quiet", "vegan"]}, "maxItems": 2},
+            "contact": {"$ref": "#/$defs/contact"},
+        },
+        "required": ["restaurant", "guests", "wishes", "contact"],
+        "$defs": {
+            "contact": {
+                "type": "object",
+                "properties": {"phone": {"type": "string", "pattern": "^[0-9]{6}$"}},
+                "required": ["phone"],
+                "additionalProperties": False,
+            }
+        },
+    },
+    "opening_hours": {
+        "type": "object",
+        "properties": {"restaurant": {"type": "string", "maxLength": 30}, "day": {"enum": ["Monday", "Sunday"]}},
+        "required": ["restaurant"],
+    },
+}
+TOOLS: Any = [{"type": "function", "function": {"name": name, "parameters": SCHEMAS[name]}} for name in SCHEMAS]
+MESSAGES: Any = [{"role": "user", "content": "Please book a quiet table for four at Chez Léon."}]
+NAMED: Any = {"type": "function", "function": {"name": "opening_hours"}}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """The demo model with an adapter."""
+    root = tmp_path_factory.mktemp("tools")
+    write_adapter(root / "red", LAYOUT, lora_alpha=0.5)
+    settings = Settings(data_dir=root / "data", adapter={"red": root / "red"}, max_model_len=2048, kv_memory_gib=0.5)
+    with running(open_service(load_base(settings.base), settings)) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def sdk(served: Live) -> Iterator[OpenAI]:
+    """OpenAI's client."""
+    with OpenAI(base_url=f"{served.http.base_url}/v1", api_key="none", max_retries=0, timeout=300) as client:
+        yield client
+
+
+def call(sdk: OpenAI, model: str, seed: int, choice: Any) -> list[tuple[str, str]]:
+    """Names and arguments of the calls in an answer; every third one streamed."""
+    asked: dict[str, Any] = {"model": model, "messages": MESSAGES, "tools": TOOLS, "tool_choice": choice, "seed": seed}
+    asked |= {"temperature": 1, "max_tokens": 250, "parallel_tool_calls": seed % 2 == 0}
+    if seed % 3 == 0:
+        with sdk.chat.completions.stream(**asked) as stream:
+            chosen = stream.get_final_completion().choices[0]
+    else:
+        chosen = sdk.chat.completions.create(**asked).choices[0]
+    assert not chosen.message.content
+    calls = [(each.function.name, each.function.arguments) for each in chosen.message.tool_calls or ()]
+    if chosen.finish_reason == "length":  # a model that goes on with further calls: the last one is cut off
+        calls.pop()
+    else:
+        assert chosen.finish_reason == "tool_calls"
+    return calls
+
+
+@pytest.mark.parametrize("tries", [4, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", [DEMO_NAME, "red"])
+@pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])
+def test_demanded_calls_parse_in_every_try(sdk: OpenAI, model: str, choice: Any, tries: int) -> None:
+    with ThreadPoolExecutor(8) as clients:
+        found = list(clients.map(lambda seed: call(sdk, model, seed, choice), range(tries)))
+    for seed, calls in enumerate(found):
+        assert calls
+        assert seed % 2 == 0 or len(calls) == 1
+        for name, arguments in calls:
+            jsonschema.validate(json.loads(arguments), SCHEMAS[name])
+            assert choice == "required" or name == "opening_hours"
+    assert len({json.dumps(calls) for calls in found}) > tries / 3, "they differ"
+
+
+def test_a_tool_loop(sdk: OpenAI) -> None:
+    turns = list(MESSAGES)
+    asked: dict[str, Any] = {"model": DEMO_NAME, "tools": TOOLS, "temperature": 0}
+    first = sdk.chat.completions.create(**asked, messages=turns, tool_choice=NAMED, max_tokens=200)
+    message = first.choices[0].message
+    assert message.tool_calls
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "From 12 to 23 h."}
+    turns += [message, result]
+    last = sdk.chat.completions.create(**asked, messages=turns, tool_choice="none", max_tokens=30)
+    assert last.choices[0].message.content
+    assert last.usage
+    assert first.usage
+    assert last.usage.prompt_tokens > 60
+
+
+def test_a_stream_equals_the_answer_with_tools_in_auto_mode(served: Live) -> None:
+    asked = {"messages": MESSAGES, "tools": TOOLS, "temperature": 0, "max_tokens": 60}
+    whole = served.http.post("/v1/chat/completions", json=asked).json()["choices"][0]
+    chunks = served.stream("/v1/chat/completions", **asked)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("content") or "" for delta in deltas) == (whole["message"]["content"] or "")
+    assert chunks[-1]["choices"][0]["finish_reason"] == whole["finish_reason"]
