@@ -46,7 +46,7 @@ class ChatFormat(OpenAIFormat):
         parser = self._parsers[index]
         deltas = [*parser.push(answer.text), *parser.finish()]
         finish = finish_fields(answer.finish, _finish_reason(parser, answer))
-        fields = {"message": message(deltas), "logprobs": None, **self._token_fields(answer)}
+        fields = {"message": message(deltas), "logprobs": self._logprobs(answer), **self._token_ids(answer)}
         return {"index": index, **fields, **finish}
 
     def full_fields(self) -> dict[str, Any]:
@@ -91,16 +91,17 @@ class ChatFormat(OpenAIFormat):
 
     def _token_fields(self, piece: Piece) -> dict[str, Any]:
         """Return the fields of a choice about the tokens of a piece, if the request asks for them."""
-        fields: dict[str, Any] = {}
-        if self.top_logprobs is not None:
-            shown = len(piece.tokens) - piece.hidden
-            if shown or piece.finish is None:
-                fields["logprobs"] = chat_logprobs(
-                    piece.tokens[:shown], piece.logprobs[:shown], self.top_logprobs, self.texts
-                )
-        if self.returns_token_ids and piece.tokens:
-            fields["token_ids"] = list(piece.tokens)
-        return fields
+        has_logprobs = self.top_logprobs is not None and len(piece.tokens) > piece.hidden
+        return ({"logprobs": self._logprobs(piece)} if has_logprobs else {}) | self._token_ids(piece)
+
+    def _logprobs(self, piece: Piece) -> Any:
+        if self.top_logprobs is None:
+            return None
+        shown = len(piece.tokens) - piece.hidden
+        return chat_logprobs(piece.tokens[:shown], piece.logprobs[:shown], self.top_logprobs, self.texts)
+
+    def _token_ids(self, piece: Piece) -> dict[str, Any]:
+        return {"token_ids": list(piece.tokens)} if self.returns_token_ids and piece.tokens else {}
 
 
 def delta_fields(delta: Delta) -> dict[str, Any]:

@@ -62,8 +62,11 @@ class CompletionLogprobs:
 
     def _offset(self, token: int) -> int:
         """Return the number of characters before the token, and count its own."""
+        data = self._texts.data(token)
+        if data and not 0x80 <= data[0] < 0xC0:  # it continues no character: bytes before it are invalid
+            self._characters += len(self._decoder.decode(b"", final=True))
         start = self._characters
-        self._characters += len(self._decoder.decode(self._texts.data(token)))
+        self._characters += len(self._decoder.decode(data))
         return start
 
 
