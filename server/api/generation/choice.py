@@ -22,7 +22,7 @@ class Choice:
         self.cached_tokens = 0
         """Prompt tokens that were taken from the prefix cache."""
         self.timing: Timing | None = None
-        """Where its time went; None until it has ended, and if it ended by a stop string."""
+        """Where its time went; None until it has ended."""
         self.prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
         self.in_engine = False
         """Whether the engine still computes it."""
@@ -55,6 +55,8 @@ class Choice:
                 self.cached_tokens = event.cached
                 self.in_engine = event.finish is None
                 self.timing = event.timing
+                if self.finish and event.timing is None:  # by a stop string, of which the engine knows nothing
+                    self.timing = self.sequence.timing(monotonic())
             elif isinstance(event, Failed):
                 self.in_engine = False
                 if not self.finish:  # else a stop string had ended it before

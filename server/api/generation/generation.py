@@ -146,7 +146,7 @@ class Generation:
 
     @property
     def timing(self) -> Timing | None:
-        """Where the time of the choice went that ended last; None if a stop string has ended it."""
+        """Where the time of the choice went that ended last; None until one has."""
         return self._last_ended.timing if self._last_ended else None
 
     @property

@@ -52,7 +52,7 @@ class CompletionRequest(GenerationRequest):
         json_schema_extra={
             "examples": [
                 {"prompt": "The capital of France is", "max_tokens": 16, "temperature": 0},
-                {"prompt": ["Once", "Twice"], "n": 2},
+                {"prompt": ["Once", "Twice"], "n": 2, "logprobs": 0},
                 {"prompt": "Once", "adapter": [{"name": "legal", "weight": 0.7}, {"name": "german", "weight": 0.3}]},
             ]
         }

@@ -168,7 +168,12 @@ def completions(call: Any) -> None:
             call("POST", CHAT, json={"messages": QUESTION, "max_tokens": 3, **more})
             call("POST", COMPLETIONS, json=request(**more))
     for path, body in ((CHAT, {"messages": QUESTION}), (COMPLETIONS, {"prompt": "x"})):
-        call("POST", path, json={**body, "n": 2, "max_tokens": 2, "return_token_ids": True})
+        every = {"n": 2, "max_tokens": 3, "return_token_ids": True, "explain": True, "adapter": "red"}
+        every["logprobs"] = True if path == CHAT else 2
+        call("POST", path, json={**body, **every, "prompt_logprobs": 1})
+        call("POST", path, json={**body, **every, "stream": True})
+    call("POST", COMPLETIONS, json={"prompt": "x", "echo": True, "logprobs": 1, "max_tokens": 2, "stream": True})
+    for path, body in ((CHAT, {"messages": QUESTION}), (COMPLETIONS, {"prompt": "x"})):
         call("POST", path, json={**body, "n": 0})
         call("POST", path, json={**body, "model": "nobody"})
         call("POST", path, json={**body, "user": big})
