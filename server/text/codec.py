@@ -105,14 +105,18 @@ class Codec:
         found = {self.backend.token_to_id(text) for text in texts}
         return self.textless.intersection(token for token in found if token is not None)
 
-    def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
-        """Return the token ids of a prompt. A prompt of token ids is returned as it is, if the model has them all."""
+    def encode_prompt(self, prompt: str | Sequence[int], param: str = "prompt", *, special: bool = True) -> list[int]:
+        """Return the token ids of a prompt. A prompt of token ids is returned as it is, if the model has them all.
+
+        ``param`` is the request's field that an error names; ``special``: add the special tokens with which the
+        tokenizer begins or ends a text.
+        """
         if isinstance(prompt, str):
-            return self._encode(prompt, "prompt", special=True)
+            return self._encode(prompt, param, special=special)
         for token in prompt:
             if not 0 <= token < self.vocabulary:
-                raise InvalidRequest(f"Token ids are 0 to {self.vocabulary - 1}; {token} is not.", param="prompt")
-        return _require_tokens(list(prompt), "prompt")
+                raise InvalidRequest(f"Token ids are 0 to {self.vocabulary - 1}; {token} is not.", param=param)
+        return _require_tokens(list(prompt), param)
 
     def text_of(self, prompt: str | Sequence[int]) -> str:
         """Return the text of a prompt, special tokens included."""

@@ -11,7 +11,7 @@ from adapters.format.spec import AdapterId
 from adapters.registry.in_memory import Lease
 from adapters.registry.registry import Registry
 from adapters.sources.address import local_name
-from server.api.schemas.generation import GenerationRequest, MixEntry
+from server.api.schemas.generation import AdaptedRequest, MixEntry
 from server.engine.sequence import Adaptation, WeightedAdapter
 from server.errors import InvalidRequest, UnknownModel
 
@@ -65,12 +65,21 @@ class LeasedAdapters:
             self.release()
             raise
 
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return a response's ``adapter`` list."""
+        return [applied.to_json() for applied in self.applied]
+
+    def header(self) -> dict[str, str]:
+        """Return the response header that names the adapter contents used for the answer, if any."""
+        value = ";".join(f"{applied.name}={applied.id}" for applied in self.applied)
+        return {"x-manylora-adapter": value} if value else {}
+
     def release(self) -> None:
         """Give the leases back. Call exactly once."""
         self.registry.release(self.leases)
 
 
-def lease_adapters(registry: Registry, base: str, request: GenerationRequest) -> LeasedAdapters:
+def lease_adapters(registry: Registry, base: str, request: AdaptedRequest) -> LeasedAdapters:
     """Lease all adapters that ``model`` and ``adapter`` of a request name, or none if one of them fails.
 
     A name refers to an adapter, a version or an alias, or is the address of an adapter that
@@ -91,7 +100,7 @@ def lease_adapters(registry: Registry, base: str, request: GenerationRequest) ->
     return LeasedAdapters(registry, leases, tuple(applied))
 
 
-def _requested(registry: Registry, base: str, request: GenerationRequest) -> list[MixEntry]:
+def _requested(registry: Registry, base: str, request: AdaptedRequest) -> list[MixEntry]:
     model, adapters = request.model, request.adapter
     if model is None or model == base:
         return adapters or []

@@ -13,9 +13,12 @@ from pydantic.json_schema import models_json_schema
 
 from server.api.http.errors import error_object
 from server.api.http.examples import ERRORS, EXAMPLES
-from server.api.schemas import answers, responses
+from server.api.schemas import answers, embeddings, responses, score
 from server.api.schemas.registry import AdapterUpload
 from server.api.schemas.responses import ErrorAnswer, ResponseModel
+
+ANSWERS = (responses, answers, embeddings, score)
+"""Modules with response models."""
 
 Responses = dict[int | str, dict[str, Any]]
 """HTTP status -> its description, as a route declares it."""
@@ -168,7 +171,7 @@ def _example(status: int, schema: Mapping[str, Any]) -> dict[str, Any]:
 
 def _schemas() -> dict[str, Any]:
     """Return the schemas of all response models and of the upload form, by name. FastAPI knows neither."""
-    found = [*vars(responses).values(), *vars(answers).values()]
+    found = [each for module in ANSWERS for each in vars(module).values()]
     named = {each for each in found if isinstance(each, type) and issubclass(each, ResponseModel)}
     models = sorted((model for model in named if not model.__subclasses__()), key=lambda model: model.__name__)
     _, schemas = models_json_schema(

@@ -107,11 +107,8 @@ class StreamOptions(TolerantSchema):
     include_obfuscation: bool = False
 
 
-class GenerationRequest(TolerantSchema):
-    """Fields that both generation endpoints share."""
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED
-    harmless: ClassVar[frozenset[str]] = HARMLESS
+class AdaptedRequest(TolerantSchema):
+    """Fields of all requests that run the model: which adapters, and for whom."""
 
     model: Name | None = None
     adapter: (
@@ -122,6 +119,16 @@ class GenerationRequest(TolerantSchema):
         ]
         | None
     ) = None
+    user: Annotated[str, Field(max_length=MAX_USER_LENGTH), ENCODABLE] | None = None
+    """Requests with the same user get the same target of an alias."""
+
+
+class GenerationRequest(AdaptedRequest):
+    """Fields that both generation endpoints share."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED
+    harmless: ClassVar[frozenset[str]] = HARMLESS
+
     max_tokens: Limit | None = None
     min_tokens: Annotated[int, Field(ge=0), Whole] | None = None
     """No end token is sampled, and no stop string looked for, before the answer has this many tokens."""
@@ -171,8 +178,6 @@ class GenerationRequest(TolerantSchema):
     """Whether to return where the time of the request went."""
     speculation: bool | None = None
     """false: draft no tokens for this request. The answer is the same."""
-    user: Annotated[str, Field(max_length=MAX_USER_LENGTH), ENCODABLE] | None = None
-    """Requests with the same user get the same target of an alias."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "GenerationRequest":

@@ -23,6 +23,8 @@ from server.api.http.openapi import ERROR_DESCRIPTIONS
 from tests.api.live import Live, request, running, tiny_service
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+EMBEDDINGS, SCORE = "/v1/embeddings", "/v1/score"
+GENERATING = (CHAT, COMPLETIONS, EMBEDDINGS, SCORE)
 QUESTION = [{"role": "user", "content": "Why?"}]
 ADAPTER, ALIAS, MODEL = "/v1/adapters/{reference}", "/v1/aliases/{name}", "/v1/models/{name}"
 ACTIVATE, PIN = "/v1/adapters/{name}/activate", "/v1/adapters/{name}/pin"
@@ -147,6 +149,7 @@ def test_responses_match_their_schema(fresh: Live, documented: Documented, folde
         return documented.check(fresh.http.request(method, at or path, **request), path)
 
     completions(call)
+    prompts(call)
     for path in ("/", "/livez", "/readyz", "/health", "/version", "/metrics"):
         assert call("GET", path).status_code == 200
     adapters(call, folders)
@@ -155,8 +158,8 @@ def test_responses_match_their_schema(fresh: Live, documented: Documented, folde
     of_the_server = {"408", "429", "500", "503", "507"}
     missed = {each for each in documented.all() - documented.seen if each[2] not in of_the_server}
     # Content admitted on another base, a next version of a pinned adapter that is too large, a name of an address.
-    elsewhere = {("post", path, "422") for path in (CHAT, COMPLETIONS, ACTIVATE, PIN)}
-    elsewhere |= {("post", path, "409") for path in (CHAT, COMPLETIONS, ACTIVATE)}
+    elsewhere = {("post", path, "422") for path in (*GENERATING, ACTIVATE, PIN)}
+    elsewhere |= {("post", path, "409") for path in (*GENERATING, ACTIVATE)}
     assert missed == elsewhere
 
 
@@ -187,6 +190,20 @@ def completions(call: Any) -> None:
     call("GET", "/v1/models", params={"limit": 0})
     for name in ("tiny", "team/blue", "red@1", "nobody"):
         call("GET", MODEL, at=f"/v1/models/{name}")
+
+
+def prompts(call: Any) -> None:
+    for encoding in ("float", "base64"):
+        asked = {"input": ["a", "b"], "adapter": "red", "encoding_format": encoding}
+        assert call("POST", EMBEDDINGS, json=asked).status_code == 200
+    for tokens in (False, True):
+        asked = {"prompt": "a", "continuations": ["b"], "adapter": "red", "return_tokens": tokens}
+        assert call("POST", SCORE, json=asked).status_code == 200
+    bodies: dict[str, dict[str, Any]] = {EMBEDDINGS: {"input": "a"}, SCORE: {"prompt": "a", "continuations": ["b"]}}
+    for path, body in bodies.items():
+        assert call("POST", path, json={**body, "colour": 1}).status_code == 400
+        assert call("POST", path, json={**body, "model": "nobody"}).status_code == 404
+        assert call("POST", path, json={**body, "user": "x" * 300_000}).status_code == 413
 
 
 def adapters(call: Any, folders: Mapping[str, Path]) -> None:
