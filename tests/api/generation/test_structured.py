@@ -94,7 +94,7 @@ def test_an_answer_that_is_cut_ends_by_length(live: Live) -> None:
 
 def test_each_of_several_answers_has_the_form(live: Live) -> None:
     body = request(prompt=["One", "Two"], n=3, temperature=1, ignore_eos=False, max_tokens=150)
-    answer = live.http.post("/v1/completions", json={**body, "response_format": OPENAI}).json()
+    answer = live.http.post("/v1/completions", json={**body, "response_format": OPENAI, "logprobs": 1}).json()
     texts = [choice["text"] for choice in answer["choices"]]
     assert len(texts) == 6
     for text in texts:

@@ -91,7 +91,7 @@ def ask(live: Live, seed: int, adapter: str | None) -> str:
 @pytest.mark.parametrize("tries", [4, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("adapter", [None, "red"])
 def test_every_answer_is_valid(served: Live, adapter: str | None, tries: int) -> None:
-    with ThreadPoolExecutor(8) as clients:
+    with ThreadPoolExecutor(16) as clients:
         texts = list(clients.map(lambda seed: ask(served, seed, adapter), range(tries)))
     for text in texts:
         jsonschema.validate(json.loads(text), SCHEMA)

@@ -43,7 +43,7 @@ SPECS = (
     GrammarSpec("json_object"),
 )
 SAMPLINGS = (
-    {"temperature": 1.0, "seed": 5},
+    {"temperature": 1.0, "seed": 5, "logprobs": 2},
     {"temperature": 0.0},
     {"temperature": 0.0, "repetition_penalty": 1.1, "presence_penalty": 0.3},
     {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": -3},
