@@ -28,7 +28,8 @@ class ChatFormat(OpenAIFormat):
     ) -> None:
         super().__init__(answer, request, texts)
         self._parsers = [make_parser() for _ in answer.generation.choices]
-        self._plain = make_parser is PlainText and self.top_logprobs is None and not self.returns_token_ids
+        parses = any(not isinstance(parser, PlainText) for parser in self._parsers)
+        self._plain = not parses and self.top_logprobs is None and not self.returns_token_ids
         """Whether chunks have only text."""
         self._prompt = answer.generation.choices[0].prompt
 

@@ -138,7 +138,7 @@ def test_prompt_logprobs(live: Live) -> None:
 
 
 def test_the_prefix_cache_hides_no_prompt_logprobs(live: Live) -> None:
-    prompt = "A long prompt that is in the prefix cache when it is sent again, for sure."
+    prompt = "What is in the prefix cache when it is sent again, log probabilities included?"
     answers = [live.complete(prompt=prompt, prompt_logprobs=1, max_tokens=0) for _ in range(2)]
     assert answers[0]["choices"] == answers[1]["choices"]
     live.complete(prompt=prompt)
