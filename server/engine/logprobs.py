@@ -1,7 +1,7 @@
 """Log probabilities of sampled tokens and of prompts, from the model's raw logits.
 
 They are taken before penalties, bias, masks and temperature, which change logits in place: rows whose sequences ask are
-copied first. A row's numbers do not depend on the other rows.
+copied first, unless none changes. A row's numbers do not depend on the other rows.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from server.compute.backend import SamplingOps
 from server.compute.transfer import to_device
+from server.engine.sampler import changes_logits
 from server.engine.sequence import Chunk, SampledRow, TokenLogprobs
 
 ROWS = 64
@@ -21,13 +22,15 @@ ROWS = 64
 
 
 class RawLogits:
-    """Copies of the logits of the sampled rows whose sequences ask for log probabilities."""
+    """The logits of the sampled rows whose sequences ask for log probabilities, as they were before sampling."""
 
     def __init__(self, logits: Tensor, sampled: Seq[SampledRow]) -> None:
-        """``logits`` [at least as many rows as ``sampled``, vocabulary] float32."""
+        """``logits`` [rows of ``sampled``, vocabulary] float32. Copies them unless sampling leaves them as they are."""
         self._sampled = sampled
         self._rows = [i for i, row in enumerate(sampled) if row.sequence.sampling.logprobs is not None]
-        if self._rows:
+        if len(self._rows) == len(sampled) and not any(map(changes_logits, sampled)):
+            self._logits = logits
+        elif self._rows:
             self._logits = logits[to_device(self._rows, logits.device)]
 
     def score(self, tokens: Seq[int | None], ops: SamplingOps) -> list[TokenLogprobs | None]:

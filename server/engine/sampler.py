@@ -82,6 +82,11 @@ def apply_penalties(logits: Tensor, sampled: Seq[SampledRow]) -> Tensor | None:
     return adjusted
 
 
+def changes_logits(row: SampledRow) -> bool:
+    """Whether :func:`sample` changes the logits of a row."""
+    return row.sequence.matcher is not None or _has_penalties(row)
+
+
 def _may_not_stop(row: SampledRow) -> bool:
     """Whether the answer has too few tokens to end."""
     p = row.sequence.sampling

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #define BLOCK 256   // tokens that are summed together
-#define BRANCH 64   // tokens whose largest logit shows whether any of them can be among the likeliest
+#define BRANCH 64   // at least as many tokens: their largest logit shows whether any can be among the likeliest
 
 // A row's largest logit, NaN if it has one, and the first token that has it.
 static float row_peak(const float *x, int64_t vocabulary, int64_t *token) {
@@ -105,12 +105,14 @@ static int descending(const void *a, const void *b) {
 
 // A logit that `width` tokens reach, or nearly the largest such; -inf where every token may be among them.
 static float bound(const float *x, int64_t vocabulary, int64_t width, uint64_t *keys) {
-    const int64_t branches = (vocabulary + BRANCH - 1) / BRANCH;
+    int64_t size = BRANCH;  // few branches are sorted faster, and if they are many more than `width`, few tokens pass
+    while (vocabulary / (2 * size) >= 8 * width) size *= 2;
+    const int64_t branches = (vocabulary + size - 1) / size;
     if (branches <= width) return -INFINITY;
     for (int64_t branch = 0; branch < branches; branch++) {
         vec most = vset1(-INFINITY);
-        for (int64_t i = 0; i < BRANCH; i += 16) {
-            most = vmax(load_logits(x, vocabulary, branch * BRANCH + i), most);
+        for (int64_t i = 0; i < size; i += 16) {
+            most = vmax(load_logits(x, vocabulary, branch * size + i), most);
         }
         keys[branch] = key(vreduce_max(most), branch);
     }
