@@ -98,7 +98,10 @@ class Generation:
             raise StopAsyncIteration
         events = await self._queue.take()
         try:
-            pieces = [(index, self.choices[index].take(its)) for index, its in self._by_choice(events).items()]
+            if len(self.choices) == 1:  # the usual request
+                pieces = [(0, self.choices[0].take(events))] if events else []
+            else:
+                pieces = [(index, self.choices[index].take(its)) for index, its in self._by_choice(events).items()]
         except ChoiceFailed as error:
             raise self._error(str(error)) from error
         if self.first_token is None and self.output_tokens:
@@ -193,8 +196,6 @@ class Generation:
 
     def _by_choice(self, events: list[Event]) -> dict[int, list[Event]]:
         """Events by the index of their choice, without those of choices that have ended."""
-        if len(self.choices) == 1:
-            return {0: events} if events else {}
         found: dict[int, list[Event]] = {}
         for event in events:
             index = self._indices[event.sequence_id]
