@@ -106,11 +106,11 @@ class ChatFormat(OpenAIFormat):
 
 
 def delta_fields(delta: Delta) -> dict[str, Any]:
-    """Return a delta as OpenAI writes it. ``reasoning_content`` is DeepSeek's and vLLM's."""
+    """Return a delta as OpenAI writes it. ``reasoning_content`` is DeepSeek's name, ``reasoning`` a later one."""
     if isinstance(delta, ContentDelta):
         return {"content": delta.text}
     if isinstance(delta, ReasoningDelta):
-        return {"reasoning_content": delta.text}
+        return {"reasoning_content": delta.text, "reasoning": delta.text}
     if delta.id is None:
         return {"tool_calls": [{"index": delta.index, "function": {"arguments": delta.arguments}}]}
     function = {"name": delta.name, "arguments": delta.arguments}
@@ -130,7 +130,7 @@ def message(deltas: Seq[Delta]) -> dict[str, Any]:
         call["function"]["arguments"] += delta.arguments
     made: dict[str, Any] = {"role": "assistant", "content": content if content or not calls else None, "refusal": None}
     if reasoning:
-        made["reasoning_content"] = reasoning
+        made["reasoning_content"] = made["reasoning"] = reasoning
     if calls:
         made["tool_calls"] = list(calls.values())
     return made

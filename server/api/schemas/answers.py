@@ -104,6 +104,39 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 """For each token of the prompt, token id -> log probability; null for the first token."""
 
 
+class CalledFunction(ResponseModel):
+    """A function that the model calls."""
+
+    name: str
+    arguments: str
+    """A JSON object."""
+
+
+class ToolCall(ResponseModel):
+    """A call, which the client carries out."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class FunctionDelta(ResponseModel):
+    """The name in the first chunk of a call, then its arguments in pieces."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(ResponseModel):
+    """What is new in a call."""
+
+    index: int
+    id: str | None = None
+    """Only in the first chunk of a call, as is `type`."""
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class AssistantMessage(ResponseModel):
     """The assistant's message."""
 
@@ -112,6 +145,9 @@ class AssistantMessage(ResponseModel):
     refusal: None
     reasoning_content: str | None = None
     """The reasoning of a model that reasons before it answers."""
+    reasoning: str | None = None
+    """The same."""
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(ResponseModel):
@@ -145,6 +181,9 @@ class Delta(ResponseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    """The same."""
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(ResponseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.generation import UNSUPPORTED, GenerationRequest, Limit, Logprobs, field_error
+from server.api.schemas.generation import HARMLESS, UNSUPPORTED, GenerationRequest, Limit, Logprobs, field_error
 from server.api.schemas.messages import Message, few_messages
 from server.api.schemas.templates import TemplateFields
 from server.api.schemas.tools import NamedTool, ToolChoice, check_choice
@@ -30,6 +30,8 @@ class ChatRequest(GenerationRequest, TemplateFields):
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         field: values for field, values in UNSUPPORTED.items() if field not in SUPPORTED_IN_CHAT
     }
+
+    harmless: ClassVar[frozenset[str]] = HARMLESS - {"parallel_tool_calls"}
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(few_messages)]
     max_completion_tokens: Limit | None = None

@@ -142,6 +142,32 @@ def test_text_stays_text(live: Live, choice: str | None) -> None:
     assert (content, calls) == (found["message"]["content"], [])
 
 
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "arguments"),
+    [
+        (f"Let me see.\n{CALL}", "Let me see.", ['{"a": 2}']),
+        (f"{CALL}\n{CALL}", None, ['{"a": 2}', '{"a": 2}']),
+        (CALL.replace("add", "rm"), CALL.replace("add", "rm"), []),
+        (CALL[:-13], None, ['{"a": 2}']),
+        (CALL[:-14], CALL[:-14], []),
+    ],
+)
+def test_a_call_in_auto_mode(live: Live, text: str, content: str | None, arguments: list[str]) -> None:
+    fields = {"guided_choice": [text], "max_tokens": 300}
+    found = answered(live, **fields)
+    assert found["message"]["content"] == content
+    assert [call["function"]["arguments"] for call in found["message"].get("tool_calls", [])] == arguments
+    assert found["finish_reason"] == ("tool_calls" if arguments else "stop")
+    streamed_content, calls, finish = streamed(live, **fields)
+    assert streamed_content == (content or "")
+    assert [call["arguments"] for call in calls] == arguments
+    assert finish == found["finish_reason"]
+    assert len({call["id"] for call in calls}) == len(calls)
+
+
 def prompt(live: Live, **fields: Any) -> str:
     """The prompt of messages, as text."""
     response = live.http.post("/tokenize", json=fields)

@@ -70,7 +70,8 @@ def sdk(served: Live) -> Iterator[OpenAI]:
 def call(sdk: OpenAI, model: str, seed: int, choice: Any) -> list[tuple[str, str]]:
     """Names and arguments of the calls in an answer; every third one streamed."""
     asked: dict[str, Any] = {"model": model, "messages": MESSAGES, "tools": TOOLS, "tool_choice": choice, "seed": seed}
-    asked |= {"temperature": 1, "max_tokens": 250, "parallel_tool_calls": seed % 2 == 0}
+    parallel = seed % 3 == 1  # a small model goes on with further calls until the limit, which ends the SDK's stream
+    asked |= {"temperature": 1, "max_tokens": 250, "parallel_tool_calls": parallel}
     if seed % 3 == 0:
         with sdk.chat.completions.stream(**asked) as stream:
             chosen = stream.get_final_completion().choices[0]
@@ -93,7 +94,7 @@ def test_demanded_calls_parse_in_every_try(sdk: OpenAI, model: str, choice: Any,
         found = list(clients.map(lambda seed: call(sdk, model, seed, choice), range(tries)))
     for seed, calls in enumerate(found):
         assert calls
-        assert seed % 2 == 0 or len(calls) == 1
+        assert seed % 3 == 1 or len(calls) == 1
         for name, arguments in calls:
             jsonschema.validate(json.loads(arguments), SCHEMAS[name])
             assert choice == "required" or name == "opening_hours"
