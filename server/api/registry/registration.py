@@ -160,7 +160,7 @@ def allowed_folder(root: Path | None, path: str) -> Path:
         places = [folder, *((folder / name).resolve() for name in FILES)]
         inside = all(place.is_relative_to(root) for place in places)
         exists = inside and folder.is_dir()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # ValueError: a NUL
         raise InvalidRequest("The path cannot be resolved.", param="path") from error
     if not inside:
         raise InvalidRequest("The path is outside the server's --adapter-root.", param="path")

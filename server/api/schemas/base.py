@@ -119,7 +119,7 @@ class TolerantSchema(Schema):
         schema = handler(core)
         described = handler.resolve_ref_schema(schema)
         properties = described.setdefault("properties", {})
-        for field in sorted(cls.harmless):
+        for field in sorted(cls.harmless - cls.model_fields.keys()):
             properties[field] = {"description": "Accepted; has no effect."}
         for field, values in cls.unsupported.items():
             properties[field] = {

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.base import Name, Text, TolerantSchema, escaped
+from server.api.schemas.base import Name, Text, TolerantSchema, escaped, without_unknown
 from server.api.schemas.tools import CalledFunction, Calls, ToolCall
 
 MAX_MESSAGES = 4096
@@ -59,9 +59,8 @@ def _text(part: object) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         named = f"; this model does not read `{escaped(kind[:40])}`" if isinstance(kind, str) else ""
         raise ValueError(f"only content parts of type `text` are supported{named}")
-    for field, value in part.items():
-        if TextPart.has_effect(field, value) and field not in TextPart.model_fields:
-            raise ValueError(f"a content part of type `text` has no field `{escaped(field[:80])}`")
+    used = {field: value for field, value in part.items() if TextPart.has_effect(field, value)}
+    without_unknown(used, TextPart.model_fields)
     match part.get("text"):
         case str(text):
             return text

@@ -112,7 +112,10 @@ OF_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages.0.content"),
-    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "colour": 1}]}]}, "messages.0.content"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "colour": 1}]}]},
+        "messages.0.content.colour",
+    ),
     (
         {"messages": [*HI, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
         "messages.1.tool_calls.0.function",
@@ -201,7 +204,7 @@ def test_lone_surrogate(live: Live, field: str) -> None:
     assert unknown.status_code == 400
     part = b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "\\ud800": 1}]}]}'
     unknown = live.http.post(CHAT, content=part, headers={"content-type": "application/json"})
-    refused(live, unknown, 400, "messages.0.content")
+    refused(live, unknown, 400, "messages.0.content.\\ud800")
 
 
 @pytest.mark.parametrize("stream", [False, True])

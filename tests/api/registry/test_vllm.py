@@ -80,6 +80,12 @@ def test_base_name_is_refused(live: Live) -> None:
     error(unload(live, lora_name="tiny"), 404, "NotFoundError")
 
 
+@pytest.mark.parametrize("path", ["spare\0", "\0", "x" * 4096])
+def test_a_path_that_no_folder_can_have(live: Live, path: str) -> None:
+    with unchanged(live):
+        error(load(live, lora_name="x", lora_path=path), 400, "BadRequestError")
+
+
 @pytest.mark.parametrize("path", ["/etc", "../..", "nothing-here"])
 def test_a_path_outside_the_root(live: Live, path: str) -> None:
     with unchanged(live):
