@@ -8,12 +8,16 @@ import pytest
 from server.api.schemas.base import Schema
 from server.api.schemas.chat import ChatRequest
 from server.api.schemas.completion import CompletionRequest
+from server.api.schemas.embeddings import EmbeddingRequest
 from server.api.schemas.messages import Message
+from server.api.schemas.score import ScoreRequest
 from tests.openai_page import PAGE, is_test, table
 
 TABLES: dict[str, Sequence[type[Schema]]] = {
     "Chat and text completions": (ChatRequest, CompletionRequest),
     "Messages of a chat": (Message,),
+    "Embeddings": (EmbeddingRequest,),
+    "Scores": (ScoreRequest,),
 }
 """Heading -> the schemas of the table's columns of states."""
 NOT_A_FIELD = "-"
