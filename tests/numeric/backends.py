@@ -13,6 +13,8 @@ from tests.numeric.interpreter import DEVICE, triton_unsupported_reason
 
 BF16 = torch.bfloat16
 CPU = torch.device("cpu")
+ODD_SHAPES = [(64, (50,)), (72, (72, 24, 24)), (96, (33,)), (100, (1000,)), (968, (40, 100)), (61, (7, 50))]
+"""Inputs, and the outputs of the layers that share them, of which the NF4 kernel's blocks are no even parts."""
 
 
 def on_test_device(module: Any, dtype: torch.dtype) -> Backend:

@@ -8,7 +8,7 @@ import torch
 
 from server.compute.cpu.kernels import Kernels
 from server.compute.cpu.variants import EMULATED_AMX, VARIANTS
-from tests.numeric.kernels import kernels_of
+from tests.numeric.kernels import kernels_of, tile_faults
 from tests.numeric.lab import Lab, make_lab
 
 
@@ -16,6 +16,14 @@ from tests.numeric.lab import Lab, make_lab
 def labs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Lab]:
     """Architecture -> its lab."""
     return functools.cache(lambda architecture: make_lab(architecture, tmp_path_factory.mktemp(architecture)))
+
+
+@pytest.fixture(autouse=True)
+def no_tile_faults() -> Iterator[None]:
+    """Where AMX is emulated: a processor would have taken every tile instruction."""
+    before = tile_faults()
+    yield
+    assert tile_faults() == before, "AMX would have raised a fault: a tile has a shape that does not fit"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The C kernels as the tests have them: compiled for every kind of processor that this one can stand in for."""
 
 import shutil
+from ctypes import CDLL, c_int64
 from functools import cache
 
 import pytest
@@ -30,4 +31,17 @@ def require_compiler() -> None:
         pytest.skip("no C compiler")
 
 
-_compiled = cache(compiled)
+def tile_faults() -> int:
+    """How many tile instructions were emulated in this process that a processor would have refused."""
+    return sum(c_int64.in_dll(CDLL(str(kernels.path)), "tile_faults").value for kernels in _emulated)
+
+
+_emulated: list[Kernels] = []
+
+
+@cache
+def _compiled(variant: Variant) -> Kernels:
+    kernels = compiled(variant)
+    if variant is EMULATED_AMX:
+        _emulated.append(kernels)
+    return kernels

@@ -90,7 +90,8 @@ static void print(const char *name, int a, int b, uint64_t h) {
 }
 
 static Nf4 nf4_layer(int64_t in, int64_t out, int bias) {
-    return (Nf4){out, in, bytes(in * out / 2), halves(in / NF4_BLOCK * out, -5), bias ? halves(out, 0) : NULL};
+    return (Nf4){.out = out, .in = in, .groups = out / NF4_OUTPUTS, .blocks = in / NF4_BLOCK, .stride = in,
+                 .weight = bytes(in * out / 2), .scale = halves(in / NF4_BLOCK * out, -5), .bias = bias ? halves(out, 0) : NULL};
 }
 
 // Nearly 1; or so large that sums overflow; or so small that products are below the normal numbers, as some inputs are.
@@ -114,6 +115,19 @@ static void nf4_products(void) {
     }
 }
 
+// 50 outputs of 100 inputs: rows of every other one begin 36 weights before a block does.
+static void odd_nf4_products(void) {
+    enum { IN = 100, OUT = 50, COUNT = 20, STRIDE = 192 };
+    int32_t place[2 * NF4_OUTPUTS], shift[2] = {0, 36};
+    for (int i = 0; i < 2 * NF4_OUTPUTS; i++) place[i] = i % NF4_OUTPUTS < 25 ? i % NF4_OUTPUTS * 2 + i / NF4_OUTPUTS : -1;
+    const Nf4 layer = {.out = OUT, .in = IN, .groups = 2, .blocks = 3, .stride = STRIDE, .weight = bytes(3 * 64 * 64 / 2),
+                       .scale = halves(3 * 64, -5), .bias = halves(64, 0), .place = place, .shift = shift};
+    uint16_t *x = (uint16_t *)room((NF4_BORDER + 32 * STRIDE) * 2) + NF4_BORDER, *out = room(COUNT * OUT * 2);
+    for (int64_t i = 0; i < COUNT * IN; i++) x[i / IN * STRIDE + i % IN] = bf16(random_float(0));
+    nf4_matmul(&layer, COUNT, x, out, room(THREADS * 3 * 64 * NF4_SCRATCH * 4), THREADS);
+    print("odd", COUNT, 0, hash_halves(out, COUNT * OUT));
+}
+
 static LoraGroup groups[] = {{0, 2, 0, 2}, {2, 1, 2, 2}, {3, 16, 4, 1}, {19, 1, 5, 1}, {20, 2, 6, 2}};
 static int32_t lora_row[] = {0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 3, 20, 21};
 static int32_t lora_page[] = {0, 3, 1, 2, 4, 5, 5, 0};
@@ -124,14 +138,17 @@ static const LoraBatch batch = {5, 8, groups, lora_row, lora_page, lora_weight};
 
 static Lora lora_layers(int64_t in, int members, const int64_t *outs) {
     Lora lora = {.members = members, .a = halves(PAGES * members * in * LORA_PAGE, -3)};
-    for (int i = 0; i < members; i++) lora.b[i] = halves(PAGES * outs[i] * LORA_PAGE, -3), lora.out[i] = outs[i];
+    for (int i = 0; i < members; i++) {
+        lora.b[i] = halves(PAGES * whole(outs[i], 16) * LORA_PAGE, -3);
+        lora.out[i] = outs[i];
+    }
     return lora;
 }
 
 static void lora(void) {
     static const int inputs[] = {32, 96, 576};
-    const int64_t outs[] = {208, 64};
     for (int i = 0; i < 3; i++) {
+        const int64_t outs[] = {208 - i, 64 - 5 * i};
         const Lora layers = lora_layers(inputs[i], 2, outs);
         const uint16_t *x = halves(ROWS * inputs[i], 0);
         uint16_t *y[] = {halves(ROWS * outs[0], 0), halves(ROWS * outs[1], 0)};
@@ -193,8 +210,8 @@ static Linear linear(int64_t in, int members, const int64_t *outs, int bias) {
 static Layer layer(int64_t window) {
     const int64_t qkv[] = {QUERIES, KV * HEAD, KV * HEAD}, hidden[] = {HIDDEN}, inner[] = {INNER, INNER};
     return (Layer){
-        .attention_norm = halves(HIDDEN, 0), .mlp_norm = halves(HIDDEN, 0),
-        .q_norm = window ? halves(HEAD, 0) : NULL, .k_norm = window ? halves(HEAD, 0) : NULL,
+        .attention_norm = {.weight = halves(HIDDEN, 0)}, .mlp_norm = {.weight = halves(HIDDEN, 0)},
+        .q_norm = {.weight = window ? halves(HEAD, 0) : NULL}, .k_norm = {.weight = window ? halves(HEAD, 0) : NULL},
         .qkv = linear(HIDDEN, 3, qkv, 1), .o = linear(QUERIES, 1, hidden, 0),
         .gate_up = linear(HIDDEN, 2, inner, 0), .down = linear(INNER, 1, hidden, 0),
         .keys = halves(8 * KV * 16 * HEAD, 0), .values = halves(8 * KV * 16 * HEAD, 0),
@@ -209,10 +226,11 @@ static void model(void) {
     const Layer layers[LAYERS] = {layer(0), layer(24)};
     const Model model = {
         .layers = LAYERS, .hidden = HIDDEN, .intermediate = INNER, .heads = HEADS, .kv_heads = KV,
-        .width = HEAD, .cached_width = HEAD, .size = 16, .vocabulary = TOKENS, .rotary_width = HEAD,
+        .width = HEAD, .cached_width = HEAD, .size = 16, .vocabulary = TOKENS, .stride = HIDDEN, .head_stride = HEAD,
+        .keys = QUERIES, .values = QUERIES + KV * HEAD, .rotary_width = HEAD,
         .activation = SILU, .gated = 1, .norm_rounds = 1, .rotary_rounds = 1, .eps = 1e-5f,
         .residual_multiplier = 1, .logits_divisor = 1,
-        .layer = layers, .final_norm = halves(HIDDEN, 0), .head = halves(TOKENS * HIDDEN, -3)};
+        .layer = layers, .final_norm = {.weight = halves(HIDDEN, 0)}, .head = halves(TOKENS * HIDDEN, -3)};
     int64_t slots[ROWS];
     for (int i = 0; i < 20; i++) slots[i] = blocks[(5 + i) / 16] * 16 + (5 + i) % 16;
     slots[20] = blocks[2 + 40 / 16] * 16 + 40 % 16, slots[21] = blocks[5] * 16;
@@ -237,6 +255,7 @@ static void model(void) {
 int main(void) {
     if (kernels_init()) return 1;
     nf4_products();
+    odd_nf4_products();
     lora();
     attention();
     sampling();

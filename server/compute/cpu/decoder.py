@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from server.compute.backend import ServedModel
 from server.compute.cpu import architectures
-from server.compute.cpu.architectures import ONE_KIND, Architecture, norm_weight
+from server.compute.cpu.architectures import ONE_KIND, Architecture, NormWeights
 from server.compute.cpu.attention import KernelAttention, KernelKvCache, padded_width
-from server.compute.cpu.kernels import Kernels, pad_rows
+from server.compute.cpu.kernels import Kernels, pad_rows, padded_input
 from server.compute.cpu.linear import FusedNf4
 from server.compute.cpu.lora import KernelLora, lora_rows
 from server.compute.cpu.structures import (
@@ -31,8 +31,10 @@ from server.compute.cpu.structures import (
     LORA_MAX_INPUTS,
     MEMBERS,
     NF4_BLOCK,
-    NF4_OUTPUTS,
+    NF4_BORDER,
     NF4_SCRATCH,
+    SUMMED,
+    TILE_INPUTS,
     TILE_ROWS,
     VECTOR,
     Layer,
@@ -40,6 +42,7 @@ from server.compute.cpu.structures import (
     Lora,
     Model,
     Nf4,
+    Norm,
     Step,
     Workspace,
     address,
@@ -68,7 +71,7 @@ class Decoder:
         assert isinstance(model.kv, KernelKvCache)
         causal: Any = model.base.model
         self.kernels, self.pool, self.kv, self.params = kernels, model.pool, model.kv, model.attention
-        self.model = causal.model
+        self.model, self.embed = causal.base_model, causal.get_input_embeddings()
         self.architecture = Architecture.of(causal)
         groups = {group.names[0]: group for group in model.pool.groups}
         self.groups = [
@@ -76,15 +79,19 @@ class Decoder:
         ]
         self.seconds: Tensor | None = None
         """[len(PHASES)] float64, where set: steps add what their phases took."""
+        self.norms = [self.architecture.norms(layer) for layer in self.model.layers]
+        self.final_norm = self.architecture.final_norm(self.model)
         self.layers = (Layer * len(self.groups))(*(self._layer(i) for i in range(len(self.groups))))
         self._generation = self.pool.generation
-        config, attention = causal.config, self.model.layers[0].self_attn
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.hidden, self.intermediate, self.width = config.hidden_size, config.intermediate_size, attention.head_dim
-        self.cached_width = padded_width(self.width)
-        self.vocabulary = causal.lm_head.weight.shape[0]
+        *_, self.kv_heads, self.width = self.kv.layers[0][0].shape
+        self.heads, self.cached_width = causal.config.num_attention_heads, padded_width(self.width)
+        self.hidden, self.intermediate = (self.groups[0][i].shape.inputs for i in (0, 3))
+        self.bases = {name: getattr(self.layers[0], name).base for name, _ in self.architecture.groups}
+        """Of the first layer, whose shapes are those of all."""
+        self.head = causal.get_output_embeddings()
+        self.vocabulary = self.head.weight.shape[0]
         self.rotary_width, self.cosine, self.sine = angles(causal, model.base.max_model_len)
-        self.native = self._native(causal)
+        self.native = self._native()
         self.active = lru_cache(maxsize=64)(self._active)
 
     @classmethod
@@ -98,8 +105,9 @@ class Decoder:
         log.warning("%s: %s.", ONE_BY_ONE, reason)
         return None
 
-    def _native(self, causal: Any) -> Model:
+    def _native(self) -> Model:
         architecture, family = self.architecture, self.architecture.family
+        one, all_heads = self.width, self.heads * self.width
         return Model(
             layers=len(self.groups),
             hidden=self.hidden,
@@ -110,6 +118,10 @@ class Decoder:
             cached_width=self.cached_width,
             size=self.kv.size,
             vocabulary=self.vocabulary,
+            stride=self.bases["qkv"].stride,
+            head_stride=3 * one if family.heads_in_turn else one,
+            keys=one if family.heads_in_turn else all_heads,
+            values=2 * one if family.heads_in_turn else all_heads + self.kv_heads * one,
             rotary_width=self.rotary_width,
             activation=architecture.activation,
             gated=family.gated,
@@ -117,14 +129,17 @@ class Decoder:
             rotary_pairs=family.rotary_pairs,
             rotary_rounds=family.rotary_rounds,
             norms_all_heads=family.norms_all_heads,
-            eps=causal.config.rms_norm_eps,
+            norm_centers=family.norm_centers,
+            residual=architecture.residual,
+            eps=architecture.eps,
             norm_offset=family.norm_offset,
             residual_multiplier=architecture.multipliers.residual,
             logits_divisor=architecture.multipliers.logits_divisor,
             final_softcap=architecture.final_softcap,
             layer=ctypes.addressof(self.layers),
-            final_norm=address(self.model.norm.weight),
-            head=address(causal.lm_head.weight),
+            final_norm=Norm(*map(address, self.final_norm)),
+            head=address(self.head.weight),
+            head_bias=address(self.head.bias),
         )
 
     def _layer(self, index: int) -> Layer:
@@ -135,7 +150,7 @@ class Decoder:
             for (name, _), group in zip(self.architecture.groups, self.groups[index], strict=True)
         }
         return Layer(
-            *(address(weight) for weight in self.architecture.norms(self.model.layers[index])),
+            *(Norm(*map(address, norm)) for norm in self.norms[index]),
             keys=address(keys),
             values=address(values),
             window=params.window or 0,
@@ -157,7 +172,7 @@ class Decoder:
         if self._generation != self.pool.generation:
             self._refresh()
         tokens, positions, keep, hidden_rows = make_inputs(batch)
-        x = self.model.embed_tokens(torch.tensor(tokens)) * self.architecture.multipliers.embedding
+        x = self.embed(torch.tensor(tokens)) * self.architecture.multipliers.embedding
         at = torch.tensor(positions)
         cosine, sine = self.cosine[:, at], self.sine[:, at]
         logits = torch.empty(len(keep), self.vocabulary)
@@ -195,17 +210,32 @@ class Decoder:
 
     def _work(self, x: Tensor, pages: int, context: int, threads: int) -> tuple[Workspace, list[Tensor]]:
         """Room for a step, and what must stay alive for it: ``x`` [rows, hidden], padded, comes first."""
-        padded = pad_rows(len(x))
-        queries = self.heads * self.cached_width
-        wide = max((self.heads + 2 * self.kv_heads) * self.width, 2 * self.intermediate)
-        widths = (self.hidden, self.hidden, wide, queries, queries, self.intermediate, self.hidden)
-        room = [torch.empty(padded, width, dtype=torch.bfloat16) for width in widths]
-        room[0][: len(x)] = x
-        room.append(torch.empty(pages * MEMBERS * TILE_ROWS * PAGE, dtype=torch.bfloat16))
-        room.append(torch.empty(padded, self.hidden, dtype=torch.int32))
-        room.append(torch.empty(threads * max(self.hidden, self.intermediate, queries) * NF4_SCRATCH))
-        room.append(torch.empty(threads * context * ATTENTION_SCRATCH))
+        rows, padded = len(x), pad_rows(len(x))
+        queries, bases = self.heads * self.cached_width, self.bases
+        summed = self.architecture.residual == SUMMED
+        room = [
+            _room(padded * self.hidden),
+            padded_input(rows, self.hidden, bases["qkv"].stride),
+            _room(padded * max(bases["qkv"].out, bases["gate_up"].out) + 2 * VECTOR),
+            self._query_room(padded),
+            _room(padded * queries),
+            padded_input(rows, self.intermediate, bases["down"].stride),
+            _room(padded * self.hidden),
+            _room(padded * self.hidden if summed else 0),
+            _room(pages * MEMBERS * TILE_ROWS * PAGE),
+            torch.empty(padded, self.hidden + -self.hidden % TILE_INPUTS, dtype=torch.int32),
+            torch.empty(threads * max(base.blocks for base in bases.values()) * NF4_BLOCK * NF4_SCRATCH),
+            torch.empty(threads * context * ATTENTION_SCRATCH),
+        ]
+        room[0][: x.numel()] = x.reshape(-1)
         return Workspace(*(address(tensor) for tensor in room)), room
+
+    def _query_room(self, padded: int) -> Tensor:
+        """For queries, and then for the input of the next layer. Zeros are before it, if that is padded at all."""
+        queries, base = self.heads * self.cached_width, self.bases["o"]
+        if queries == base.inputs == base.stride:
+            return _room(padded * queries)
+        return torch.zeros(NF4_BORDER + padded * max(queries, base.stride), dtype=torch.bfloat16)[NF4_BORDER:]
 
 
 def angles(causal: Any, positions: int) -> tuple[int, Tensor, Tensor]:
@@ -214,13 +244,14 @@ def angles(causal: Any, positions: int) -> tuple[int, Tensor, Tensor]:
     They are [kinds, positions, components / 2 padded to whole vectors] float32. The module returns each twice, for the
     two halves of what is rotated.
     """
-    like = causal.model.embed_tokens.weight
+    like, architecture = causal.get_input_embeddings().weight, Architecture.of(causal)
     at = torch.arange(positions).unsqueeze(0)
-    arguments = [() if kind == ONE_KIND else (kind,) for kind in Architecture.of(causal).rotary_kinds or [ONE_KIND]]
-    made = [causal.model.rotary_emb(like, at, *kind) for kind in arguments]
+    arguments = [() if kind == ONE_KIND else (kind,) for kind in architecture.rotary_kinds or [ONE_KIND]]
+    made = [causal.base_model.rotary_emb(like, at, *kind) for kind in arguments]
     width = made[0][0].shape[-1]
     half = width // 2
-    halves = (torch.stack([both[i][0, :, :half].float() for both in made]) for i in (0, 1))
+    once = slice(None, None, 2) if architecture.family.angles_in_pairs else slice(half)
+    halves = (torch.stack([both[i][0, :, once].float() for both in made]) for i in (0, 1))
     cosine, sine = (F.pad(half_of, (0, -half % VECTOR)) for half_of in halves)
     return width, cosine.contiguous(), sine.contiguous()
 
@@ -234,14 +265,13 @@ def unsupported_reason(model: ServedModel) -> str | None:
         return "the kernels compute in bf16 only"
     if not isinstance(model.kv, KernelKvCache):
         return f"the kernels take --block-size a multiple of 16 and heads up to {ATTENTION_MAX_WIDTH} wide"
-    width = causal.model.layers[0].self_attn.head_dim
-    if norm_weight(causal.model.layers[0].self_attn, "q_norm") is not None and width % VECTOR:
-        return f"its heads, {width} wide, have norms, for which the kernels take multiples of {VECTOR}"
-    if not _plain(causal.lm_head) or any(weight.dtype != torch.bfloat16 for weight in _norms(causal)):
-        return f"its norms are not bf16, or its output layer is not, has a bias, or less than {HEAD_MIN_TOKENS} tokens"
-    groups = {group.names[0]: group for group in model.pool.groups}
     architecture = Architecture.of(causal)
-    for layer in range(len(causal.model.layers)):
+    if not _plain(causal.get_output_embeddings()) or any(
+        part.dtype != torch.bfloat16 for norm in _norms(causal, architecture) for part in norm if part is not None
+    ):
+        return f"its norms are not bf16, or its output layer is not, or has less than {HEAD_MIN_TOKENS} tokens"
+    groups = {group.names[0]: group for group in model.pool.groups}
+    for layer in range(causal.config.num_hidden_layers):
         for names in architecture.group_names(layer):
             if names[0] not in groups or groups[names[0]].names != names:
                 return f"{' and '.join(names)} do not have the same input"
@@ -252,29 +282,25 @@ def unsupported_reason(model: ServedModel) -> str | None:
 
 def _linear_reason(group: LinearGroup) -> str | None:
     """Why the kernels cannot compute these linear layers."""
-    inputs, outs = group.shape.inputs, group.shape.outs
-    what = f"{group.names[0]} ({inputs} inputs, {' + '.join(map(str, outs))} outputs)"
-    if inputs % NF4_BLOCK or any(out % NF4_OUTPUTS for out in outs):
-        return f"{what} has a shape other than a multiple of {NF4_BLOCK} inputs and of {NF4_OUTPUTS} outputs"
-    if inputs > LORA_MAX_INPUTS:
-        return f"{what} has more than {LORA_MAX_INPUTS} inputs"
-    fits = isinstance(group.base, FusedNf4) and group.base.kernels is not None and isinstance(group.lora, KernelLora)
-    return None if fits else f"{group.names[0]} is not NF4 in blocks of {NF4_BLOCK}"
+    base: object = group.base
+    if not isinstance(base, FusedNf4) or base.kernels is None:
+        return f"{group.names[0]} is not NF4 in blocks of {NF4_BLOCK}"
+    if base.native.stride > LORA_MAX_INPUTS or not isinstance(group.lora, KernelLora):
+        return f"{group.names[0]} has {group.shape.inputs} inputs, and the kernels take up to {LORA_MAX_INPUTS}, padded"
+    return None
 
 
 def _plain(head: nn.Module) -> bool:
-    if type(head) is not nn.Linear or _bias(head) is not None:
+    if type(head) is not nn.Linear:
         return False
-    return (
-        head.weight.is_contiguous() and head.weight.dtype == torch.bfloat16 and head.weight.shape[0] >= HEAD_MIN_TOKENS
-    )
+    bf16 = all(parameter.dtype == torch.bfloat16 for parameter in head.parameters())
+    return bf16 and head.weight.is_contiguous() and head.weight.shape[0] >= HEAD_MIN_TOKENS
 
 
-def _norms(causal: Any) -> Iterator[Tensor]:
-    yield causal.model.norm.weight
-    architecture = Architecture.of(causal)
-    for layer in causal.model.layers:
-        yield from (weight for weight in architecture.norms(layer) if weight is not None)
+def _norms(causal: Any, architecture: Architecture) -> Iterator[NormWeights]:
+    yield architecture.final_norm(causal.base_model)
+    for layer in causal.base_model.layers:
+        yield from architecture.norms(layer)
 
 
 def _base(group: LinearGroup) -> Nf4:
@@ -288,5 +314,5 @@ def _lora(group: LinearGroup) -> Lora:
     return group.lora.native
 
 
-def _bias(layer: nn.Linear) -> Tensor | None:
-    return layer.bias
+def _room(numbers: int) -> Tensor:
+    return torch.empty(numbers, dtype=torch.bfloat16)

@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from server.compute.backend import RowScores
 from server.compute.cpu.batches import LoraRows, PagedChunks
 from server.compute.cpu.structures import (
     ATTENTION_SCRATCH,
+    NF4_BLOCK,
+    NF4_BORDER,
     NF4_SCRATCH,
+    TILE_INPUTS,
     TILE_ROWS,
     Attention,
     Lora,
@@ -67,12 +71,15 @@ class Kernels:
         rows = x.shape[0]
         if not rows:
             return torch.empty(0, layer.out, dtype=torch.bfloat16)
-        padded = pad_rows(rows)
-        if padded != rows:
-            x = torch.nn.functional.pad(x, (0, 0, 0, padded - rows))
+        if x.shape[1] != layer.stride:
+            copy = padded_input(rows, x.shape[1], layer.stride)
+            copy[:rows, : x.shape[1]] = x
+            x = copy
+        elif rows % TILE_ROWS:
+            x = F.pad(x, (0, 0, 0, pad_rows(rows) - rows))
         out = torch.empty(rows, layer.out, dtype=torch.bfloat16)
         threads = torch.get_num_threads()
-        scratch = torch.empty(threads * layer.inputs * NF4_SCRATCH)
+        scratch = torch.empty(threads * layer.blocks * NF4_BLOCK * NF4_SCRATCH)
         self._lib.nf4_matmul(byref(layer), rows, x.data_ptr(), out.data_ptr(), scratch.data_ptr(), threads)
         return out
 
@@ -81,7 +88,7 @@ class Kernels:
     ) -> None:
         """Add to the ``active`` members' ``outputs`` [rows, out] bf16 what adapters make of ``x`` [rows, in] bf16."""
         members = len(outputs)
-        x = x.contiguous()
+        x = F.pad(x, (0, -x.shape[1] % TILE_INPUTS)).contiguous()
         h = torch.empty(rows.pages * members * TILE_ROWS * PAGE, dtype=torch.bfloat16)
         self._lib.lora_rows(
             *(byref(lora), rows.address, sum(1 << member for member in active), x.shape[1], x.data_ptr()),
@@ -183,3 +190,11 @@ class Kernels:
 def pad_rows(rows: int) -> int:
     """Up to whole tiles."""
     return -(-rows // TILE_ROWS) * TILE_ROWS
+
+
+def padded_input(rows: int, inputs: int, stride: int) -> Tensor:
+    """Room [rows in whole tiles, stride] bf16 for an NF4 layer's input; zeros all around it, if it is padded at all."""
+    padded = pad_rows(rows)
+    if stride == inputs:
+        return torch.empty(padded, stride, dtype=torch.bfloat16)
+    return torch.zeros(NF4_BORDER + padded * stride, dtype=torch.bfloat16)[NF4_BORDER:].view(padded, stride)

@@ -9,67 +9,73 @@ from torch import Tensor, nn
 from bases.nf4 import functional
 from server.compute.cpu.kernels import Kernels
 from server.compute.cpu.memory import huge_pages
+from server.compute.cpu.packing import PackedNf4, row_stride
 from server.compute.cpu.structures import NF4_BLOCK, NF4_OUTPUTS, Nf4, address
 
 
 class FusedNf4:
-    """NF4 layers over one input as one matrix in the layout of bitsandbytes' fused CPU kernel.
+    """NF4 layers over one input as one matrix, :class:`~server.compute.cpu.packing.PackedNf4`.
 
-    The weights are [out, in / 2] bytes, packed for 32 outputs at a time, and the scales [in / blocksize, out] bf16
-    (read in ``bitsandbytes/functional.py`` 0.50), so matrices join along ``out`` without touching a value. Our
-    own kernel reads the same layout; :meth:`reference` is bitsandbytes', for CPUs with AVX512-BF16.
+    Our own kernel reads it, whatever the layers' shapes; :meth:`reference` is bitsandbytes' kernel, for CPUs with
+    AVX512-BF16, whole blocks of inputs and multiples of 32 outputs.
     """
 
     def __init__(self, layers: Sequence[Any], kernels: Kernels | None) -> None:
         """``layers`` have to be of a kind it :meth:`takes`. ``kernels``: ours, where they compute these layers."""
-        packed = [
-            functional._convert_weight_packed_for_cpu(layer.weight.data, layer.weight.quant_state) for layer in layers
-        ]
-        self.outs = [weight.shape[0] for weight, _ in packed]
-        self.shape = [sum(self.outs), packed[0][1].shape[1]]
-        self.weight = huge_pages().copy(torch.cat([weight for weight, _ in packed]))
-        self.absmax = huge_pages().copy(torch.cat([state.absmax for _, state in packed], dim=1))
-        self.code = packed[0][1].code.clone()  # not a view of the checkpoint, which would stay in memory for it
-        self.blocksize = packed[0][1].blocksize
-        biases = [layer.bias for layer in layers]
-        self.bias = (
-            None
-            if all(bias is None for bias in biases)
-            else torch.cat(
-                [
-                    torch.zeros(out, dtype=torch.bfloat16) if bias is None else bias.data.to(torch.bfloat16)
-                    for bias, out in zip(biases, self.outs, strict=True)
-                ]
-            )
-        )
-        addresses = (address(tensor) for tensor in (self.weight, self.absmax, self.bias))
-        self.native = Nf4(self.shape[0], self.shape[1], *addresses)
+        states = [layer.weight.quant_state for layer in layers]
+        self.outs = [state.shape[0] for state in states]
+        self.shape = [sum(self.outs), states[0].shape[1]]
+        self.code = states[0].code.clone()  # not a view of the checkpoint, which would stay in memory for it
+        self.blocksize = states[0].blocksize
+        packed = PackedNf4.of(layers)
+        self.weight, self.absmax = huge_pages().copy(packed.weight), huge_pages().copy(packed.scales)
+        self.place, self.shift = packed.place, packed.shift
+        self.bias = _bias(layers)
+        padded_bias = self.bias
+        if self.bias is not None and self.place is not None:
+            padded_bias = torch.where(self.place >= 0, self.bias[self.place.clamp(min=0)], 0)
+        self._padded_bias = padded_bias
+        blocks, outputs = self.absmax.shape
+        addresses = (address(part) for part in (self.weight, self.absmax, padded_bias, self.place, self.shift))
+        stride = row_stride(self.shape[1], blocks)
+        self.native = Nf4(*self.shape, outputs // NF4_OUTPUTS, blocks, stride, *addresses)
         self.kernels = kernels
         for layer in layers:
             layer.weight = None
 
     @staticmethod
     def takes(layer: Any, *, ours: bool) -> bool:
-        """Whether ``ours``, or else bitsandbytes' kernel, computes a 4-bit layer of this shape."""
+        """Whether ``ours``, or else bitsandbytes' kernel, computes a 4-bit layer of this kind."""
         state = layer.weight.quant_state
-        return (
-            (state.blocksize == NF4_BLOCK if ours else functional.has_avx512bf16())
-            and state.quant_type == "nf4"
-            and state.shape[0] % NF4_OUTPUTS == 0
-            and state.shape[1] % state.blocksize == 0
-            and not getattr(state, "packing_format_for_cpu", False)
-        )
+        if state.quant_type != "nf4" or getattr(state, "packing_format_for_cpu", False):
+            return False
+        if ours:
+            return bool(state.blocksize == NF4_BLOCK)
+        whole = state.shape[0] % NF4_OUTPUTS == 0 and state.shape[1] % state.blocksize == 0
+        return whole and bool(functional.has_avx512bf16())
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """[rows, in] -> [rows, out] per layer, views of one tensor."""
-        ours = self.kernels if x.dtype == torch.bfloat16 else None
-        y = ours.nf4_matmul(x, self.native) if ours else self.reference(x)
+        if self.kernels and (x.dtype == torch.bfloat16 or self.place is not None):
+            y = self.kernels.nf4_matmul(x.to(torch.bfloat16), self.native).to(x.dtype)
+        else:
+            y = self.reference(x)
         return list(y.split(self.outs, dim=-1))
 
     def reference(self, x: Tensor) -> Tensor:
         """[rows, in] -> [rows, out] of all layers side by side, by bitsandbytes' kernel."""
         y: Tensor = torch.ops.bitsandbytes.gemv_4bit(x, self.weight, self.shape, self.absmax, self.code, self.blocksize)
         return y if self.bias is None else y + self.bias
+
+
+def _bias(layers: Sequence[Any]) -> Tensor | None:
+    """The layers' biases side by side [out] bf16, zeros where a layer has none; None if no layer has one."""
+    if all(layer.bias is None for layer in layers):
+        return None
+    biases = (
+        torch.zeros(layer.weight.quant_state.shape[0]) if layer.bias is None else layer.bias.data for layer in layers
+    )
+    return torch.cat([bias.to(torch.bfloat16) for bias in biases])
 
 
 def detach_from_checkpoint(model: nn.Module) -> None:

@@ -4,12 +4,13 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from server.compute.backend import GroupShape, PackedGroup
 from server.compute.cpu.batches import LoraRows
 from server.compute.cpu.kernels import Kernels
 from server.compute.cpu.memory import huge_pages
-from server.compute.cpu.structures import LORA_MAX_INPUTS, TILE_ROWS, Lora
+from server.compute.cpu.structures import LORA_MAX_INPUTS, TILE_INPUTS, TILE_ROWS, VECTOR, Lora
 from server.compute.lora_mapping import LoraMapping, WeightedPage
 from server.compute.reference.lora import TorchLora
 from server.engine.sequence import Adaptation
@@ -18,7 +19,8 @@ from server.engine.sequence import Adaptation
 class KernelLora(TorchLora):
     """A group's memory in the kernel's layout, so that it reads every tile in one piece.
 
-    A is [pages, layers, in / 2, PAGE, 2] and each B [pages, out / 16, PAGE / 2, 16, 2], bf16.
+    A is [pages, layers, in / 2, PAGE, 2] and each B [pages, out / 16, PAGE / 2, 16, 2], bf16, filled up with zeros to
+    whole tiles of 32 inputs and 16 outputs.
     """
 
     def __init__(self, shape: GroupShape, pages: int, kernels: Kernels) -> None:
@@ -30,11 +32,11 @@ class KernelLora(TorchLora):
     @staticmethod
     def takes(shape: GroupShape, dtype: torch.dtype) -> bool:
         """Whether the kernel computes layers of this shape."""
-        fits = shape.inputs % 32 == 0 and shape.inputs <= LORA_MAX_INPUTS and all(out % 16 == 0 for out in shape.outs)
-        return fits and dtype == torch.bfloat16
+        return shape.inputs <= LORA_MAX_INPUTS and dtype == torch.bfloat16
 
     def pack(self, a: Tensor, bs: Sequence[Tensor | None]) -> PackedGroup:
         """Into the kernel's layout."""
+        a = F.pad(a, (0, -a.shape[-1] % TILE_INPUTS))
         pages, layers, columns, inputs = a.shape
         tiled = a.reshape(pages, layers, columns, inputs // 2, 2).transpose(2, 3).contiguous()
         return tiled, tuple(None if b is None else _tiled_b(b) for b in bs)
@@ -75,5 +77,6 @@ def _groups(mapping: LoraMapping) -> Iterable[tuple[list[int], list[WeightedPage
 
 def _tiled_b(b: Tensor) -> Tensor:
     """B [pages, PAGE, out] in the kernel's layout."""
+    b = F.pad(b, (0, -b.shape[-1] % VECTOR))
     pages, columns, outs = b.shape
-    return b.reshape(pages, columns // 2, 2, outs // 16, 16).permute(0, 3, 1, 4, 2).contiguous()
+    return b.reshape(pages, columns // 2, 2, outs // VECTOR, VECTOR).permute(0, 3, 1, 4, 2).contiguous()

@@ -18,9 +18,12 @@ NF4_BLOCK = 64
 NF4_OUTPUTS = 32
 """Outputs of an NF4 layer that are packed together."""
 NF4_SCRATCH = 32
-"""Floats of scratch for each input and thread of an NF4 product."""
+"""Floats of scratch for each packed input and thread of an NF4 product."""
+NF4_BORDER = 64
+"""Zeros before the first row of an NF4 layer's input, where its rows are padded."""
 LORA_MAX_INPUTS = 49152
 TILE_ROWS = 16
+TILE_INPUTS = 32
 KEY_STEP = 32
 """Keys that are multiplied with their values together."""
 ATTENTION_WIDTH_STEP = 32
@@ -29,8 +32,10 @@ ATTENTION_SCRATCH = 24
 """Floats of scratch for each key and thread of attention."""
 HEAD_MIN_TOKENS = 64
 """Of a vocabulary."""
-SILU, GELU_TANH, RELU_SQUARED = 0, 1, 2
+SILU, GELU_TANH, RELU_SQUARED, GELU = 0, 1, 2, 3
 """Activations."""
+SEQUENTIAL, IN_TURN, SUMMED = 0, 1, 2
+"""How the MLP follows attention: see ``kernels.h``."""
 VECTOR = 16
 """Numbers that the kernels take together."""
 CONSTANTS = {
@@ -38,9 +43,11 @@ CONSTANTS = {
     "NF4_BLOCK": NF4_BLOCK,
     "NF4_OUTPUTS": NF4_OUTPUTS,
     "NF4_SCRATCH": NF4_SCRATCH,
+    "NF4_BORDER": NF4_BORDER,
     "LORA_PAGE": PAGE,
     "LORA_MAX_INPUTS": LORA_MAX_INPUTS,
     "TILE_ROWS": TILE_ROWS,
+    "TILE_INPUTS": TILE_INPUTS,
     "KEY_STEP": KEY_STEP,
     "ATTENTION_WIDTH_STEP": ATTENTION_WIDTH_STEP,
     "ATTENTION_MAX_WIDTH": ATTENTION_MAX_WIDTH,
@@ -49,6 +56,10 @@ CONSTANTS = {
     "SILU": SILU,
     "GELU_TANH": GELU_TANH,
     "RELU_SQUARED": RELU_SQUARED,
+    "GELU": GELU,
+    "SEQUENTIAL": SEQUENTIAL,
+    "IN_TURN": IN_TURN,
+    "SUMMED": SUMMED,
 }
 """Those of ``kernels.h``, in the order of ``layout.c``."""
 
@@ -61,7 +72,10 @@ def address(tensor: Tensor | None) -> int | None:
 class Nf4(ctypes.Structure):
     """A quantised layer, or several side by side."""
 
-    _fields_ = (("out", c_int64), ("inputs", c_int64), ("weight", c_void_p), ("scale", c_void_p), ("bias", c_void_p))
+    _fields_ = (
+        *((name, c_int64) for name in ("out", "inputs", "groups", "blocks", "stride")),
+        *((name, c_void_p) for name in ("weight", "scale", "bias", "place", "shift")),
+    )
 
 
 class Chunk(ctypes.Structure):
@@ -113,12 +127,18 @@ class Linear(ctypes.Structure):
     _fields_ = (("base", Nf4), ("lora", Lora))
 
 
+class Norm(ctypes.Structure):
+    """A norm's parameters. No weight: there is no norm."""
+
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p))
+
+
 class Layer(ctypes.Structure):
     """One decoder layer."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("attention_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm")),
-        *((name, c_void_p) for name in ("q_norm", "k_norm")),
+        *((name, Norm) for name in ("attention_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm")),
+        *((name, Norm) for name in ("q_norm", "k_norm")),
         *((name, Linear) for name in ("qkv", "o", "gate_up", "down")),
         *(("keys", c_void_p), ("values", c_void_p), ("window", c_int64), ("rotary", c_int64)),
         *(("scale", c_float), ("softcap", c_float)),
@@ -130,10 +150,14 @@ class Model(ctypes.Structure):
 
     _fields_ = (
         *((name, c_int64) for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "width")),
-        *((name, c_int64) for name in ("cached_width", "size", "vocabulary", "rotary_width", "activation", "gated")),
-        *((name, c_int64) for name in ("norm_rounds", "rotary_pairs", "rotary_rounds", "norms_all_heads")),
+        *(
+            (name, c_int64)
+            for name in ("cached_width", "size", "vocabulary", "stride", "head_stride", "keys", "values")
+        ),
+        *((name, c_int64) for name in ("rotary_width", "activation", "gated", "norm_rounds", "rotary_pairs")),
+        *((name, c_int64) for name in ("rotary_rounds", "norms_all_heads", "norm_centers", "residual")),
         *((name, c_float) for name in ("eps", "norm_offset", "residual_multiplier", "logits_divisor", "final_softcap")),
-        *((name, c_void_p) for name in ("layer", "final_norm", "head")),
+        *(("layer", c_void_p), ("final_norm", Norm), ("head", c_void_p), ("head_bias", c_void_p)),
     )
 
 
@@ -161,13 +185,15 @@ class Workspace(ctypes.Structure):
 
     _fields_ = tuple(
         (name, c_void_p)
-        for name in ("x", "normed", "wide", "q", "mixed", "act", "added", "h", "packed", "totals", "scores")
+        for name in (
+            *("x", "normed", "wide", "q", "mixed", "act", "added", "attended", "h", "packed", "totals", "scores"),
+        )
     )
 
 
 STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     *(Nf4, Chunk, Attention, Lora, LoraGroup, LoraBatch),
-    *(Linear, Layer, Model, Step, Workspace),
+    *(Linear, Norm, Layer, Model, Step, Workspace),
 )
 """All of them, in the order of ``layout.c``."""
 

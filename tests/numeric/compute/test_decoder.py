@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import (
     ArceeConfig,
     AutoModelForCausalLM,
+    Cohere2Config,
+    CohereConfig,
     CwmConfig,
     Ernie4_5Config,
     Exaone4Config,
@@ -20,22 +22,28 @@ from transformers import (
     GemmaConfig,
     Glm4Config,
     GlmConfig,
+    GPTNeoXConfig,
     GraniteConfig,
     HeliumConfig,
     HyperCLOVAXConfig,
+    Jais2Config,
     LlamaConfig,
     Ministral3Config,
     MinistralConfig,
     MistralConfig,
+    NanoChatConfig,
     Olmo2Config,
     Olmo3Config,
     OlmoConfig,
+    PersimmonConfig,
     Phi3Config,
+    PhiConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
     SeedOssConfig,
     SmolLM3Config,
+    Starcoder2Config,
     VaultGemmaConfig,
 )
 
@@ -73,6 +81,8 @@ SHORT_YARN = YARN | {"original_max_position_embeddings": 64}
 MULTIPLIERS = {
     **{"embedding_multiplier": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2, "logits_scaling": 7.0},
 }
+ODD = {**SHAPE, "hidden_size": 72, "intermediate_size": 50, "num_attention_heads": 3, "num_key_value_heads": 1}
+ODD |= {"head_dim": 24, "vocab_size": 201}
 CONFIGS = {
     "llama": LlamaConfig(**SHAPE, tie_word_embeddings=True),
     "llama 3": LlamaConfig(**SHAPE, attention_bias=True, rope_parameters={**ROTARY, **STRETCH}),
@@ -104,7 +114,33 @@ CONFIGS = {
     "olmo 2": Olmo2Config(**SHAPE),
     "olmo 3": Olmo3Config(**SHAPE, sliding_window=7, layer_types=MIXED),
     "exaone 4": Exaone4Config(**SHAPE, sliding_window=7, layer_types=MIXED),
+    "olmo": OlmoConfig(**SHAPE),
+    "cohere": CohereConfig(**SHAPE, logit_scale=0.3),
+    "cohere 2": Cohere2Config(**SHAPE, sliding_window=7, layer_types=MIXED, logit_scale=0.3),
+    "starcoder 2": Starcoder2Config(**WIDE, sliding_window=7),
+    "jais 2": Jais2Config(**SHAPE),
+    "phi 2": PhiConfig(**WIDE),
+    "phi with norms": PhiConfig(**{**WIDE, "hidden_size": 160}, hidden_act="gelu", qk_layernorm=True),
+    "persimmon": PersimmonConfig(**WIDE),
+    "pythia": GPTNeoXConfig(**WIDE),
+    "gpt neox in turn": GPTNeoXConfig(**{**WIDE, "hidden_size": 100}, use_parallel_residual=False),
+    "hidden 72": LlamaConfig(**ODD, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "hidden 100": Qwen3Config(**{**ODD, "hidden_size": 100, "intermediate_size": 1000, "head_dim": 20}),
+    "hidden 968": Qwen2Config(**{**ODD, "hidden_size": 968, "intermediate_size": 200, "head_dim": 72}),
+    "hidden 96, heads 96": Gemma2Config(
+        **{**GEMMA, "hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 96}
+    ),
+    "hidden 61": Qwen2Config(**{**ODD, "hidden_size": 61, "intermediate_size": 77, "head_dim": 10}),
+    "hidden 90, all heads": Olmo2Config(**{**ODD, "hidden_size": 90, "head_dim": 30, "num_key_value_heads": 3}),
+    "fused and odd": Phi3Config(
+        **{**WIDE, "hidden_size": 100, "num_attention_heads": 5, "num_key_value_heads": 5, "intermediate_size": 50}
+    ),
 }
+ROUGHER = {"phi 2": 0.006, "persimmon": 0.006}
+"""The modules' gelu_new rounds after each of its operations, the kernels do not; a square doubles a difference."""
+EVERY = ("proj", "dense", "_h", "_4h", "query_key_value", "c_fc", "fc1", "fc2")
+"""Ends of the names of all layers' linear layers."""
+SOME = ("q_proj", "v_proj", "up_proj", "query_key_value", "dense_h_to_4h")
 ADAPTERS: list[Adaptation] = [
     (),
     (WeightedAdapter(AdapterId("a"), 1.0, 16),),
@@ -216,8 +252,8 @@ class Lab:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_decoder_is_the_models_modules(name: str, tmp_path: Path) -> None:
     lab = Lab(CONFIGS[name], tmp_path)
-    lab.place("b", 5, (4,), "q_proj", "v_proj", "up_proj")
-    lab.place("a", 16, (3, 9), "proj")  # the first that needs memory in some layers
+    lab.place("b", 5, (4,), *SOME)
+    lab.place("a", 16, (3, 9), *EVERY)  # the first that needs memory in some layers
     assert isinstance(lab.decoder, Decoder)
     plain: list[Tensor] = []
     for adaptations in ([()], ADAPTERS):
@@ -226,7 +262,9 @@ def test_the_decoder_is_the_models_modules(name: str, tmp_path: Path) -> None:
         lab.runner.forward = lab.modules
         theirs, their_keys = lab.logits(adaptations)
         assert (my_keys != their_keys).float().mean() < 0.005, "the first layer differs by a last bit here and there"
-        assert error(mine, theirs) < 0.004, "rounded elsewhere than the modules round, it would be more"
+        assert error(mine, theirs) < ROUGHER.get(name, 0.004), (
+            "rounded elsewhere than the modules round, it would be more"
+        )
         plain = plain or list(mine)
     changed = [not torch.equal(row, before) for row, before in zip(mine, plain, strict=True)]
     assert changed == [bool(ADAPTERS[i % len(ADAPTERS)]) for i in range(len(LENGTHS))]
@@ -235,16 +273,17 @@ def test_the_decoder_is_the_models_modules(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_hidden_states_and_logits_of_prompts_are_the_models_modules(name: str, tmp_path: Path) -> None:
     lab = Lab(CONFIGS[name], tmp_path)
-    lab.place("b", 5, (4,), "q_proj", "v_proj", "up_proj")
-    lab.place("a", 16, (3, 9), "proj")
+    lab.place("b", 5, (4,), *SOME)
+    lab.place("a", 16, (3, 9), *EVERY)
     mine = lab.outputs(ADAPTERS)
     lab.runner.forward = lab.modules
     theirs = lab.outputs(ADAPTERS)
     assert mine.hidden is not None
     assert theirs.hidden is not None
     assert mine.hidden.dtype == theirs.hidden.dtype == torch.float32
-    assert error(mine.logits, theirs.logits) < 0.004
-    assert error(mine.hidden, theirs.hidden) < 0.004
+    most = ROUGHER.get(name, 0.004)
+    assert error(mine.logits, theirs.logits) < most
+    assert error(mine.hidden, theirs.hidden) < most
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -269,8 +308,8 @@ def test_every_kind_of_processor_gives_the_same_bits(name: str, tmp_path: Path) 
     for kernels in runnable():
         lab = Lab(CONFIGS[name], tmp_path, kernels=kernels)
         assert isinstance(lab.decoder, Decoder)
-        lab.place("b", 5, (4,), "q_proj", "v_proj", "up_proj")
-        lab.place("a", 16, (3, 9), "proj")
+        lab.place("b", 5, (4,), *SOME)
+        lab.place("a", 16, (3, 9), *EVERY)
         found[kernels.variant.name] = lab.logits(ADAPTERS)
     first, *others = found
     if not others:
@@ -280,7 +319,7 @@ def test_every_kind_of_processor_gives_the_same_bits(name: str, tmp_path: Path) 
             assert torch.equal(one, another), f"{first} and {other}"
 
 
-@pytest.mark.parametrize("name", ["qwen 3", "phi 4 mini", "gemma 2", "olmo 2"])
+@pytest.mark.parametrize("name", ["qwen 3", "phi 4 mini", "gemma 2", "olmo 2", "phi 2", "hidden 72", "hidden 61"])
 def test_a_row_does_not_depend_on_the_others(name: str, kernels: Kernels, tmp_path: Path) -> None:
     """More rows are sampled than the output layer takes at once."""
     lab = Lab(CONFIGS[name], tmp_path, kernels=kernels)
@@ -295,8 +334,9 @@ def test_a_row_does_not_depend_on_the_others(name: str, kernels: Kernels, tmp_pa
         assert torch.equal(alone[0], expected)
 
 
-def test_a_row_that_is_not_finite_stays_so_and_alone(tmp_path: Path) -> None:
-    lab = Lab(CONFIGS["llama 3"], tmp_path)
+@pytest.mark.parametrize("name", ["llama 3", "hidden 968", "hidden 61"])
+def test_a_row_that_is_not_finite_stays_so_and_alone(name: str, tmp_path: Path) -> None:
+    lab = Lab(CONFIGS[name], tmp_path)
     lab.base.model.model.embed_tokens.weight[5] = torch.nan
     sequences = [Sequence(f"{token}", [token], SamplingParams()) for token in (4, 5, 6)]
     for i, sequence in enumerate(sequences):
@@ -318,16 +358,14 @@ def test_a_step_that_finds_another_steps_mapping_stops(tmp_path: Path) -> None:
 
 NOT_NATIVE: list[tuple[PreTrainedConfig, dict[str, int], str]] = [
     (CONFIGS["llama"], {"block_size": 8}, "--block-size a multiple of 16"),
-    (OlmoConfig(**SHAPE), {}, "no native decoder for OlmoForCausalLM"),
+    (NanoChatConfig(**SHAPE), {}, "no native decoder for NanoChatForCausalLM"),
+    (OlmoConfig(**SHAPE, clip_qkv=1.0), {}, "clip_qkv"),
     (
         Ministral3Config(**SHAPE, rope_parameters=YARN | {"original_max_position_embeddings": 64}),
         {},
         "beyond 64 tokens",
     ),
-    (LlamaConfig(**SHAPE, hidden_act="gelu"), {}, "its activation is gelu"),
-    (LlamaConfig(**{**SHAPE, "intermediate_size": 200}), {}, "mlp.gate_proj (64 inputs, 200 + 200 outputs)"),
-    (LlamaConfig(**{**SHAPE, "intermediate_size": 224}), {}, "mlp.down_proj (224 inputs, 64 outputs)"),
-    (Qwen3Config(**{**SHAPE, "head_dim": 40}), {}, "40 wide, have norms"),
+    (LlamaConfig(**SHAPE, hidden_act="tanh"), {}, "its activation is tanh"),
     (LlamaConfig(**{**SHAPE, "head_dim": 288}), {}, "heads up to 256 wide"),
 ]
 

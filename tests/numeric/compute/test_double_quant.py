@@ -74,6 +74,23 @@ def test_bf16_weights_come_out_as_bitsandbytes_has_them(shape: tuple[int, int]) 
     assert error < 0.03
 
 
+@pytest.mark.parametrize("shape", [(33, 96), (7, 16), (40, 80), (50, 100), (5, 61), (8, 64), (1, 80)])
+@pytest.mark.parametrize("nested", [False, True])
+def test_weights_come_out_by_the_scales_of_their_blocks(shape: tuple[int, int], nested: bool) -> None:
+    """Where a row is not whole blocks, too: bitsandbytes' kernel takes the scales of other blocks then."""
+    torch.manual_seed(1)
+    weights = torch.randn(shape).mul(0.05).bfloat16()
+    packed, state = functional.quantize_4bit(weights, blocksize=64, quant_type="nf4")
+    scales = state.absmax.clone()
+    if nested:
+        quantise_scales(state)
+        scales = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    codes = torch.stack((packed >> 4, packed & 15), 1).flatten()[: weights.numel()]
+    expected = state.code[codes.long()] * scales.repeat_interleave(64)[: weights.numel()]
+    found = functional.dequantize_4bit(packed, state).float()
+    torch.testing.assert_close(found, expected.view(shape), rtol=0.01, atol=1e-4)
+
+
 def test_the_table_is_one_of_bitsandbytes() -> None:
     theirs = functional.create_dynamic_map()
     assert any(torch.equal(code_table(fused=fused), theirs) for fused in (True, False))

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from bases import machine
+from bases.double_quant import quantise_scales
 from bases.nf4 import functional
 from server.compute import cpu
 from server.compute.attention import AttentionParams, block_bytes
 from server.compute.cpu.attention import KernelAttention, KernelKvCache
 from server.compute.cpu.kernels import Kernels
 from server.compute.cpu.linear import FusedNf4
+from server.compute.cpu.packing import PackedNf4
 from server.engine.sequence import Batch, Chunk, SamplingParams, Sequence
-from tests.numeric.backends import BF16, nf4_layer
+from tests.numeric.backends import BF16, ODD_SHAPES, nf4_layer
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -29,6 +31,41 @@ def test_the_nf4_kernel_multiplies_by_what_the_weights_are(kernels: Kernels, row
     x = torch.randn(rows, 576, dtype=BF16)
     mine = kernels.nf4_matmul(x, fused.native)
     torch.testing.assert_close(mine.float(), x.float() @ weights.T + bias, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("shape", ODD_SHAPES)
+def test_the_nf4_kernel_multiplies_layers_of_any_shape(shape: tuple[int, tuple[int, ...]], kernels: Kernels) -> None:
+    """Where a row is no multiple of 64, the scale of a weight is that of its block of the whole matrix."""
+    torch.manual_seed(0)
+    inputs, outs = shape
+    layers, weights = zip(*(nf4_layer(inputs, out, bias=True) for out in outs), strict=True)
+    biases = [layer.bias.float() for layer in layers]
+    fused = FusedNf4(layers, kernels)
+    x = torch.randn(50, inputs, dtype=BF16)
+    mine = fused(x)
+    for y, weight, bias in zip(mine, weights, biases, strict=True):
+        torch.testing.assert_close(y.float(), x.float() @ weight.T + bias, rtol=0.02, atol=0.02)
+    alone = torch.cat([kernels.nf4_matmul(row.unsqueeze(0), fused.native) for row in x])
+    assert torch.equal(torch.cat(mine, 1), alone)
+    x[3] = torch.nan
+    spoiled = kernels.nf4_matmul(x, fused.native)
+    assert spoiled[3].isnan().all()
+    assert torch.equal(spoiled[torch.arange(50) != 3], alone[torch.arange(50) != 3])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_whole_blocks_are_packed_as_bitsandbytes_packs_them(nested: bool) -> None:
+    layers = [nf4_layer(320, out)[0] for out in (96, 64)]
+    for layer in layers:
+        if nested:
+            quantise_scales(layer.weight.quant_state)
+    packed = PackedNf4.of(layers)
+    theirs = [
+        functional._convert_weight_packed_for_cpu(layer.weight.data, layer.weight.quant_state) for layer in layers
+    ]
+    assert torch.equal(packed.weight, torch.cat([weight for weight, _ in theirs]))
+    assert torch.equal(packed.scales, torch.cat([state.absmax for _, state in theirs], 1))
+    assert packed.place is packed.shift is None
 
 
 @pytest.mark.skipif(not functional.has_avx512bf16(), reason="bitsandbytes' kernel needs AVX512-BF16")

@@ -10,7 +10,7 @@ from server.compute.cpu.batches import LoraRows, PagedChunks
 from server.compute.cpu.kernels import Kernels
 from server.compute.cpu.linear import FusedNf4
 from server.compute.cpu.structures import Lora
-from tests.numeric.backends import BF16, nf4_layer
+from tests.numeric.backends import BF16, ODD_SHAPES, nf4_layer
 from tests.numeric.kernels import runnable
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -41,12 +41,21 @@ def test_nf4_products(rows: int, size: float) -> None:
     assert_the_same(lambda kernels: kernels.nf4_matmul(x, fused.native))
 
 
-@pytest.mark.parametrize("inputs", [32, 96, 576])
-def test_lora(inputs: int) -> None:
+@pytest.mark.parametrize("rows", [1, 5, 33, 70])
+@pytest.mark.parametrize("shape", ODD_SHAPES)
+def test_nf4_products_of_odd_shapes(shape: tuple[int, tuple[int, ...]], rows: int) -> None:
+    inputs, outs = shape
+    torch.manual_seed(rows)
+    fused = FusedNf4([nf4_layer(inputs, out, bias=True)[0] for out in outs], runnable()[0])
+    x = torch.randn(rows, inputs, dtype=BF16)
+    assert_the_same(lambda kernels: kernels.nf4_matmul(x, fused.native))
+
+
+@pytest.mark.parametrize(("inputs", "outs"), [(32, (208, 64)), (96, (208, 64)), (576, (208, 64)), (100, (201, 50))])
+def test_lora(inputs: int, outs: tuple[int, ...]) -> None:
     torch.manual_seed(inputs)
-    outs = (208, 64)
-    a = torch.randn(6, 2, inputs // 2, 8, 2, dtype=BF16)
-    bs = [torch.randn(6, out // 16, 4, 16, 2, dtype=BF16) for out in outs]
+    a = torch.randn(6, 2, (inputs + 31) // 32 * 16, 8, 2, dtype=BF16)
+    bs = [torch.randn(6, (out + 15) // 16, 4, 16, 2, dtype=BF16) for out in outs]
     lora = Lora()
     lora.fill(a, bs, outs)
     groups = [([0, 1], [(0, 1.0), (3, 1.0)]), ([2], [(1, 0.7), (2, -0.7)]), (list(range(4, 20)), [(4, 1.0)])]

@@ -1,4 +1,6 @@
 // The tile instructions of AMX in C, for tests on processors without them: slow, and the same bits.
+//
+// Shapes and operands for which a processor would raise #GP or #UD are counted in tile_faults, and change nothing.
 
 #pragma once
 
@@ -6,30 +8,50 @@
 #include <stdint.h>
 #include <string.h>
 
+extern int64_t tile_faults;  // since the library was loaded
+
 static _Thread_local struct {
     int rows[8], bytes[8];
     uint8_t data[8][16][64];
 } tiles;
 
+// Whether `valid`; counts what is not.
+static inline int tile_check(int valid) {
+    if (!valid) __atomic_fetch_add(&tile_faults, 1, __ATOMIC_RELAXED);
+    return valid;
+}
+
+static inline int tile_configured(int tile) { return tile_check(tiles.rows[tile] != 0); }
+
 static void emulate_loadconfig(const void *config) {
     const uint8_t *at = (const uint8_t *)config;
+    int rows[8], bytes[8], valid = at[0] == 1;
     for (int tile = 0; tile < 8; tile++) {
-        tiles.rows[tile] = at[48 + tile];
-        tiles.bytes[tile] = at[16 + 2 * tile] | at[17 + 2 * tile] << 8;
+        rows[tile] = at[48 + tile];
+        bytes[tile] = at[16 + 2 * tile] | at[17 + 2 * tile] << 8;
+        valid &= rows[tile] <= 16 && bytes[tile] <= 64 && !rows[tile] == !bytes[tile];
     }
+    for (int i = 8; i < 16; i++) valid &= !at[16 + 2 * i] && !at[17 + 2 * i] && !at[48 + i];
+    if (!tile_check(valid)) return;
+    memcpy(tiles.rows, rows, sizeof(rows));
+    memcpy(tiles.bytes, bytes, sizeof(bytes));
     memset(tiles.data, 0, sizeof(tiles.data));
 }
 
-static void emulate_zero(int tile) { memset(tiles.data[tile], 0, sizeof(tiles.data[tile])); }
+static void emulate_zero(int tile) {
+    if (tile_configured(tile)) memset(tiles.data[tile], 0, sizeof(tiles.data[tile]));
+}
 
 static void emulate_loadd(int tile, const void *from, int64_t stride) {
-    emulate_zero(tile);
+    if (!tile_configured(tile)) return;
+    memset(tiles.data[tile], 0, sizeof(tiles.data[tile]));
     for (int row = 0; row < tiles.rows[tile]; row++) {
         memcpy(tiles.data[tile][row], (const char *)from + row * stride, tiles.bytes[tile]);
     }
 }
 
 static void emulate_stored(int tile, void *to, int64_t stride) {
+    if (!tile_configured(tile)) return;
     for (int row = 0; row < tiles.rows[tile]; row++) {
         memcpy((char *)to + row * stride, tiles.data[tile][row], tiles.bytes[tile]);
     }
@@ -44,7 +66,14 @@ static inline float emulated_bf16(const uint8_t *from) {
     return x;
 }
 
+static int tile_operands_valid(int to, int a, int b) {
+    return tiles.rows[to] && tiles.rows[a] && tiles.rows[b] && to != a && to != b && a != b &&
+           tiles.bytes[to] % 4 == 0 && tiles.bytes[a] % 4 == 0 && tiles.rows[to] == tiles.rows[a] &&
+           tiles.bytes[to] == tiles.bytes[b] && tiles.bytes[a] / 4 == tiles.rows[b];
+}
+
 static void emulate_dpbf16ps(int to, int a, int b) {
+    if (!tile_check(tile_operands_valid(to, a, b))) return;
     for (int row = 0; row < tiles.rows[to]; row++) {
         for (int column = 0; column < tiles.bytes[to]; column += 4) {
             float sum, even = 0, odd = 0;
@@ -60,6 +89,11 @@ static void emulate_dpbf16ps(int to, int a, int b) {
     }
 }
 
+static void emulate_release(void) {
+    memset(tiles.rows, 0, sizeof(tiles.rows));
+    memset(tiles.bytes, 0, sizeof(tiles.bytes));
+}
+
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_zero
@@ -69,4 +103,4 @@ static void emulate_dpbf16ps(int to, int a, int b) {
 #define _tile_stored emulate_stored
 #define _tile_zero emulate_zero
 #define _tile_dpbf16ps emulate_dpbf16ps
-#define _tile_release() ((void)0)
+#define _tile_release emulate_release

@@ -1,5 +1,11 @@
 // Whether this process may run the kernels.
 
+#include <stdint.h>
+
+#ifdef EMULATED_AMX
+int64_t tile_faults;  // emulated_amx.h
+#endif
+
 #if defined(__AMX_BF16__)
 #include <sys/syscall.h>
 #include <unistd.h>

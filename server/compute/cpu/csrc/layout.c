@@ -8,9 +8,10 @@
 #include <stdint.h>
 
 const int64_t constants[] = {
-    MEMBERS,  NF4_BLOCK,            NF4_OUTPUTS,         NF4_SCRATCH,       LORA_PAGE,       LORA_MAX_INPUTS, TILE_ROWS,
+    MEMBERS,  NF4_BLOCK,            NF4_OUTPUTS,         NF4_SCRATCH,       NF4_BORDER,      LORA_PAGE,       LORA_MAX_INPUTS,
+    TILE_ROWS, TILE_INPUTS,
     KEY_STEP, ATTENTION_WIDTH_STEP, ATTENTION_MAX_WIDTH, ATTENTION_SCRATCH, HEAD_MIN_TOKENS, SILU,            GELU_TANH,
-    RELU_SQUARED};
+    RELU_SQUARED, GELU, SEQUENTIAL, IN_TURN, SUMMED};
 const int64_t constants_length = sizeof(constants) / sizeof(*constants);
 
 #define AT(field) offsetof(STRUCTURE, field)
@@ -18,7 +19,8 @@ const int64_t constants_length = sizeof(constants) / sizeof(*constants);
 // For each structure its size, then its fields in order.
 const int64_t layout[] = {
 #define STRUCTURE Nf4
-    sizeof(Nf4), AT(out), AT(in), AT(weight), AT(scale), AT(bias),
+    sizeof(Nf4), AT(out), AT(in), AT(groups), AT(blocks), AT(stride), AT(weight), AT(scale), AT(bias), AT(place),
+        AT(shift),
 #undef STRUCTURE
 #define STRUCTURE Chunk
     sizeof(Chunk), AT(row), AT(rows), AT(start), AT(table),
@@ -39,15 +41,19 @@ const int64_t layout[] = {
 #define STRUCTURE Linear
     sizeof(Linear), AT(base), AT(lora),
 #undef STRUCTURE
+#define STRUCTURE Norm
+    sizeof(Norm), AT(weight), AT(bias),
+#undef STRUCTURE
 #define STRUCTURE Layer
     sizeof(Layer), AT(attention_norm), AT(attention_out_norm), AT(mlp_norm), AT(mlp_out_norm), AT(q_norm), AT(k_norm),
         AT(qkv), AT(o), AT(gate_up), AT(down), AT(keys), AT(values), AT(window), AT(rotary), AT(scale), AT(softcap),
 #undef STRUCTURE
 #define STRUCTURE Model
     sizeof(Model), AT(layers), AT(hidden), AT(intermediate), AT(heads), AT(kv_heads), AT(width), AT(cached_width),
-        AT(size), AT(vocabulary), AT(rotary_width), AT(activation), AT(gated), AT(norm_rounds), AT(rotary_pairs),
-        AT(rotary_rounds), AT(norms_all_heads), AT(eps), AT(norm_offset), AT(residual_multiplier), AT(logits_divisor),
-        AT(final_softcap), AT(layer), AT(final_norm), AT(head),
+        AT(size), AT(vocabulary), AT(stride), AT(head_stride), AT(keys), AT(values), AT(rotary_width), AT(activation),
+        AT(gated), AT(norm_rounds), AT(rotary_pairs), AT(rotary_rounds), AT(norms_all_heads),
+        AT(norm_centers), AT(residual), AT(eps), AT(norm_offset), AT(residual_multiplier), AT(logits_divisor),
+        AT(final_softcap), AT(layer), AT(final_norm), AT(head), AT(head_bias),
 #undef STRUCTURE
 #define STRUCTURE Step
     sizeof(Step), AT(rows), AT(chunks), AT(sampled), AT(context), AT(chunk), AT(tables), AT(slots), AT(cosine),
@@ -55,7 +61,7 @@ const int64_t layout[] = {
         AT(hidden),
 #undef STRUCTURE
 #define STRUCTURE Workspace
-    sizeof(Workspace), AT(x), AT(normed), AT(wide), AT(q), AT(mixed), AT(act), AT(added), AT(h), AT(packed),
+    sizeof(Workspace), AT(x), AT(normed), AT(wide), AT(q), AT(mixed), AT(act), AT(added), AT(attended), AT(h), AT(packed),
         AT(totals), AT(scores),
 #undef STRUCTURE
 };

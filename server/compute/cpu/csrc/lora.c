@@ -2,7 +2,7 @@
 // and read them together.
 //
 // An adapter owns pages of 8 rank columns (server/engine/slots.py). A is [pages, members, in / 2, 8, 2] and B, for each member,
-// [pages, out / 16, 4, 16, 2], both bf16: what is to be multiplied comes in pairs, as tiles want it, and every tile is
+// [pages, out / 16, 4, 16, 2], both bf16 and filled up with zeros to whole tiles of 32 inputs and 16 outputs: what is to be multiplied comes in pairs, as tiles want it, and every tile is
 // read in one piece. B carries the scaling. Sums are float32, h = x A^T is rounded to bf16 between the products (as PEFT
 // does), and the pages of a row are summed in the order the batch gives: a row's result depends on its own adapters alone.
 
@@ -15,24 +15,25 @@
 #define CHUNK 192  // outputs in a unit of work: a multiple of 64
 
 // Rows of x that follow each other as they are; others side by side in `gathered`. Returns where.
-static const uint16_t *gather(const LoraGroup *group, const int32_t *row, int64_t in, const uint16_t *x,
+static const uint16_t *gather(const LoraGroup *group, const int32_t *row, int64_t in, int64_t stride, const uint16_t *x,
                               uint16_t *gathered) {
     row += group->first;
-    if (row[group->rows - 1] - row[0] == group->rows - 1) return x + row[0] * in;
-    for (int i = 0; i < group->rows; i++) memcpy(gathered + i * in, x + row[i] * in, in * 2);
+    if (row[group->rows - 1] - row[0] == group->rows - 1) return x + row[0] * stride;
+    for (int i = 0; i < group->rows; i++) memcpy(gathered + i * stride, x + row[i] * stride, in * 2);
     return gathered;
 }
 
 // h [16, 8] bf16 = weight * x [rows, in] times a [in / 2, 8, 2]. Even and odd tiles have a sum of their own.
-static void shrink(const uint16_t *x, const uint16_t *a, int64_t in, int64_t rows, float weight, uint16_t *h) {
+static void shrink(const uint16_t *x, int64_t stride, const uint16_t *a, int64_t in, int64_t rows, float weight, uint16_t *h) {
     float even[TILE_ROWS * LORA_PAGE] __attribute__((aligned(64))), odd[TILE_ROWS * LORA_PAGE] __attribute__((aligned(64)));
-    shrink_multiply(rows, in, x, a, even, odd);
+    shrink_multiply(rows, in, x, stride, a, even, odd);
     for (int64_t i = 0; i < rows * LORA_PAGE; i += 16) {  // an odd number of rows reads 8 floats of nothing, and drops them
         vstore_bf16(h + i, vmul(vset1(weight), vadd(vload(even + i), vload(odd + i))));
     }
 }
 
-void lora_shrink_share(const Lora *lora, const LoraBatch *batch, int active, int64_t in, const uint16_t *x, uint16_t *h) {
+void lora_shrink_share(const Lora *lora, const LoraBatch *batch, int active, int64_t in, int64_t stride, const uint16_t *x,
+                       uint16_t *h) {
     static _Thread_local uint16_t gathered[TILE_ROWS * LORA_MAX_INPUTS];
     const int64_t members = lora->members;
     int64_t shaped = 0, g = 0;
@@ -46,18 +47,19 @@ void lora_shrink_share(const Lora *lora, const LoraBatch *batch, int active, int
             shaped = group->rows;
             shrink_begin(shaped);
         }
-        shrink(gather(group, batch->row, in, x, gathered), lora->a + (batch->page[page] * members + member) * in * LORA_PAGE,
-               in, shaped, batch->weight[page], h + unit * TILE_ROWS * LORA_PAGE);
+        shrink(gather(group, batch->row, in, stride, x, gathered), stride,
+               lora->a + (batch->page[page] * members + member) * in * LORA_PAGE, in, shaped, batch->weight[page],
+               h + unit * TILE_ROWS * LORA_PAGE);
     }
     if (shaped) tiles_end();
 }
 
-// delta [rows, 64] = the group's h times 64 outputs of b, from `first` on; `count` of them are there (a multiple of 16).
+// delta [rows, 64] = the group's h times 64 outputs of b, from `first` on; `count` of them are there.
 static inline void expand(const LoraBatch *batch, const LoraGroup *group, const uint16_t *h, int64_t h_stride,
                           const uint16_t *b, int64_t out, int64_t first, int64_t count, float *delta) {
     expand_zero(delta);
     for (int64_t page = group->page; page < group->page + group->pages; page++) {
-        expand_add(group->rows, h + page * h_stride, b + (batch->page[page] * out + first) * LORA_PAGE, count, delta);
+        expand_add(group->rows, h + page * h_stride, b + (batch->page[page] * whole(out, 16) + first) * LORA_PAGE, count, delta);
     }
     expand_store(delta);
 }
@@ -70,8 +72,13 @@ static void expand_chunk(const LoraBatch *batch, const LoraGroup *group, const u
         expand(batch, group, h, h_stride, b, out, at, count, delta);
         for (int64_t i = 0; i < group->rows; i++) {
             uint16_t *to = y + batch->row[group->first + i] * y_stride + at;
-            for (int64_t c = 0; c < count; c += 16) {
+            int64_t c = 0;
+            for (; c + 16 <= count; c += 16) {
                 vstore_bf16(to + c, vadd(vload_bf16(to + c), vload(delta + i * 64 + c)));
+            }
+            if (c < count) {  // what follows may be another thread's
+                const vec before = vload_bf16_part(to + c, count - c);
+                vstore_bf16_part(to + c, vadd(before, vload(delta + i * 64 + c)), count - c);
             }
         }
     }
@@ -122,13 +129,13 @@ void write_pieces(int64_t count, char *const *to, const char *const *from, const
 }
 
 // Adds to y [rows, out] of each active member what the groups' adapters make of x [rows, in]. in a multiple of 32, at most
-// LORA_MAX_INPUTS, every out of 16. h: 128 values for each page of the batch and member.
+// LORA_MAX_INPUTS. h: 128 values for each page of the batch and member.
 void lora_rows(const Lora *lora, const LoraBatch *batch, int active, int64_t in, const uint16_t *x, uint16_t *const *y,
                const int64_t *y_stride, uint16_t *h, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         const uint64_t mode = flush_denormals();
-        lora_shrink_share(lora, batch, active, in, x, h);
+        lora_shrink_share(lora, batch, active, in, in, x, h);
 #pragma omp barrier
         lora_expand_share(lora, batch, active, h, y, y_stride);
         restore_denormals(mode);

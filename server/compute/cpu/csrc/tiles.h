@@ -6,10 +6,15 @@
 
 #pragma once
 
+#include "kernels.h"
 #include "vec.h"
 
-#define TILE_ROWS 16
-#define TILE_INPUTS 32
+// The inputs of `rows` rows of w [rows, in] that do not fill a tile, filled up with zeros: [rows, TILE_INPUTS].
+static inline void copy_last(const uint16_t *w, int64_t in, int64_t rows, uint16_t *to) {
+    const int64_t count = in % TILE_INPUTS;
+    memset(to, 0, rows * TILE_INPUTS * 2);
+    for (int64_t i = 0; i < rows; i++) memcpy(to + i * TILE_INPUTS, w + (i + 1) * in - count, count * 2);
+}
 
 #if defined(EMULATED_AMX)
 #include "emulated_amx.h"

@@ -122,18 +122,19 @@ static inline void shrink_begin(int64_t rows) {
     load_shapes(&config);
 }
 
-// x [rows, in] times a [in / 2, 8, 2]: the sums of even and of odd tiles, [rows][8] each.
-static inline void shrink_multiply(int64_t rows, int64_t in, const uint16_t *x, const uint16_t *a, float *even, float *odd) {
+// x [rows, in], rows `stride` apart, times a [in / 2, 8, 2]: the sums of even and of odd tiles, [rows][8] each.
+static inline void shrink_multiply(int64_t rows, int64_t in, const uint16_t *x, int64_t stride, const uint16_t *a, float *even,
+                                   float *odd) {
     (void)rows;
     _tile_zero(0);
     _tile_zero(1);
     for (int64_t k = 0; k < in; k += 64) {
         lora_prefetch(a + k * 8);
-        _tile_loadd(2, x + k, in * 2);
+        _tile_loadd(2, x + k, stride * 2);
         _tile_loadd(4, a + k * 8, 32);
         _tile_dpbf16ps(0, 2, 4);
         if (k + 32 == in) break;
-        _tile_loadd(3, x + k + 32, in * 2);
+        _tile_loadd(3, x + k + 32, stride * 2);
         _tile_loadd(5, a + (k + 32) * 8, 32);
         _tile_dpbf16ps(1, 3, 5);
     }
@@ -257,11 +258,11 @@ static inline void mix_store(float *result, float *sum) {  // [2][columns][16], 
 #define HEAD_TOKENS 64
 #define HEAD_ROWS 16
 
-// x [rows, in] of up to 16 rows as tiles of pairs: [in / 2, 16, 2].
-static inline void head_pack(int64_t rows, int64_t in, const uint16_t *x, uint32_t *packed) {
+// x [rows, in] of up to 16 rows, `stride` apart, as tiles of pairs: [in / 2, 16, 2].
+static inline void head_pack(int64_t rows, int64_t in, const uint16_t *x, int64_t stride, uint32_t *packed) {
     for (int64_t k = 0; k < in; k += 32) {
         ivec words[16];
-        for (int64_t i = 0; i < 16; i++) words[i] = i < rows ? iload(x + i * in + k) : izero();
+        for (int64_t i = 0; i < 16; i++) words[i] = i < rows ? iload(x + i * stride + k) : izero();
         transpose(words);
         for (int64_t i = 0; i < 16; i++) istore(packed + (k / 2 + i) * 16, words[i]);
     }
@@ -280,6 +281,19 @@ static inline void turn(const float *scores, int64_t rows, int64_t stride, float
     for (int64_t row = 0; row < rows; row++) istore(logits + row * stride, words[row]);
 }
 
+// Adds 32 inputs' products to the tiles.
+static inline void head_add(const uint16_t *w, int64_t stride, const uint32_t *packed) {
+    _tile_loadd(4, packed, 64);
+    _tile_loadd(5, w, stride * 2);
+    _tile_dpbf16ps(0, 5, 4);
+    _tile_loadd(6, w + 16 * stride, stride * 2);
+    _tile_dpbf16ps(1, 6, 4);
+    _tile_loadd(7, w + 32 * stride, stride * 2);
+    _tile_dpbf16ps(2, 7, 4);
+    _tile_loadd(5, w + 48 * stride, stride * 2);
+    _tile_dpbf16ps(3, 5, 4);
+}
+
 // Logits of 64 tokens, whose weights are w [64, in], for up to 16 rows.
 static inline void head_multiply(int64_t rows, int64_t in, const uint16_t *w, const uint32_t *packed, float *logits,
                                  int64_t stride) {
@@ -288,16 +302,12 @@ static inline void head_multiply(int64_t rows, int64_t in, const uint16_t *w, co
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int64_t k = 0; k < in; k += 32) {
-        _tile_loadd(4, packed + k * 8, 64);
-        _tile_loadd(5, w + k, in * 2);
-        _tile_dpbf16ps(0, 5, 4);
-        _tile_loadd(6, w + 16 * in + k, in * 2);
-        _tile_dpbf16ps(1, 6, 4);
-        _tile_loadd(7, w + 32 * in + k, in * 2);
-        _tile_dpbf16ps(2, 7, 4);
-        _tile_loadd(5, w + 48 * in + k, in * 2);
-        _tile_dpbf16ps(3, 5, 4);
+    int64_t k = 0;
+    for (; k + 32 <= in; k += 32) head_add(w + k, in, packed + k * 8);
+    if (k < in) {
+        uint16_t last[HEAD_TOKENS * TILE_INPUTS];
+        copy_last(w, in, HEAD_TOKENS, last);
+        head_add(last, TILE_INPUTS, packed + k * 8);
     }
     _tile_stored(0, scores, 64);
     _tile_stored(1, scores + 256, 64);

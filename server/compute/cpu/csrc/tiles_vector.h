@@ -261,8 +261,8 @@ static inline void nf4_multiply(int64_t rows, const uint16_t *x, int64_t stride,
 static inline void shrink_begin(int64_t rows) { (void)rows; }
 
 // Even tiles in the lower 8 lanes, odd ones in the upper 8.
-INLINE void shrink_rows(const int rows, int64_t row, int64_t in, const uint16_t *x, const uint16_t *a, float *even_sums,
-                        float *odd_sums) {
+INLINE void shrink_rows(const int rows, int64_t row, int64_t in, const uint16_t *x, int64_t stride, const uint16_t *a,
+                        float *even_sums, float *odd_sums) {
     static const uint16_t zeros[256] __attribute__((aligned(64))) = {0};
     vec total[4];
     for (int r = 0; r < rows; r++) total[r] = vzero();
@@ -272,8 +272,8 @@ INLINE void shrink_rows(const int rows, int64_t row, int64_t in, const uint16_t 
         uint32_t words[4][2][WORDS] __attribute__((aligned(64)));
         vec even[4], odd[4];
         for (int r = 0; r < rows; r++) {
-            split_row(x + (row + r) * in + k, words[r][0]);
-            if (two) split_row(x + (row + r) * in + k + 32, words[r][1]);
+            split_row(x + (row + r) * stride + k, words[r][0]);
+            if (two) split_row(x + (row + r) * stride + k + 32, words[r][1]);
             else memset(words[r][1], 0, sizeof(words[r][1]));
             even[r] = odd[r] = vzero();
         }
@@ -296,9 +296,10 @@ INLINE void shrink_rows(const int rows, int64_t row, int64_t in, const uint16_t 
     for (int r = 0; r < rows; r++) vstore_two(even_sums + (row + r) * 8, odd_sums + (row + r) * 8, total[r]);
 }
 
-// x [rows, in] times a [in / 2, 8, 2]: the sums of even and of odd tiles, [rows][8] each.
-static inline void shrink_multiply(int64_t rows, int64_t in, const uint16_t *x, const uint16_t *a, float *even, float *odd) {
-    BY_ROWS(rows, shrink_rows, in, x, a, even, odd);
+// x [rows, in], rows `stride` apart, times a [in / 2, 8, 2]: the sums of even and of odd tiles, [rows][8] each.
+static inline void shrink_multiply(int64_t rows, int64_t in, const uint16_t *x, int64_t stride, const uint16_t *a, float *even,
+                                   float *odd) {
+    BY_ROWS(rows, shrink_rows, in, x, stride, a, even, odd);
 }
 
 static inline void expand_begin(int64_t rows) { (void)rows; }
@@ -450,34 +451,47 @@ static inline void mix_store(float *result, float *sum) { (void)result, (void)su
 #define HEAD_TOKENS 16
 #define HEAD_ROWS 64
 
-// x [rows, in] as words of the chains.
-static inline void head_pack(int64_t rows, int64_t in, const uint16_t *x, uint32_t *packed) {
-    for (int64_t i = 0; i < rows * in / 32; i++) split_row(x + i * 32, packed + i * WORDS);
+// x [rows, in], rows `stride` apart, as words of the chains.
+static inline void head_pack(int64_t rows, int64_t in, const uint16_t *x, int64_t stride, uint32_t *packed) {
+    for (int64_t row = 0; row < rows; row++, x += stride) {
+        for (int64_t k = 0; k < in; k += 32, packed += WORDS) split_row(x + k, packed);
+    }
 }
 
 static inline void head_begin(void) {}
 
-INLINE void head_rows(const int rows, int64_t row, int64_t in, const uint32_t *words, const ivec *tokens, float *totals) {
+INLINE void head_rows(const int rows, int64_t row, int64_t stride, const uint32_t *words, const ivec *tokens, float *totals) {
     vec sums[4];
     for (int r = 0; r < rows; r++) sums[r] = vload(totals + (row + r) * 16);
-    multiply_columns(rows, words + row * (in / 32) * WORDS, in / 32 * WORDS, tokens, sums);
+    multiply_columns(rows, words + row * stride, stride, tokens, sums);
     for (int r = 0; r < rows; r++) vstore(totals + (row + r) * 16, sums[r]);
+}
+
+// Adds to totals [rows][16] the products of 32 inputs: of rows, whose words are `words_stride` apart, and 16 tokens.
+INLINE void head_add(int64_t rows, const uint16_t *w, int64_t stride, const uint32_t *words, int64_t words_stride,
+                     float *totals) {
+    ivec pairs[16], tokens[WORDS];
+    for (int64_t i = 0; i < 16; i++) {
+        __builtin_prefetch(w + (16 + i) * stride, 0, 2);  // the next tokens': rows are too short for the processor's own
+        pairs[i] = iload(w + i * stride);
+    }
+    transpose(pairs);
+    split_columns(pairs, sizeof(ivec), tokens);
+    BY_ROWS(rows, head_rows, words_stride, words, tokens, totals);
 }
 
 // Logits of 16 tokens, whose weights are w [16, in], for up to 64 rows.
 static inline void head_multiply(int64_t rows, int64_t in, const uint16_t *w, const uint32_t *packed, float *logits,
                                  int64_t stride) {
     float totals[HEAD_ROWS * 16] __attribute__((aligned(64)));
+    const int64_t words = (in + 31) / 32 * WORDS;
+    int64_t k = 0;
     memset(totals, 0, rows * 64);
-    for (int64_t k = 0; k < in; k += 32) {
-        ivec pairs[16], tokens[WORDS];
-        for (int64_t i = 0; i < 16; i++) {
-            __builtin_prefetch(w + (16 + i) * in + k, 0, 2);  // the next tokens': rows are too short for the processor's own
-            pairs[i] = iload(w + i * in + k);
-        }
-        transpose(pairs);
-        split_columns(pairs, sizeof(ivec), tokens);
-        BY_ROWS(rows, head_rows, in, packed + k / 32 * WORDS, tokens, totals);
+    for (; k + 32 <= in; k += 32) head_add(rows, w + k, in, packed + k / 32 * WORDS, words, totals);
+    if (k < in) {
+        uint16_t last[HEAD_TOKENS * TILE_INPUTS];
+        copy_last(w, in, HEAD_TOKENS, last);
+        head_add(rows, last, TILE_INPUTS, packed + k / 32 * WORDS, words, totals);
     }
     for (int64_t row = 0; row < rows; row++) vstore(logits + row * stride, vload(totals + row * 16));
 }

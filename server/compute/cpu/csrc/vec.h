@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <string.h>
+
 #ifdef __AVX512F__
 #include "vec_avx512.h"
 #else
@@ -14,6 +16,20 @@
 #endif
 
 static inline vec vload_bf16(const uint16_t *p) { return as_float(ishl(iwiden(p), 16)); }
+
+// The first `count` of 16, and zeros. Nothing past them is read.
+static inline vec vload_bf16_part(const uint16_t *p, int64_t count) {
+    uint16_t room[16] = {0};
+    memcpy(room, p, (size_t)count * 2);
+    return vload_bf16(room);
+}
+
+// The first `count` of 16. Nothing past them is written.
+static inline void vstore_bf16_part(uint16_t *p, vec x, int64_t count) {
+    uint16_t room[16];
+    vstore_bf16(room, x);
+    memcpy(p, room, (size_t)count * 2);
+}
 
 // What is left of x once it has been stored as bf16.
 static inline vec vround_bf16(vec x) { return as_float(ishl(bf16_bits(x), 16)); }
