@@ -49,7 +49,9 @@ class Codec:
         self.backend.no_padding()
         added = self.backend.get_added_tokens_decoder()
         unknown = range(self.backend.get_vocab_size(), vocabulary)
-        self.textless = frozenset(unknown).union(token for token, content in added.items() if content.special)
+        self.special = frozenset(token for token, content in added.items() if content.special)
+        """Ids of special tokens."""
+        self.textless = self.special.union(unknown)
         """Token ids without text: special tokens, and ids that the tokenizer does not have."""
         self._tokenizer = tokenizer
         self._max_token_characters = max(map(len, self.backend.get_vocab()))

@@ -59,7 +59,7 @@ def submit(
             include_stop=bool(request.include_stop_str_in_output),
             min_tokens=params.min_tokens,
             prompt_only=max_tokens == 0,
-            kept=kept,
+            kept=service.codec.special if request.skip_special_tokens is False else kept,
         ),
         prompts=len(prompts),
         codec=service.codec,

@@ -50,8 +50,16 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
     "moderation": (),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "detokenize": (True,),
+    "length_penalty": (1,),
+    "return_tokens_as_token_ids": (False,),
+    "spaces_between_special_tokens": (True,),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
 }
-"""OpenAI's fields that are not supported -> values, besides null, that have no effect and are accepted."""
+"""Fields of OpenAI and vLLM that are not supported -> values, besides null, that have no effect and are accepted."""
 
 Whole = BeforeValidator(whole)
 Limit = Annotated[int, Field(ge=-1), Whole]
@@ -169,6 +177,8 @@ class GenerationRequest(AdaptedRequest):
     guided_regex: Pattern | None = None
     guided_choice: Choices | None = None
     guided_grammar: Pattern | None = None
+    skip_special_tokens: bool | None = None
+    """vLLM's field: false keeps the text of special tokens. An end token is not part of the text in any case."""
     ignore_eos: bool | None = None
     prompt_logprobs: Logprobs | None = None
     """vLLM's field: return the log probabilities of the prompt's tokens. Not in a stream."""

@@ -74,6 +74,15 @@ def test_no_stop_string_before_min_tokens(live: Live) -> None:
     assert (choice["text"], choice["finish_reason"]) == ("AAAAA", "stop")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_special_tokens_can_be_kept(live: Live, stream: bool) -> None:
+    (end,) = live.service.base.eos_token_ids
+    fields = {"logit_bias": {str(end): 100}, "max_tokens": 2}
+    assert whole(live, stream, **fields, skip_special_tokens=False)["text"] == "<|im_end|><|im_end|>"
+    assert whole(live, stream, **fields, skip_special_tokens=True)["text"] == ""
+    assert whole(live, stream, **fields, skip_special_tokens=False, ignore_eos=False)["text"] == ""
+
+
 def test_no_limit(live: Live) -> None:
     answer = live.complete(max_tokens=-1)
     assert answer["usage"]["total_tokens"] == live.service.base.max_model_len
