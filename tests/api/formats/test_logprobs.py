@@ -217,3 +217,16 @@ def test_bad_values(live: Live, path: str, fields: dict[str, Any], param: str) -
     body = {"messages": QUESTION} if path == CHAT else {"prompt": "Once"}
     response = live.http.post(path, json={**body, **fields})
     assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+
+
+def test_scoring_as_lm_eval_does_it(live: Live) -> None:
+    """A batch of prompts as token ids, one of which ends with the context: echo, logprobs and one token."""
+    codec = live.service.codec
+    prompts = [codec.encode_prompt(text) for text in ("One. Two.", "🙂 three", "x" * 255)]
+    answer = live.complete(prompt=prompts, echo=True, logprobs=1, max_tokens=1, seed=1234, ignore_eos=False)
+    for tokens, choice in zip(prompts, answer["choices"], strict=True):
+        scored = choice["logprobs"]["token_logprobs"][1:-1]  # lm-eval drops the answer's token
+        rows = reference(tokens)
+        assert scored == pytest.approx([float(rows[n, token]) for n, token in enumerate(tokens[1:])], abs=1e-3)
+    whole = live.complete(prompt="x" * 256, echo=True, logprobs=0, max_tokens=0)["choices"][0]
+    assert len(whole["logprobs"]["tokens"]) == 256
