@@ -164,3 +164,24 @@ def test_a_full_queue_takes_all_choices_or_none(tmp_path: Path) -> None:
         wait_for(live.idle)
         assert live.sampled() < 15_000
         assert len(live.complete(n=2, max_tokens=5)["choices"]) == 2
+
+
+def test_requests_of_every_kind_in_one_batch_equal_their_solo_runs(live: Live) -> None:
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"logprobs": 3},
+        {"n": 3, "temperature": 1.2, "seed": 4},
+        {"best_of": 3, "temperature": 1.2, "seed": 4},
+        {"structured_outputs": {"regex": "[a-z]{30}"}, "ignore_eos": False},
+        {"echo": True, "logprobs": 0},
+        {"min_tokens": 12, "stop_token_ids": [5]},
+    ]
+    wanted = [request(adapter=adapter, max_tokens=20, **kind) for adapter in (None, *ADAPTERS) for kind in kinds]
+
+    def answer(body: dict[str, Any]) -> list[tuple[str, list[int]]]:
+        choices = live.complete(**body, return_token_ids=True)["choices"]
+        return [(choice["text"], choice["token_ids"]) for choice in choices]
+
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        together = list(pool.map(answer, wanted))
+    assert together == [answer(body) for body in wanted]
