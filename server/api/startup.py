@@ -154,6 +154,8 @@ def _make_codec(base: Base, settings: Settings) -> Codec:
     try:
         if source is not None:
             codec.require_template().check()
+        if codec.template is not None:
+            codec.template.prepare()
     except TemplateFailure as failure:
         raise ConfigError(f"--chat-template: {settings.chat_template} cannot be used: {failure}") from failure
     return codec

@@ -160,6 +160,10 @@ class ChatTemplate:
         """Raise TemplateFailure if the template cannot be compiled, or does not render a message of a user."""
         self._try([{"role": "user", "content": _VALUE}], None)
 
+    def prepare(self) -> None:
+        """Compile the template and find its traits, which the first request would otherwise wait for."""
+        assert self.traits is not None
+
     def _tool_form(self) -> ToolFormat:
         return self._form or HERMES
 

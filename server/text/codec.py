@@ -86,6 +86,12 @@ class Codec:
         tokens = self._control_tokens.encode(text, marks)
         return RenderedChat(marks.removed(text), _require_tokens(tokens, "messages"))
 
+    def is_quick(self, chat: Conversation) -> bool:
+        """Whether a short conversation is encoded at once: without text of special tokens that has to stay text."""
+        if self.template is None or chat.special_tokens_in_content:
+            return True
+        return not self._control_tokens.occur_in(chat, self.template.source)
+
     def require_template(self) -> ChatTemplate:
         """Return the base's chat template. Raises InvalidRequest if it has none."""
         if self.template is None:

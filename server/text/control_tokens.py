@@ -59,18 +59,21 @@ class ControlTokens:
         These are special tokens, and other added tokens that the template writes, such as ``<tool_call>``. In messages
         of the assistant, only special tokens: clients that do not parse tool calls send back what it has written.
         """
-        special, control = self._patterns(template)
-
-        def pattern(message: Message) -> re.Pattern[str]:
-            return special if message["role"] == "assistant" else control
-
-        rest = [list(chat.tools), chat.documents, dict(chat.variables)]
-        if not contains(rest, control) and not any(contains(each, pattern(each)) for each in chat.messages):
+        if not self.occur_in(chat, template):
             return chat, None
+        special, control = self._patterns(template)
+        rest = _besides_messages(chat)
         marks = Marks([list(chat.messages), rest])
         tools, documents, variables = mark(rest, control, marks)
-        messages = [mark(each, pattern(each), marks) for each in chat.messages]
+        messages = [mark(each, special if _of_assistant(each) else control, marks) for each in chat.messages]
         return replace(chat, messages=messages, tools=tools, documents=documents, variables=variables), marks
+
+    def occur_in(self, chat: Conversation, template: str) -> bool:
+        """Whether text of control tokens is in a conversation. The first such one takes long to encode."""
+        special, control = self._patterns(template)
+        return contains(_besides_messages(chat), control) or any(
+            contains(message, special if _of_assistant(message) else control) for message in chat.messages
+        )
 
     @lru_cache(maxsize=64)  # noqa: B019 - as many templates as are in use; the tokenizer lives as long as the process
     def _patterns(self, template: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
@@ -109,6 +112,14 @@ class ControlTokens:
         found = {backend.token_to_id(alias): self._texts[text] for text, alias in aliases.items()}
         ids = {alias: token for alias, token in found.items() if alias is not None}
         return backend, aliases, ids
+
+
+def _besides_messages(chat: Conversation) -> list[Any]:
+    return [list(chat.tools), chat.documents, dict(chat.variables)]
+
+
+def _of_assistant(message: Message) -> bool:
+    return bool(message["role"] == "assistant")
 
 
 def mark(value: Any, pattern: re.Pattern[str], marks: Marks) -> Any:

@@ -65,7 +65,8 @@ async def render_chat(
             raise EngineError(str(error)) from error
         return template, service.codec.render_chat(conversation, template)
 
-    if conversation.characters <= LONG_TEXT and service.templates.are_quick(adapters.values()):
+    quick = service.templates.are_quick(adapters.values()) and service.codec.is_quick(conversation)
+    if quick and conversation.characters <= LONG_TEXT:
         return render()
     return await asyncio.to_thread(render)
 

@@ -149,3 +149,17 @@ def test_truncation_of_a_tokenizer_is_turned_off() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.enable_truncation(4)
     assert len(Codec(tokenizer, VOCABULARY).encode_prompt("longer than four")) == 16
+
+
+@pytest.mark.parametrize("kept", [frozenset(), frozenset({257, 258})])
+def test_special_tokens_that_a_parser_needs_are_kept(kept: frozenset[int]) -> None:
+    detokenizer = Detokenizer(CODEC, kept)
+    accent, emoji = ids_of("é"), ids_of("😀")
+    tokens = [*ids_of("a"), 257, *accent, 258, *emoji[:2], 257, *ids_of("b")]
+    pieces = [detokenizer.push(token) for token in tokens]
+    text = "".join(pieces) + detokenizer.flush()
+    assert text == ("a<|im_start|>é<|im_end|>\ufffd<|im_start|>b" if kept else "aé\ufffdb")
+
+
+def ids_of(text: str) -> list[int]:
+    return CODEC.backend.encode(text, add_special_tokens=False).ids
