@@ -14,7 +14,20 @@ from server.api.http.cors import CrossOriginMiddleware
 from server.api.http.ignored_fields import IgnoredFieldsMiddleware
 from server.api.http.middleware import AccessLogMiddleware, BodyLimitMiddleware, ErrorMiddleware
 from server.api.http.paths import PathMiddleware
-from server.api.routes import adapters, aliases, completions, embeddings, health, index, models, score, tokenize, vllm
+from server.api.routes import (
+    adapters,
+    aliases,
+    completions,
+    embeddings,
+    health,
+    index,
+    messages,
+    models,
+    responses,
+    score,
+    tokenize,
+    vllm,
+)
 from server.api.service import Service
 
 UPLOAD_MARGIN = 1 << 20
@@ -41,7 +54,8 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    for routes in (completions, embeddings, score, tokenize, models, adapters, aliases, vllm, health, index):
+    generating = (completions, responses, messages, embeddings, score, tokenize)
+    for routes in (*generating, models, adapters, aliases, vllm, health, index):
         app.include_router(routes.router)
     errors.install_handlers(app)
     openapi.install_document(app)

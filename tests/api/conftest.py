@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.live import ADAPTERS, Live, running, tiny_service, wait_for
+from tests.api.live import ADAPTERS, Live, enduring_model, running, tiny_service, wait_for
 from tests.tiny import save_adapter, tiny_model
 
 
@@ -32,6 +32,15 @@ def shared(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory
         max_rank=16,
     )
     with running(service) as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server whose context has room for tools, with one adapter, ``red``."""
+    root = tmp_path_factory.mktemp("roomy")
+    red = save_adapter(enduring_model(), root / "red", 1, r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    with running(tiny_service(root, enduring_model(), adapter={"red": red}, max_model_len=4096)) as live:
         yield live
 
 

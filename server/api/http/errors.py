@@ -23,6 +23,7 @@ from adapters.errors import (
     StoreFull,
     UnknownAdapter,
 )
+from server.api.http.anthropic_errors import anthropic_error, speaks_anthropic
 from server.api.http.json_body import MalformedBody
 from server.api.http.paths import allowed_methods
 from server.api.http.unserved import not_found_message
@@ -144,8 +145,15 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _disconnected)
 
 
-def respond(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> JsonResponse:
-    """Return an error response, with the headers that say whether clients should retry."""
+def respond(
+    status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None, *, path: str = ""
+) -> JsonResponse:
+    """Return an error response, with the headers that say whether clients should retry.
+
+    ``body`` is in OpenAI's format. The routes of another API, by their ``path``, answer in its format.
+    """
+    if speaks_anthropic(path):
+        body = anthropic_error(status, body)
     retry = {"retry-after": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
     if status in NO_RETRY:
         retry["x-should-retry"] = "false"
@@ -153,7 +161,7 @@ def respond(status: int, body: dict[str, Any], headers: Mapping[str, str] | None
 
 
 async def _expected(request: Request, error: Exception) -> JsonResponse:
-    return respond(*error_body(error))
+    return respond(*error_body(error), path=request.url.path)
 
 
 async def _disconnected(request: Request, error: Exception) -> JsonResponse:
@@ -175,7 +183,9 @@ async def _http(request: Request, error: Exception) -> JsonResponse:
             message = "The request body is too large."
         case 400 if isinstance(error, MalformedBody):
             param = error.param
-    return respond(error.status_code, error_object(error.status_code, message, param, code), headers)
+    return respond(
+        error.status_code, error_object(error.status_code, message, param, code), headers, path=request.url.path
+    )
 
 
 async def _invalid(request: Request, error: Exception) -> JsonResponse:
@@ -202,4 +212,4 @@ async def _invalid(request: Request, error: Exception) -> JsonResponse:
             message, code = f"Unknown field `{'.'.join(place)}`{hint}", "unknown_parameter"
         case _:
             message = f"{message.removeprefix('Value error, ')} (in `{'.'.join(place)}`)."
-    return respond(400, error_object(400, message, ".".join(place) or None, code))
+    return respond(400, error_object(400, message, ".".join(place) or None, code), path=request.url.path)

@@ -7,12 +7,12 @@ BASE = "smollm2-135m-instruct"
 CONTENT = "c17b58deb3c1cd38836bdd9c3b2b0bbb421fbaf28f613ce51363b1654e744718"
 CREATED = 1795975698
 
-_GENERATED = {
-    "created": CREATED,
+_APPLIED = {
     "model": BASE,
     "system_fingerprint": "fp_0dc39eb7e995",
     "adapter": [{"name": "legal@2", "id": CONTENT, "weight": 1.0}],
 }
+_GENERATED = {"created": CREATED, **_APPLIED}
 _USAGE = {
     "prompt_tokens": 37,
     "completion_tokens": 8,
@@ -119,6 +119,86 @@ EXAMPLES: Mapping[str, Any] = {
         ],
         "usage": {"prompt_tokens": 7, "total_tokens": 7},
     },
+    "ResponseObject": {
+        "id": "resp_301c26fee340456ba5abf55f2e2f7251",
+        "object": "response",
+        "created_at": CREATED,
+        "completed_at": CREATED + 1,
+        "status": "completed",
+        "error": None,
+        "incomplete_details": None,
+        **_APPLIED,
+        "output": [
+            {
+                "id": "msg_7a5d3ca9301540379c0a1ff60d4a1b4c",
+                "type": "message",
+                "status": "completed",
+                "role": "assistant",
+                "content": [
+                    {
+                        "type": "output_text",
+                        "text": "The capital of France is Paris.",
+                        "annotations": [],
+                        "logprobs": [],
+                    }
+                ],
+            }
+        ],
+        "usage": {
+            "input_tokens": 37,
+            "input_tokens_details": {"cached_tokens": 32, "cache_write_tokens": 0},
+            "output_tokens": 8,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": 45,
+        },
+        "background": False,
+        "instructions": None,
+        "max_output_tokens": 32,
+        "max_tool_calls": None,
+        "metadata": {},
+        "parallel_tool_calls": True,
+        "previous_response_id": None,
+        "reasoning": {"effort": None, "summary": None},
+        "store": False,
+        "temperature": None,
+        "text": {"format": {"type": "text"}},
+        "tool_choice": "auto",
+        "tools": [],
+        "top_logprobs": 0,
+        "top_p": None,
+        "truncation": "disabled",
+        "user": None,
+    },
+    "ResponseEvent": {
+        "type": "response.output_text.delta",
+        "sequence_number": 4,
+        "item_id": "msg_7a5d3ca9301540379c0a1ff60d4a1b4c",
+        "output_index": 0,
+        "content_index": 0,
+        "delta": " Paris",
+        "logprobs": [],
+    },
+    "MessageObject": {
+        "id": "msg_301c26fee340456ba5abf55f2e2f7251",
+        "type": "message",
+        "role": "assistant",
+        **_APPLIED,
+        "content": [{"type": "text", "text": "The capital of France is Paris."}],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": 5,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 32,
+            "output_tokens": 8,
+        },
+    },
+    "MessageEvent": {
+        "type": "content_block_delta",
+        "index": 0,
+        "delta": {"type": "text_delta", "text": " Paris"},
+    },
+    "TokenCount": {"input_tokens": 37},
     "Tokens": {"count": 2, "max_model_len": 8192, "tokens": [504, 3575], "token_strs": None},
     "Detokenized": {"prompt": "The capital"},
     "Model": _MODEL,

@@ -78,7 +78,8 @@ class ErrorMiddleware:
                 raise
             log.warning("Request %s was cancelled because the server is shutting down", scope["state"]["request_id"])
             if not started:
-                await respond(503, error_object(503, SHUTDOWN_MESSAGE, code="draining"))(scope, receive, send)
+                body = error_object(503, SHUTDOWN_MESSAGE, code="draining")
+                await respond(503, body, path=scope["path"])(scope, receive, send)
         except Exception:
             if scope["type"] != "http":
                 raise
@@ -86,7 +87,7 @@ class ErrorMiddleware:
             if started:
                 raise
             body = error_object(500, "Internal server error. The server's log has the details under this request's id.")
-            await respond(500, body)(scope, receive, send)
+            await respond(500, body, path=scope["path"])(scope, receive, send)
 
 
 def _request_id(scope: Scope) -> str:

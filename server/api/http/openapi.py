@@ -11,13 +11,17 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from server.api.http.anthropic_errors import anthropic_error
 from server.api.http.errors import error_object
 from server.api.http.examples import ERRORS, EXAMPLES
 from server.api.schemas import answers, embeddings, responses, score
+from server.api.schemas.anthropic import answers as anthropic_answers
+from server.api.schemas.anthropic.answers import AnthropicErrorAnswer
 from server.api.schemas.registry import AdapterUpload
 from server.api.schemas.responses import ErrorAnswer, ResponseModel
+from server.api.schemas.responses_api import answers as responses_api_answers
 
-ANSWERS = (responses, answers, embeddings, score)
+ANSWERS = (responses, answers, embeddings, score, responses_api_answers, anthropic_answers)
 """Modules with response models."""
 
 Responses = dict[int | str, dict[str, Any]]
@@ -77,16 +81,16 @@ def returns(
     *statuses: int,
     headers: Mapping[str, Any] | None = None,
     chunk: type[ResponseModel] | None = None,
+    typed: bool = False,
 ) -> Responses:
     """Describe a JSON response of ``model`` with each of ``statuses`` (by default 200).
 
-    ``chunk`` is the model of the events if the response can also be streamed.
+    ``chunk`` is the model of the events if the response can also be streamed. With ``typed``, each event names its
+    type, and ``chunk`` describes errors, too.
     """
     content: dict[str, dict[str, Any]] = {"application/json": {"schema": schema_ref(model)}}
     if chunk is not None:
-        events = (json.dumps(EXAMPLES.get(chunk.__name__)), "[DONE]")
-        example = "".join(f"data: {event}\n\n" for event in events)
-        content["text/event-stream"] = {"schema": _stream(chunk), "example": example}
+        content["text/event-stream"] = _typed_stream(chunk) if typed else _stream(chunk)
     description = str(model.__doc__)
     return {
         status: {"description": description, "content": content, "headers": dict(headers or {})}
@@ -113,13 +117,31 @@ def schema_ref(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _stream(chunk: type[ResponseModel]) -> dict[str, Any]:
-    return {
-        "type": "string",
-        "description": f"Server-sent events, each `data: ` and a `{chunk.__name__}`; the last is `data: [DONE]`. "
-        "If an error occurs after the stream has begun, the last event is an `ErrorAnswer` instead.",
-        "contentMediaType": "text/event-stream",
-        "contentSchema": {"anyOf": [schema_ref(chunk), schema_ref(ErrorAnswer)]},
-    }
+    text = (
+        f"Server-sent events, each `data: ` and a `{chunk.__name__}`; the last is `data: [DONE]`. If an error occurs "
+    )
+    text += "occurs after the stream has begun, the last event is an `ErrorAnswer` instead."
+    payload = {"anyOf": [{"const": "[DONE]"}, _json({"anyOf": [schema_ref(chunk), schema_ref(ErrorAnswer)]})]}
+    events = (json.dumps(EXAMPLES.get(chunk.__name__)), "[DONE]")
+    return {"schema": _event(text, payload), "example": "".join(f"data: {event}\n\n" for event in events)}
+
+
+def _typed_stream(chunk: type[ResponseModel]) -> dict[str, Any]:
+    text = f"Server-sent events, each `event: `, its type, `data: ` and a `{chunk.__name__}`."
+    event = EXAMPLES[chunk.__name__]
+    example = f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+    return {"schema": _event(text, _json(schema_ref(chunk))), "example": example}
+
+
+def _event(description: str, data: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of each event of a stream, in the way of OpenAPI 3.2: its fields, by name."""
+    fields = {"data": {"type": "string", **data}, "event": {"type": "string"}}
+    return {"type": "object", "description": description, "properties": fields, "required": ["data"]}
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a text that is JSON of ``schema``."""
+    return {"contentMediaType": "application/json", "contentSchema": schema}
 
 
 def install_document(app: FastAPI) -> None:
@@ -163,8 +185,11 @@ def _example(status: int, schema: Mapping[str, Any]) -> dict[str, Any]:
     if found is not None or status < 400:
         return {} if found is None else {"example": found}
     message, param, code = ERRORS[status]
+    body = error_object(status, message, param, code)
     if name == ErrorAnswer.__name__:
-        return {"example": error_object(status, message, param, code)}
+        return {"example": body}
+    if name == AnthropicErrorAnswer.__name__:
+        return {"example": anthropic_error(status, body)}
     error = {"message": message, "type": HTTPStatus(status).phrase, "param": None, "code": status}
     return {"example": {"error": error}}
 

@@ -10,16 +10,17 @@ from starlette.responses import Response
 from server.api.formats.chat import ChatFormat
 from server.api.formats.completion import CompletionFormat
 from server.api.generation.adapters import lease_adapters
-from server.api.generation.chat import LONG_TEXT, make_chat_prompt
+from server.api.generation.chat import LONG_TEXT
 from server.api.generation.structured import compile_grammar
 from server.api.generation.submit import submit
+from server.api.generation.submit_chat import submit_chat
 from server.api.http.json_body import JsonRoute
 from server.api.http.openapi import ADAPTER_HEADER, error_statuses, returns
 from server.api.registry.on_request import fetch_named
 from server.api.schemas.answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from server.api.schemas.chat import ChatRequest
 from server.api.schemas.completion import CompletionRequest
-from server.api.service import Service, ServiceDep
+from server.api.service import ServiceDep
 
 router = APIRouter(prefix="/v1", tags=["completions"], route_class=JsonRoute)
 
@@ -34,23 +35,9 @@ T = TypeVar("T")
 )
 async def create_chat_completion(request: ChatRequest, service: ServiceDep) -> Response:
     """Generate the assistant's next message in a conversation."""
-    service.event_router.check_open()
-    await fetch_named(service, request)
-    adapters = lease_adapters(service.registry, service.base.name, request)  # the prompt depends on them
-    with adapters.released_on_error():
-        prompt = await make_chat_prompt(service, request, adapters)
-        grammar = await compile_grammar(service, request, prompt.grammar)
-    return submit(
-        service,
-        request,
-        [prompt.tokens],
-        _chat_limit(request, service, len(prompt.tokens)),
-        lambda answer: ChatFormat(answer, request, service.codec.token_texts, prompt.syntax.parser),
-        adapters,
-        grammar=grammar,
-        kept=prompt.kept,
-        prefix="chatcmpl",
-        param="messages",
+    texts = service.codec.token_texts
+    return await submit_chat(
+        service, request, lambda answer, parser: ChatFormat(answer, request, texts, parser), prefix="chatcmpl"
     )
 
 
@@ -75,14 +62,6 @@ async def create_completion(request: CompletionRequest, service: ServiceDep) -> 
         prefix="cmpl",
         param="prompt",
     )
-
-
-def _chat_limit(request: ChatRequest, service: Service, prompt_tokens: int) -> int | None:
-    """Return the limit of the answer, or None for the rest of the context. The model's default cannot exceed that."""
-    default = service.sampling_defaults.max_new_tokens
-    if request.unlimited or default is None:
-        return request.limit
-    return min(default, max(service.base.max_model_len - prompt_tokens, 1)) if request.limit is None else request.limit
 
 
 async def _encode(encode: Callable[[], T], characters: int) -> T:

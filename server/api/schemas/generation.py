@@ -131,19 +131,9 @@ class AdaptedRequest(TolerantSchema):
     """Requests with the same user get the same target of an alias."""
 
 
-class GenerationRequest(AdaptedRequest):
-    """Fields that both generation endpoints share."""
+class SamplingRequest(AdaptedRequest):
+    """Fields of all requests for text, in every API: how it is sampled, and where it ends."""
 
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED
-    harmless: ClassVar[frozenset[str]] = HARMLESS
-
-    max_tokens: Limit | None = None
-    min_tokens: Annotated[int, Field(ge=0), Whole] | None = None
-    """No end token is sampled, and no stop string looked for, before the answer has this many tokens."""
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole] | None = None
-    """Number of answers to each prompt. With a seed, each has draws of its own; the first is that of n = 1."""
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     """0 keeps only the most likely token, like a temperature of 0."""
@@ -168,6 +158,26 @@ class GenerationRequest(AdaptedRequest):
     """Tokens that end an answer, besides the model's own end tokens."""
     include_stop_str_in_output: bool | None = None
     """Whether a stop string or stop token that ends an answer is part of its text."""
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0), Whole] | None = None
+    """No end token is sampled, and no stop string looked for, before the answer has this many tokens."""
+    explain: bool | None = None
+    """Whether to return where the time of the request went."""
+    speculation: bool | None = None
+    """false: draft no tokens for this request. The answer is the same."""
+
+
+class GenerationRequest(SamplingRequest):
+    """Fields that both of OpenAI's generation endpoints share."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED
+    harmless: ClassVar[frozenset[str]] = HARMLESS
+
+    max_tokens: Limit | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole] | None = None
+    """Number of answers to each prompt. With a seed, each has draws of its own; the first is that of n = 1."""
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     """Between the parts of JSON come at most one space, or one line break and an indentation of up to 32 characters."""
     structured_outputs: GivenOutputs | None = None
@@ -179,15 +189,10 @@ class GenerationRequest(AdaptedRequest):
     guided_grammar: Pattern | None = None
     skip_special_tokens: bool | None = None
     """vLLM's field: false keeps the text of special tokens. An end token is not part of the text in any case."""
-    ignore_eos: bool | None = None
     prompt_logprobs: Logprobs | None = None
     """vLLM's field: return the log probabilities of the prompt's tokens. Not in a stream."""
     return_token_ids: bool | None = None
     """vLLM's field: return the token ids of prompts and answers."""
-    explain: bool | None = None
-    """Whether to return where the time of the request went."""
-    speculation: bool | None = None
-    """false: draft no tokens for this request. The answer is the same."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "GenerationRequest":

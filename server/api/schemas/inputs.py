@@ -1,10 +1,10 @@
-"""Field types for texts and token ids, one or several, as embeddings and scores take them."""
+"""Field types for texts: with their token ids, one or several, as embeddings take them; and as parts of a content."""
 
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from server.api.schemas.base import encodable
+from server.api.schemas.base import TolerantSchema, encodable, escaped
 
 TextOrTokens = str | list[int]
 """A text, or its token ids. The ids are checked later, against the vocabulary."""
@@ -39,3 +39,12 @@ def several(limit: int) -> BeforeValidator:
         return [text_or_tokens(each) for each in value]
 
     return BeforeValidator(parse, json_schema_input_type=One | Annotated[list[One], Field(max_length=limit)])
+
+
+def check_fields(part: object, schema: type[TolerantSchema]) -> None:
+    """Raise ValueError if a part has a field that ``schema`` does not know and that is not empty."""
+    if not isinstance(part, dict):
+        return
+    for field, value in part.items():
+        if field not in schema.model_fields and schema.has_effect(field, value):
+            raise ValueError(f"a part of type `{escaped(part.get('type'))[:80]}` has no field `{escaped(field)[:80]}`")

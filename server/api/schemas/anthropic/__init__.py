@@ -1,0 +1,1 @@
+"""Schemas of Anthropic's Messages API."""

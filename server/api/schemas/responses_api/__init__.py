@@ -1,0 +1,1 @@
+"""Schemas of OpenAI's Responses API."""
