@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from server.api.schemas.anthropic.requests import MessagesRequest
 from server.api.schemas.base import Schema
 from server.api.schemas.chat import ChatRequest
 from server.api.schemas.completion import CompletionRequest
 from server.api.schemas.embeddings import EmbeddingRequest
 from server.api.schemas.messages import Message
+from server.api.schemas.responses_api.requests import ResponsesRequest
 from server.api.schemas.score import ScoreRequest
 from tests.openai_page import PAGE, is_test, table
 
@@ -18,6 +20,7 @@ TABLES: dict[str, Sequence[type[Schema]]] = {
     "Messages of a chat": (Message,),
     "Embeddings": (EmbeddingRequest,),
     "Scores": (ScoreRequest,),
+    "Responses, and Anthropic's messages": (ResponsesRequest, MessagesRequest),
 }
 """Heading -> the schemas of the table's columns of states."""
 NOT_A_FIELD = "-"
