@@ -31,6 +31,15 @@ WEATHER: dict[str, Any] = {
 }
 
 
+TOOLS: dict[str, Any] = {
+    "model": "tiny",
+    "tools": [WEATHER],
+    "max_tokens": 300,
+    "extra_body": {"temperature": 0},
+}
+ONE_CALL: dict[str, Any] = {"type": "any", "disable_parallel_tool_use": True}
+
+
 @pytest.fixture
 def sdk(live: Live) -> Iterator[Anthropic]:
     with Anthropic(base_url=str(live.http.base_url), api_key="none", max_retries=0) as client:
@@ -205,14 +214,8 @@ def test_a_client_that_leaves_frees_everything(live: Live, stream: bool) -> None
 
 
 def test_a_tool_that_must_be_called(roomy_sdk: Anthropic) -> None:
-    for choice in ({"type": "any"}, {"type": "tool", "name": "weather"}):
-        message = roomy_sdk.messages.create(
-            model="tiny",
-            max_tokens=100,
-            messages=[USER],
-            tools=[WEATHER],
-            tool_choice=choice,  # type: ignore[arg-type, list-item]
-        )
+    for choice in ONE_CALL, {**ONE_CALL, "type": "tool", "name": "weather"}:
+        message = roomy_sdk.messages.create(messages=[USER], tool_choice=choice, **TOOLS)
         (call,) = [block for block in message.content if block.type == "tool_use"]
         assert call.name == "weather"
         assert call.input["unit"] in ("C", "F")  # type: ignore[index]
@@ -220,21 +223,17 @@ def test_a_tool_that_must_be_called(roomy_sdk: Anthropic) -> None:
 
 
 def test_a_tool_loop(roomy_sdk: Anthropic) -> None:
-    ask: dict[str, Any] = {"model": "tiny", "max_tokens": 100, "tools": [WEATHER]}
-    first = roomy_sdk.messages.create(messages=[USER], tool_choice={"type": "any"}, **ask)
+    first = roomy_sdk.messages.create(messages=[USER], tool_choice=ONE_CALL, **TOOLS)
     (call,) = [block for block in first.content if block.type == "tool_use"]
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "cold"}
     turns = [USER, {"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
-    second = roomy_sdk.messages.create(messages=turns, **ask)
+    second = roomy_sdk.messages.create(messages=turns, **TOOLS)
     before, after = (each.usage.input_tokens + (each.usage.cache_read_input_tokens or 0) for each in (first, second))
     assert after > before
 
 
 def test_the_stream_of_a_call(roomy_sdk: Anthropic) -> None:
-    ask: dict[str, Any] = {
-        "model": "tiny", "max_tokens": 100, "messages": [USER], "tools": [WEATHER],
-        "tool_choice": {"type": "any"}, "extra_body": {"temperature": 0},
-    }  # fmt: skip
+    ask: dict[str, Any] = {"messages": [USER], "tool_choice": ONE_CALL, **TOOLS}
     whole = roomy_sdk.messages.create(**ask)
     with roomy_sdk.messages.stream(**ask) as stream:
         final = stream.get_final_message()

@@ -35,6 +35,14 @@ WEATHER: dict[str, Any] = {
 }
 
 
+ONE_CALL: dict[str, Any] = {
+    "tools": [WEATHER],
+    "parallel_tool_calls": False,
+    "temperature": 0,
+    "max_output_tokens": 300,
+}
+
+
 @pytest.fixture
 def sdk(live: Live) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{live.http.base_url}/v1", api_key="none", max_retries=0) as client:
@@ -212,7 +220,7 @@ def test_a_client_that_leaves_frees_everything(live: Live, stream: bool) -> None
 
 
 def test_a_tool_that_must_be_called(roomy_sdk: OpenAI) -> None:
-    ask: dict[str, Any] = {"model": "tiny", "input": QUESTION, "tools": [WEATHER], "max_output_tokens": 100}
+    ask: dict[str, Any] = {"model": "tiny", "input": QUESTION, **ONE_CALL}
     for choice in ("required", {"type": "function", "name": "weather"}):
         response = roomy_sdk.responses.create(**ask, tool_choice=choice)
         (call,) = [item for item in response.output if item.type == "function_call"]
@@ -224,7 +232,7 @@ def test_a_tool_that_must_be_called(roomy_sdk: OpenAI) -> None:
 
 def test_a_tool_loop(roomy_sdk: OpenAI) -> None:
     user = {"role": "user", "content": QUESTION}
-    ask: dict[str, Any] = {"model": "tiny", "tools": [WEATHER], "max_output_tokens": 100}
+    ask: dict[str, Any] = {"model": "tiny", **ONE_CALL}
     first = roomy_sdk.responses.create(input=[user], tool_choice="required", **ask)  # type: ignore[list-item]
     (call,) = [item for item in first.output if item.type == "function_call"]
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "cold"}
@@ -236,7 +244,7 @@ def test_a_tool_loop(roomy_sdk: OpenAI) -> None:
 
 
 def test_the_stream_of_a_call(roomy: Live, roomy_sdk: OpenAI) -> None:
-    events = raw_events(roomy, tools=[WEATHER], tool_choice="required", ignore_eos=False, max_output_tokens=100)
+    events = raw_events(roomy, tool_choice="required", ignore_eos=False, **ONE_CALL)
     kinds = [event["type"].removeprefix("response.") for event in events]
     first = kinds.index("function_call_arguments.delta")
     assert events[first - 1]["item"]["name"] == "weather"
@@ -244,9 +252,7 @@ def test_the_stream_of_a_call(roomy: Live, roomy_sdk: OpenAI) -> None:
     arguments = "".join(e["delta"] for e in events if e["type"] == "response.function_call_arguments.delta")
     assert arguments == events[-3]["arguments"]
     assert json.loads(arguments)["unit"] in ("C", "F")
-    with roomy_sdk.responses.stream(
-        model="tiny", input=QUESTION, tools=[WEATHER], tool_choice="required", temperature=0, max_output_tokens=100
-    ) as stream:
+    with roomy_sdk.responses.stream(model="tiny", input=QUESTION, tool_choice="required", **ONE_CALL) as stream:
         final = stream.get_final_response()
     assert final.output[-1].type == "function_call"
     assert final.output[-1].arguments == arguments
