@@ -195,8 +195,6 @@ async def _invalid(request: Request, error: Exception) -> JsonResponse:
     place = [str(part)[:MAX_ECHO] for part in first["loc"][1:]]
     message, code = first["msg"], None
     match first["type"]:
-        case "json_invalid":
-            message, place = f"The body is not valid JSON: {first['ctx']['error']} at {place[0]}.", []
         case "missing" if not place:
             message = "The body is empty."
         case "model_type" | "model_attributes_type" if not place:
@@ -210,6 +208,8 @@ async def _invalid(request: Request, error: Exception) -> JsonResponse:
             nearest = first["ctx"].get("nearest")
             hint = f"; did you mean `{'.'.join([*place[:-1], nearest])}`?" if nearest else "."
             message, code = f"Unknown field `{'.'.join(place)}`{hint}", "unknown_parameter"
+        case "extra_forbidden":  # of a TypedDict
+            message, code = f"Unknown field `{'.'.join(place)}`.", "unknown_parameter"
         case _:
             message = f"{message.removeprefix('Value error, ')} (in `{'.'.join(place)}`)."
     return respond(400, error_object(400, message, ".".join(place) or None, code), path=request.url.path)
