@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from server.api.schemas.anthropic.requests import MessagesRequest
 from server.api.schemas.base import TolerantSchema
 from server.api.schemas.chat import ChatRequest
 from server.api.schemas.completion import CompletionRequest
 from server.api.schemas.embeddings import EmbeddingRequest
 from server.api.schemas.messages import Message
+from server.api.schemas.responses_api.requests import ResponsesRequest
 from server.api.schemas.score import ScoreRequest
 from tests.api.live import Live
 
@@ -26,6 +28,8 @@ SCHEMAS: Mapping[str, tuple[type[TolerantSchema], Mapping[str, Any]]] = {
     CHAT: (ChatRequest, {"messages": [HI], "max_tokens": 2}),
     "/v1/completions": (CompletionRequest, {"prompt": "hi", "max_tokens": 2}),
     "/v1/embeddings": (EmbeddingRequest, {"input": "hi"}),
+    "/v1/responses": (ResponsesRequest, {"input": "hi", "max_output_tokens": 2}),
+    "/v1/messages": (MessagesRequest, {"messages": [HI], "max_tokens": 2}),
     "/v1/score": (ScoreRequest, {"prompt": "a", "continuations": ["b"]}),
 }
 
@@ -65,7 +69,8 @@ def check(live: Live, path: str, body: Mapping[str, Any]) -> None:
     if response.status_code != 200:
         error = response.json()["error"]
         assert error["message"], content[:500]
-        assert error["type"] == "invalid_request_error", content[:500]
+        missing = path == "/v1/messages" and response.status_code == 404
+        assert error["type"] == ("not_found_error" if missing else "invalid_request_error"), content[:500]
 
 
 @pytest.mark.parametrize("path", SCHEMAS)
