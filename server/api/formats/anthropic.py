@@ -30,7 +30,8 @@ class MessagesFormat:
         """Return the message."""
         self._take(answers[0])
         self._events.end()
-        return {**self._message(), "content": self._events.blocks, **self._stop(), "usage": self._usage()}
+        end = {**self._stop(), "usage": self._usage(), **self._answer.explanation()}
+        return {**self._message(), "content": self._events.blocks, **end}
 
     def begin(self) -> bytes:
         """Return ``message_start`` and ``ping``."""
@@ -45,7 +46,7 @@ class MessagesFormat:
 
     def end(self) -> bytes:
         """Return the events that end the last block, ``message_delta`` and ``message_stop``."""
-        delta = {"type": "message_delta", "delta": self._stop(), "usage": self._usage()}
+        delta = {"type": "message_delta", "delta": self._stop(), "usage": self._usage(), **self._answer.explanation()}
         return _joined([*self._events.end(), delta, {"type": "message_stop"}])
 
     def error(self, error: Exception) -> bytes:

@@ -88,6 +88,7 @@ class ResponsesFormat:
             "adapter": head["adapter"],
             "output": items,
             "usage": self._usage() if ended else None,
+            **(self._answer.explanation() if ended else {}),
             **self._echo,
         }
 

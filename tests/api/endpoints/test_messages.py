@@ -97,6 +97,14 @@ def test_the_shape_of_a_message(sdk: Anthropic) -> None:
     assert message.to_dict()["adapter"] == []
 
 
+def test_where_the_time_went_on_request(live: Live) -> None:
+    body = {"messages": [USER], "max_tokens": 3, "ignore_eos": True}
+    answer = live.http.post("/v1/messages", json={**body, "explain": True, "adapter": "red"}).json()
+    assert answer["explain"]["decode_ms"] > 0
+    assert "explain" not in live.http.post("/v1/messages", json=body).json()
+    assert raw_events(live, explain=True)[-2]["explain"].keys() == answer["explain"].keys()
+
+
 def test_why_a_message_ended(sdk: Anthropic, live: Live) -> None:
     text = chat_text(live, USER, max_tokens=40)
     stop = text[10:12]

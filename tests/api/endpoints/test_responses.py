@@ -119,6 +119,16 @@ def test_the_shape_of_a_response(sdk: OpenAI) -> None:
     assert response.to_dict()["adapter"] == []
 
 
+def test_where_the_time_went_on_request(live: Live) -> None:
+    body = {"input": QUESTION, "max_output_tokens": 3, "ignore_eos": True}
+    answer = live.http.post("/v1/responses", json={**body, "explain": True, "adapter": "red"}).json()
+    assert answer["explain"]["decode_ms"] > 0
+    assert "explain" not in live.http.post("/v1/responses", json=body).json()
+    events = raw_events(live, explain=True)
+    assert "explain" not in events[0]["response"]
+    assert events[-1]["response"]["explain"].keys() == answer["explain"].keys()
+
+
 def test_an_end_token_completes_a_response(sdk: OpenAI, live: Live) -> None:
     (end,) = live.service.base.eos_token_ids
     response = sdk.responses.create(

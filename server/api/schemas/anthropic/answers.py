@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
-from server.api.schemas.answers import AppliedAdapter
+from server.api.schemas.answers import AppliedAdapter, Explanation
 from server.api.schemas.responses import ResponseModel
 
 
@@ -57,6 +57,7 @@ class MessageObject(ResponseModel):
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
     stop_sequence: str | None
     usage: MessageUsage
+    explain: Explanation | None = None
 
 
 class MessageEvent(ResponseModel):

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
-from server.api.schemas.answers import AppliedAdapter
+from server.api.schemas.answers import AppliedAdapter, Explanation
 from server.api.schemas.responses import ResponseModel
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -120,6 +120,7 @@ class ResponseObject(ResponseModel):
     """Adapters applied; empty for the base alone."""
     output: list[OutputMessage | OutputReasoning | OutputFunctionCall]
     usage: ResponseUsage | None
+    explain: Explanation | None = None
     background: Literal[False]
     instructions: str | None
     max_output_tokens: int | None
