@@ -201,6 +201,14 @@ EXAMPLES: Mapping[str, Any] = {
     "TokenCount": {"input_tokens": 37},
     "Tokens": {"count": 2, "max_model_len": 8192, "tokens": [504, 3575], "token_strs": None},
     "Detokenized": {"prompt": "The capital"},
+    "TokenizerInfo": {
+        "tokenizer_class": "TokenizersBackend",
+        "model_max_length": 8192,
+        "chat_template": "{% for message in messages %}...{% endfor %}",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|im_end|>",
+    },
     "Model": _MODEL,
     "Models": {
         "object": "list",

@@ -1,4 +1,4 @@
-"""``POST /tokenize`` and ``POST /detokenize``, compatible with vLLM: text to token ids and back."""
+"""``/tokenize``, ``/detokenize`` and ``/tokenizer_info``, compatible with vLLM: text to token ids and back."""
 
 import asyncio
 from typing import Annotated
@@ -13,7 +13,7 @@ from server.api.http.json_body import JsonRoute
 from server.api.http.openapi import error_statuses, returns
 from server.api.schemas.base import Name, Schema, Text
 from server.api.schemas.messages import MAX_MESSAGES, Message
-from server.api.schemas.responses import Detokenized, Tokens
+from server.api.schemas.responses import Detokenized, TokenizerInfo, Tokens
 from server.api.schemas.templates import TemplateFields
 from server.api.service import ServiceDep
 from server.errors import InvalidRequest, UnknownModel
@@ -80,6 +80,24 @@ async def detokenize(request: DetokenizeRequest, service: ServiceDep) -> JsonRes
     """Return the text of token ids, including special tokens."""
     _check_model(request.model, service)
     return JsonResponse({"prompt": await asyncio.to_thread(_text, request.tokens, service.codec)})
+
+
+@router.get("/tokenizer_info", responses=returns(TokenizerInfo))
+async def tokenizer_info(service: ServiceDep) -> JsonResponse:
+    """Return the base's chat template, and the tokens that begin and end its texts.
+
+    lm-eval's `local-completions` asks for it: if there is an answer, it needs no tokenizer of its own.
+    """
+    tokenizer, template = service.base.tokenizer, service.codec.template
+    special = tokenizer.special_tokens_map
+    return JsonResponse(
+        {
+            "tokenizer_class": type(tokenizer).__name__,
+            "model_max_length": service.base.max_model_len,
+            "chat_template": template and template.sources.plain,
+            **{name: special.get(name) and str(special[name]) for name in ("bos_token", "eos_token", "pad_token")},
+        }
+    )
 
 
 def _check_model(model: str | None, service: ServiceDep) -> None:

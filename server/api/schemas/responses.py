@@ -73,6 +73,17 @@ class Detokenized(ResponseModel):
     prompt: str
 
 
+class TokenizerInfo(ResponseModel):
+    """What clients need to know of the base's tokenizer."""
+
+    tokenizer_class: str
+    model_max_length: int
+    chat_template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+
+
 # --- models, adapters, aliases
 
 

@@ -109,3 +109,14 @@ def test_detokenize_of_ids_without_text(live: Live) -> None:
 def test_detokenize_refusals(live: Live, body: dict[str, Any], status: int, param: str) -> None:
     answer = live.http.post("/detokenize", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+
+
+def test_tokenizer_info(live: Live) -> None:
+    """lm-eval's way to the server's tokenizer: the end token must be one token of ``/tokenize``."""
+    info = live.http.get("/tokenizer_info").json()
+    assert info["chat_template"] == live.service.base.tokenizer.chat_template
+    assert info["model_max_length"] == live.service.base.max_model_len
+    for name in ("bos_token", "eos_token", "pad_token"):
+        assert info[name] == getattr(live.service.base.tokenizer, name)
+    found = live.http.post("/tokenize", json={"prompt": info["eos_token"], "add_special_tokens": False}).json()
+    assert found["tokens"] == [live.service.base.tokenizer.eos_token_id]

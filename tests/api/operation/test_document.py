@@ -161,7 +161,7 @@ def test_responses_match_their_schema(fresh: Live, documented: Documented, folde
     completions(call)
     prompts(call)
     other_apis(call)
-    for path in ("/", "/livez", "/readyz", "/health", "/version", "/metrics"):
+    for path in ("/", "/livez", "/readyz", "/health", "/version", "/metrics", "/tokenizer_info"):
         assert call("GET", path).status_code == 200
     adapters(call, folders)
     aliases(call)
