@@ -8,13 +8,14 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve doctor lint test test-slow bench wheel format clean
+.PHONY: help serve doctor lint test test-slow test-clients bench wheel format clean
 
 help:
 	@echo "make serve       install what is needed and serve the demo model on 127.0.0.1:8000"
 	@echo "make test        the same, then style, types and tests"
 	@echo "make lint        style and types only"
 	@echo "make test-slow   the tests that take minutes"
+	@echo "make test-clients LangChain, LiteLLM, llama-index and other clients against a server of the demo model"
 	@echo "make bench       start a server and measure it over HTTP"
 	@echo "make doctor      show this machine, and problems that serving would have here"
 	@echo "make wheel       dist/manylora-*.whl with the C kernels compiled, for machines without a compiler"
@@ -52,6 +53,22 @@ test: lint
 test-slow: .venv/test.stamp
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+# Other people's clients want other versions than the server, and two sets of them want other versions than each other.
+.venv-clients/stamp: GROUP = clients
+.venv-clients/stamp: CONSTRAINTS = tests/clients/constraints.txt
+.venv-clients-openai2/stamp: GROUP = clients-openai2
+.venv-clients-openai2/stamp: CONSTRAINTS = tests/clients/openai2/constraints.txt
+
+.venv-clients/stamp .venv-clients-openai2/stamp: pyproject.toml tests/clients/constraints.txt tests/clients/openai2/constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --upgrade pip
+	$(@D)/bin/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) --group $(GROUP)
+	@touch $@
+
+test-clients: .venv/test.stamp .venv-clients/stamp .venv-clients-openai2/stamp
+	.venv-clients/bin/python -m pytest tests/clients --ignore tests/clients/openai2 $(ARGS)
+	.venv-clients-openai2/bin/python -m pytest tests/clients/openai2 $(ARGS)
+
 bench: .venv/test.stamp
 	$(BIN)/manylora bench --spawn "$(BIN)/manylora serve --log-level warning" $(ARGS)
 
@@ -69,4 +86,4 @@ format: .venv/test.stamp
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-clients .venv-clients-openai2 build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
