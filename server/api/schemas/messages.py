@@ -17,6 +17,7 @@ HARMLESS_IN_MESSAGES = frozenset(
         "cache_control",
         "id",
         "metadata",
+        "parsed",  # the content as an object, in what ``parse`` of OpenAI's client returns
         "provider_specific_fields",
         "reasoning_details",
         "status",

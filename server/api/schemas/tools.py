@@ -127,6 +127,8 @@ def _arguments(value: object) -> object:
 class CalledFunction(TolerantSchema):
     """A function that the assistant has called."""
 
+    harmless: ClassVar[frozenset[str]] = frozenset({"parsed_arguments"})  # what ``parse`` of OpenAI's client adds
+
     name: FunctionName
     arguments: Annotated[JsonObject, BeforeValidator(_arguments, json_schema_input_type=str | dict[str, Any])] = Field(
         default_factory=dict

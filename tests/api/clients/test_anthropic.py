@@ -33,7 +33,8 @@ def sdk(demo: Live) -> Iterator[Anthropic]:
 
 @pytest.fixture
 def greedy(model: str) -> dict[str, Any]:
-    return {"model": model, "temperature": 0, "max_tokens": 40}
+    """The client has no argument for a temperature any more."""
+    return {"model": model, "max_tokens": 40, "extra_body": {"temperature": 0}}
 
 
 def test_messages(sdk: Anthropic, greedy: dict[str, Any]) -> None:
@@ -90,4 +91,4 @@ def test_errors_are_of_the_right_class(sdk: Anthropic, greedy: dict[str, Any]) -
     with pytest.raises(anthropic.NotFoundError):
         sdk.messages.create(messages=QUESTION, **{**greedy, "model": "nobody"})
     with pytest.raises(anthropic.BadRequestError):
-        sdk.messages.create(messages=QUESTION, top_p=7, **greedy)
+        sdk.messages.create(messages=QUESTION, **{**greedy, "extra_body": {"temperature": 7}})

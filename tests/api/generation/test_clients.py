@@ -104,6 +104,21 @@ def test_assistant_message_without_content(live: Live, content: dict[str, Any]) 
     assert live.http.post("/tokenize", json=body).json()["tokens"] == tokens([QUESTION, {**ANSWER, "content": ""}])
 
 
+def test_what_parse_of_the_sdk_adds_can_be_sent_back(live: Live) -> None:
+    function = {"name": "look_up", "arguments": '{"a": 1}'}
+
+    def turns(**fields: Any) -> list[dict[str, Any]]:
+        call = {"id": "call_1", "type": "function", "function": {**function, **fields}}
+        parsed = {"parsed": fields} if fields else {}
+        return [
+            QUESTION,
+            {"role": "assistant", "content": None, "tool_calls": [call], **parsed},
+            {"role": "tool", "tool_call_id": "call_1", "content": "2"},
+        ]
+
+    assert answered(live, turns(parsed_arguments={"a": 1})) == answered(live, turns())
+
+
 def tokens(turns: list[dict[str, Any]]) -> list[int]:
     return Codec(tiny_tokenizer(), VOCABULARY).encode_chat(Conversation([*turns, QUESTION]))
 
