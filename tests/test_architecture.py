@@ -15,6 +15,7 @@ CORE = (
     "engine/block_pool",
     "engine/slots",
     "engine/scheduler",
+    "engine/commit",
     "compute/backend",
     "compute/attention",
     "compute/layers",
@@ -22,7 +23,7 @@ CORE = (
     "compute/pool",
     "compute/reference/lora",
     "compute/reference/attention",
-    "engine/sampler",
+    "engine/sampling/sampler",
     "engine/runner",
     "engine/loader",
     "engine/engine",
@@ -68,6 +69,7 @@ INSIDE = {
     "prompt_lookup": set(),
     "speculation": {"sequence", "prompt_lookup"},
     "scheduler": {"sequence", "block_pool", "slots", "speculation"},
+    "commit": {"sequence", "block_pool", "scheduler"},
 }
 """Module of ``server/engine`` that knows no torch -> modules of it that it may import, besides ``server.errors``."""
 
@@ -108,7 +110,7 @@ def test_the_engine_knows_nothing_of_text_or_http() -> None:
 
 
 WAYS = tuple(f"server.compute.{name}" for name in ("cpu", "cuda", "reference"))
-ABOVE_THE_SEAM = {"server/doctor.py", "server/api/serve.py", "server/engine/sampler.py"}
+ABOVE_THE_SEAM = {"server/doctor.py", "server/api/serve.py", "server/engine/sampling/sampler.py"}
 """What may name a way of computing: doctor says what the kernels can do, a start returns memory, and the sampler's own
 arithmetic is the reference's."""
 

@@ -35,7 +35,7 @@ from server.compute.reference.backend import EagerForward  # noqa: E402
 from server.compute.reference.sampling import TorchSampling  # noqa: E402
 from server.config import Settings  # noqa: E402
 from server.engine.runner import Runner  # noqa: E402
-from server.engine.sampler import sample  # noqa: E402
+from server.engine.sampling.sampler import sample  # noqa: E402
 from server.engine.sequence import Batch, Chunk, SampledRow, SamplingParams, Sequence, WeightedAdapter  # noqa: E402
 
 CONTEXT = 160

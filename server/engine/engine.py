@@ -18,6 +18,7 @@ from adapters.format.spec import AdapterId
 from adapters.format.weights import AdapterWeights
 from server.config import Settings
 from server.engine.block_pool import BlockPool
+from server.engine.commit import commit
 from server.engine.loader import Loader
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
@@ -341,7 +342,7 @@ class Engine:
         self._failures_in_a_row = 0
         self.scheduler.speculation.record_step(batch, time.perf_counter() - started)
         self._counters.count(batch)
-        events = self.scheduler.commit(batch, result, time.monotonic())
+        events = commit(self.scheduler, batch, result, time.monotonic())
         self._counters.output_tokens += sum(isinstance(event, Token) for event in events)
         return events
 

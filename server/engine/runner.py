@@ -14,12 +14,12 @@ from server.compute.model_inputs import ForwardOutput, ModelInputs, call_model, 
 from server.compute.pool import AdapterPool, PackedAdapter
 from server.config import Settings
 from server.engine.kv_memory import kv_cache_size
-from server.engine.logprobs import RawLogits, score_prompts
 from server.engine.pooling import pool
-from server.engine.sampler import sample
+from server.engine.sampling.logprobs import RawLogits, score_prompts
+from server.engine.sampling.sampler import sample
+from server.engine.sampling.token_masks import MaskWorker
 from server.engine.sequence import Batch, StepResult
 from server.engine.slots import pages_for
-from server.engine.token_masks import MaskWorker
 
 
 class Runner:

@@ -18,25 +18,10 @@ their logits can be compared bit by bit; and a probe does not change how the tok
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as Seq
-from itertools import zip_longest
 
 from adapters.format.spec import AdapterId
 from server.engine.block_pool import BlockPool, chain_keys
-from server.engine.sequence import (
-    Batch,
-    Chunk,
-    Event,
-    Failed,
-    FinishReason,
-    Pooled,
-    PromptLogprobs,
-    Sequence,
-    StepResult,
-    Token,
-    TokenLogprobs,
-    WeightedAdapter,
-)
+from server.engine.sequence import Batch, Chunk, Sequence, WeightedAdapter
 from server.engine.slots import SlotTable
 from server.engine.speculation import MAX_ROWS, Speculation
 
@@ -97,26 +82,6 @@ class Scheduler:
         self._last_was_probe = batch.probe
         return batch
 
-    def commit(self, batch: Batch, result: StepResult, now: float) -> list[Event]:
-        """Update the sequences of a batch that has run, and return the events. ``now`` is ``time.monotonic()``.
-
-        A sequence whose logits or hidden states are not finite fails, and no other.
-        """
-        events: list[Event] = []
-        adapters = batch.adapters
-        sampled = zip_longest(result.tokens, result.logprobs)
-        scores, pooled = iter(result.scores), iter(result.pooled)
-        for chunk in batch.chunks:
-            sequence, drawn = chunk.sequence, [next(sampled) for _ in chunk.sampled]
-            sequence.batch_adapters = max(sequence.batch_adapters, adapters)
-            self._mark_computed(sequence, chunk.end - len(chunk.drafts))
-            if sequence.pooling is None:
-                events += self._take_scores(chunk, scores, now)
-            else:
-                events += self._take_hidden(chunk, pooled, now)
-            events += self._append_tokens(chunk, drawn, result.logits, now)
-        return events
-
     def abort(self, sequence_id: str) -> bool:
         """Drop a waiting or running sequence. Returns whether there was one of this id."""
         for sequence in (*self.running, *self.waiting):
@@ -134,9 +99,33 @@ class Scheduler:
         self._free(sequence)
         self.speculation.forget(sequence)
 
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a running sequence's blocks and leases, and queue it again, before all others but probes."""
+        self.running.remove(sequence)
+        self._free(sequence)
+        self.waiting.insert(self._waiting_probes, sequence)
+        sequence.preemptions += 1
+        self.preemptions += 1
+
     def running_by_adapter(self) -> Counter[AdapterId]:
         """Number of running sequences of each adapter."""
         return Counter(adapter.id for sequence in self.running for adapter in sequence.adaptation)
+
+    def missing_adapters(self) -> Iterator[tuple[WeightedAdapter, set[AdapterId], Sequence | None]]:
+        """Adapters to load: pinned ones, then those of waiting sequences, in queue order.
+
+        Each comes with the adapters that must not be evicted for it, and with its sequence, if any. No adapter of a
+        sequence is evicted for one behind it in the queue: the adapters of a mix are loaded one by one, and two mixes
+        could otherwise evict each other's for ever.
+        """
+        keep: set[AdapterId] = set()
+        for adapter in self._missing_pins():
+            yield adapter, keep, None
+        for sequence in self.waiting:
+            keep.update(adapter.id for adapter in sequence.adaptation)
+            for adapter in sequence.adaptation:
+                if adapter.id not in self.slots:
+                    yield adapter, keep, sequence
 
     def check(self) -> None:
         """Assert that exactly the unfinished sequences hold blocks, and the running ones leases."""
@@ -144,6 +133,16 @@ class Scheduler:
         self.slots.check(self.running_by_adapter())
         assert all(sequence.leased for sequence in self.running)
         assert not any(sequence.leased or sequence.blocks for sequence in self.waiting)
+
+    def _free(self, sequence: Sequence) -> None:
+        self.blocks.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed = 0
+        if sequence.leased:
+            self.slots.release(adapter.id for adapter in sequence.adaptation)
+            sequence.leased = False
+            if sequence.probe:
+                self.slots.demote(adapter.id for adapter in sequence.adaptation)
 
     # Probes
 
@@ -159,7 +158,7 @@ class Scheduler:
                 break
             if all(adapter.id in self.slots for adapter in sequence.adaptation):
                 while self.blocks.blocks_for(len(sequence.tokens)) > self.blocks.free:
-                    self._preempt(self.running[-1])
+                    self.preempt(self.running[-1])
                 self._take_blocks(sequence)
                 return [self._start(sequence, self.max_tokens, now)]
         return []
@@ -209,18 +208,11 @@ class Scheduler:
         need = self.blocks.blocks_for(end) - len(sequence.blocks)
         while need > self.blocks.free:
             youngest = self.running[-1]
-            self._preempt(youngest)
+            self.preempt(youngest)
             if youngest is sequence:
                 return False
         sequence.blocks += self.blocks.allocate(max(need, 0))
         return True
-
-    def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        self._free(sequence)
-        self.waiting.insert(self._waiting_probes, sequence)
-        sequence.preemptions += 1
-        self.preemptions += 1
 
     # Waiting sequences
 
@@ -300,120 +292,3 @@ class Scheduler:
         for chunk in drafted:
             self._grow(chunk.sequence, chunk.end)
         return drafted
-
-    # After a step
-
-    def _mark_computed(self, sequence: Sequence, end: int) -> None:
-        start, sequence.computed = sequence.computed, end
-        if sequence.probe:
-            return  # not cached: no request has this prefix
-        filled = range(start // self.blocks.size, end // self.blocks.size)
-        if filled:
-            chain_keys(sequence, self.blocks.size)
-        for index in filled:
-            self.blocks.cache(sequence.blocks[index], sequence.keys[index])
-
-    def _take_scores(
-        self, chunk: Chunk, scores: Iterator[Seq[TokenLogprobs] | None], now: float
-    ) -> Iterator[PromptLogprobs | Failed]:
-        """Take in the log probabilities of a chunk's tokens, and deliver those of the prompt when it is complete."""
-        sequence, rows = chunk.sequence, chunk.read
-        if sequence.scores is None:
-            return
-        found = next(scores) if rows else ()
-        if found is None:
-            yield self._fail_not_finite(sequence)
-            return
-        sequence.scores += found
-        sequence.read += len(found)
-        if chunk.end >= sequence.prompt_length:
-            logprobs = (None, *sequence.scores)
-            sequence.scores = None
-            if sequence.samples:
-                yield PromptLogprobs(sequence.id, logprobs, cached=sequence.cached)
-            else:
-                self.release(sequence)
-                yield PromptLogprobs(sequence.id, logprobs, "length", sequence.cached, sequence.timing(now))
-
-    def _take_hidden(self, chunk: Chunk, pooled: Iterator[bytes | None], now: float) -> Iterator[Pooled | Failed]:
-        """Take in what was pooled of a chunk, and deliver the vector when the prompt is complete."""
-        sequence, rows = chunk.sequence, chunk.read
-        if not rows:
-            return
-        found = next(pooled)
-        sequence.read, sequence.hidden = rows.stop, found
-        if found is None:
-            yield self._fail_not_finite(sequence)
-        elif rows.stop == sequence.prompt_length:
-            self.release(sequence)
-            yield Pooled(sequence.id, found, sequence.cached, sequence.timing(now))
-
-    def _append_tokens(
-        self, chunk: Chunk, drawn: list[tuple[int | None, TokenLogprobs | None]], logits: bytes | None, now: float
-    ) -> Iterator[Token | Failed]:
-        """Append the tokens sampled for a chunk, up to the first that is not the draft for its place."""
-        sequence, sampled = chunk.sequence, [token for token, _ in drawn]
-        accepted = self.speculation.record(chunk, sampled) if chunk.drafts else 0
-        for token, logprobs in drawn[: accepted + 1]:
-            if not sequence.leased:
-                return  # the answer has ended
-            self._mark_computed(sequence, len(sequence.tokens))
-            if token is None:
-                yield self._fail_not_finite(sequence)
-            else:
-                yield self._append_token(sequence, token, logprobs, logits, now)
-        if sequence.leased and None in sampled:
-            self._preempt(sequence)  # its blocks may hold keys and values that are not finite: take others
-
-    def _append_token(
-        self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, logits: bytes | None, now: float
-    ) -> Token | Failed:
-        sequence.append(token)
-        if sequence.first_token is None:
-            sequence.first_token = now
-        finish = _finish(sequence, token)
-        if sequence.matcher and (error := sequence.matcher.accept(token, last=finish == "stop")):
-            self.release(sequence)
-            return Failed(sequence.id, f"The grammar of this answer cannot be followed further: {error}")
-        if finish:
-            self.release(sequence)
-        timing = sequence.timing(now) if finish else None
-        return Token(sequence.id, token, finish, sequence.cached, logits, logprobs, timing)
-
-    def _fail_not_finite(self, sequence: Sequence) -> Failed:
-        self.release(sequence)
-        if not sequence.adaptation:
-            return Failed(sequence.id, "The model's output was not finite.")
-        return Failed(sequence.id, "The model's output was not finite: this adapter or mix cannot be used.", "adapter")
-
-    def _free(self, sequence: Sequence) -> None:
-        self.blocks.release(sequence.blocks)
-        sequence.blocks = []
-        sequence.computed = 0
-        if sequence.leased:
-            self.slots.release(adapter.id for adapter in sequence.adaptation)
-            sequence.leased = False
-            if sequence.probe:
-                self.slots.demote(adapter.id for adapter in sequence.adaptation)
-
-    def missing_adapters(self) -> Iterator[tuple[WeightedAdapter, set[AdapterId], Sequence | None]]:
-        """Adapters to load: pinned ones, then those of waiting sequences, in queue order.
-
-        Each comes with the adapters that must not be evicted for it, and with its sequence, if any. No adapter of a
-        sequence is evicted for one behind it in the queue: the adapters of a mix are loaded one by one, and two mixes
-        could otherwise evict each other's for ever.
-        """
-        keep: set[AdapterId] = set()
-        for adapter in self._missing_pins():
-            yield adapter, keep, None
-        for sequence in self.waiting:
-            keep.update(adapter.id for adapter in sequence.adaptation)
-            for adapter in sequence.adaptation:
-                if adapter.id not in self.slots:
-                    yield adapter, keep, sequence
-
-
-def _finish(sequence: Sequence, token: int) -> FinishReason | None:
-    if token in sequence.sampling.stop_token_ids:
-        return "stop"
-    return "length" if sequence.output_length >= sequence.sampling.max_tokens else None

@@ -66,7 +66,7 @@ def run_mixed(
         if waiting and (rng is None or rng.random() < 0.6):
             served.submit(waiting.pop(0))
         if rng and served.scheduler.running and rng.random() < preempt:
-            served.scheduler._preempt(rng.choice(served.scheduler.running))
+            served.scheduler.preempt(rng.choice(served.scheduler.running))
         for event in served.step():
             assert not isinstance(event, Failed), event
             events[event.sequence_id].append(event)

@@ -24,7 +24,7 @@ from transformers import (
 
 from server.compute.cpu.kernels import Kernels
 from server.compute.reference.sampling import TorchSampling
-from server.engine.sampler import CANDIDATES, sample
+from server.engine.sampling.sampler import CANDIDATES, sample
 from server.engine.sequence import SampledRow, SamplingParams, Sequence
 from tests.numeric.drive import Drive
 from tests.numeric.lab import Lab

@@ -117,7 +117,7 @@ def test_preempted_prompts_go_on_where_they_were(llama: Lab, tmp_path: Path) -> 
         asked.append((ask(drive, mix, tokens, replace(GREEDY, max_tokens=12), prompt_logprobs=4), mix, tokens))
         drive.step()
         if half_read := [sequence for sequence in scheduler.running if sequence.scores]:
-            scheduler._preempt(half_read[-1])
+            scheduler.preempt(half_read[-1])
     drive.run()
     for id_, mix, tokens in asked:
         check_prompt(llama, drive, id_, mix, tokens, 4)

@@ -64,7 +64,7 @@ def test_preempted_prompts_go_on_where_they_were(llama: Lab, tmp_path: Path) -> 
         asked.append((ask(drive, mix, tokens, NONE, pooling="mean"), mix, tokens))
         drive.step()
         if half_read := [sequence for sequence in scheduler.running if sequence.hidden]:
-            scheduler._preempt(half_read[-1])
+            scheduler.preempt(half_read[-1])
     drive.run()
     for id_, mix, tokens in asked:
         found, expected = vector(drive, id_), expected_vector(llama, mix, tokens, "mean")

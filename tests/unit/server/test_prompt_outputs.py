@@ -3,6 +3,7 @@
 import pytest
 
 from adapters.format.spec import AdapterId
+from server.engine.commit import commit
 from server.engine.scheduler import MAX_SCORED_ROWS, Scheduler
 from server.engine.sequence import (
     Batch,
@@ -42,7 +43,7 @@ def result(batch: Batch) -> StepResult:
 
 def step(scheduler: Scheduler, now: float = 0.0) -> tuple[dict[str, int], list[Event]]:
     batch = scheduler.schedule(now)
-    events = scheduler.commit(batch, result(batch), now)
+    events = commit(scheduler, batch, result(batch), now)
     scheduler.check()
     return {chunk.sequence.id: chunk.length for chunk in batch.chunks}, events
 
@@ -101,7 +102,7 @@ def test_what_was_read_survives_a_preemption() -> None:
         scheduler.add(sequence)
     for number in range(30):
         if number in (2, 5):
-            scheduler._preempt(scheduler.running[-1])
+            scheduler.preempt(scheduler.running[-1])
         for event in step(scheduler)[1]:
             found[event.sequence_id].append(event)
     assert found["a"][0] == PromptLogprobs("a", expected(sequences[0]))
@@ -117,7 +118,7 @@ def test_a_preempted_prompt_takes_hits_up_to_what_was_read() -> None:
     sequence = scored("a", 20)
     scheduler.add(sequence)
     step(scheduler)
-    scheduler._preempt(sequence)
+    scheduler.preempt(sequence)
     batch = scheduler.schedule(0.0)
     assert [(chunk.start, chunk.read) for chunk in batch.chunks] == [(8, range(8, 16))]
 
@@ -139,7 +140,7 @@ def test_outputs_that_are_not_finite_fail_only_their_sequence() -> None:
         scheduler.add(sequence)
     batch = scheduler.schedule(0.0)
     good = result(batch)
-    events = scheduler.commit(batch, StepResult(good.tokens, (), [None, good.scores[1]], [None, b"vector"]), 0.0)
+    events = commit(scheduler, batch, StepResult(good.tokens, (), [None, good.scores[1]], [None, b"vector"]), 0.0)
     assert [type(event) for event in events] == [Failed, PromptLogprobs, Token, Failed, Pooled]
     assert [event.sequence_id for event in events] == ["a", "b", "b", "c", "d"]
     assert not scheduler.running

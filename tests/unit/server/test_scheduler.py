@@ -4,6 +4,7 @@ import pytest
 
 from adapters.format.spec import AdapterId
 from server.engine.block_pool import BlockPool
+from server.engine.commit import commit as commit_result
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import (
     Adaptation,
@@ -43,7 +44,7 @@ def weighted(name: str, rank: int = 8) -> WeightedAdapter:
 
 
 def commit(scheduler: Scheduler, batch: Batch, tokens: list[int | None], logits: bytes | None = None) -> list[Event]:
-    return scheduler.commit(batch, StepResult(tokens, logits=logits), now=0.0)
+    return commit_result(scheduler, batch, StepResult(tokens, logits=logits), now=0.0)
 
 
 def step(scheduler: Scheduler, now: float = 0.0) -> tuple[dict[str, int], list[Event]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from server.compute.backend import SamplingOps
 from server.compute.transfer import to_device
-from server.engine.sampler import changes_logits
+from server.engine.sampling.sampler import changes_logits
 from server.engine.sequence import Chunk, SampledRow, TokenLogprobs
 
 ROWS = 64

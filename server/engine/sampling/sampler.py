@@ -20,8 +20,8 @@ from torch import Tensor
 from server.compute.backend import SamplingOps
 from server.compute.reference.sampling import invert
 from server.compute.transfer import to_device
+from server.engine.sampling.token_masks import TokenMasks
 from server.engine.sequence import SampledRow, SamplingParams
-from server.engine.token_masks import TokenMasks
 
 CANDIDATES = 256
 """Rows with top-p or min-p first use this many most likely tokens: sorting the vocabulary takes 100 times as long."""

@@ -1,0 +1,1 @@
+"""Sampling: the logits of a step become tokens and log probabilities."""
