@@ -69,4 +69,4 @@ class Draining(RequestError):
 
 
 class EngineError(ServerError):
-    """A step has failed, an adapter could not be read, or the engine has stopped."""
+    """A step has failed, an adapter could not be read, a grammar's sandbox was killed, or the engine has stopped."""

@@ -44,7 +44,7 @@ class GrammarCompiler:
         """Compile a grammar, or find it in the cache. ``param``: the request's field that it came from.
 
         Raises InvalidRequest, which names ``param`` and the reason, if the grammar is too large, not supported, or not
-        compiled within the sandbox's limits; QueueFull if too many others wait.
+        compiled within the sandbox's limits; QueueFull if too many others wait; EngineError if the sandbox was killed.
         """
         if len(spec.source) > MAX_SOURCE:
             raise _refusal(param, f"it has {len(spec.source)} characters, and at most {MAX_SOURCE} are supported")

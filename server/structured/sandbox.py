@@ -77,7 +77,7 @@ def _answer(tokenizer: LLTokenizer, kind: str, source: str) -> dict[str, str]:
         compiled(tokenizer, grammar)
     except RecursionError:
         return {"error": f"it is nested more than {MAX_DEPTH} levels deep"}
-    except Exception as error:  # the library's converters raise exceptions of many types
+    except BaseException as error:  # the library raises exceptions of many types, and Rust's panics are no Exception
         return {"error": " ".join(str(error).split())[:MAX_MESSAGE] or type(error).__name__}
     return {"grammar": grammar}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
+from server.errors import EngineError
 from server.structured.sandbox import CPU_SECONDS, MEMORY
 from server.structured.spec import GrammarSpec
 
@@ -27,7 +28,11 @@ class SandboxProcess:
         self._process: subprocess.Popen[str] | None = None
 
     def translate(self, spec: GrammarSpec) -> str:
-        """Llguidance's form of a grammar that can be compiled. Raises ValueError with the reason if it cannot."""
+        """Llguidance's form of a grammar that can be compiled.
+
+        Raises ValueError with the reason if it cannot, and EngineError if the process ends for another reason, such as
+        the machine's lack of memory.
+        """
         process = self.start()
         timer = Timer(PATIENCE, process.kill)
         timer.start()
@@ -36,9 +41,8 @@ class SandboxProcess:
         finally:
             timer.cancel()
         if not line:
-            process.communicate()
-            self._process = None
-            raise ValueError(_why(process.returncode))
+            self._reap()
+            raise _error(process.returncode)
         answer: dict[str, str] = json.loads(line)
         if "error" in answer:
             raise ValueError(answer["error"])
@@ -46,6 +50,8 @@ class SandboxProcess:
 
     def start(self) -> subprocess.Popen[str]:
         """Start the process, unless it runs. It then takes a while to read the tokenizer."""
+        if self._process is not None and self._process.poll() is not None:  # killed while it waited
+            self._reap()
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "server.structured.sandbox"],
@@ -63,7 +69,13 @@ class SandboxProcess:
         """End the process."""
         if self._process is not None:
             self._process.kill()
+            self._reap()
+
+    def _reap(self) -> None:
+        """Wait for the end of the process, and forget it."""
+        if self._process is not None:
             self._process.communicate()
+            self._process = None
 
 
 def _exchange(process: subprocess.Popen[str], message: object) -> str:
@@ -82,12 +94,12 @@ def _write(process: subprocess.Popen[str], message: object) -> None:
         return  # it has ended: reading finds that, too
 
 
-def _why(code: int) -> str:
-    """Why the process ended with this return code."""
+def _error(code: int) -> ValueError | EngineError:
+    """What ended the process, by its return code: the grammar, or something that has nothing to do with it."""
     match -code:
         case signal.SIGPROF:
-            return f"compiling it takes more than {CPU_SECONDS:g} s of processor time; make it smaller"
+            return ValueError(f"compiling it takes more than {CPU_SECONDS:g} s of processor time; make it smaller")
         case signal.SIGABRT | signal.SIGSEGV | signal.SIGBUS:
-            return f"compiling it takes more than {MEMORY >> 20} MiB of memory; make it smaller"
+            return ValueError(f"compiling it takes more than {MEMORY >> 20} MiB of memory; make it smaller")
         case _:
-            return f"the process that compiles it has ended (code {code})"
+            return EngineError(f"The process that compiles grammars has ended (code {code}).")

@@ -119,8 +119,8 @@ def schema_ref(model: type[BaseModel]) -> dict[str, Any]:
 def _stream(chunk: type[ResponseModel]) -> dict[str, Any]:
     text = (
         f"Server-sent events, each `data: ` and a `{chunk.__name__}`; the last is `data: [DONE]`. If an error occurs "
+        "after the stream has begun, the last event is an `ErrorAnswer` instead."
     )
-    text += "occurs after the stream has begun, the last event is an `ErrorAnswer` instead."
     payload = {"anyOf": [{"const": "[DONE]"}, _json({"anyOf": [schema_ref(chunk), schema_ref(ErrorAnswer)]})]}
     events = (json.dumps(EXAMPLES.get(chunk.__name__)), "[DONE]")
     return {"schema": _event(text, payload), "example": "".join(f"data: {event}\n\n" for event in events)}

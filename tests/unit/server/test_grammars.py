@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
+from threading import Timer
 from typing import Any
 
 import jsonschema
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 from server.engine.grammar import Grammar, Matcher
-from server.errors import InvalidRequest, QueueFull
+from server.errors import EngineError, InvalidRequest, QueueFull
 from server.structured import compiler
 from server.structured.compiler import MAX_CACHED, MAX_SOURCE, GrammarCompiler
 from server.structured.spec import GrammarSpec, with_whitespace
@@ -246,6 +249,29 @@ def test_a_grammar_that_cannot_be_used_is_refused_soon(grammars: GrammarCompiler
     assert raised.value.param == "field"
     assert len(str(raised.value)) < 500
     assert accepts(compile_(grammars, "regex", f"after {case}"), f"after {case}"), "the next one is compiled"
+
+
+def sandbox(grammars: GrammarCompiler) -> "subprocess.Popen[str]":
+    """The running sandbox."""
+    compile_(grammars, "regex", "warm")
+    assert isinstance(grammars._environment, tuple)
+    return grammars._environment[1].start()
+
+
+def test_a_sandbox_that_is_killed_is_the_servers_fault_and_is_not_remembered(grammars: GrammarCompiler) -> None:
+    process = sandbox(grammars)
+    process.send_signal(signal.SIGSTOP)
+    Timer(0.2, process.kill).start()
+    with pytest.raises(EngineError, match="has ended"):
+        compile_(grammars, "regex", "killed")
+    assert accepts(compile_(grammars, "regex", "killed"), "killed")
+
+
+def test_a_sandbox_that_was_killed_while_idle_is_started_again(grammars: GrammarCompiler) -> None:
+    process = sandbox(grammars)
+    process.kill()
+    process.wait()
+    assert accepts(compile_(grammars, "regex", "idle"), "idle")
 
 
 LARGE: dict[str, tuple[str, object]] = {
