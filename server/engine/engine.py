@@ -228,7 +228,7 @@ class Engine:
                 events = self.step()
                 if events:
                     self._deliver(events)
-        except Exception:
+        except BaseException:  # a panic of a Rust library is no Exception, and nothing else would tell the clients
             log.exception("The engine has stopped")
             self._dead = True
             self._stats = replace(self._stats, healthy=False)

@@ -15,6 +15,9 @@ from server.text.conversation import Conversation
 from server.text.template_environment import render
 from server.text.token_text import TokenTexts
 
+LONG_TEXT = 8192
+"""Characters from which callers encode on a thread, so that the event loop's other requests do not stall."""
+
 
 class RenderedChat(NamedTuple):
     """A conversation as a prompt."""

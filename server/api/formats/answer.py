@@ -35,7 +35,7 @@ class Answer:
             "created": self.created,
             "model": self.model,
             "system_fingerprint": self.system_fingerprint,
-            "adapter": [applied.to_json() for applied in self.generation.adapters.applied],
+            "adapter": self.generation.adapters.to_json(),
         }
 
     def explanation(self) -> dict[str, Any]:

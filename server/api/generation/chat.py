@@ -16,11 +16,8 @@ from server.parsers.reasoning import opens_reasoning
 from server.parsers.tool_grammar import calls_grammar
 from server.structured.spec import GrammarSpec
 from server.text.chat_template import ChatTemplate
-from server.text.codec import RenderedChat
+from server.text.codec import LONG_TEXT, RenderedChat
 from server.text.conversation import Conversation
-
-LONG_TEXT = 8192
-"""Characters from which a prompt is encoded on a thread, so that the streams of other requests do not stall."""
 
 
 @dataclass(frozen=True, slots=True)

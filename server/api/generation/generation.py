@@ -4,7 +4,9 @@ Each step, the engine's thread hands its events to ``EventRouter.deliver``, whic
 request on the event loop. Generation takes them from that queue; its choices decode them to text.
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from time import monotonic
 from typing import NamedTuple, Self
 
@@ -131,6 +133,15 @@ class Generation:
         self._metrics.ended(self.prompt_tokens, self.output_tokens, seconds)
         for alias, version in self.adapters.aliases:
             self._metrics.aliases.ended(alias, version, self.outcome, self.output_tokens, seconds)
+
+    @contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Close it if the block raises."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def prompt_tokens(self) -> int:

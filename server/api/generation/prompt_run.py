@@ -12,12 +12,9 @@ from server.api.service import Service
 from server.engine.sequence import Event, Failed, Pooled, PromptLogprobs, Sequence, Token, is_last
 from server.errors import Draining, EngineError
 from server.metrics import RequestOutcome
-from server.text.codec import Codec
+from server.text.codec import LONG_TEXT, Codec
 
 Result = Pooled | PromptLogprobs
-
-LONG_TEXT = 8192
-"""Characters from which prompts are encoded on a thread, so that the streams of other requests do not stall."""
 
 
 async def encode_prompts(codec: Codec, prompts: Seq[TextOrTokens], param: str) -> list[list[int]]:

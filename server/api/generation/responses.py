@@ -11,6 +11,7 @@ from server.api.formats.answer import spans_of
 from server.api.formats.format import AnswerFormat
 from server.api.generation.generation import Generation
 from server.api.generation.pieces import Piece, join
+from server.api.http.disconnect import wait_for_disconnect
 from server.api.http.errors import JsonResponse
 from server.errors import Draining, EngineError
 
@@ -27,7 +28,7 @@ class GenerationResponse(Response):
         """Write the response; cancel that if the client disconnects first. The generation is closed in all cases."""
         scope["state"]["generation"] = self._generation  # for the access log
         writing = asyncio.ensure_future(self._write(scope, receive, send))
-        disconnected = asyncio.ensure_future(_wait_for_disconnect(receive))
+        disconnected = asyncio.ensure_future(wait_for_disconnect(receive))
         try:
             await asyncio.wait((writing, disconnected), return_when=asyncio.FIRST_COMPLETED)
             if writing.done():
@@ -42,11 +43,6 @@ class GenerationResponse(Response):
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise NotImplementedError
 
-    def _adapter_header(self) -> dict[str, str]:
-        """Return the header that names the adapter contents used for the answer, if any."""
-        value = ";".join(f"{applied.name}={applied.id}" for applied in self._generation.adapters.applied)
-        return {"x-manylora-adapter": value} if value else {}
-
     def _timing_header(self) -> dict[str, str]:
         """Return the header that says where the time went, which browsers show."""
         timing = self._generation.timing
@@ -60,7 +56,8 @@ class FullResponse(GenerationResponse):
 
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = self._form.body(await _collect(self._generation))
-        await JsonResponse(body, headers=self._adapter_header() | self._timing_header())(scope, receive, send)
+        headers = self._generation.adapters.header() | self._timing_header()
+        await JsonResponse(body, headers=headers)(scope, receive, send)
 
 
 class StreamResponse(GenerationResponse):
@@ -78,7 +75,7 @@ class StreamResponse(GenerationResponse):
                 "content-type": "text/event-stream; charset=utf-8",
                 "cache-control": "no-cache",
                 "x-accel-buffering": "no",  # nginx would buffer the events
-                **self._adapter_header(),
+                **self._generation.adapters.header(),
             }
         )
         del self.headers["content-length"]
@@ -145,8 +142,3 @@ async def _collect(generation: Generation) -> Seq[Piece]:
         for index, piece in pieces:
             parts[index].append(piece)
     return [join(part) for part in parts]
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -67,11 +67,12 @@ def submit(
         event_router=service.event_router,
         metrics=service.metrics,
     )
-    form = make_format(Answer(generation, request.model or base.name, service.fingerprint, bool(request.explain)))
-    if not request.stream:
-        return FullResponse(form)
-    progress = request.stream_options is not None and request.stream_options.progress
-    return StreamResponse(form, PROGRESS if progress else SILENCE)
+    with generation.closed_on_error():
+        form = make_format(Answer(generation, request.model or base.name, service.fingerprint, bool(request.explain)))
+        if not request.stream:
+            return FullResponse(form)
+        progress = request.stream_options is not None and request.stream_options.progress
+        return StreamResponse(form, PROGRESS if progress else SILENCE)
 
 
 def _limit(prompt_tokens: int, max_tokens: int | None, context: int, param: str) -> int:

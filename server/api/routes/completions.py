@@ -10,7 +10,6 @@ from starlette.responses import Response
 from server.api.formats.chat import ChatFormat
 from server.api.formats.completion import CompletionFormat
 from server.api.generation.adapters import lease_adapters
-from server.api.generation.chat import LONG_TEXT
 from server.api.generation.structured import compile_grammar
 from server.api.generation.submit import submit
 from server.api.generation.submit_chat import submit_chat
@@ -21,6 +20,7 @@ from server.api.schemas.answers import ChatCompletion, ChatCompletionChunk, Comp
 from server.api.schemas.chat import ChatRequest
 from server.api.schemas.completion import CompletionRequest
 from server.api.service import ServiceDep
+from server.text.codec import LONG_TEXT
 
 router = APIRouter(prefix="/v1", tags=["completions"], route_class=JsonRoute)
 

@@ -13,6 +13,7 @@ import pytest
 from server.api.generation.adapters import LeasedAdapters
 from server.api.generation.decoder import TextOptions
 from server.api.generation.generation import Generation
+from server.api.routes import completions
 from server.engine.event_router import EventRouter
 from server.engine.sequence import SamplingParams, Sequence
 from server.metrics import Metrics
@@ -99,6 +100,16 @@ class TestDisconnect:
         with connected(server, {**body, "max_tokens": 3000}):
             wait_for(lambda: server.sampled() > before + 5)
         check_all_free(server)
+
+
+def test_an_answer_that_cannot_be_written_frees_everything(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("no format")
+
+    with monkeypatch.context() as fault:
+        fault.setattr(completions, "CompletionFormat", broken)
+        assert server.http.post("/v1/completions", json={**LONG, "adapter": "red", "n": 3}).status_code == 500
+    check_all_free(server)
 
 
 @pytest.mark.parametrize("steps", range(6))

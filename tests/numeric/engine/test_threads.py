@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.engine.engine import Engine
-from server.engine.sequence import Event, Failed, SamplingParams, Sequence, Token
+from server.engine.sequence import Batch, Event, Failed, SamplingParams, Sequence, StepResult, Token
 from server.errors import EngineError
 from tests.numeric.drive import Drive, settings
 from tests.numeric.lab import Lab
@@ -119,6 +119,25 @@ def test_stop_fails_unfinished_sequences_and_refuses_new_ones(drive: Drive, post
     assert idle(drive.engine)
     with pytest.raises(EngineError):
         drive.engine.submit(sequence(drive, "late", (), PROMPT, 1))
+
+
+def test_a_panic_in_a_library_leaves_no_client_waiting(
+    drive: Drive, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicException(BaseException):
+        """As pyo3 raises it."""
+
+    def panic(batch: Batch) -> StepResult:
+        raise PanicException
+
+    monkeypatch.setattr(drive.engine.runner, "run", panic)
+    drive.engine.start()
+    drive.engine.submit(sequence(drive, "s", (), PROMPT, 3))
+    post.wait({"s"})
+    assert not drive.engine.stats().healthy
+    with pytest.raises(EngineError):
+        drive.engine.submit(sequence(drive, "late", (), PROMPT, 1))
+    drive.engine.stop()
 
 
 def test_an_idle_engine_wakes_up(drive: Drive, post: Post) -> None:
