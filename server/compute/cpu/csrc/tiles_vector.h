@@ -389,7 +389,7 @@ INLINE void score_narrow(int64_t width, const ivec *queries, const uint16_t *key
     }
 }
 
-INLINE void score_rows(const int rows, int64_t row, int64_t width, const uint32_t *words, const ivec *queries, float *scores) {
+INLINE void score_queries(const int rows, int64_t row, int64_t width, const uint32_t *words, const ivec *queries, float *scores) {
     vec total[4];
     for (int r = 0; r < rows; r++) total[r] = vzero();
     for (int64_t d = 0; d < width / 32; d++) {
@@ -405,7 +405,7 @@ INLINE void score_keys(int64_t columns, int64_t width, Queries queries, const ui
     }
     uint32_t words[16 * 8 * WORDS] __attribute__((aligned(64)));
     for (int64_t i = 0; i < 16 * width / 32; i++) split_row(keys + i * 32, words + i * WORDS);
-    BY_ROWS(16, score_rows, width, words, queries, scores);
+    BY_ROWS(16, score_queries, width, words, queries, scores);
 }
 
 // Scores of 16 keys, and of 16 more unless `more` is NULL: [keys][columns].
