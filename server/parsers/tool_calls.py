@@ -52,10 +52,15 @@ class ToolCallParser:
         call = self._call
         if call is not None and call.returned is not None:
             self._return_arguments(call)
-        elif self._text.strip() or not (self._after_call or self._in_array):
+        elif not self._between_calls:
             self._add_content(self._text)
         self._text, self._call = "", None
         return self._take()
+
+    @property
+    def _between_calls(self) -> bool:
+        """Whether what is held back follows a call: white space, part of an end marker, or the comma of an array."""
+        return self._after_call or (self._in_array and self._call is not None and self._call.scanner is None)
 
     def _take(self) -> list[Delta]:
         deltas, self._deltas = self._deltas, []

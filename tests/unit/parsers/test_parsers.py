@@ -187,6 +187,24 @@ def test_arguments_that_break_off_under_a_grammar_are_those_that_have_come() -> 
     assert parse(tools(HERMES, incremental=True), text) == ("", "", [("weather", '{"city": "Pa')])
 
 
+@pytest.mark.parametrize("incremental", [False, True])
+@pytest.mark.parametrize(
+    ("form", "call", "rest"),
+    [
+        (HERMES, '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}', "\n</tool_call>"),
+        (PHI, '<|tool_call|>[{"name": "weather", "arguments": {"city": "Paris"}}', " ]<|/tool_call|>"),
+        (MISTRAL, '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Paris"}}', ", "),
+    ],
+)
+def test_what_is_cut_off_behind_a_call_is_no_content(
+    form: ToolFormat, call: str, rest: str, *, incremental: bool
+) -> None:
+    for length in range(len(rest) + 1):
+        text = call + rest[:length]
+        assert parse(tools(form, incremental=incremental), text) == ("", "", [("weather", PARIS)])
+        assert parse(tools(form, incremental=incremental), *text) == ("", "", [("weather", PARIS)])
+
+
 @pytest.mark.parametrize("case", CALLS)
 def test_whole_and_incremental_find_the_same(case: str) -> None:
     form, text, _, calls = CALLS[case]
