@@ -9,6 +9,8 @@ from pydantic_core import PydanticCustomError
 from server.api.schemas.base import ENCODABLE, Name, Text, TolerantSchema
 
 MAX_TOOLS = 512
+MAX_DEPTH = 100
+"""Maximum number of arrays and objects inside each other in arguments given as JSON text: that of a body."""
 
 
 def plain_json(value: Any) -> Any:
@@ -19,11 +21,36 @@ def plain_json(value: Any) -> Any:
         raise ValueError("must be valid Unicode text") from error
     except RecursionError as error:
         raise ValueError("is nested too deep") from error
+    if not _is_shallow(value):
+        raise ValueError("is nested too deep")
     return value
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether a JSON value is nested at most :data:`MAX_DEPTH` deep, so that later code may walk it by recursion."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return True
+    return not any(isinstance(each, dict | list) for each in level)
 
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(plain_json)]
 FunctionName = Annotated[str, Field(min_length=1, max_length=256), ENCODABLE]
+
+
+def _of_object(schema: dict[str, Any]) -> dict[str, Any]:
+    """Check that a schema of arguments is one of an object, as far as its own ``type`` tells."""
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise ValueError("must be the schema of an object: its `type` is `object`")
+    return schema
 
 
 class FunctionDefinition(TolerantSchema):
@@ -31,7 +58,7 @@ class FunctionDefinition(TolerantSchema):
 
     name: FunctionName
     description: Text | None = None
-    parameters: JsonObject | None = None
+    parameters: Annotated[JsonObject, AfterValidator(_of_object)] | None = None
     strict: bool | None = None
     """Accepted. Calls that a grammar forces (``tool_choice`` is ``required`` or a name) always follow the schema."""
 

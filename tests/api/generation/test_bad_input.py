@@ -15,6 +15,12 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
 MIX_17 = [{"name": "red", "weight": 0.1}] * 17
 
+
+def called(arguments: str) -> dict[str, Any]:
+    """A call of a tool in a message."""
+    return {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
 FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"temperature": -0.1}, "temperature"),
     ({"temperature": 2.1}, "temperature"),
@@ -120,6 +126,11 @@ OF_CHAT: list[tuple[dict[str, Any], str]] = [
         {"messages": [*HI, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
         "messages.1.tool_calls.0.function",
     ),
+    (
+        {"messages": [*HI, {"role": "assistant", "tool_calls": [called('{"a": ' + "[" * 900 + "]" * 900 + "}")]}]},
+        "messages.1.tool_calls.0.function.arguments",
+    ),
+    ({"tools": [{"function": {"name": "f", "parameters": {"type": "array"}}}]}, "tools.0.function.parameters"),
     ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
     ({"top_logprobs": 3}, "top_logprobs"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
