@@ -6,22 +6,19 @@ and warns if that package is missing. Only installed code may run here.
 bitsandbytes also imports torch's compiler, which imports Triton if it is installed: 80 MB of memory, useless without a
 GPU. The compiler looks for Triton once, so this module must be imported before others that import it, as transformers.
 
-On processors with AVX-512, ``dequantize_4bit`` of bitsandbytes 0.50 gives wrong weights where rows are multiples of 16
-weights and not of a block, 64: it takes scales as if every row began with a block of its own. Blocks are cut from the
-whole matrix, which is therefore given to it as one row.
+On processors with AVX-512, bitsandbytes 0.50 dequantises wrongly where rows are multiples of 16 weights and not of a
+block, 64: it takes scales as if every row began with a block of its own. Blocks are cut from the whole matrix, which
+is therefore given to the C functions as one row: all of bitsandbytes calls them, its layers' forward and backward too.
 """
 
-import copy
 import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import wraps
+from ctypes import c_longlong, c_void_p
 from types import ModuleType
-from typing import Any
 
 import torch
-from torch import Tensor
 
 
 @contextmanager
@@ -52,25 +49,25 @@ def _hidden(package: str) -> Iterator[None]:
 
 with _as_installed():
     from bitsandbytes import functional
+    from bitsandbytes.cextension import lib
     from bitsandbytes.nn.modules import Linear4bit
 
 
-def _in_one_row(dequantize: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``dequantize_4bit`` for matrices on the CPU whose rows are not whole blocks."""
+def _in_one_row(dequantize: Callable[..., None]) -> Callable[..., None]:
+    """The C function, given a matrix as one row where its rows are not whole blocks."""
 
-    @wraps(dequantize)
-    def dequantize_in_one_row(packed: Tensor, quant_state: Any = None, *args: Any, **options: Any) -> Tensor:
-        state = quant_state
-        whole = state is None or len(state.shape) != 2 or state.shape[1] % state.blocksize == 0
-        if whole or packed.device.type != "cpu" or packed.shape[0] == 1 or args or options:
-            return dequantize(packed, quant_state, *args, **options)
-        flat = copy.copy(state)
-        flat.shape = torch.Size((1, state.shape.numel()))
-        return dequantize(packed, flat).view(state.shape)
+    def dequantize_in_one_row(
+        packed: c_void_p, absmax: c_void_p, out: c_void_p, blocksize: c_longlong, rows: c_longlong, columns: c_longlong
+    ) -> None:
+        if columns.value % blocksize.value:
+            rows, columns = c_longlong(1), c_longlong(rows.value * columns.value)
+        dequantize(packed, absmax, out, blocksize, rows, columns)
 
     return dequantize_in_one_row
 
 
-functional.dequantize_4bit = _in_one_row(functional.dequantize_4bit)
+for _name in ("nf4_fp32", "nf4_bf16", "nf4_fp16", "fp4_fp32", "fp4_bf16", "fp4_fp16"):
+    _function = f"cdequantize_blockwise_cpu_{_name}"
+    setattr(lib, _function, _in_one_row(getattr(lib, _function)))
 
 __all__ = ["Linear4bit", "functional"]

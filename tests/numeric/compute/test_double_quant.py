@@ -9,6 +9,8 @@ import torch
 from bases.double_quant import BLOCK, code_table, quantise_scales
 from bases.nf4 import functional
 
+from bitsandbytes.autograd._functions import matmul_4bit  # isort: skip - after bases.nf4
+
 LOOKED_UP = 2 / 2**16
 """bitsandbytes looks the code up by the value in 16 bits, so it may miss the nearest entry by this much."""
 DRAWS = {
@@ -89,6 +91,8 @@ def test_weights_come_out_by_the_scales_of_their_blocks(shape: tuple[int, int], 
     expected = state.code[codes.long()] * scales.repeat_interleave(64)[: weights.numel()]
     found = functional.dequantize_4bit(packed, state).float()
     torch.testing.assert_close(found, expected.view(shape), rtol=0.01, atol=1e-4)
+    layer = matmul_4bit(torch.eye(shape[1]), packed, state)  # what a layer's forward calls
+    torch.testing.assert_close(layer.T, expected.view(shape), rtol=0.01, atol=1e-4)
 
 
 def test_the_table_is_one_of_bitsandbytes() -> None:
