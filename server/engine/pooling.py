@@ -9,7 +9,7 @@ from torch import Tensor
 from server.engine.sequence import Chunk
 
 
-def pool(hidden: Tensor, chunks: Seq[Chunk]) -> list[bytes | None]:
+def pool_prompts(hidden: Tensor, chunks: Seq[Chunk]) -> list[bytes | None]:
     """For each chunk the vector of its sequence if it ends the prompt, else the sum so far; None if it is not finite.
 
     ``hidden`` [rows of all of them, hidden size] float32. Vectors are float32, sums are float64.

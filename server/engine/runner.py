@@ -14,7 +14,7 @@ from server.compute.model_inputs import ForwardOutput, ModelInputs, call_model, 
 from server.compute.pool import AdapterPool, PackedAdapter
 from server.config import Settings
 from server.engine.kv_memory import kv_cache_size
-from server.engine.pooling import pool
+from server.engine.pooling import pool_prompts
 from server.engine.sampling.logprobs import RawLogits, score_prompts
 from server.engine.sampling.sampler import sample
 from server.engine.sampling.token_masks import MaskWorker
@@ -56,7 +56,7 @@ class Runner:
             tokens,
             raw.score(tokens, ops),
             score_prompts(others, batch.scored, ops),
-            [] if out.hidden is None else pool(out.hidden, batch.pooled),
+            [] if out.hidden is None else pool_prompts(out.hidden, batch.pooled),
             logits.cpu().numpy().tobytes() if batch.probe else None,
         )
 
