@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from server.api.formats.logprobs import finite
 from server.api.generation.prompt_run import Result
 from server.api.schemas.inputs import TextOrTokens
 from server.api.schemas.score import ScoreRequest
@@ -59,7 +60,7 @@ def score(continuation: Continuation, result: Result, *, tokens: bool) -> dict[s
     """Return the score of a continuation; with ``tokens``, also its tokens and their log probabilities."""
     assert isinstance(result, PromptLogprobs)
     own = [each for each in islice(result.logprobs, continuation.start, None) if each is not None]
-    total = sum(each.logprob for each in own)
+    total = sum(finite(each.logprob) for each in own)
     fields = {
         "object": "score",
         "prompt": continuation.prompt,
@@ -71,5 +72,5 @@ def score(continuation: Continuation, result: Result, *, tokens: bool) -> dict[s
     }
     if tokens:
         fields["token_ids"] = continuation.tokens[continuation.start :]
-        fields["token_logprobs"] = [each.logprob for each in own]
+        fields["token_logprobs"] = [finite(each.logprob) for each in own]
     return fields
