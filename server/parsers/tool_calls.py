@@ -48,11 +48,11 @@ class ToolCallParser:
         return self._take()
 
     def finish(self) -> list[Delta]:
-        """Return the deltas of the text that was held back."""
+        """Return the deltas of the text that was held back. Of a grammar's text, that is a call that a limit cut off."""
         call = self._call
         if call is not None and call.returned is not None:
             self._return_arguments(call)
-        elif not self._between_calls:
+        elif not self._between_calls and not self._incremental:
             self._add_content(self._text)
         self._text, self._call = "", None
         return self._take()
