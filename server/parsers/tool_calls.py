@@ -48,7 +48,7 @@ class ToolCallParser:
         return self._take()
 
     def finish(self) -> list[Delta]:
-        """Return the deltas of the text that was held back. Of a grammar's text, that is a call that a limit cut off."""
+        """Return the deltas of the text that was held back. A grammar's is a call that a limit cut off."""
         call = self._call
         if call is not None and call.returned is not None:
             self._return_arguments(call)
