@@ -192,7 +192,7 @@ async def _invalid(request: Request, error: Exception) -> JsonResponse:
     """Report the first invalid field of the request."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = [str(part)[:MAX_ECHO] for part in first["loc"][1:]]
+    place = _place(first, error.body)
     message, code = first["msg"], None
     match first["type"]:
         case "missing" if not place:
@@ -213,3 +213,34 @@ async def _invalid(request: Request, error: Exception) -> JsonResponse:
         case _:
             message = f"{message.removeprefix('Value error, ')} (in `{'.'.join(place)}`)."
     return respond(400, error_object(400, message, ".".join(place) or None, code), path=request.url.path)
+
+
+def _place(error: Mapping[str, Any], body: object) -> list[str]:
+    """The path in ``body`` to what an error is about: pydantic's location without the tags of unions."""
+    location = tuple(error["loc"][1:])
+    inside = (error["ctx"]["field"],) if error["type"] in ("unknown", "unsupported") else ()
+    found = _find((*location, *inside), body, missing=error["type"] == "missing")
+    path = location if found is None else found[: len(found) - len(inside)]
+    return [str(part)[:MAX_ECHO] for part in path]
+
+
+def _find(location: tuple[str | int, ...], body: Any, *, missing: bool) -> list[str | int] | None:
+    """The parts of ``location`` that lead through ``body``, or None if no such parts do.
+
+    ``missing``: the last part names a field that the body lacks.
+    """
+    if not location:
+        return []
+    part, rest = location[0], location[1:]
+    if isinstance(body, list) and isinstance(part, int) and part < len(body):
+        found = _find(rest, body[part], missing=missing)
+        return None if found is None else [part, *found]
+    if not isinstance(body, dict):
+        return None
+    if part in body:
+        found = _find(rest, body[part], missing=missing)
+        if found is not None:
+            return [part, *found]
+    if part in (body.get("type"), body.get("role")):
+        return _find(rest, body, missing=missing)  # the tag of a union
+    return [part] if missing and not rest else None

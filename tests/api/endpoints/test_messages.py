@@ -181,6 +181,11 @@ def test_errors_are_anthropics(sdk: Anthropic, live: Live) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
+        (
+            {"max_tokens": 1, "messages": [{"role": "user", "content": [{"type": "text", "text": "x", "tex": 1}]}]},
+            400,
+            "Unknown field `messages.0.content.0.tex`; did you mean `messages.0.content.0.text`?",
+        ),
         ({"messages": [USER]}, 400, "max_tokens"),
         ({"max_tokens": 5}, 400, "messages"),
         ({"max_tokens": 5, "messages": [USER], "n": 2}, 400, "Unknown field"),
