@@ -13,6 +13,7 @@ from server.errors import InvalidRequest, QueueFull
 from server.structured.sandbox import compiled
 from server.structured.sandbox_process import SandboxProcess
 from server.structured.spec import GrammarSpec
+from server.structured.special_tokens import renamed
 
 MAX_SOURCE = 256 * 1024
 """Characters of a grammar."""
@@ -109,12 +110,12 @@ class GrammarCompiler:
     def _open(self) -> tuple[LLTokenizer, SandboxProcess] | str:
         if not self._end_tokens:
             return "this model has no end token, so no answer could end"
-        text = self._tokenizer.to_str()
+        text, special = renamed(self._tokenizer.to_str())
         try:
             tokenizer = LLTokenizer(text, n_vocab=self._vocabulary, eos_token=self._end_tokens)
         except ValueError as error:
             return f"this model's tokenizer cannot follow grammars ({error})"
-        setup = {"tokenizer": text, "vocabulary": self._vocabulary, "end": self._end_tokens}
+        setup = {"tokenizer": text, "vocabulary": self._vocabulary, "end": self._end_tokens, "special": special}
         return tokenizer, SandboxProcess(setup)
 
 

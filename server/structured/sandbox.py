@@ -13,6 +13,7 @@ import json
 import resource
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from server.structured.json_schemas import MAX_DEPTH, check
 from server.structured.spec import with_whitespace
+from server.structured.special_tokens import by_id
 
 CPU_SECONDS = 0.25
 """For one grammar. A schema of a thousand properties takes 0.1."""
@@ -42,8 +44,11 @@ def compiled(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
     return matcher
 
 
-def translated(kind: str, source: str) -> str:
-    """Llguidance's form of a grammar. Raises ValueError with the reason if it is not supported."""
+def translated(kind: str, source: str, special: Mapping[str, int]) -> str:
+    """Llguidance's form of a grammar. Raises ValueError with the reason if it is not supported.
+
+    ``special``: the ids of special tokens, by their text.
+    """
     match kind:
         case "json_object":
             return LLMatcher.grammar_from_json_schema(with_whitespace({"type": "object"}))
@@ -57,7 +62,7 @@ def translated(kind: str, source: str) -> str:
         case "choice":
             return _lark("start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, json.loads(source))))
         case _:
-            return _lark(any_to_lark(source))
+            return _lark(by_id(any_to_lark(source), special))
 
 
 def _lark(source: str) -> str:
@@ -71,9 +76,9 @@ def _message(matcher: LLMatcher) -> str:
     return message[:MAX_MESSAGE]
 
 
-def _answer(tokenizer: LLTokenizer, kind: str, source: str) -> dict[str, str]:
+def _answer(tokenizer: LLTokenizer, special: Mapping[str, int], kind: str, source: str) -> dict[str, str]:
     try:
-        grammar = translated(kind, source)
+        grammar = translated(kind, source, special)
         compiled(tokenizer, grammar)
     except RecursionError:
         return {"error": f"it is nested more than {MAX_DEPTH} levels deep"}
@@ -97,7 +102,7 @@ def main() -> None:
     for line in sys.stdin:
         kind, source = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-        answer = _answer(tokenizer, kind, source)
+        answer = _answer(tokenizer, setup["special"], kind, source)
         signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()

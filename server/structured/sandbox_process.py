@@ -23,7 +23,7 @@ class SandboxProcess:
     """Compiles grammars in a process of its own, which may end at any of them. For one thread."""
 
     def __init__(self, setup: Mapping[str, Any]) -> None:
-        """``setup`` is the first line of its input: ``tokenizer``, ``vocabulary`` and ``end``."""
+        """``setup`` is the first line of its input: ``tokenizer``, ``vocabulary``, ``end`` and ``special``."""
         self._setup = setup
         self._process: subprocess.Popen[str] | None = None
 

@@ -12,12 +12,14 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, processors
 
 from server.engine.grammar import Grammar, Matcher
 from server.errors import EngineError, InvalidRequest, QueueFull
 from server.structured import compiler
 from server.structured.compiler import MAX_CACHED, MAX_SOURCE, GrammarCompiler
 from server.structured.spec import GrammarSpec, with_whitespace
+from server.structured.special_tokens import renamed
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
 END, OTHER_END = 258, 256
@@ -42,7 +44,10 @@ def compile_(grammars: GrammarCompiler, kind: Any, source: object = "") -> Gramm
 
 
 def tokens(text: str) -> list[int]:
-    return tiny_tokenizer().encode(text)
+    """Token ids of a text; the text of special tokens is text like all other."""
+    backend = tiny_tokenizer().backend_tokenizer
+    backend.encode_special_tokens = True
+    return backend.encode(text).ids
 
 
 def allowed(matcher: Matcher) -> set[int]:
@@ -115,6 +120,8 @@ CASES: dict[str, tuple[str, object, list[str], list[str]]] = {
     "choice": ("choice", ["yes", "yes!", 'q"\\\n', "日本"], ["yes", "yes!", 'q"\\\n', "日本"], ["ye", "no", '"yes"']),
     "lark": ("lark", 'start: item ("," item)*\nitem: /[a-z]+/', ["a", "ab,c"], ["", "a,", "A"]),
     "gbnf": ("lark", 'root ::= item ("," item)*\nitem ::= [a-z]+', ["a", "ab,c"], ["", "a,", "A"]),
+    "special tokens as text": ("choice", ["<|im_end|>", "a<|im_start|>b"], ["<|im_end|>", "a<|im_start|>b"], ["", "a"]),
+    "special tokens in a schema": ("json_schema", {"enum": ["<|im_start|>"]}, ['"<|im_start|>"'], ['"', '""']),
     "json in lark": (
         "lark",
         "start: c\nc: %json " + json.dumps(with_whitespace(PERSON)),
@@ -134,6 +141,33 @@ def test_what_a_grammar_allows(grammars: GrammarCompiler, case: str) -> None:
             jsonschema.validate(json.loads(text), source)
     for text in bad:
         assert not accepts(grammar, text), text
+
+
+def test_a_grammar_may_name_special_tokens(grammars: GrammarCompiler) -> None:
+    matcher = compile_(grammars, "lark", 'start: <|im_start|> "<|im_start|>" /<|x>/ // <|im_start|>').start()
+    for token in [tiny_tokenizer().convert_tokens_to_ids("<|im_start|>"), *tokens("<|im_start|>x>")]:
+        assert token in allowed(matcher)
+        assert matcher.accept(token, last=False) is None
+    assert allowed(matcher) == {END, OTHER_END}
+
+
+def test_special_tokens_are_renamed_in_each_kind_of_vocabulary() -> None:
+    special = [("<unk>", 0), ("<s>", 2)]
+    for model in (
+        models.Unigram([("<unk>", 0.0), ("a", -1.0), ("<s>", 0.0), ("b", -2.0)], 0),
+        models.WordLevel({"<unk>": 0, "a": 1, "<s>": 2, "b": 3}, "<unk>"),
+        models.WordPiece({"<unk>": 0, "a": 1, "<s>": 2, "b": 3}, unk_token="<unk>"),
+    ):
+        tokenizer = Tokenizer(model)
+        tokenizer.add_special_tokens([text for text, _ in special])
+        tokenizer.add_special_tokens(["<end>"])
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $0", special_tokens=[("<s>", 2)])
+        description, ids = renamed(tokenizer.to_str())
+        assert ids == {**dict(special), "<end>": 4}
+        made = Tokenizer.from_str(description)
+        assert {made.id_to_token(id_) for id_ in ids.values()}.isdisjoint(ids)
+        assert made.get_vocab_size() == tokenizer.get_vocab_size()
+        assert made.token_to_id("b") == 3
 
 
 @pytest.mark.parametrize("kind", ["json_object", "json_schema"])
