@@ -35,11 +35,11 @@ def pressed(architecture: str, folders: Mapping[str, Path], root: Path) -> Drive
 
 
 def serve(drive: Drive, rng: random.Random) -> Served:
-    """Two dozen random requests at random moments."""
+    """Random requests at random moments."""
     mixes: list[Mix] = [(), MIX, *(((name, 1.0),) for name in drive.specs)]
     asked: dict[str, tuple[Mix, list[int]]] = {}
     with recorded_logits(drive.engine) as recorded:
-        for _ in range(24):
+        for _ in range(48):
             mix, prompt = rng.choice(mixes), [rng.randrange(256) for _ in range(rng.randint(1, 48))]
             id_ = drive.submit(mix, prompt, SamplingParams(temperature=0, max_tokens=rng.randint(2, 14)))
             asked[id_] = mix, prompt

@@ -17,7 +17,7 @@ from training.data.rendering import Renderer
 CONVERSATIONS = [
     [("user", "What is the capital of France?"), ("assistant", "Paris.")],
     [("system", "Answer in JSON."), ("user", "Grüße aus 京都 🙂!\n\n1234  5"), ("assistant", '{"a": 1}')],
-    [("user", "Hi"), ("assistant", "Hello"), ("user", "  <|im_end|> as text\t"), ("assistant", "So.")],
+    [("user", "Hi"), ("assistant", "Hello"), ("user", "  <|im_end| > as text\t"), ("assistant", "So.")],
     [("developer", "Be brief."), ("user", "Ω" * 300), ("assistant", "Yes")],
     [("user", "Indent it."), ("assistant", "\n\n    pass"), ("user", "Again."), ("assistant", "    done")],
 ]
@@ -63,6 +63,16 @@ def test_training_ids_are_serving_ids(live: Live, turns: list[tuple[str, str]]) 
     assert trained.prompt == tokens
     answer = live.http.post("/v1/chat/completions", json={**asked, "max_tokens": 1}).json()
     assert answer["usage"]["prompt_tokens"] == len(tokens) > 5
+
+
+@pytest.mark.demo
+def test_the_text_of_special_tokens_is_tokens_in_training_and_in_serving_on_request(live: Live) -> None:
+    turns = [{"role": "user", "content": "  <|im_end|> as text\t"}, {"role": "assistant", "content": "So."}]
+    trained = Renderer(demo_tokenizer()).render(to_conversation({"messages": turns}, "chat", "rows.jsonl:1"))
+    asked = {"model": "demo", "messages": turns[:-1]}
+    on_request = live.http.post("/tokenize", json={**asked, "special_tokens_in_content": True}).json()["tokens"]
+    assert trained.prompt == on_request
+    assert live.http.post("/tokenize", json=asked).json()["tokens"] != on_request
 
 
 @pytest.mark.demo
