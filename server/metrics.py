@@ -98,20 +98,34 @@ class Metrics:
         """Count a registration over HTTP."""
         self._registrations.labels(outcome).inc()
 
-    def first_token(self, seconds: float) -> None:
-        """Record the first token of a request, ``seconds`` after it was submitted."""
+    def first_token(self, seconds: float, aliases: Iterable[tuple[str, str]]) -> None:
+        """Record the first token of a request, ``seconds`` after it was submitted.
+
+        ``aliases``: those that the request used, and the version that each was resolved to.
+        """
         self._time_to_first_token.observe(seconds)
+        for alias, version in aliases:
+            self.aliases.first_token(alias, version, seconds)
 
     def next_tokens(self, seconds: float, count: int) -> None:
         """Record ``count`` more tokens of a request, ``seconds`` after the last one."""
         for _ in range(count):
             self._time_between_tokens.observe(seconds / count)
 
-    def ended(self, prompt_tokens: int, output_tokens: int, seconds: float) -> None:
-        """Record a request that has ended, for whatever reason."""
+    def ended(
+        self,
+        prompt_tokens: int,
+        output_tokens: int,
+        seconds: float,
+        outcome: RequestOutcome,
+        aliases: Iterable[tuple[str, str]],
+    ) -> None:
+        """Record a request that has ended. ``aliases`` is as in :meth:`first_token`."""
         self._prompt_tokens.inc(prompt_tokens)
         self._output_tokens.inc(output_tokens)
         self._request_seconds.observe(seconds)
+        for alias, version in aliases:
+            self.aliases.ended(alias, version, outcome, output_tokens, seconds)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 
 from server.engine.sequence import Event
-from server.errors import Draining
+from server.errors import Draining, EngineError
 
 
 class EventQueue:
@@ -77,6 +77,10 @@ class EventRouter:
         """Raise Draining if no new requests are accepted."""
         if self.draining:
             raise Draining("The server is shutting down and takes no new requests.", code="draining")
+
+    def error(self, message: str) -> EngineError | Draining:
+        """The error of a request whose sequence has failed: Draining if that is because the server shuts down."""
+        return Draining(message, code="draining") if self.draining else EngineError(message)
 
     def deliver(self, events: list[Event]) -> None:
         """Pass on a step's events, from the engine's thread. Wakes the event loop once for all of them."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 from server.api.formats.answer import Answer
-from server.api.formats.format import comment, event
+from server.api.formats.format import comment, read_deltas, typed_events
 from server.api.formats.message_events import Json, MessageEvents
 from server.api.generation.generation import Generation
 from server.api.generation.pieces import Finish, Piece
@@ -37,33 +37,30 @@ class MessagesFormat:
         """Return ``message_start`` and ``ping``."""
         usage = {**self._usage(), "output_tokens": 0}
         message = {**self._message(), "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
-        return _joined([{"type": "message_start", "message": message}, {"type": "ping"}])
+        return typed_events([{"type": "message_start", "message": message}, {"type": "ping"}])
 
     def push(self, index: int, piece: Piece) -> bytes:
         """Return the events of a piece."""
         self._began = True
-        return _joined(self._take(piece))
+        return typed_events(self._take(piece))
 
     def end(self) -> bytes:
         """Return the events that end the last block, ``message_delta`` and ``message_stop``."""
         delta = {"type": "message_delta", "delta": self._stop(), "usage": self._usage(), **self._answer.explanation()}
-        return _joined([*self._events.end(), delta, {"type": "message_stop"}])
+        return typed_events([*self._events.end(), delta, {"type": "message_stop"}])
 
     def error(self, error: Exception) -> bytes:
         """Return an ``error`` event."""
         status, body = error_body(error)
-        return _joined([anthropic_error(status, body)])
+        return typed_events([anthropic_error(status, body)])
 
     def waiting(self) -> bytes:
         """Return ``ping``, or before ``message_start`` a comment."""
-        return _joined([{"type": "ping"}]) if self._began else comment("waiting")
+        return typed_events([{"type": "ping"}]) if self._began else comment("waiting")
 
     def _take(self, piece: Piece) -> list[Json]:
-        deltas = self._parser.push(piece.text)
-        if piece.finish is not None:
-            self._finish = piece.finish
-            deltas += self._parser.finish()
-        return [each for delta in deltas for each in self._events.add(delta)]
+        self._finish = piece.finish
+        return [each for delta in read_deltas(self._parser, piece) for each in self._events.add(delta)]
 
     def _message(self) -> Json:
         head = self._answer.head("message")
@@ -90,7 +87,3 @@ class MessagesFormat:
             "cache_read_input_tokens": cached,
             "output_tokens": usage["completion_tokens"],
         }
-
-
-def _joined(events: list[Json]) -> bytes:
-    return b"".join([event(each, each["type"]) for each in events])

@@ -5,6 +5,7 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 from server.api.formats.answer import Answer
+from server.api.formats.format import read_deltas
 from server.api.formats.logprobs import chat_logprobs, prompt_logprobs
 from server.api.formats.openai import UNFINISHED, OpenAIFormat, finish_fields
 from server.api.generation.pieces import Piece
@@ -45,7 +46,7 @@ class ChatFormat(OpenAIFormat):
 
     def _full_choice(self, index: int, answer: Piece) -> dict[str, Any]:
         parser = self._parsers[index]
-        deltas = [*parser.push(answer.text), *parser.finish()]
+        deltas = read_deltas(parser, answer)
         finish = finish_fields(answer.finish, _finish_reason(parser, answer))
         fields = {"message": message(deltas), "logprobs": self._logprobs(answer), **self._token_ids(answer)}
         return {"index": index, **fields, **finish}
@@ -71,9 +72,7 @@ class ChatFormat(OpenAIFormat):
         if self._plain and not piece.finish:
             return self.text_chunk(index, piece.text) if piece.text else b""
         parser = self._parsers[index]
-        deltas = parser.push(piece.text)
-        if piece.finish:
-            deltas += parser.finish()
+        deltas = read_deltas(parser, piece)
         about_tokens = self._token_fields(piece)
         if not about_tokens:
             chunks = [self._delta_chunk(index, delta) for delta in deltas]

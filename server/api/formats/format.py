@@ -1,12 +1,13 @@
 """AnswerFormat: what an endpoint decides about writing its answers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from typing import Any, Protocol
 
 from server.api.generation.generation import Generation
 from server.api.generation.pieces import Piece
+from server.parsers.deltas import Delta, MessageParser
 
 
 class AnswerFormat(Protocol):
@@ -49,6 +50,16 @@ def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
     """Return a server-sent event. ``name`` is its type, which OpenAI's older endpoints do not use."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
     return head + b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
+
+
+def typed_events(events: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return server-sent events that have the name of their ``type``."""
+    return b"".join([event(each, each["type"]) for each in events])
+
+
+def read_deltas(parser: MessageParser, piece: Piece) -> list[Delta]:
+    """Return the deltas of a choice's next piece; with its last one, also those that the parser has held back."""
+    return [*parser.push(piece.text), *(parser.finish() if piece.finish else ())]
 
 
 def comment(text: str) -> bytes:

@@ -6,7 +6,7 @@ from time import time
 from typing import Any
 
 from server.api.formats.answer import Answer
-from server.api.formats.format import comment, event
+from server.api.formats.format import comment, read_deltas, typed_events
 from server.api.formats.response_events import Json, ResponseEvents, Status
 from server.api.generation.generation import Generation
 from server.api.generation.pieces import Finish, Piece
@@ -40,21 +40,21 @@ class ResponsesFormat:
 
     def begin(self) -> bytes:
         """Return ``response.created`` and ``response.in_progress``."""
-        return _joined(self._events.start())
+        return typed_events(self._events.start())
 
     def push(self, index: int, piece: Piece) -> bytes:
         """Return the events of a piece."""
-        return _joined(self._take(piece))
+        return typed_events(self._take(piece))
 
     def end(self) -> bytes:
         """Return the events that end the last item, and ``response.completed`` or ``response.incomplete``."""
-        return _joined(self._events.end(self._status))
+        return typed_events(self._events.end(self._status))
 
     def error(self, error: Exception) -> bytes:
         """Return ``response.failed``."""
         body = error_body(error)[1]["error"]
         self._error = {"code": "server_error", "message": body["message"]}
-        return _joined(self._events.end("failed"))
+        return typed_events(self._events.end("failed"))
 
     def waiting(self) -> bytes:
         """Return a comment."""
@@ -66,11 +66,8 @@ class ResponsesFormat:
         return "incomplete" if self._finish.reason == "length" else "completed"
 
     def _take(self, piece: Piece) -> list[Json]:
-        deltas = self._parser.push(piece.text)
-        if piece.finish is not None:
-            self._finish = piece.finish
-            deltas += self._parser.finish()
-        return [each for delta in deltas for each in self._events.add(delta)]
+        self._finish = piece.finish
+        return [each for delta in read_deltas(self._parser, piece) for each in self._events.add(delta)]
 
     def _response(self, status: Status, items: list[Json]) -> Json:
         ended = status != "in_progress"
@@ -125,7 +122,3 @@ def _echo(request: ResponsesRequest) -> Json:
         "truncation": "disabled",
         "user": request.user,
     }
-
-
-def _joined(events: list[Json]) -> bytes:
-    return b"".join([event(each, each["type"]) for each in events])

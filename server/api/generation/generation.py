@@ -17,7 +17,6 @@ from server.api.generation.pieces import Piece
 from server.engine.engine import Engine
 from server.engine.event_router import EventRouter
 from server.engine.sequence import Event, Sequence, Timing
-from server.errors import Draining, EngineError
 from server.metrics import Metrics, RequestOutcome
 from server.text.codec import Codec
 
@@ -105,7 +104,8 @@ class Generation:
             else:
                 pieces = [(index, self.choices[index].take(its)) for index, its in self._by_choice(events).items()]
         except ChoiceFailed as error:
-            raise self._error(str(error)) from error
+            self._failed = True  # one that fails is the end of the request
+            raise self._event_router.error(str(error)) from error
         if self.first_token is None and self.output_tokens:
             self._measure_first()
         for index, piece in pieces:
@@ -130,9 +130,7 @@ class Generation:
         self._abort()
         self._release()
         seconds = monotonic() - self._started
-        self._metrics.ended(self.prompt_tokens, self.output_tokens, seconds)
-        for alias, version in self.adapters.aliases:
-            self._metrics.aliases.ended(alias, version, self.outcome, self.output_tokens, seconds)
+        self._metrics.ended(self.prompt_tokens, self.output_tokens, seconds, self.outcome, self.adapters.aliases)
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
@@ -214,13 +212,6 @@ class Generation:
                 found.setdefault(index, []).append(event)
         return found
 
-    def _error(self, message: str) -> EngineError | Draining:
-        """Return the error of a choice: one that fails is the end of the request."""
-        self._failed = True
-        return Draining(message, code="draining") if self._event_router.draining else EngineError(message)
-
     def _measure_first(self) -> None:
         self.first_token = monotonic() - self._started
-        self._metrics.first_token(self.first_token)
-        for alias, version in self.adapters.aliases:
-            self._metrics.aliases.first_token(alias, version, self.first_token)
+        self._metrics.first_token(self.first_token, self.adapters.aliases)

@@ -1,29 +1,26 @@
 """PromptRun: the sequences of a request that asks about its prompts: for vectors or log probabilities, not for text."""
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from collections.abc import Sequence as Seq
 from itertools import islice
-from time import monotonic
+from time import monotonic, time
+from typing import Any, Self, TypeVar
+from uuid import uuid4
 
-from server.api.generation.adapters import LeasedAdapters
-from server.api.schemas.inputs import TextOrTokens
+from starlette.requests import Request
+
+from server.api.generation.adapters import LeasedAdapters, lease_adapters
+from server.api.http.disconnect import until_disconnect
+from server.api.schemas.generation import AdaptedRequest
 from server.api.service import Service
-from server.engine.sequence import Event, Failed, Pooled, PromptLogprobs, Sequence, Token, is_last
-from server.errors import Draining, EngineError
+from server.engine.sequence import Adaptation, Event, Failed, Pooled, PromptLogprobs, Sequence, Token, is_last
+from server.errors import ContextOverflow
 from server.metrics import RequestOutcome
-from server.text.codec import LONG_TEXT, Codec
 
 Result = Pooled | PromptLogprobs
-
-
-async def encode_prompts(codec: Codec, prompts: Seq[TextOrTokens], param: str) -> list[list[int]]:
-    """Return the token ids of each prompt. Raises InvalidRequest for ``param`` if one has no tokens or unknown ids."""
-
-    def encode() -> list[list[int]]:
-        return [codec.encode_prompt(prompt, param) for prompt in prompts]
-
-    return await asyncio.to_thread(encode) if sum(map(len, prompts)) > LONG_TEXT else encode()
+MakeSequence = Callable[[str, list[int], Adaptation], Sequence]
+"""(id, tokens, adapters) -> a sequence that asks for what the request wants to know."""
+T = TypeVar("T")
 
 
 class PromptRun:
@@ -37,8 +34,9 @@ class PromptRun:
     output_tokens = 0
     """For the access log: such a request has no answer."""
 
-    def __init__(self, sequences: Seq[Sequence], adapters: LeasedAdapters, service: Service) -> None:
+    def __init__(self, id_: str, sequences: Seq[Sequence], adapters: LeasedAdapters, service: Service) -> None:
         """Take over the leases of ``adapters``."""
+        self.id = id_
         self.adapters = adapters
         self.prompt_tokens = sum(sequence.prompt_length for sequence in sequences)
         self.ended = False
@@ -56,6 +54,50 @@ class PromptRun:
         self._failed = False
         self._closed = False
         self._started = monotonic()
+
+    @classmethod
+    def of(
+        cls,
+        service: Service,
+        request: AdaptedRequest,
+        prompts: Seq[list[int]],
+        make: MakeSequence,
+        *,
+        prefix: str,
+        param: str,
+    ) -> Self:
+        """Lease the adapters of a request and return the run of its prompts, lists of token ids.
+
+        ``prefix`` begins the answer's id. Raises ContextOverflow for the field ``param`` if a prompt is too long, and
+        the errors of :func:`lease_adapters`.
+        """
+        context = service.base.max_model_len
+        for prompt in prompts:
+            if len(prompt) > context:
+                raise ContextOverflow(context, len(prompt), 0, param)
+        adapters = lease_adapters(service.registry, service.base.name, request)
+        id_, adaptation = f"{prefix}-{uuid4().hex}", adapters.adaptation
+        sequences = [make(f"{id_}-{index}", prompt, adaptation) for index, prompt in enumerate(prompts)]
+        return cls(id_, sequences, adapters, service)
+
+    async def complete(self, http: Request, work: Coroutine[Any, Any, T]) -> T:
+        """Return what ``work`` makes of the results, and close the run; raise ClientDisconnect if the client leaves."""
+        http.state.generation = self  # for the access log
+        try:
+            return await until_disconnect(http.receive, work)
+        finally:
+            self.close()
+
+    def fields(self, model: str) -> dict[str, Any]:
+        """Return the fields of the answer that are not about a single prompt. ``model``: its name in the request."""
+        return {
+            "id": self.id,
+            "object": "list",
+            "created": int(time()),
+            "model": model,
+            "adapter": self.adapters.to_json(),
+            "usage": {"prompt_tokens": self.prompt_tokens, "total_tokens": self.prompt_tokens},
+        }
 
     async def __aiter__(self) -> AsyncIterator[Result]:
         """Submit the sequences and yield the result of each.
@@ -83,9 +125,7 @@ class PromptRun:
         self._event_router.close(*self._ids)
         self.adapters.release()
         seconds = monotonic() - self._started
-        self._metrics.ended(self.prompt_tokens, 0, seconds)
-        for alias, version in self.adapters.aliases:
-            self._metrics.aliases.ended(alias, version, self.outcome, 0, seconds)
+        self._metrics.ended(self.prompt_tokens, 0, seconds, self.outcome, self.adapters.aliases)
 
     @property
     def outcome(self) -> RequestOutcome:
@@ -105,7 +145,5 @@ class PromptRun:
                 self._submit(following)
         if isinstance(event, Failed):
             self._failed = True
-            raise (
-                Draining(event.message, code="draining") if self._event_router.draining else EngineError(event.message)
-            )
+            raise self._event_router.error(event.message)
         self._results[event.sequence_id] = event

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from time import monotonic
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -11,7 +13,7 @@ from server.api.formats.answer import spans_of
 from server.api.formats.format import AnswerFormat
 from server.api.generation.generation import Generation
 from server.api.generation.pieces import Piece, join
-from server.api.http.disconnect import wait_for_disconnect
+from server.api.http.disconnect import until_disconnect
 from server.api.http.errors import JsonResponse
 from server.errors import Draining, EngineError
 
@@ -27,18 +29,11 @@ class GenerationResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the response; cancel that if the client disconnects first. The generation is closed in all cases."""
         scope["state"]["generation"] = self._generation  # for the access log
-        writing = asyncio.ensure_future(self._write(scope, receive, send))
-        disconnected = asyncio.ensure_future(wait_for_disconnect(receive))
         try:
-            await asyncio.wait((writing, disconnected), return_when=asyncio.FIRST_COMPLETED)
-            if writing.done():
-                writing.result()
+            with suppress(ClientDisconnect):
+                await until_disconnect(receive, self._write(scope, receive, send))
         finally:
             self._generation.close()
-            writing.cancel()
-            disconnected.cancel()
-            # The client has its response or has left, so further errors cannot be reported to it.
-            await asyncio.gather(writing, disconnected, return_exceptions=True)
 
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise NotImplementedError

@@ -1,15 +1,12 @@
 """``POST /v1/chat/completions`` and ``POST /v1/completions``."""
 
-import asyncio
-from collections.abc import Callable
-from typing import TypeVar
-
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from server.api.formats.chat import ChatFormat
 from server.api.formats.completion import CompletionFormat
 from server.api.generation.adapters import lease_adapters
+from server.api.generation.prompts import encode_prompts, map_texts
 from server.api.generation.structured import compile_grammar
 from server.api.generation.submit import submit
 from server.api.generation.submit_chat import submit_chat
@@ -20,13 +17,10 @@ from server.api.schemas.answers import ChatCompletion, ChatCompletionChunk, Comp
 from server.api.schemas.chat import ChatRequest
 from server.api.schemas.completion import CompletionRequest
 from server.api.service import ServiceDep
-from server.text.codec import LONG_TEXT
 
 router = APIRouter(prefix="/v1", tags=["completions"], route_class=JsonRoute)
 
 ERRORS = error_statuses(400, 404, 409, 413, 422, 429, 503, 507)
-
-T = TypeVar("T")
 
 
 @router.post(
@@ -46,10 +40,9 @@ async def create_completion(request: CompletionRequest, service: ServiceDep) -> 
     """Generate the continuation of a prompt."""
     service.event_router.check_open()
     await fetch_named(service, request)
-    codec, length = service.codec, sum(map(len, request.prompt))
-    prompts = await _encode(lambda: [codec.encode_prompt(prompt) for prompt in request.prompt], length)
-    echoed = request.prompt if request.echo else []
-    echoes = await _encode(lambda: [codec.text_of(prompt) for prompt in echoed], length)
+    codec = service.codec
+    prompts = await encode_prompts(codec, request.prompt, "prompt")
+    echoes = await map_texts(codec.text_of, request.prompt) if request.echo else []
     grammar = await compile_grammar(service, request)
     return submit(
         service,
@@ -62,7 +55,3 @@ async def create_completion(request: CompletionRequest, service: ServiceDep) -> 
         prefix="cmpl",
         param="prompt",
     )
-
-
-async def _encode(encode: Callable[[], T], characters: int) -> T:
-    return await asyncio.to_thread(encode) if characters > LONG_TEXT else encode()

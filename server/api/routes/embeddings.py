@@ -1,28 +1,28 @@
 """``POST /v1/embeddings``: texts to vectors, from the base or an adapter."""
 
 import json
-from time import time
 from typing import Any
-from uuid import uuid4
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.api.generation.adapters import lease_adapters
-from server.api.generation.prompt_run import PromptRun, Result, encode_prompts
+from server.api.generation.prompt_run import PromptRun, Result
+from server.api.generation.prompts import encode_prompts
 from server.api.generation.vectors import encode_vector, unit_vector
-from server.api.http.disconnect import until_disconnect
 from server.api.http.json_body import JsonRoute
 from server.api.http.openapi import ADAPTER_HEADER, error_statuses, returns
 from server.api.registry.on_request import fetch_named
 from server.api.schemas.embeddings import EmbeddingRequest, Embeddings
 from server.api.service import Service, ServiceDep
-from server.engine.sequence import Adaptation, Pooled, Pooling, SamplingParams, Sequence
-from server.errors import ContextOverflow, InvalidRequest
+from server.engine.sequence import Pooled, SamplingParams, Sequence
+from server.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1", tags=["embeddings"], route_class=JsonRoute)
 
 ERRORS = error_statuses(400, 404, 409, 413, 422, 429, 503, 507)
+
+SAMPLING = SamplingParams(temperature=0.0, max_tokens=1)
+"""Nothing is sampled."""
 
 
 @router.post(
@@ -35,28 +35,18 @@ async def create_embeddings(request: EmbeddingRequest, http: Request, service: S
     await fetch_named(service, request)
     _check_dimensions(request, service)
     prompts = await encode_prompts(service.codec, request.input, "input")
-    for prompt in prompts:
-        if len(prompt) > service.base.max_model_len:
-            raise ContextOverflow(service.base.max_model_len, len(prompt), 0, "input")
-    adapters = lease_adapters(service.registry, service.base.name, request)
     pooling = request.pooling or service.pooling
-    id_ = f"embd-{uuid4().hex}"
-    run = PromptRun(_sequences(id_, prompts, pooling, adapters.adaptation), adapters, service)
-    http.state.generation = run  # for the access log
-    try:
-        vectors = await until_disconnect(http.receive, _vectors(run, request))
-    finally:
-        run.close()
-    fields = {
-        "id": id_,
-        "object": "list",
-        "created": int(time()),
-        "model": request.model or service.base.name,
-        "pooling": pooling,
-        "adapter": adapters.to_json(),
-        "usage": {"prompt_tokens": run.prompt_tokens, "total_tokens": run.prompt_tokens},
-    }
-    return Response(_body(fields, vectors), media_type="application/json", headers=adapters.header())
+    run = PromptRun.of(
+        service,
+        request,
+        prompts,
+        lambda id_, tokens, adaptation: Sequence(id_, tokens, SAMPLING, adaptation, pooling=pooling),
+        prefix="embd",
+        param="input",
+    )
+    vectors = await run.complete(http, _vectors(run, request))
+    fields = {**run.fields(request.model or service.base.name), "pooling": pooling}
+    return Response(_body(fields, vectors), media_type="application/json", headers=run.adapters.header())
 
 
 def _check_dimensions(request: EmbeddingRequest, service: Service) -> None:
@@ -65,14 +55,6 @@ def _check_dimensions(request: EmbeddingRequest, service: Service) -> None:
         raise InvalidRequest(
             f"Vectors of this model have {size} dimensions (got {request.dimensions}).", param="dimensions"
         )
-
-
-def _sequences(id_: str, prompts: list[list[int]], pooling: Pooling, adaptation: Adaptation) -> list[Sequence]:
-    sampling = SamplingParams(temperature=0.0, max_tokens=1)
-    return [
-        Sequence(f"{id_}-{index}", prompt, sampling, adaptation, pooling=pooling)
-        for index, prompt in enumerate(prompts)
-    ]
 
 
 async def _vectors(run: PromptRun, request: EmbeddingRequest) -> list[bytes]:

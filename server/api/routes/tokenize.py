@@ -12,7 +12,7 @@ from server.api.http.errors import JsonResponse
 from server.api.http.json_body import JsonRoute
 from server.api.http.openapi import error_statuses, returns
 from server.api.schemas.base import Name, Schema, Text
-from server.api.schemas.messages import MAX_MESSAGES, Message
+from server.api.schemas.messages import Message, few_messages
 from server.api.schemas.responses import Detokenized, TokenizerInfo, Tokens
 from server.api.schemas.templates import TemplateFields
 from server.api.service import ServiceDep
@@ -22,13 +22,6 @@ from server.text.codec import Codec
 router = APIRouter(tags=["tokens"], route_class=JsonRoute)
 
 
-def _few(value: object) -> object:
-    """Check the length before the items are validated."""
-    if isinstance(value, list) and len(value) > MAX_MESSAGES:
-        raise ValueError(f"must have at most {MAX_MESSAGES} messages (got {len(value)})")
-    return value
-
-
 class TokenizeRequest(TemplateFields):
     """Either a prompt, as for completions, or messages, as for chat completions."""
 
@@ -36,7 +29,7 @@ class TokenizeRequest(TemplateFields):
 
     model: Name | None = None
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(_few)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(few_messages)] | None = None
     add_special_tokens: bool | None = None
     """Whether to add the tokenizer's special tokens to a prompt. Null means true, as for completions."""
     return_token_strs: bool | None = None
