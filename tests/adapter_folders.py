@@ -23,6 +23,8 @@ FINGERPRINT = "0" * 64
 
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
 """Default layers of :func:`write_adapter`, all of the tiny Llama."""
+DEMO_LAYOUT = BaseLayout("", {LAYERS[0]: (576, 576), LAYERS[1]: (1536, 576)})
+"""Those layers of the demo model, whose shapes are all that :func:`write_adapter` needs to know."""
 KEY_A = f"base_model.model.{LAYERS[0]}.lora_A.weight"
 KEY_B = f"base_model.model.{LAYERS[0]}.lora_B.weight"
 LAST_KEY = f"base_model.model.{LAYERS[1]}.lora_B.weight"

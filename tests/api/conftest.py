@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from bases.base import load_base
+from server.api.startup import open_service
+from server.config import Settings
+from tests.adapter_folders import DEMO_LAYOUT, write_adapter
 from tests.api.live import ADAPTERS, Live, enduring_model, running, tiny_service, wait_for
 from tests.tiny import save_adapter, tiny_model
 
@@ -41,6 +45,17 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     root = tmp_path_factory.mktemp("roomy")
     red = save_adapter(enduring_model(), root / "red", 1, r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
     with running(tiny_service(root, enduring_model(), adapter={"red": red}, max_model_len=4096)) as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server of the demo model, where the text matters, with an adapter that changes little, ``red``."""
+    root = tmp_path_factory.mktemp("demo")
+    write_adapter(root / "red", DEMO_LAYOUT, lora_alpha=0.5)
+    settings = Settings(data_dir=root / "data", adapter={"red": root / "red"}, max_model_len=2048, kv_memory_gib=0.5)
+    with running(open_service(load_base(settings.base), settings)) as live:
+        live.http.timeout = 300  # a hundred answers share two cores
         yield live
 
 

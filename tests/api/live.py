@@ -98,6 +98,28 @@ def events(response: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+def typed_events(live: Live, path: str, **body: Any) -> list[dict[str, Any]]:
+    """Return the events of a stream as they come; assert that each names its type."""
+    with live.http.stream("POST", path, json={**body, "stream": True}) as response:
+        assert response.headers["content-type"].startswith("text/event-stream"), response.read()
+        blocks = [block for block in "".join(response.iter_text()).split("\n\n") if block and not block.startswith(":")]
+    found = []
+    for block in blocks:
+        name, data = block.split("\n")
+        found.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {found[-1]['type']}"
+    return found
+
+
+def chat_text(live: Live, *messages: dict[str, Any], **fields: Any) -> str:
+    """Return the text of a small greedy chat, to compare what other endpoints answer with."""
+    body = {"messages": list(messages), "max_tokens": 12, "temperature": 0, "ignore_eos": True, **fields}
+    response = live.http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    text: str = response.json()["choices"][0]["message"]["content"]
+    return text
+
+
 def wait_for(condition: Callable[[], object]) -> None:
     """Wait until ``condition`` is true; fail after :data:`PATIENCE` seconds."""
     deadline = time.monotonic() + PATIENCE

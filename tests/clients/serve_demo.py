@@ -9,10 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, "")
 
-from adapters.format.spec import BaseLayout
-from tests.adapter_folders import LAYERS, write_adapter
-
-LAYOUT = BaseLayout("", {LAYERS[0]: (576, 576), LAYERS[1]: (1536, 576)})
+from tests.adapter_folders import DEMO_LAYOUT, write_adapter
 
 
 def main() -> None:
@@ -21,7 +18,7 @@ def main() -> None:
     words = ["serve", "--port", "0", "--data-dir", str(root / "data"), "--max-model-len", "2048"]
     words += ["--log-level", "warning"]
     for seed, name in enumerate(("red", "green")):
-        folder = write_adapter(root / name, LAYOUT, seed=seed, lora_alpha=0.5)
+        folder = write_adapter(root / name, DEMO_LAYOUT, seed=seed, lora_alpha=0.5)
         words += ["--adapter", f"{name}={folder}"]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "manylora.py", *words])

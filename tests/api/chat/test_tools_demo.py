@@ -9,17 +9,11 @@ import jsonschema
 import pytest
 from openai import OpenAI
 
-from adapters.format.spec import BaseLayout
-from bases.base import load_base
 from bases.model_source import DEMO_NAME
-from server.api.startup import open_service
-from server.config import Settings
-from tests.adapter_folders import LAYERS, write_adapter
-from tests.api.live import Live, running
+from tests.api.live import Live
 
 pytestmark = pytest.mark.demo
 
-LAYOUT = BaseLayout("", {LAYERS[0]: (576, 576), LAYERS[1]: (1536, 576)})
 SCHEMAS: dict[str, dict[str, Any]] = {
     "book_table": {
         "type": "object",
@@ -51,19 +45,9 @@ NAMED: Any = {"type": "function", "function": {"name": "opening_hours"}}
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """The demo model with an adapter."""
-    root = tmp_path_factory.mktemp("tools")
-    write_adapter(root / "red", LAYOUT, lora_alpha=0.5)
-    settings = Settings(data_dir=root / "data", adapter={"red": root / "red"}, max_model_len=2048, kv_memory_gib=0.5)
-    with running(open_service(load_base(settings.base), settings)) as live:
-        yield live
-
-
-@pytest.fixture(scope="module")
-def sdk(served: Live) -> Iterator[OpenAI]:
+def sdk(demo: Live) -> Iterator[OpenAI]:
     """OpenAI's client."""
-    with OpenAI(base_url=f"{served.http.base_url}/v1", api_key="none", max_retries=0, timeout=300) as client:
+    with OpenAI(base_url=f"{demo.http.base_url}/v1", api_key="none", max_retries=0, timeout=300) as client:
         yield client
 
 
@@ -116,10 +100,10 @@ def test_a_tool_loop(sdk: OpenAI) -> None:
     assert last.usage.prompt_tokens > 60
 
 
-def test_a_stream_equals_the_answer_with_tools_in_auto_mode(served: Live) -> None:
+def test_a_stream_equals_the_answer_with_tools_in_auto_mode(demo: Live) -> None:
     asked = {"messages": MESSAGES, "tools": TOOLS, "temperature": 0, "max_tokens": 60}
-    whole = served.http.post("/v1/chat/completions", json=asked).json()["choices"][0]
-    chunks = served.stream("/v1/chat/completions", **asked)
+    whole = demo.http.post("/v1/chat/completions", json=asked).json()["choices"][0]
+    chunks = demo.stream("/v1/chat/completions", **asked)
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert "".join(delta.get("content") or "" for delta in deltas) == (whole["message"]["content"] or "")
     assert chunks[-1]["choices"][0]["finish_reason"] == whole["finish_reason"]

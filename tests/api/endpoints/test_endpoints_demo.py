@@ -1,6 +1,5 @@
 """Embeddings, scores, responses and Anthropic's messages with the demo model, where the text matters."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,42 +7,26 @@ import pytest
 from anthropic import Anthropic
 from openai import OpenAI
 
-from adapters.format.spec import BaseLayout
-from bases.base import load_base
-from server.api.startup import open_service
-from server.config import Settings
-from tests.adapter_folders import LAYERS, write_adapter
-from tests.api.live import Live, running
+from tests.api.live import Live
 
 pytestmark = pytest.mark.demo
 
-LAYOUT = BaseLayout("", {LAYERS[0]: (576, 576), LAYERS[1]: (1536, 576)})
 QUESTION = "What is the capital of France?"
 MODELS = ("base", "red")
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """The demo model with an adapter that changes little."""
-    root = tmp_path_factory.mktemp("endpoints")
-    write_adapter(root / "red", LAYOUT, lora_alpha=0.5)
-    settings = Settings(data_dir=root / "data", adapter={"red": root / "red"}, max_model_len=2048, kv_memory_gib=0.5)
-    with running(open_service(load_base(settings.base), settings)) as live:
-        yield live
-
-
-def name(served: Live, model: str) -> str:
-    return served.service.base.name if model == "base" else model
+def name(demo: Live, model: str) -> str:
+    return demo.service.base.name if model == "base" else model
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_both_clients_learn_the_capital_of_france(served: Live, model: str) -> None:
-    ask: dict[str, Any] = {"model": name(served, model), "extra_body": {"temperature": 0}}
-    with OpenAI(base_url=f"{served.http.base_url}/v1", api_key="none") as openai:
+def test_both_clients_learn_the_capital_of_france(demo: Live, model: str) -> None:
+    ask: dict[str, Any] = {"model": name(demo, model), "extra_body": {"temperature": 0}}
+    with OpenAI(base_url=f"{demo.http.base_url}/v1", api_key="none") as openai:
         response = openai.responses.create(input=QUESTION, max_output_tokens=200, **ask)
         with openai.responses.stream(input=QUESTION, max_output_tokens=200, **ask) as stream:
             assert stream.get_final_response().output_text == response.output_text
-    with Anthropic(base_url=str(served.http.base_url), api_key="none") as anthropic:
+    with Anthropic(base_url=str(demo.http.base_url), api_key="none") as anthropic:
         messages: Any = [{"role": "user", "content": QUESTION}]
         message = anthropic.messages.create(messages=messages, max_tokens=200, **ask)
     assert "Paris" in response.output_text
@@ -54,22 +37,22 @@ def test_both_clients_learn_the_capital_of_france(served: Live, model: str) -> N
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_paris_is_more_likely_than_rome(served: Live, model: str) -> None:
-    body = {"model": name(served, model), "prompt": "The capital of France is", "continuations": [" Paris", " Rome"]}
-    paris, rome = served.http.post("/v1/score", json=body).json()["data"]
+def test_paris_is_more_likely_than_rome(demo: Live, model: str) -> None:
+    body = {"model": name(demo, model), "prompt": "The capital of France is", "continuations": [" Paris", " Rome"]}
+    paris, rome = demo.http.post("/v1/score", json=body).json()["data"]
     assert paris["logprob"] > rome["logprob"]
     assert paris["is_greedy"]
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("model", MODELS)
-def test_similar_texts_are_nearer(served: Live, model: str, pooling: str) -> None:
+def test_similar_texts_are_nearer(demo: Live, model: str, pooling: str) -> None:
     texts = [
         "The cat sits on the mat.",
         "A cat is sitting on a mat.",
         "Interest rates rose by a quarter of a percent last month.",
     ]
-    with OpenAI(base_url=f"{served.http.base_url}/v1", api_key="none") as client:
-        answer = client.embeddings.create(model=name(served, model), input=texts, extra_body={"pooling": pooling})
+    with OpenAI(base_url=f"{demo.http.base_url}/v1", api_key="none") as client:
+        answer = client.embeddings.create(model=name(demo, model), input=texts, extra_body={"pooling": pooling})
     vectors = np.array([each.embedding for each in answer.data])
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]

@@ -1,6 +1,5 @@
 """``POST /v1/messages`` through Anthropic's client: answers, events, tools, counted tokens, and errors."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +8,7 @@ import httpx
 import pytest
 from anthropic import Anthropic
 
-from tests.api.live import Live, wait_for
+from tests.api.live import Live, chat_text, typed_events, wait_for
 from tests.tiny import CONTEXT
 
 USER: dict[str, Any] = {"role": "user", "content": "Why?"}
@@ -52,14 +51,6 @@ def roomy_sdk(roomy: Live) -> Iterator[Anthropic]:
         yield client
 
 
-def chat_text(live: Live, *messages: dict[str, Any], **fields: Any) -> str:
-    body = {"messages": list(messages), "max_tokens": 12, "temperature": 0, "ignore_eos": True, **fields}
-    response = live.http.post("/v1/chat/completions", json=body)
-    assert response.status_code == 200, response.text
-    text: str = response.json()["choices"][0]["message"]["content"]
-    return text
-
-
 def text_of(message: Any) -> str:
     (block,) = message.content
     assert block.type == "text"
@@ -67,17 +58,8 @@ def text_of(message: Any) -> str:
 
 
 def raw_events(live: Live, **fields: Any) -> list[dict[str, Any]]:
-    """Events as they come; asserts that each names its type."""
-    body = {"messages": [USER], "max_tokens": 40, "temperature": 0, "ignore_eos": True, "stream": True, **fields}
-    with live.http.stream("POST", "/v1/messages", json=body) as response:
-        assert response.headers["content-type"].startswith("text/event-stream"), response.read()
-        blocks = [block for block in "".join(response.iter_text()).split("\n\n") if block and not block.startswith(":")]
-    events = []
-    for block in blocks:
-        name, data = block.split("\n")
-        events.append(json.loads(data.removeprefix("data: ")))
-        assert name == f"event: {events[-1]['type']}"
-    return events
+    body = {"messages": [USER], "max_tokens": 40, "temperature": 0, "ignore_eos": True, **fields}
+    return typed_events(live, "/v1/messages", **body)
 
 
 def test_a_message_is_the_answer_of_a_chat(sdk: Anthropic, live: Live) -> None:

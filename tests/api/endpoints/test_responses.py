@@ -11,7 +11,7 @@ from openai import OpenAI
 from openai.types.responses import Response
 from pydantic import BaseModel
 
-from tests.api.live import Live, wait_for
+from tests.api.live import Live, chat_text, typed_events, wait_for
 from tests.tiny import CONTEXT
 
 QUESTION = "Why?"
@@ -55,26 +55,9 @@ def roomy_sdk(roomy: Live) -> Iterator[OpenAI]:
         yield client
 
 
-def chat_text(live: Live, *messages: dict[str, Any], **fields: Any) -> str:
-    body = {"messages": list(messages), "max_tokens": 12, "temperature": 0, "ignore_eos": True, **fields}
-    response = live.http.post("/v1/chat/completions", json=body)
-    assert response.status_code == 200, response.text
-    text: str = response.json()["choices"][0]["message"]["content"]
-    return text
-
-
 def raw_events(live: Live, **fields: Any) -> list[dict[str, Any]]:
-    """Events as they come; asserts that each names its type."""
-    body = {"input": QUESTION, "max_output_tokens": 40, "temperature": 0, "ignore_eos": True, "stream": True, **fields}
-    with live.http.stream("POST", "/v1/responses", json=body) as response:
-        assert response.headers["content-type"].startswith("text/event-stream"), response.read()
-        blocks = [block for block in "".join(response.iter_text()).split("\n\n") if block and not block.startswith(":")]
-    events = []
-    for block in blocks:
-        name, data = block.split("\n")
-        events.append(json.loads(data.removeprefix("data: ")))
-        assert name == f"event: {events[-1]['type']}"
-    return events
+    body = {"input": QUESTION, "max_output_tokens": 40, "temperature": 0, "ignore_eos": True, **fields}
+    return typed_events(live, "/v1/responses", **body)
 
 
 def without_ids(response: Response) -> dict[str, Any]:

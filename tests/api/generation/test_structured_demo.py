@@ -1,23 +1,16 @@
 """Structured output of the demo model at temperature 1: valid in every try, for the base and an adapter."""
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema
 import pytest
 
-from adapters.format.spec import BaseLayout
-from bases.base import load_base
-from server.api.startup import open_service
-from server.config import Settings
-from tests.adapter_folders import LAYERS, write_adapter
-from tests.api.live import Live, running
+from tests.api.live import Live
 
 pytestmark = pytest.mark.demo
 
-LAYOUT = BaseLayout("", {LAYERS[0]: (576, 576), LAYERS[1]: (1536, 576)})
 ADDRESS = {
     "type": "object",
     "properties": {
@@ -56,16 +49,6 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCH
 MESSAGES = [{"role": "user", "content": "Invent a person with one or two addresses, as JSON."}]
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    root = tmp_path_factory.mktemp("structured")
-    write_adapter(root / "red", LAYOUT, lora_alpha=0.5)
-    settings = Settings(data_dir=root / "data", adapter={"red": root / "red"}, max_model_len=2048, kv_memory_gib=0.5)
-    with running(open_service(load_base(settings.base), settings)) as live:
-        live.http.timeout = 300  # a hundred answers share two cores
-        yield live
-
-
 def ask(live: Live, seed: int, adapter: str | None) -> str:
     """Return an answer; every third one streamed."""
     body: dict[str, Any] = {
@@ -90,9 +73,9 @@ def ask(live: Live, seed: int, adapter: str | None) -> str:
 
 @pytest.mark.parametrize("tries", [4, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("adapter", [None, "red"])
-def test_every_answer_is_valid(served: Live, adapter: str | None, tries: int) -> None:
+def test_every_answer_is_valid(demo: Live, adapter: str | None, tries: int) -> None:
     with ThreadPoolExecutor(16) as clients:
-        texts = list(clients.map(lambda seed: ask(served, seed, adapter), range(tries)))
+        texts = list(clients.map(lambda seed: ask(demo, seed, adapter), range(tries)))
     for text in texts:
         jsonschema.validate(json.loads(text), SCHEMA)
     assert len(set(texts)) > tries / 2, "they differ"

@@ -17,8 +17,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from adapters.format.spec import BaseLayout
-from tests.adapter_folders import LAYERS, write_adapter
+from tests.adapter_folders import DEMO_LAYOUT, write_adapter
 from tests.api.live import wait_for
 
 pytestmark = pytest.mark.demo
@@ -27,7 +26,6 @@ ROOT = Path(__file__).parents[3]
 QUESTION = {"role": "user", "content": "What is the capital of France?"}
 STARTED = 300.0
 """Maximum seconds of the first start, which quantises the base."""
-LAYOUT = BaseLayout("", {LAYERS[0]: (576, 576), LAYERS[1]: (1536, 576)})
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The servers' data folder, and two adapters: ``red`` and ``green``."""
     root = tmp_path_factory.mktemp("demo")
     for seed, name in enumerate(("red", "green")):
-        write_adapter(root / "adapters" / name, LAYOUT, seed=seed, lora_alpha=0.5)
+        write_adapter(root / "adapters" / name, DEMO_LAYOUT, seed=seed, lora_alpha=0.5)
     return root
 
 
