@@ -1,14 +1,13 @@
 """Tools over HTTP with the tiny model: what is demanded is called, in every stream and answer, and turns go back."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from openai import OpenAI
 
-from tests.api.live import Live, enduring_model, running, tiny_service
-from tests.tiny import save_adapter
+from tests.api.live import Live
 
 CHAT = "/v1/chat/completions"
 QUESTION = {"role": "user", "content": "What is it like in Paris?"}
@@ -34,13 +33,10 @@ ADD = {
 NAMED = {"type": "function", "function": {"name": "add"}}
 
 
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+@pytest.fixture
+def live(roomy: Live) -> Live:
     """A tiny model with room for tools in its context, and an adapter."""
-    root = tmp_path_factory.mktemp("tools")
-    red = save_adapter(enduring_model(), root / "red", 1, r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
-    with running(tiny_service(root, enduring_model(), adapter={"red": red}, max_model_len=4096)) as live:
-        yield live
+    return roomy
 
 
 def body(**fields: Any) -> dict[str, Any]:
