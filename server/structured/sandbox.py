@@ -4,17 +4,12 @@ llguidance limits its own work, but not in all places: some numbers and repetiti
 thread that computes cannot be stopped. A process can. What it has compiled, the server compiles again, for that is
 known to be quick then.
 
-Reads lines of JSON: first the tokenizer, then one for each grammar, ``[kind, source]``. Answers each with a line of
-JSON: ``{"grammar": text}`` with llguidance's form of it, or ``{"error": reason}``. Dies by SIGPROF at a grammar that
-takes too long. Ends with its input.
+Its setup is the tokenizer, a request is ``[kind, source]``. The answer is ``{"grammar": text}`` with llguidance's form
+of it, or ``{"error": reason}``.
 """
 
 import json
-import resource
-import signal
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -23,6 +18,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 from server.structured.json_schemas import MAX_DEPTH, check
 from server.structured.spec import with_whitespace
 from server.structured.special_tokens import by_id
+from server.workers.worker import Answer, limit, serve
 
 CPU_SECONDS = 0.25
 """For one grammar. A schema of a thousand properties takes 0.1."""
@@ -87,27 +83,12 @@ def _answer(tokenizer: LLTokenizer, special: Mapping[str, int], kind: str, sourc
     return {"grammar": grammar}
 
 
-def _limit_memory() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 def main() -> None:
-    """Answer lines until there are no more."""
-    setup: dict[str, Any] = json.loads(sys.stdin.readline())
+    """Answer requests, ``[kind, source]``."""
+    serve(_prepare, CPU_SECONDS)
+
+
+def _prepare(setup: dict[str, Any]) -> Answer:
     tokenizer = LLTokenizer(setup["tokenizer"], n_vocab=setup["vocabulary"], eos_token=setup["end"])
-    _limit_memory()
-    for line in sys.stdin:
-        kind, source = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-        answer = _answer(tokenizer, setup["special"], kind, source)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it, too, but its parent ends it
-    main()
+    limit(MEMORY)
+    return lambda request: _answer(tokenizer, setup["special"], *request)

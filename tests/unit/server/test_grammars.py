@@ -285,7 +285,7 @@ def test_a_grammar_that_cannot_be_used_is_refused_soon(grammars: GrammarCompiler
     assert accepts(compile_(grammars, "regex", f"after {case}"), f"after {case}"), "the next one is compiled"
 
 
-def sandbox(grammars: GrammarCompiler) -> "subprocess.Popen[str]":
+def sandbox(grammars: GrammarCompiler) -> "subprocess.Popen[bytes]":
     """The running sandbox."""
     compile_(grammars, "regex", "warm")
     assert isinstance(grammars._environment, tuple)

@@ -117,8 +117,7 @@ def test_the_process_has_no_files_and_no_secrets(monkeypatch: pytest.MonkeyPatch
     process = TemplateProcess()
     try:
         process.render("", {})
-        assert process._process is not None
-        pid = process._process.pid
+        pid = process._worker.start().pid
         own = Path(f"/proc/{pid}")
         assert "secret" not in (own / "environ").read_text()
         lines = (own / "limits").read_text().splitlines()
@@ -132,9 +131,9 @@ def test_the_process_has_no_files_and_no_secrets(monkeypatch: pytest.MonkeyPatch
 
 def test_it_starts_again_after_it_was_killed(process: TemplateProcess) -> None:
     process.render("", {})
-    assert process._process is not None
-    os.kill(process._process.pid, signal.SIGKILL)
-    process._process.wait()
+    running = process._worker.start()
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
     assert process.render("{{ 1 }}", {}) == "1"
 
 

@@ -1,0 +1,1 @@
+"""Worker processes: for work on what clients send that may take any time or memory, and that no thread could stop."""
