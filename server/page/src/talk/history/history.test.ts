@@ -1,0 +1,153 @@
+import { expect, test } from "vitest";
+import { newAnswer, type Answer } from "../chat/answer";
+import { Conversation, Reply, Step, Turn } from "../chat/conversation.svelte";
+import { History, MAX_CHARACTERS, MAX_CONVERSATIONS } from "./history";
+import { readRows, rowsOf } from "./rows";
+
+/** A browser's storage, with room for so many characters. */
+class Memory {
+  readonly items = new Map<string, string>();
+  constructor(private readonly room = Infinity) {}
+  getItem = (name: string) => this.items.get(name) ?? null;
+  removeItem = (name: string) => void this.items.delete(name);
+  setItem = (name: string, text: string) => {
+    const others = [...this.items].reduce(
+      (sum, [other, its]) => (other === name ? sum : sum + its.length),
+      0,
+    );
+    if (others + text.length > this.room) throw new Error("QuotaExceededError");
+    this.items.set(name, text);
+  };
+}
+
+function reply(...answers: Partial<Answer>[]): Reply {
+  const made = new Reply();
+  made.steps = answers.map((answer) => {
+    const step = new Step();
+    step.answer = { ...newAnswer(), state: "done", ...answer };
+    return step;
+  });
+  return made;
+}
+
+function talk(prompt: string, ...replies: (Reply | null)[]): Conversation {
+  const conversation = new Conversation();
+  conversation.targets = replies.map(() => []);
+  conversation.turns = [new Turn(prompt, replies)];
+  return conversation;
+}
+
+test("a conversation comes back, without the probabilities", () => {
+  const history = new History(new Memory());
+  const tokens = [{ text: "a", logprob: -1, top: [] }];
+  const kept = talk("Hi", reply({ content: "Hello", tokens, finish: "stop" }), null);
+  kept.options.temperature = "0.5";
+  history.save(kept, 5);
+  const found = history.load(kept.id)!;
+  expect(found.turns[0]).toMatchObject({
+    prompt: "Hi",
+    replies: [{ steps: [{ answer: { content: "Hello" } }] }, null],
+  });
+  expect(found.turns[0]!.replies[0]!.steps[0]!.answer.tokens).toEqual([]);
+  expect(found.options.temperature).toBe("0.5");
+  expect(history.index()).toMatchObject({ list: [{ id: kept.id, name: "Hi", updated: 5 }], dropped: 0 });
+  history.remove(kept.id);
+  expect([history.load(kept.id), history.index().list]).toEqual([null, []]);
+});
+
+test("an answer that was growing when the page was closed was stopped", () => {
+  const history = new History(new Memory());
+  const kept = talk("Hi", reply({ content: "He", state: "running" }));
+  history.save(kept);
+  expect(history.load(kept.id)!.turns[0]!.replies[0]!.steps[0]!.answer.state).toBe("stopped");
+});
+
+test("the oldest are dropped and counted: too many, too long, no room", () => {
+  const many = new History(new Memory());
+  for (let place = 0; place < MAX_CONVERSATIONS + 2; place++) many.save(talk(`${place}`, reply({})));
+  expect(many.index()).toMatchObject({ dropped: 2, list: { length: MAX_CONVERSATIONS } });
+  expect(many.index().list.at(-1)!.name).toBe("2");
+
+  const long = new History(new Memory());
+  for (let place = 0; place < 3; place++) long.save(talk("x".repeat(MAX_CHARACTERS / 2), reply({})));
+  expect(long.index()).toMatchObject({ dropped: 2, list: { length: 1 } });
+
+  const memory = new Memory(10_000);
+  const small = new History(memory);
+  for (let place = 0; place < 3; place++) small.save(talk(`${place}${"x".repeat(4000)}`, reply({})));
+  expect(small.index()).toMatchObject({ dropped: 1, list: { length: 2 } });
+  expect(() => small.save(talk("x".repeat(20_000), reply({})))).toThrow("Quota");
+  expect(() => long.save(talk("x".repeat(MAX_CHARACTERS), reply({})))).toThrow("too many to be kept");
+  expect(long.index().list).toHaveLength(1);
+});
+
+test("what something else wrote there is no conversation", () => {
+  const memory = new Memory();
+  memory.setItem("manylora.talk.index", "{");
+  memory.setItem("manylora.talk.a", "nonsense");
+  const history = new History(memory);
+  expect(history.index()).toEqual({ list: [], dropped: 0 });
+  expect(history.load("a")).toBe(null);
+});
+
+test("rows for training go out and come in", () => {
+  const conversation = talk(
+    "Weather?",
+    reply({ calls: [{ id: "c", name: "f", arguments: "{}" }] }, { content: "Sun" }),
+  );
+  conversation.options.system = "Be brief.";
+  conversation.options.tools = '[{"type": "function", "function": {"name": "f"}}]';
+  conversation.turns[0]!.replies[0]!.steps[0]!.results.c = "20 °C";
+  conversation.turns = [...conversation.turns, new Turn("Failed", [reply({ state: "failed" })])];
+  const text = rowsOf(conversation);
+  expect(JSON.parse(text)).toEqual({
+    messages: [
+      { role: "system", content: "Be brief." },
+      { role: "user", content: "Weather?" },
+      {
+        role: "assistant",
+        content: null,
+        tool_calls: [{ id: "c", type: "function", function: { name: "f", arguments: "{}" } }],
+      },
+      { role: "tool", tool_call_id: "c", content: "20 °C" },
+      { role: "assistant", content: "Sun" },
+    ],
+    tools: [{ type: "function", function: { name: "f" } }],
+  });
+  const { rows, errors } = readRows(`${text}\n`);
+  expect(errors).toEqual([]);
+  expect(rowsOf(rows[0]!.conversation)).toBe(text);
+});
+
+test("each column that answered is a row; an empty answer and its prompt are left out", () => {
+  const both = talk("Hi", reply({ content: "A" }), reply({ content: "B" }));
+  both.turns = [new Turn("Empty?", [reply({ content: "" }), null]), ...both.turns];
+  const rows = rowsOf(both).trim().split("\n").map((row) => (JSON.parse(row) as { messages: object[] }).messages); // prettier-ignore
+  expect(rows).toEqual(["A", "B"].map((content) => [{ role: "user", content: "Hi" }, { role: "assistant", content }])); // prettier-ignore
+  expect(rowsOf(talk("Hi", reply({ state: "failed" })))).toBe("");
+});
+
+test("rows that cannot be read are named", () => {
+  const { rows, errors } = readRows(
+    [
+      '{"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]}',
+      "{,}",
+      "[]",
+      '{"messages": [{"role": "assistant", "content": "Hi"}]}',
+      '{"messages": [{"role": "user", "content": 1}]}',
+      '{"messages": [{"role": "boss", "content": "x"}]}',
+      '{"messages": [{"role": "user", "content": "x"}, {"role": "tool", "content": "x"}]}',
+      '{"messages": [null]}',
+    ].join("\n"),
+  );
+  expect(rows.map(({ line, conversation }) => [line, conversation.name])).toEqual([[1, "Hi"]]);
+  expect(errors).toEqual([
+    "Line 2: line 1, column 2: expected a name in quotes or }",
+    "Line 3: a row is an object with a list of `messages`",
+    "Line 4: messages[0]: the first turn must be the user's, not the assistant's",
+    "Line 5: messages[0]: `content` must be text",
+    "Line 6: messages[0]: `role` must be system, user, assistant or tool",
+    "Line 7: messages[1]: no call before it has this `tool_call_id`",
+    "Line 8: messages[0]: `role` must be system, user, assistant or tool",
+  ]);
+});

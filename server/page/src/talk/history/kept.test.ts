@@ -1,0 +1,146 @@
+import { beforeEach, expect, test, vi } from "vitest";
+import { Conversation, Turn } from "../chat/conversation.svelte";
+import { MAX_CHARACTERS, MAX_CONVERSATIONS } from "./history";
+
+/** A browser's storage. */
+class Memory {
+  readonly items = new Map<string, string>();
+  getItem = (name: string) => this.items.get(name) ?? null;
+  removeItem = (name: string) => void this.items.delete(name);
+  setItem = (name: string, text: string) => void this.items.set(name, text);
+}
+
+vi.stubGlobal("sessionStorage", new Memory());
+vi.stubGlobal("document", { hidden: true }); // nothing is drawn
+const { Kept } = await import("./kept.svelte");
+
+/** A server that says "Once", and goes on until nobody listens. */
+function fetch(_: string, { signal }: { signal: AbortSignal }): Promise<Response> {
+  const chunk = { model: "tiny", choices: [{ delta: { content: "Once" }, finish_reason: null }] };
+  const stream = new ReadableStream({
+    start(controller) {
+      controller.enqueue(new TextEncoder().encode(`data: ${JSON.stringify(chunk)}\n\n`));
+      signal.addEventListener("abort", () => controller.error(signal.reason));
+    },
+  });
+  return Promise.resolve(new Response(stream));
+}
+
+/** Let the streams that were stopped end. */
+const ended = () => new Promise((resolve) => setTimeout(resolve));
+
+function row(prompt: string, answer = "Yes"): string {
+  const messages = [
+    { role: "user", content: prompt },
+    { role: "assistant", content: answer },
+  ];
+  return `${JSON.stringify({ messages })}\n`;
+}
+
+function rows(number: number): string {
+  return Array.from({ length: number }, (_, place) => row(`Prompt ${place + 1}`)).join("");
+}
+
+let kept: InstanceType<typeof Kept>;
+let memory: Memory;
+const names = () => kept.index.list.map(({ name }) => name);
+const answer = () => kept.chat.conversation.turns[0]!.replies[0]!.steps[0]!.answer;
+
+/** Begin a conversation that is being answered. Returns its id. */
+async function answered(prompt: string): Promise<string> {
+  kept.start();
+  kept.chat.ask(prompt);
+  await vi.waitFor(() => expect(answer().content).toBe("Once"));
+  return kept.chat.conversation.id;
+}
+
+beforeEach(() => {
+  vi.stubGlobal("fetch", fetch);
+  memory = new Memory();
+  kept = new Kept(memory, () => "tiny");
+});
+
+test("a conversation that is deleted while it is answered stays deleted", async () => {
+  const id = await answered("First");
+  await answered("Second");
+  expect(names()).toEqual(["Second", "First"]);
+  kept.remove(kept.chat.conversation.id);
+  await ended();
+  expect([names(), kept.chat.running]).toEqual([["First"], 0]);
+  kept.open(id);
+  await answered("Third");
+  kept.remove(id); // left just now
+  await ended();
+  expect(names()).toEqual(["Third"]);
+  kept.clear();
+  await ended();
+  expect([names(), [...memory.items.keys()]]).toEqual([[], []]);
+});
+
+test("an answer that is left is kept as far as it came", async () => {
+  const id = await answered("First");
+  await answered("Second");
+  kept.open(id);
+  expect(answer()).toMatchObject({ content: "Once", state: "stopped" });
+  kept.chat.conversation.turns = [...kept.chat.conversation.turns, new Turn("More")];
+  kept.rename(id, "Named");
+  await ended();
+  kept.start();
+  kept.open(id);
+  expect([kept.chat.conversation.name, kept.chat.conversation.turns.length]).toEqual(["Named", 2]);
+});
+
+test("opening the conversation that is shown lets it go on", async () => {
+  const id = await answered("First");
+  const { conversation } = kept.chat;
+  kept.open(id);
+  await ended();
+  expect(kept.chat.conversation).toBe(conversation);
+  expect([kept.chat.running, answer().state]).toEqual([1, "running"]);
+});
+
+test("an import fills free places, and says which lines have none", () => {
+  const mine = new Conversation();
+  mine.turns = [new Turn("Mine")];
+  kept.chat.open(mine);
+  kept.rename(mine.id, "Mine");
+  kept.add("rows.jsonl", rows(150));
+  expect(kept.index).toMatchObject({ dropped: 0, list: { length: MAX_CONVERSATIONS } });
+  expect(names().at(-1)).toBe("Mine");
+  expect(kept.chat.conversation.name).toBe("Prompt 99");
+  expect(kept.news).toBe(
+    "99 of 150 imported from rows.jsonl.\n" +
+      "Line 100 and those after it are left out: 100 conversations are kept, and no more. Delete some to import more.",
+  );
+  kept.add("again.jsonl", rows(1));
+  expect(kept.news).toContain("0 of 1 imported from again.jsonl.\nLine 1 and those after it");
+  expect(kept.chat.conversation.name).toBe("Prompt 99");
+});
+
+test("an import counts what is kept, and names what is too long", () => {
+  kept.add("rows.jsonl", `${row("Long", "x".repeat(MAX_CHARACTERS))}${row("Short")}{}\n`);
+  expect(names()).toEqual(["Short"]);
+  expect(kept.news).toMatch(
+    /^1 of 3 imported from rows.jsonl.\nLine 3: .*\nLine 1: 3,000,\d+ characters are too many/,
+  );
+  kept.add("half.jsonl", row("A", "x".repeat(MAX_CHARACTERS / 2)));
+  expect(kept.news).toBe("1 imported from half.jsonl.");
+  kept.add("half.jsonl", row("B", "x".repeat(MAX_CHARACTERS / 2)));
+  expect(kept.news).toContain(
+    "Line 1 and those after it are left out: 3,000,000 characters are kept, and no more.",
+  );
+  expect(names()).toEqual(["A", "Short"]);
+});
+
+test("conversations go out as rows, the one that is shown as it is now", async () => {
+  kept.add("rows.jsonl", row("Stored"));
+  await answered("Shown");
+  const texts = kept
+    .rows(kept.index.list.map(({ id }) => id))
+    .trim()
+    .split("\n");
+  const contents = texts.map(
+    (text) => (JSON.parse(text) as { messages: { content: string }[] }).messages[1]!.content,
+  );
+  expect(contents).toEqual(["Once", "Yes"]);
+});
