@@ -9,7 +9,7 @@ Errors::
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from adapters.cli.connection_errors import no_answer
 from adapters.errors import AdapterRejected
 from adapters.format.files import open_file, present, size_of
 from adapters.format.selection import Selection, select_in_folder
+from adapters.format.training_record import SHOWN, open_bounded, present_shown
 from adapters.registry.names import check_name, parse_reference
 from adapters.registry.snapshot import Target
 from bases.errors import ManyloraError, one_line
@@ -51,18 +52,23 @@ class RemoteError(ManyloraError):
 
 
 class ServerRefused(RemoteError):
-    """The server's error message, the HTTP status, and the error code if there is one."""
+    """The server's error message, the HTTP status, and the error code if there is one.
 
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+    ``retry_after``: in how many seconds the server may do it, if it says so.
+    """
+
+    def __init__(self, status: int, message: str, code: str | None = None, retry_after: str | None = None) -> None:
         self.status = status
         self.message = message
         self.code = code
+        self.retry_after = retry_after
         super().__init__(message)
 
     def terminal_lines(self) -> list[str]:
         """Return the server's words as one line, with the HTTP status and the code behind them."""
         place = f"{self.status}, {self.code}" if self.code else str(self.status)
-        return [one_line(f"{self} ({place})")]
+        hint = f"; try again in {self.retry_after} s" if self.retry_after else ""
+        return [one_line(f"{self} ({place}){hint}")]
 
 
 class ServerUnreachable(RemoteError):
@@ -108,10 +114,10 @@ class AdapterClient:
 
         Raises ValueError for an invalid address or API key.
         """
-        address = _address(url)
+        address = server_address(url)
         self.url = str(address.copy_with(username=None, password=None)).rstrip("/")
         self._timeout = timeout
-        self._http = httpx2.Client(base_url=address, headers=_headers(api_key), timeout=timeout)
+        self._http = httpx2.Client(base_url=address, headers=key_headers(api_key), timeout=timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +154,7 @@ class AdapterClient:
         """Upload the adapter in ``folder`` as the next version of ``name``; files are streamed from disk.
 
         ``pinned`` None keeps the name's setting. Raises :class:`~adapters.errors.AdapterRejected`, before anything is
-        sent, if the folder holds no adapter. Other files in it are not sent; the receipt names them.
+        sent, if the folder holds no adapter. Of other files those that servers show are sent; the receipt names all.
         """
         check_name(name)
         selection = select_in_folder(folder)
@@ -161,11 +167,11 @@ class AdapterClient:
             "allow_unknown_fields": allow_unknown_fields or None,
         }
         fields = {"name": name} | {key: str(value).lower() for key, value in flags.items() if value is not None}
-        response = self._upload(folder, fields | _left_out(selection), progress)
+        response = self._upload(folder, fields | _left_out(selection, present_shown(folder)), progress)
         if _does_not_know(response, LEFT_OUT):
             # A server of an older release, which has registered nothing: send it again without the field.
             response = self._upload(folder, fields, progress)
-        answer = _object(response)
+        answer = read_object(response)
         return Pushed(answer, answer["version"], response.status_code == httpx2.codes.CREATED, selection)
 
     def pin(self, name: str, pinned: bool) -> JsonObject:
@@ -193,25 +199,40 @@ class AdapterClient:
         """Remove an alias; its targets stay."""
         self._request_object("DELETE", _alias(name))
 
+    def items(self, path: str, wanted: JsonObject, last: int | None = None) -> Sequence[JsonObject]:
+        """Return the items of any list, ``last`` of them at most. ``wanted``: parameters of the query."""
+        pages = self._pages(path, wanted, last)
+        return [item for page in pages for item in page["data"]][:last]
+
+    def metrics(self) -> str:
+        """Return the server's metrics, in Prometheus' text format."""
+        response = self._send("GET", "/metrics")
+        if not response.is_success:
+            read_object(response)  # raises ServerRefused
+        return response.text
+
     def _upload(self, folder: Path, fields: Mapping[str, str], progress: Progress | None) -> httpx2.Response:
         timeout = httpx2.Timeout(self._timeout, read=max(self._timeout, ADMISSION_SECONDS))
         with ExitStack() as stack:
             files = [(part, stack.enter_context(open_file(folder, part))) for part in present(folder)]
+            shown = ((part, open_bounded(folder, part)) for part in SHOWN)
+            files += [(part, stack.enter_context(file)) for part, file in shown if file is not None]
             meter = _Meter(sum(size_of(file) for _, file in files), progress)
             parts = [("file", (part, _MeteredFile(file, part, meter))) for part, file in files]
             return self._send("POST", "/v1/adapters", data=fields, files=parts, timeout=timeout)
 
-    def _pages(self, path: str) -> Sequence[JsonObject]:
-        """Return all pages of a list."""
-        pages = [self._request_object("GET", path, params={"limit": PAGE})]
+    def _pages(self, path: str, wanted: JsonObject | None = None, last: int | None = None) -> Sequence[JsonObject]:
+        """Return all pages of a list, or those that have its first ``last`` items."""
+        query = {**(wanted or {}), "limit": PAGE if last is None else min(last, PAGE)}
+        pages = [self._request_object("GET", path, params=query)]
         # Stop at an empty page, although the server says there are more.
-        while pages[-1].get("has_more") and pages[-1]["data"]:
-            last = pages[-1]["data"][-1]["id"]
-            pages.append(self._request_object("GET", path, params={"limit": PAGE, "after": last}))
+        while pages[-1].get("has_more") and pages[-1]["data"] and (last is None or len(pages) * query["limit"] < last):
+            after = pages[-1]["data"][-1]["id"]
+            pages.append(self._request_object("GET", path, params={**query, "after": after}))
         return pages
 
     def _request_object(self, method: str, path: str, **content: Any) -> JsonObject:
-        return _object(self._send(method, path, **content))
+        return read_object(self._send(method, path, **content))
 
     def _send(self, method: str, path: str, **content: Any) -> httpx2.Response:
         try:
@@ -275,15 +296,18 @@ def _does_not_know(response: httpx2.Response, field: str) -> bool:
     return False
 
 
-def _left_out(selection: Selection) -> dict[str, str]:
-    """Return the form field that names what is not sent; empty if everything is."""
-    if not selection.ignored_count:
+def _left_out(selection: Selection, sent: Collection[str]) -> dict[str, str]:
+    """Return the form field that names what is not sent; empty if everything is. ``sent``: ignored files that are."""
+    count = selection.ignored_count - len(sent)
+    if not count:
         return {}
-    left = {"files": selection.ignored, "count": selection.ignored_count, "adapters": selection.others}
+    ignored = [name for name in selection.ignored if name not in sent]
+    left = {"files": ignored, "count": count, "adapters": selection.others}
     return {LEFT_OUT: json.dumps(left, ensure_ascii=False)}
 
 
-def _address(url: str) -> httpx2.URL:
+def server_address(url: str) -> httpx2.URL:
+    """Parse the address of a server. Raises ValueError."""
     try:
         address = httpx2.URL(url)
     except httpx2.InvalidURL as error:
@@ -293,7 +317,8 @@ def _address(url: str) -> httpx2.URL:
     return address
 
 
-def _headers(api_key: str | None) -> dict[str, str]:
+def key_headers(api_key: str | None) -> dict[str, str]:
+    """Return the headers that carry an API key. Raises ValueError if none can."""
     if api_key is None:
         return {}
     # Checked here because h11's own message would print the key.
@@ -314,7 +339,7 @@ def _alias(name: str) -> str:
     return f"/v1/aliases/{name}"
 
 
-def _object(response: httpx2.Response) -> JsonObject:
+def read_object(response: httpx2.Response) -> JsonObject:
     """Return the response's JSON object. Raises ServerRefused for an error, or a server that is not manylora."""
     try:
         body = response.json()
@@ -332,7 +357,9 @@ def _refusal(response: httpx2.Response, body: Any) -> ServerRefused:
     match body:
         case {"error": {"message": str(message), **rest}}:
             code = rest.get("code")
-            return ServerRefused(status, message, None if code is None else str(code))
+            retry_after = response.headers.get("retry-after", "")
+            seconds = retry_after if retry_after.isdecimal() else None  # a proxy may send a date
+            return ServerRefused(status, message, None if code is None else str(code), seconds)
     # Not an error of manylora's: a proxy in front of it, or another server.
     if response.has_redirect_location:
         return ServerRefused(status, f"{_place(response)} has moved to {response.headers['location']}")

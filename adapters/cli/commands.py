@@ -15,6 +15,7 @@ import typer
 from rich.filesize import decimal
 
 from adapters.cli.client import AdapterClient, JsonObject, Pushed
+from adapters.cli.connection import DEFAULT_URL, ApiKey, Url, connect
 from adapters.cli.tables import minute, show_fields, show_table
 from adapters.cli.upload_bar import upload_bar
 from adapters.registry.names import check_name, parse_reference
@@ -22,9 +23,6 @@ from adapters.registry.snapshot import Target
 from bases import interrupts
 from bases.command_line import APP
 from bases.errors import one_line
-
-DEFAULT_URL = "http://127.0.0.1:8000"
-"""The default address of ``manylora serve``."""
 
 NO_ADAPTERS = "no adapters are registered; upload one with: manylora adapters push DIR --name NAME"
 NO_ALIASES = "there are no aliases; make one with: manylora adapters alias set ALIAS NAME"
@@ -49,10 +47,7 @@ class _Connection:
 def _connect(context: typer.Context, url: str | None) -> AdapterClient:
     """Return a client of the server that the sub-command's or the group's ``--url`` names."""
     given: _Connection = context.obj
-    try:
-        client = AdapterClient(given.url if url is None else url, api_key=given.api_key)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--url, --api-key") from None
+    client = connect(AdapterClient, given.url if url is None else url, given.api_key)
     context.call_on_close(client.close)
     return client
 
@@ -122,18 +117,15 @@ PushAlias = Annotated[
 @adapters.callback()
 def connection(
     context: typer.Context,
-    url: Annotated[str, typer.Option(envvar="MANYLORA_URL", metavar="URL", help="the server's address")] = DEFAULT_URL,
-    api_key: Annotated[
-        str | None,
-        typer.Option(envvar="MANYLORA_API_KEY", metavar="KEY", help="API key of the server, or of its proxy"),
-    ] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
 ) -> None:
     """List, push, activate and remove the adapters of a running server.
 
     Example: manylora adapters list --url http://127.0.0.1:8000
     """
     context.with_resource(interrupts.sigint_raises())
-    context.obj = _Connection(url, api_key or None)
+    context.obj = _Connection(url, api_key)
 
 
 @adapters.command("list")

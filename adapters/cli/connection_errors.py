@@ -8,6 +8,8 @@ import httpx2
 
 _START_HINT = "start one with `manylora serve`, or check the address"
 _CHECK_HINT = "the change may have been made: check before you try again"
+_CHANGES_NOTHING = ("/v1/chat/completions",)
+"""Paths to which a POST changes nothing."""
 
 
 def no_answer(url: str, error: httpx2.RequestError) -> str:
@@ -60,4 +62,5 @@ def _seconds(error: httpx2.RequestError, which: str) -> str:
 
 
 def _retry_hint(error: httpx2.RequestError) -> str:
-    return "; try again later" if error.request.method in ("GET", "HEAD") else f"; {_CHECK_HINT}"
+    harmless = error.request.method in ("GET", "HEAD") or error.request.url.path.endswith(_CHANGES_NOTHING)
+    return "; try again later" if harmless else f"; {_CHECK_HINT}"

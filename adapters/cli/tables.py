@@ -63,7 +63,12 @@ def cell_text(value: object) -> str:
 
 def _moment(seconds: float) -> str:
     """Format Unix time as date and time."""
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{moment(seconds)} UTC"
+
+
+def moment(seconds: float) -> str:
+    """Format Unix time as date and time to the second, UTC, for a column whose title says so."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def minute(seconds: float) -> str:

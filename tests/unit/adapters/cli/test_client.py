@@ -86,7 +86,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").touch()
     os.truncate(tmp_path / "adapter_model.safetensors", 32 << 20)
-    (tmp_path / "README.md").write_text("not sent")
+    (tmp_path / "README.md").write_text("shown")
+    (tmp_path / "notes.txt").write_text("not sent")
     return tmp_path
 
 
@@ -184,7 +185,7 @@ def test_change_is_never_retried(
 
 
 def test_an_upload_is_streamed_and_counted(listen: Callable[[Peer], Peer], folder: Path) -> None:
-    total = (32 << 20) + 2
+    total = (32 << 20) + len("{}") + len("shown")
     peer = listen(Peer([(201, {}, b'{"id": "legal", "object": "adapter", "version": 7}')]))
     calls: list[tuple[int, int]] = []
     with AdapterClient(peer.url) as client:
@@ -201,7 +202,7 @@ def test_an_upload_is_streamed_and_counted(listen: Callable[[Peer], Peer], folde
     assert {of for _, of in calls} == {total}
     assert calls[-1][0] == total
     assert b"not sent" not in peer.beginning
-    assert b'{"files": ["README.md"], "count": 1, "adapters": []}' in peer.beginning
+    assert b'{"files": ["notes.txt"], "count": 1, "adapters": []}' in peer.beginning
     order = [b'name="name"', b'name="pinned"', b'name="left_out"', b'filename="adapter_config.json"', b".safetensors"]
     places = [peer.beginning.index(part) for part in order]
     assert places == sorted(places), "the server must know the fields before the files come"

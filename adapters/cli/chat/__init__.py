@@ -1,0 +1,1 @@
+"""``manylora chat``: talk with a running server's base and adapters, in a terminal or in a script."""

@@ -1,0 +1,1 @@
+"""``manylora top``: a live view of a running server, from its metrics."""
