@@ -25,5 +25,5 @@ def _position(alias: str, user: str | None) -> float:
     """Return a number in [0, 1)."""
     if user is None:
         return random.random()
-    digest = sha256(f"{alias}\0{user}".encode()).digest()
+    digest = sha256(f"{alias}\0{user}".encode(errors="surrogatepass")).digest()  # JSON can hold half a surrogate
     return int.from_bytes(digest[:6], "big") / (1 << 48)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, insert, select, update
 
@@ -15,6 +15,7 @@ from adapters.errors import AdapterConflict, AdapterNameError, RevisionMismatch,
 from adapters.format.selection import Selection
 from adapters.format.spec import AdapterId
 from adapters.registry import schema
+from adapters.registry.audit import Action, record
 from adapters.registry.contents import Admission, check_stored, put_admission, touch
 from adapters.registry.database import Database
 from adapters.registry.names import Reference, case_folded, is_possible_name
@@ -104,14 +105,16 @@ class Catalog:
             new = number is None
             number = (row.last if row else 0) + 1 if number is None else number
             known = row is not None and row.kind == "adapter"
+            before = (row.active, row.pinned) if row and known else (None, False)
+            after = (number if activate else before[0], before[1] if pin is None else pin)
             _put_name(
                 connection,
                 change.name,
                 row,
                 kind="adapter",
-                active=number if activate else row.active if row and known else None,
+                active=after[0],
                 last=max(number, row.last if row else 0),
-                pinned=(row.pinned if row and known else False) if pin is None else pin,
+                pinned=after[1],
                 created=row.created if row and known else _now(),
                 revision=revision,
             )
@@ -128,20 +131,28 @@ class Catalog:
                     )
                 )
             put_admission(connection, content, admission, revision)
+            if new or before != after:
+                detail = {"version": number, "content": content, "source": source}
+                detail |= {"active": after[0], "pinned": after[1]}
+                record(self._database, connection, "adapter.registered", change.name, **detail)
         return number, new
 
     def activate(self, change: Change, number: int) -> None:
         """Make a version the active one."""
         with self._database.writing() as (connection, revision), self._check_pins(connection):
-            _require_kind(connection, change, "adapter")
+            before = _require_kind(connection, change, "adapter").active
             _version(connection, change.name, number)
             _set_name(connection, change.name, active=number, revision=revision)
+            back = before is not None and number < before
+            action: Action = "adapter.rolled_back" if back else "adapter.activated"
+            record(self._database, connection, action, change.name, version=number, before=before)
 
     def pin(self, change: Change, pinned: bool) -> None:
         """Pin the active version to the device, or unpin it."""
         with self._database.writing() as (connection, revision), self._check_pins(connection):
             _require_kind(connection, change, "adapter")
             _set_name(connection, change.name, pinned=pinned, revision=revision)
+            record(self._database, connection, "adapter.pinned" if pinned else "adapter.unpinned", change.name)
 
     def remove(self, change: Change, number: int | None = None) -> None:
         """Remove an adapter, or an inactive version. Raises :class:`AdapterConflict` while an alias targets it."""
@@ -152,6 +163,7 @@ class Catalog:
                 _check_no_alias(connection, change.name)
                 self._delete_versions(connection, held.c.name == change.name)
                 _set_name(connection, change.name, kind="gone", active=None, pinned=False, revision=revision)
+                record(self._database, connection, "adapter.removed", change.name)
                 return
             _version(connection, change.name, number)
             if row.active == number:
@@ -163,6 +175,7 @@ class Catalog:
             _check_no_alias(connection, change.name, number)
             self._delete_versions(connection, (held.c.name == change.name) & (held.c.number == number))
             _set_name(connection, change.name, revision=revision)
+            record(self._database, connection, "version.removed", change.name, version=number)
 
     def put_alias(self, change: Change, targets: Sequence[Target]) -> bool:
         """Create or replace an alias; return whether it is new."""
@@ -191,6 +204,8 @@ class Catalog:
                     for i, t in enumerate(targets)
                 ],
             )
+            shown = {target.reference: target.weight for target in targets}
+            record(self._database, connection, "alias.set", change.name, targets=shown)
         return not known
 
     def remove_alias(self, change: Change) -> None:
@@ -199,10 +214,11 @@ class Catalog:
             _require_kind(connection, change, "alias")
             connection.execute(delete(schema.targets).where(schema.targets.c.alias == change.name))
             _set_name(connection, change.name, kind="gone", revision=revision)
+            record(self._database, connection, "alias.removed", change.name)
 
     def _versions(self, connection: Connection, base: str, changed: Any) -> dict[str, list[Version]]:
         held, contents, admissions = schema.versions, schema.contents, schema.admissions
-        columns = (held.c.name, held.c.number, held.c.content, held.c.created)
+        columns = (held.c.name, held.c.number, held.c.content, held.c.created, held.c.source)
         query = (
             select(*columns, contents, admissions.c.base, admissions.c.refused)
             .join(schema.names, schema.names.c.name == held.c.name)
@@ -225,6 +241,7 @@ class Catalog:
                 row.targets,
                 row.created,
                 refused,
+                row.source,
             )
             found.setdefault(row.name, []).append(version)
         return found
@@ -290,6 +307,12 @@ def _row(connection: Connection, name: str) -> Row[Any] | None:
     return connection.execute(select(schema.names).where(schema.names.c.name == name)).first()
 
 
+def refuse_unknown(change: Change) -> NoReturn:
+    """Raise what a change of a name raises that does not exist."""
+    _check_revision(change, None)
+    raise UnknownAdapter(change.name)
+
+
 def _check_revision(change: Change, row: Row[Any] | None) -> None:
     """Raise :class:`RevisionMismatch` unless the name has the revision that the caller expects."""
     revision = 0 if row is None or row.kind == "gone" else row.revision
@@ -317,7 +340,9 @@ def _require_free(connection: Connection, change: Change, kind: str) -> Row[Any]
     )
     other = connection.execute(query).scalar()
     if other is not None:
-        raise AdapterNameError(f"{change.name!r} differs from {other!r}, which exists, in upper and lower case only")
+        raise AdapterNameError(
+            f"{change.name!r} differs from {other!r}, which exists, in upper and lower case only", other=other
+        )
     return row
 
 
@@ -359,5 +384,7 @@ def _check_no_alias(connection: Connection, name: str, number: int | None = None
     alias = connection.execute(query.order_by(table.c.alias)).scalar()
     if alias is not None:
         raise AdapterConflict(
-            f"the alias `{alias}` means `{Reference(name, number)}`; change or delete it first", code="aliased"
+            f"the alias `{alias}` means `{Reference(name, number)}`; change or delete it first",
+            code="aliased",
+            other=alias,
         )

@@ -50,34 +50,34 @@ class Contents:
             row = connection.execute(select(table).where(table.c.content == content, table.c.base == base)).first()
         return None if row is None else Admission(row.base, row.receipt, row.refused)
 
-    def reserve(self, spec: AdapterSpec, stored_bytes: int, quota: int | None) -> None:
+    def reserve(self, spec: AdapterSpec, stored_bytes: int, quota: int | None, more_bytes: int = 0) -> None:
         """Insert a content's row; call it before its bytes are stored.
 
+        ``more_bytes`` are those that are stored if the content is there already: the record of another name.
         Waits while another server deletes the same content. Raises :class:`QuotaExceeded`, and
         :class:`RegistryUnavailable` if that deletion does not end in time.
         """
         deadline = time.monotonic() + DELETING_SECONDS
-        while not self._reserve(spec, stored_bytes, quota):
+        while not self._reserve(spec, stored_bytes, quota, more_bytes):
             if time.monotonic() > deadline:
                 raise RegistryUnavailable("another server is still deleting the same content; try again later")
             time.sleep(0.05)
 
-    def _reserve(self, spec: AdapterSpec, stored_bytes: int, quota: int | None) -> bool:
+    def _reserve(self, spec: AdapterSpec, stored_bytes: int, quota: int | None, more_bytes: int) -> bool:
         table = schema.contents
         with self._database.writing() as (connection, _):
             row = connection.execute(select(table).where(table.c.id == spec.id)).first()
             if row is not None and row.deleting:
                 return False
             now = self._database.now(connection)
+            if row is not None and more_bytes:
+                _check_quota(connection, more_bytes, quota)
+                known = table.c.id == spec.id
+                connection.execute(update(table).where(known).values(stored_bytes=table.c.stored_bytes + more_bytes))
             if row is not None:
                 touch(connection, table.c.id == spec.id, now)
                 return True
-            used = _stored_bytes(connection)
-            if quota is not None and used + stored_bytes > quota:
-                raise QuotaExceeded(
-                    f"no room to store the adapter: it takes {stored_bytes} bytes, and {used} of the quota of "
-                    f"{quota} are in use"
-                )
+            _check_quota(connection, stored_bytes, quota)
             connection.execute(
                 insert(table).values(
                     id=spec.id,
@@ -131,6 +131,14 @@ class Contents:
             if connection.execute(select(table.c.id).where(mine)).first() is not None:
                 connection.execute(delete(schema.admissions).where(schema.admissions.c.content == content))
                 connection.execute(delete(table).where(mine))
+
+
+def _check_quota(connection: Connection, more: int, quota: int | None) -> None:
+    used = _stored_bytes(connection)
+    if quota is not None and used + more > quota:
+        raise QuotaExceeded(
+            f"no room to store the adapter: it takes {more} bytes, and {used} of the quota of {quota} are in use"
+        )
 
 
 def _stored_bytes(connection: Connection) -> int:

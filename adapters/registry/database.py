@@ -56,6 +56,16 @@ class Database:
         with self._translate_errors(), self._engine.begin() as connection:
             yield connection, connection.execute(next_revision).scalar_one()
 
+    @contextmanager
+    def adding(self) -> Iterator[Connection]:
+        """Yield a connection for rows that no snapshot of the registry has, such as usage. Commits at the end.
+
+        It takes no revision, and waits for no other change. Begin with a write: SQLite cannot turn a transaction that
+        has read into one that writes while somebody else does.
+        """
+        with self._translate_errors(), self._engine.begin() as connection:
+            yield connection
+
     def now(self, connection: Connection) -> int:
         """Return the Unix time in microseconds, by the database's clock if servers share it."""
         if not self.shared:
@@ -86,7 +96,7 @@ class Database:
 
 
 def open_sqlite(file: Path) -> Database:
-    """Open or create a SQLite file, which only one process may use."""
+    """Open or create a SQLite file. Only one server may use it; commands on the same machine may do so meanwhile."""
     engine = create_engine(URL.create("sqlite", database=str(file)), connect_args={"timeout": LOCK_SECONDS})
 
     @event.listens_for(engine, "connect")

@@ -134,8 +134,9 @@ class Registry(InMemoryRegistry):
         check_name(name, self._hooks.reserved)
         spec = self._store.seal(staging, any_base=options.allow_base_mismatch, any_fields=options.allow_unknown_fields)
         with self._holding(spec.id):
-            self._contents.reserve(spec, folder_bytes(staging), self._quota)
-            self._store.publish(staging, spec.id)
+            record_bytes = self._store.new_record_bytes(staging, spec.id, name)
+            self._contents.reserve(spec, folder_bytes(staging), self._quota, record_bytes)
+            self._store.publish(staging, spec.id, name)
             admission = self._admissions.admit(spec, options)
             number, new = self._catalog.add_version(
                 Change(name, options.expected),
@@ -148,8 +149,9 @@ class Registry(InMemoryRegistry):
             )
             self._mark_found(spec.id)
             self.refresh()
+        created = int(time.time())
         version = Version(
-            name, number, spec.id, spec.rank, spec.size_bytes, len(spec.targets), created=int(time.time())
+            name, number, spec.id, spec.rank, spec.size_bytes, len(spec.targets), created=created, source=source
         )
         try:
             entry = self.entry(name)

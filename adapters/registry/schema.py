@@ -14,6 +14,8 @@ from sqlalchemy import (
     Boolean,
     Column,
     Connection,
+    Date,
+    Double,
     Float,
     ForeignKey,
     Integer,
@@ -105,6 +107,95 @@ watched = Table(
     Column("since", BigInteger, nullable=False),
 )
 """Last known states of the folders in a watched folder."""
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("key", String(128), primary_key=True),
+    Column("adapter", String(2400), primary_key=True),
+    Column("day", Date, primary_key=True, index=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+)
+"""What each key has used, by day (UTC). ``adapter``: versions, joined by ``+`` for a mix; empty for the base alone."""
+
+usage_months = Table(
+    "usage_months",
+    metadata,
+    Column("key", String(128), primary_key=True),
+    Column("month", Date, primary_key=True),
+    Column("tokens", BigInteger, nullable=False),
+)
+"""Sums of ``usage``: prompt and output tokens by the month's first day, so that a budget is one row to read."""
+
+usage_writers = Table(
+    "usage_writers",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("batch", BigInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
+)
+"""The last batch of usage that each running server has written, so that none is written twice. ``at``: Unix time."""
+
+limit_buckets = Table(
+    "limit_buckets",
+    metadata,
+    Column("key", String(128), primary_key=True),
+    Column("requests", Double, nullable=False),
+    Column("tokens", Double, nullable=False),
+    Column("at", BigInteger, nullable=False),
+)
+"""What is used of the limits of a minute, by key, at the Unix time ``at`` in microseconds. It gets less by itself.
+Whoever changes what a key uses, here or in ``limit_holders``, locks its row here first."""
+
+limit_holders = Table(
+    "limit_holders",
+    metadata,
+    Column("key", String(128), primary_key=True),
+    Column("server", String(32), primary_key=True),
+    Column("running", Integer, nullable=False),
+    Column("until", BigInteger, nullable=False),
+)
+"""Parallel requests of a key that each server may have. After ``until``, Unix time in microseconds, it has died."""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", BigInteger, nullable=False, index=True),
+    Column("key", String(128), nullable=False),
+    Column("key_name", Text, nullable=False),
+    Column("address", String(64)),
+    Column("request_id", String(128)),
+    Column("action", String(32), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("detail", JSON, nullable=False),
+)
+"""Every change, and who made it. Rows are added, and deleted when they are old. ``at``: Unix time in microseconds."""
+
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True, index=True),
+    Column("prefix", String(16), nullable=False),
+    Column("old_digest", String(64)),
+    Column("old_until", BigInteger),
+    Column("scopes", JSON, nullable=False),
+    Column("adapters", JSON(none_as_null=True)),
+    Column("limits", JSON, nullable=False),
+    Column("weight", Float, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger),
+    Column("revoked", BigInteger),
+    Column("revision", BigInteger, nullable=False, index=True),
+)
+"""Keys of clients, without their secrets. A revoked one stays, for ever or for some days, so that other servers notice.
+Times are Unix times in seconds. ``server/access/key_store.py`` reads and writes them."""
 
 
 class NewerSchema(Exception):

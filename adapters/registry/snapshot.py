@@ -25,6 +25,8 @@ class Version:
     """Unix time, seconds."""
     refused: str | None = None
     """Why this server cannot serve it; None if it can."""
+    source: str = ""
+    """Where it came from, as its receipt says it."""
 
     @property
     def name(self) -> str:
