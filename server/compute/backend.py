@@ -160,6 +160,8 @@ class ServedModel:
 class Backend(Protocol):
     """One way of computing a step. Made once, by the runner."""
 
+    name: str
+    """For people: the CPU kernels in use, ``torch`` without any, or ``cuda``."""
     device: torch.device
     dtype: torch.dtype
     """Of activations, keys and values, and adapters on the device."""
@@ -182,6 +184,9 @@ class Backend(Protocol):
 
     def copier(self) -> AdapterCopier:
         """What copies adapters to the device."""
+
+    def release_memory(self) -> None:
+        """Return to the system what was freed and kept for later, because memory is short."""
 
     def kv_shapes(self, shapes: Mapping[int, tuple[int, int]], size: int) -> Mapping[int, tuple[int, int]]:
         """``shapes`` as they lie in the memory of :meth:`kv_cache`: heads may be padded."""

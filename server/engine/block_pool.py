@@ -1,8 +1,9 @@
 """BlockPool: allocates KV blocks by reference count, and finds cached ones by their content.
 
 Keys and values are kept in blocks of ``size`` tokens. A full block is cached under a key: a hash over all that its
-content depends on, which are the sequence's adapters and their weights, the parent block, and its own tokens. Unused
-blocks keep their content until they are allocated again. This is the prefix cache.
+content depends on, which are the sequence's adapters and their weights, the parent block, and its own tokens. The
+tenant is part of it, too, unless tenants share prefixes: how long an answer takes would tell one what others have sent.
+Unused blocks keep their content until they are allocated again. This is the prefix cache.
 """
 
 from array import array
@@ -14,10 +15,10 @@ from hashlib import sha256
 from server.engine.sequence import Adaptation, Sequence
 
 
-def root_key(adaptation: Adaptation) -> bytes:
+def root_key(adaptation: Adaptation, tenant: str = "") -> bytes:
     """The parent key of a sequence's first block: 32 bytes that depend on its adapters' contents and weights."""
     parts = [(adapter.id, adapter.weight.hex()) for adapter in adaptation]
-    return sha256(repr(parts).encode()).digest()
+    return sha256(repr((tenant, parts)).encode()).digest()
 
 
 def block_key(parent: bytes, tokens: Seq[int]) -> bytes:
@@ -25,11 +26,11 @@ def block_key(parent: bytes, tokens: Seq[int]) -> bytes:
     return sha256(parent + array("q", tokens).tobytes()).digest()
 
 
-def chain_keys(sequence: Sequence, size: int) -> None:
-    """Extend ``sequence.keys`` to all full blocks of its tokens."""
+def chain_keys(sequence: Sequence, size: int, *, shared: bool = False) -> None:
+    """Extend ``sequence.keys`` to all full blocks of its tokens. ``shared``: the keys are the same for all tenants."""
     keys, tokens = sequence.keys, sequence.tokens
     for start in range(len(keys) * size, len(tokens) - size + 1, size):
-        parent = keys[-1] if keys else root_key(sequence.adaptation)
+        parent = keys[-1] if keys else root_key(sequence.adaptation, "" if shared else sequence.tenant)
         keys.append(block_key(parent, tokens[start : start + size]))
 
 
@@ -40,9 +41,11 @@ class BlockPool:
     those that are not cached before those that are.
     """
 
-    def __init__(self, total: int, size: int) -> None:
+    def __init__(self, total: int, size: int, *, share_prefixes: bool = False) -> None:
+        """``share_prefixes``: whether a tenant finds blocks that others have cached."""
         self.total = total
         self.size = size
+        self._share_prefixes = share_prefixes
         self._ref_counts = [0] * total
         self._key: list[bytes | None] = [None] * total
         self._cached: dict[bytes, int] = {}
@@ -59,9 +62,18 @@ class BlockPool:
         """Number of blocks that sequences use."""
         return self.total - self.free
 
+    @property
+    def cached(self) -> int:
+        """Number of blocks that :meth:`match` can find, used or idle."""
+        return len(self._cached)
+
     def blocks_for(self, tokens: int) -> int:
         """Number of blocks that ``tokens`` tokens need."""
         return -(-tokens // self.size)
+
+    def chain_keys(self, sequence: Sequence) -> None:
+        """Extend ``sequence.keys`` to all full blocks of its tokens."""
+        chain_keys(sequence, self.size, shared=self._share_prefixes)
 
     def match(self, keys: Iterable[bytes]) -> list[int]:
         """Return the cached blocks of the longest prefix of ``keys``. Changes nothing."""

@@ -1,10 +1,11 @@
 """Commit: what the result of a step changes in its sequences, and the events of that."""
 
+import logging
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from itertools import zip_longest
+from typing import NamedTuple
 
-from server.engine.block_pool import chain_keys
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import (
     Batch,
@@ -19,15 +20,39 @@ from server.engine.sequence import (
     Token,
     TokenLogprobs,
 )
+from server.engine.waiting.fairness import ANSWER_TOKEN
+
+log = logging.getLogger(__name__)
 
 
 def commit(scheduler: Scheduler, batch: Batch, result: StepResult, now: float) -> list[Event]:
     """Update the sequences of a batch that has run, and return the events. ``now`` is ``time.monotonic()``.
 
-    A sequence whose logits or hidden states are not finite fails, and no other.
+    A sequence whose logits or hidden states are not finite fails, and no other; nor does one whose result cannot be
+    taken in, whatever the reason.
     """
     step = _Commit(scheduler, batch, result, now)
-    return [event for chunk in batch.chunks for event in step.take(chunk)]
+    events: list[Event] = []
+    for chunk in batch.chunks:
+        found = step.results_of(chunk)  # of all chunks, also those that fail: the next one's must not be its
+        try:
+            events.extend(step.take(chunk, found))  # keeps those before an exception
+        except Exception:
+            log.exception("The result of a step for %s cannot be taken in", chunk.sequence.id)
+            if chunk.sequence.leased:
+                scheduler.release(chunk.sequence)
+                events.append(Failed(chunk.sequence.id, "The step that served this request failed."))
+    return events
+
+
+class _Results(NamedTuple):
+    """What a step has found for one chunk."""
+
+    drawn: list[tuple[int | None, TokenLogprobs | None]]
+    scores: Seq[TokenLogprobs] | None
+    """None also where none were asked for."""
+    hidden: bytes | None
+    """The same."""
 
 
 class _Commit:
@@ -42,13 +67,25 @@ class _Commit:
         self._pooled = iter(result.pooled)
         self._logits = result.logits
 
-    def take(self, chunk: Chunk) -> Iterator[Event]:
-        """Take in the results of the batch's next chunk."""
-        sequence, drawn = chunk.sequence, [next(self._sampled) for _ in chunk.sampled]
+    def results_of(self, chunk: Chunk) -> _Results:
+        """The results of the batch's next chunk. Changes nothing."""
+        drawn = [next(self._sampled) for _ in chunk.sampled]
+        if not chunk.read:
+            return _Results(drawn, None, None)
+        if chunk.sequence.pooling is None:
+            return _Results(drawn, next(self._scores), None)
+        return _Results(drawn, None, next(self._pooled))
+
+    def take(self, chunk: Chunk, found: _Results) -> Iterator[Event]:
+        """Take in the results of a chunk."""
+        sequence = chunk.sequence
         sequence.batch_adapters = max(sequence.batch_adapters, self._adapters)
         self._mark_computed(sequence, chunk.end - len(chunk.drafts))
-        yield from self._take_scores(chunk) if sequence.pooling is None else self._take_hidden(chunk)
-        yield from self._append_tokens(chunk, drawn)
+        if sequence.pooling is None:
+            yield from self._take_scores(chunk, found.scores)
+        else:
+            yield from self._take_hidden(chunk, found.hidden)
+        yield from self._append_tokens(chunk, found.drawn)
 
     def _mark_computed(self, sequence: Sequence, end: int) -> None:
         start, sequence.computed = sequence.computed, end
@@ -57,21 +94,21 @@ class _Commit:
         blocks = self._scheduler.blocks
         filled = range(start // blocks.size, end // blocks.size)
         if filled:
-            chain_keys(sequence, blocks.size)
+            blocks.chain_keys(sequence)
         for index in filled:
             blocks.cache(sequence.blocks[index], sequence.keys[index])
 
-    def _take_scores(self, chunk: Chunk) -> Iterator[PromptLogprobs | Failed]:
+    def _take_scores(self, chunk: Chunk, found: Seq[TokenLogprobs] | None) -> Iterator[PromptLogprobs | Failed]:
         """Take in the log probabilities of a chunk's tokens, and deliver those of the prompt when it is complete."""
-        sequence, rows = chunk.sequence, chunk.read
+        sequence = chunk.sequence
         if sequence.scores is None:
             return
-        found = next(self._scores) if rows else ()
-        if found is None:
-            yield self._fail_not_finite(sequence)
-            return
-        sequence.scores += found
-        sequence.read += len(found)
+        if chunk.read:
+            if found is None:
+                yield self._fail_not_finite(sequence)
+                return
+            sequence.scores += found
+            sequence.read += len(found)
         if chunk.end >= sequence.prompt_length:
             logprobs = (None, *sequence.scores)
             sequence.scores = None
@@ -81,12 +118,11 @@ class _Commit:
                 self._scheduler.release(sequence)
                 yield PromptLogprobs(sequence.id, logprobs, "length", sequence.cached, sequence.timing(self._now))
 
-    def _take_hidden(self, chunk: Chunk) -> Iterator[Pooled | Failed]:
+    def _take_hidden(self, chunk: Chunk, found: bytes | None) -> Iterator[Pooled | Failed]:
         """Take in what was pooled of a chunk, and deliver the vector when the prompt is complete."""
         sequence, rows = chunk.sequence, chunk.read
         if not rows:
             return
-        found = next(self._pooled)
         sequence.read, sequence.hidden = rows.stop, found
         if found is None:
             yield self._fail_not_finite(sequence)
@@ -113,6 +149,7 @@ class _Commit:
 
     def _append_token(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> Token | Failed:
         sequence.append(token)
+        self._scheduler.waiting.charge(sequence, ANSWER_TOKEN)
         if sequence.first_token is None:
             sequence.first_token = self._now
         finish = _finish(sequence, token)

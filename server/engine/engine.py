@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
 import torch
@@ -16,17 +16,20 @@ import torch
 from adapters.errors import AdapterError, RegistryUnavailable, StoreFull
 from adapters.format.spec import AdapterId
 from adapters.format.weights import AdapterWeights
+from server.compute.pool import PackedAdapter
 from server.config import Settings
 from server.engine.block_pool import BlockPool
-from server.engine.commit import commit
 from server.engine.loader import Loader
+from server.engine.resilience.backlog import Backlog
+from server.engine.resilience.out_of_memory import is_out_of_memory
+from server.engine.resilience.step_runner import StepRunner, fail
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Batch, Cause, Event, Failed, Sequence, Token, WeightedAdapter, is_last
-from server.engine.slots import SlotTable, pages_for
+from server.engine.sequence import Cause, Event, Failed, Sequence, WeightedAdapter, is_last
+from server.engine.slots import Placement, SlotTable, pages_for
 from server.engine.speculation import Speculation
-from server.engine.stats import EngineStats, StepCounters
-from server.errors import EngineError, InvalidRequest, QueueFull
+from server.engine.stats import EngineStats, StepCounters, StepTimes
+from server.errors import EngineError, InvalidRequest
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +37,8 @@ COPIES_PER_STEP = 2
 """Adapters copied to the device per step while sequences run: more would delay their next tokens."""
 MAX_PREFETCH = 8
 """Adapters of waiting sequences that are loaded to host memory before it is their turn."""
-MAX_FAILED_STEPS = 3
-"""Failed steps in a row after which the engine reports itself as unhealthy."""
+STOP_SECONDS = 10.0
+"""How long the end waits for a step that still runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ class Engine:
         self.runner = runner
         self.slots = SlotTable(settings.max_device_adapters, self.runner.pool.pages)
         self.scheduler = Scheduler(
-            BlockPool(self.runner.blocks, settings.block_size),
+            BlockPool(self.runner.blocks, settings.block_size, share_prefixes=settings.share_prefixes),
             self.slots,
             max_sequences=settings.max_batch_sequences,
             max_tokens=settings.max_batch_tokens,
@@ -93,25 +96,35 @@ class Engine:
             int(settings.host_cache_gib * 2**30),
             self._wake_up,
         )
+        self.backlog = Backlog(settings.max_queue, self.scheduler.max_sequences, settings.max_queue_tokens)
         self._deliver = deliver
-        self._max_unfinished = settings.max_queue + self.scheduler.max_sequences
         self._messages: SimpleQueue[_Message] = SimpleQueue()
-        self._unfinished: set[str] = set()
         self._to_remove: set[AdapterId] = set()
+        self._loads_again: set[AdapterId] = set()
+        """Adapters that are being loaded once more, after memory was short for them."""
         self._counters = StepCounters()
-        self._failures_in_a_row = 0
+        self._times = StepTimes()
+        self._steps = StepRunner(
+            runner,
+            self.scheduler,
+            self._counters,
+            self._times,
+            release_memory=self._release_memory,
+            fail_copies=self._fail_copies,
+        )
+        self.watch = self._steps.watch
         self._idle = True
         self._stopping = False
         self._dead = False
         self._threads = settings.cpu_threads
         self._thread: threading.Thread | None = None
         self._started = threading.Event()
-        self._stats = EngineStats(blocks_total=self.runner.blocks)
+        self._stats = self._snapshot()
 
     # For any thread
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence. Probes do not count towards ``max_queue``.
+        """Queue a sequence. Probes do not count towards ``max_queue`` and ``max_queue_tokens``.
 
         Raises QueueFull, EngineError if the engine has stopped, and InvalidRequest if its adapters can never fit, or
         if it asks for nothing.
@@ -122,9 +135,7 @@ class Engine:
         if fit_error := self.slots.fit_error(sequence.adaptation):
             raise InvalidRequest(fit_error, param="adapter")
         if not sequence.probe:
-            if len(self._unfinished) >= self._max_unfinished:
-                raise QueueFull("Too many requests are waiting; try again later.", code="queue_full")
-            self._unfinished.add(sequence.id)
+            self.backlog.admit(sequence)
         self._messages.put(_Submit(sequence))
         self._check_alive()  # again: a message put after the engine has emptied its queue would never be read
 
@@ -180,12 +191,23 @@ class Engine:
         self._started.wait()
         torch.set_num_threads(1)  # for this thread, and by default for threads started later
 
+    @property
+    def hangs(self) -> bool:
+        """Whether it was stopped, and its thread has not ended."""
+        return self._stopping and self._thread is not None and self._thread.is_alive()
+
     def stop(self) -> None:
-        """End the loop after the current step. All unfinished sequences fail."""
-        self._stopping = True
+        """End the loop after the current step. All unfinished sequences fail.
+
+        If the step does not end within STOP_SECONDS, leave everything as it is: see :attr:`hangs`.
+        """
+        waited, self._stopping = self._stopping, True
         self._wake_up()
         if self._thread:
-            self._thread.join()
+            self._thread.join(0 if waited else STOP_SECONDS)
+        if self.hangs:
+            log.error("A step has not ended %.0f s after the engine was to stop", STOP_SECONDS)
+            return
         try:
             self._fail_all("The server is shutting down.")
         finally:
@@ -197,15 +219,25 @@ class Engine:
     def step(self) -> list[Event]:
         """Run one step: at most one forward pass. Returns the events of this step."""
         events: list[Event] = []
+        began = time.perf_counter()
         self._handle_messages()
-        events += self._load_adapters()
+        events += self._load_adapters(time.monotonic())
         events += self._fail_copies()
         self.slots.copying = frozenset(a for a in self.slots.resident if not self.runner.is_ready(a))
-        batch = self.scheduler.schedule(time.monotonic())
+        loaded, now = time.perf_counter(), time.monotonic()
+        self.scheduler.row_limit = self._steps.rows(now)
+        batch = self.scheduler.schedule(now)
+        overdue = self._fail(self.scheduler.take_overdue(), "The request's timeout has passed.", "deadline")
+        self._counters.overdue += len(overdue)
+        events += overdue
         self._idle = not batch.chunks
         if batch.chunks:
-            events += self._run_batch(batch)
-        self._unfinished.difference_update(e.sequence_id for e in events if is_last(e))
+            self._times.add("load", loaded - began)
+            self._times.add("schedule", time.perf_counter() - loaded)
+            self.backlog.begin(chunk.sequence.id for chunk in batch.chunks)
+            events += self._steps.run(batch)
+        if events:
+            self.backlog.end(e.sequence_id for e in events if is_last(e))
         self._stats = self._snapshot()
         return events
 
@@ -224,7 +256,9 @@ class Engine:
         try:
             while not self._stopping:
                 if self._idle:
+                    self.watch.rest()
                     self._wait_for_message()
+                self.watch.begin()
                 events = self.step()
                 if events:
                     self._deliver(events)
@@ -233,6 +267,8 @@ class Engine:
             self._dead = True
             self._stats = replace(self._stats, healthy=False)
             self._fail_all("The engine has stopped.")
+        finally:
+            self.watch.rest()
 
     def _wait_for_message(self) -> None:
         """Handle the next message. While sequences wait, return after 50 ms: their ``max_wait`` may have passed."""
@@ -255,6 +291,7 @@ class Engine:
             self._handle_message(self._messages.get())
         for adapter in [a for a in self._to_remove if not self.slots.leases(a) and a not in self.slots.pinned]:
             self._to_remove.discard(adapter)
+            self._loads_again.discard(adapter)
             self.loader.drop(adapter)
             if adapter in self.slots:
                 self.slots.evict(adapter)
@@ -266,48 +303,88 @@ class Engine:
                 self.scheduler.add(sequence)
             case _Abort(sequence_id):
                 self.scheduler.abort(sequence_id)
-                self._unfinished.discard(sequence_id)
+                self.backlog.end([sequence_id])
             case _RemoveAdapter(adapter):
                 self._to_remove.add(adapter)
             case _SetPinned(adapters):
-                self.scheduler.pin(adapters, time.monotonic())
+                self.scheduler.admission.pin(adapters, time.monotonic())
             case _WakeUp():
                 pass
 
-    def _load_adapters(self) -> list[Failed]:
+    def _load_adapters(self, now: float) -> list[Failed]:
         """Move missing adapters one stage on: from disk to host memory, or from there to the device."""
         events: list[Failed] = []
         for adapter, error in self.loader.collect().items():
-            events += self._fail_adapter(adapter, error)
+            if not self._load_again(adapter, error):
+                events += self._fail_adapter(adapter, error)
         budget = COPIES_PER_STEP if self.scheduler.running else self.slots.slots
-        loading: set[AdapterId] = set()
-        for wanted, keep, sequence in self.scheduler.missing_adapters():
-            packed = self.loader.get(wanted.id)
-            if packed is None:
-                loading.add(wanted.id)
-                if len(loading) > min(MAX_PREFETCH, self.loader.max_prefetch):
-                    break
-                self.loader.request(wanted.id)
-                continue
-            placement = self.slots.place(wanted.id, packed.rank, keep, time.monotonic()) if budget else None
-            if placement is None and sequence is None:
-                continue  # a pin waits for free space or idle adapters, without holding up waiting sequences
-            if placement is None:
+        most_ahead, ahead = min(MAX_PREFETCH, self.loader.max_prefetch), set[AdapterId]()
+        in_order = True
+        for wanted in self.scheduler.admission.missing_adapters(now):
+            id_, sequence = wanted.adapter.id, wanted.sequence
+            packed = self.loader.get(id_)
+            if packed is not None and budget and (in_order or wanted.late):
+                placement = self.slots.place(id_, packed.rank, wanted.keep, now)
+                if placement is not None:
+                    budget -= 1
+                    if failure := self._place(id_, packed, placement):
+                        return events + self._fail_adapter(id_, failure)
+                    continue
                 if sequence and (fit_error := self.slots.fit_error(sequence.adaptation)):
-                    events += self._fail([sequence], fit_error)  # others were pinned after it was queued or preempted
+                    return events + self._fail([sequence], fit_error)  # others were pinned after it was queued
+                in_order = in_order and sequence is None  # a pin waits without holding up waiting sequences
+                budget = 0 if wanted.late else budget  # who is late gets the next space
+            if packed is None or sequence:
+                ahead.add(id_)
+            if len(ahead) > most_ahead:
                 break
-            for evicted in placement.evicted:
-                self.runner.evict(evicted)
-            self._counters.adapter_evictions += len(placement.evicted)
-            try:
-                self.runner.place(wanted.id, placement.pages, packed)
-            except Exception as error:  # usually out of device memory; the next user of the pages overwrites them
-                self.slots.evict(wanted.id)
-                self._wake_up()  # other adapters may be missing, and an idle engine would wait for a message
-                return events + self._fail_adapter(wanted.id, error)
-            self._counters.adapter_loads += 1
-            budget -= 1
+            if packed is None:
+                self.loader.request(id_)
         return events
+
+    def _load_again(self, adapter: AdapterId, error: BaseException) -> bool:
+        """Load an adapter once more, if memory was short for it, now that others have left host memory."""
+        if not is_out_of_memory(error) or adapter in self._loads_again:
+            self._loads_again.discard(adapter)
+            return False
+        self._loads_again.add(adapter)
+        self._release_memory()
+        self.loader.request(adapter)
+        return True
+
+    def _place(self, adapter: AdapterId, packed: PackedAdapter, placement: Placement) -> Exception | None:
+        """Copy an adapter to the device. Returns the error, if there is one."""
+        for evicted in placement.evicted:
+            self.runner.evict(evicted)
+        self._counters.adapter_evictions += len(placement.evicted)
+        started, read = time.perf_counter(), self.loader.read_seconds(adapter)
+        try:
+            self._copy(adapter, packed, placement.pages)
+        except Exception as error:  # usually out of device memory; the next user of the pages overwrites them
+            self.slots.evict(adapter)
+            self._wake_up()  # other adapters may be missing, and an idle engine would wait for a message
+            return error
+        self._loads_again.discard(adapter)
+        self._counters.adapter_loads += 1
+        self._counters.host_hits += read is None
+        self._times.loaded(read, time.perf_counter() - started)
+        return None
+
+    def _copy(self, adapter: AdapterId, packed: PackedAdapter, pages: tuple[int, ...]) -> None:
+        """Copy an adapter to its pages; if there is too little memory, once more with no other in host memory."""
+        try:
+            self.runner.place(adapter, pages, packed)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._release_memory(adapter)
+            self.runner.place(adapter, pages, packed)
+
+    def _release_memory(self, keep: AdapterId | None = None) -> None:
+        """Free what can be freed without losing a request: adapters in host memory, and what allocators keep."""
+        dropped = self.loader.drop_all(but=keep)
+        self.runner.backend.release_memory()
+        log.warning("Memory is short: dropped %d adapters from host memory", dropped)
 
     def _fail_copies(self) -> list[Failed]:
         """Fail the sequences of adapters whose copy to the device has failed."""
@@ -322,43 +399,24 @@ class Engine:
 
     def _fail_adapter(self, adapter: AdapterId, error: BaseException) -> list[Failed]:
         affected = [s for s in self.scheduler.waiting if any(a.id == adapter for a in s.adaptation)]
-        if self.scheduler.pins_to_load.pop(adapter, None) or affected:
+        if self.scheduler.admission.pins_to_load.pop(adapter, None) or affected:
             # If nothing needs it any more, it may just have been deleted: not worth a log line.
+            self._counters.adapter_load_failures += 1
             log.error("Adapter %s could not be loaded: %s", adapter, error)
+        if is_out_of_memory(error):
+            return self._fail(affected, "There is not enough memory to load the adapter; try again later.", "memory")
         at_fault = isinstance(error, AdapterError) and not isinstance(error, StoreFull | RegistryUnavailable)
         return self._fail(affected, "The adapter could not be loaded.", "adapter" if at_fault else "engine")
 
-    def _run_batch(self, batch: Batch) -> list[Event]:
-        started = time.perf_counter()
-        try:
-            result = self.runner.run(batch)
-        except Exception:
-            log.exception("A step of %d sequences failed", len(batch.chunks))
-            self._counters.failed_steps += 1
-            self._failures_in_a_row += 1
-            return list(
-                self._fail([chunk.sequence for chunk in batch.chunks], "The step that served this request failed.")
-            )
-        self._failures_in_a_row = 0
-        self.scheduler.speculation.record_step(batch, time.perf_counter() - started)
-        self._counters.count(batch)
-        events = commit(self.scheduler, batch, result, time.monotonic())
-        self._counters.output_tokens += sum(isinstance(event, Token) for event in events)
-        return events
-
     def _fail(self, sequences: Iterable[Sequence], message: str, cause: Cause = "engine") -> list[Failed]:
-        events = []
-        for sequence in sequences:
-            self.scheduler.release(sequence)
-            events.append(Failed(sequence.id, message, cause))
-        return events
+        return fail(self.scheduler, sequences, message, cause)
 
     def _fail_all(self, message: str) -> None:
         """Fail all unfinished sequences, once no further step will run."""
         while not self._messages.empty():
             self._handle_message(self._messages.get())
         events = self._fail([*self.scheduler.running, *self.scheduler.waiting], message)
-        self._unfinished.clear()
+        self.backlog.end(event.sequence_id for event in events)
         self._stats = self._snapshot()
         if events:
             self._deliver(list(events))
@@ -366,20 +424,26 @@ class Engine:
     def _snapshot(self) -> EngineStats:
         scheduler = self.scheduler
         return EngineStats(
-            **asdict(self._counters),
+            **vars(self._counters),
             preemptions=scheduler.preemptions,
             drafted_tokens=scheduler.speculation.drafted,
             accepted_tokens=scheduler.speculation.accepted,
             waiting=len(scheduler.waiting),
             running=len(scheduler.running),
             blocks_used=scheduler.blocks.used,
+            blocks_cached=scheduler.blocks.cached,
             blocks_total=scheduler.blocks.total,
+            host_misses=self.loader.reads,
+            host_evictions=self.loader.evictions,
+            host_bytes=self.loader.nbytes,
             device_adapters=frozenset(self.slots.resident),
             pinned_adapters=frozenset(self.slots.pinned),
             host_adapters=self.loader.adapters,
             running_adapters=frozenset(a.id for s in scheduler.running for a in s.adaptation),
-            waiting_adapters=frozenset(a.id for s in scheduler.waiting for a in s.adaptation),
-            healthy=self._failures_in_a_row < MAX_FAILED_STEPS and not self._dead,
+            waiting_adapters=scheduler.waiting.adapters,
+            waiting_tenants=len(scheduler.waiting.tenants),
+            healthy=self._steps.healthy and not self._dead,
+            times=self._times,
         )
 
     def _wake_up(self) -> None:

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Future
 
-from server.engine.sequence import Event
-from server.errors import Draining, EngineError
+from server.engine.sequence import Event, Failed
+from server.errors import DeadlineExceeded, Draining, EngineError, OutOfMemory, PoisonedRequest, RequestError
 
 
 class EventQueue:
@@ -14,6 +14,9 @@ class EventQueue:
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._arrived = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._events)
 
     def put(self, event: Event) -> None:
         self._events.append(event)
@@ -78,9 +81,22 @@ class EventRouter:
         if self.draining:
             raise Draining("The server is shutting down and takes no new requests.", code="draining")
 
-    def error(self, message: str) -> EngineError | Draining:
+    def error(self, failed: Failed) -> EngineError | RequestError:
         """The error of a request whose sequence has failed: Draining if that is because the server shuts down."""
-        return Draining(message, code="draining") if self.draining else EngineError(message)
+        if failed.cause == "deadline":
+            return DeadlineExceeded(failed.message, param="timeout", code="deadline_exceeded")
+        if failed.cause == "request":
+            return PoisonedRequest(failed.message)
+        if failed.cause == "memory":
+            return OutOfMemory(failed.message)
+        return Draining(failed.message, code="draining") if self.draining else EngineError(failed.message)
+
+    def fail_all(self, message: str) -> None:
+        """Fail all open requests, without waiting for the engine. Later events of theirs are dropped."""
+        for sequence_id, queue in list(self._queues.items()):
+            queue.put(Failed(sequence_id, message))
+        for sequence_id in list(self._futures):
+            self._resolve(Failed(sequence_id, message))
 
     def deliver(self, events: list[Event]) -> None:
         """Pass on a step's events, from the engine's thread. Wakes the event loop once for all of them."""

@@ -41,21 +41,27 @@ class Matcher:
         end tokens may come. Releases the GIL.
         """
         taken = 0
-        for place in range(len(drafts) + 1):
-            self._matcher.unsafe_compute_mask_ptr(address + place * size, size)
-            if place == len(drafts) or self._matcher.is_stopped():
-                break
-            if not self._matcher.try_consume_tokens([drafts[place]]):
-                break
-            taken += 1
-        if taken:
-            self._matcher.rollback(taken)
+        try:
+            for place in range(len(drafts) + 1):
+                self._matcher.unsafe_compute_mask_ptr(address + place * size, size)
+                if place == len(drafts) or self._matcher.is_stopped():
+                    break
+                if not self._matcher.try_consume_tokens([drafts[place]]):
+                    break
+                taken += 1
+        finally:  # a step that fails runs again
+            if taken:
+                self._matcher.rollback(taken)
 
     def accept(self, token: int, *, last: bool) -> str | None:
         """Take in the token that was sampled, unless it ends the answer. Returns why the grammar failed, or None."""
-        if not last and not self._matcher.is_error():
-            self._matcher.consume_token(token)
-        if not self._matcher.is_error():
-            return None
-        self.grammar.exhausted = True
-        return self._matcher.get_error().partition("\n")[0]
+        try:
+            if not last and not self._matcher.is_error():
+                self._matcher.consume_token(token)
+            if not self._matcher.is_error():
+                return None
+            self.grammar.exhausted = True
+            return self._matcher.get_error().partition("\n")[0]
+        except BaseException as error:  # a panic of a Rust library is no Exception, and is about this answer alone
+            self.grammar.exhausted = True
+            return repr(error)

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
+from time import perf_counter
 
 import torch
 
@@ -17,6 +18,9 @@ from bases import machine
 from server.compute.pool import PackedAdapter
 
 WORKERS = 2
+
+_Loaded = tuple[PackedAdapter, float]
+"""An adapter, and the seconds that it took to read."""
 
 
 class Loader:
@@ -35,8 +39,13 @@ class Loader:
         self._cache: OrderedDict[AdapterId, PackedAdapter] = OrderedDict()
         self._bytes = 0
         self._largest = 0
-        self._pending: dict[AdapterId, Future[PackedAdapter]] = {}
-        self._loaded: SimpleQueue[tuple[AdapterId, Future[PackedAdapter]]] = SimpleQueue()
+        self._pending: dict[AdapterId, Future[_Loaded]] = {}
+        self._loaded: SimpleQueue[tuple[AdapterId, Future[_Loaded]]] = SimpleQueue()
+        self._new: dict[AdapterId, float] = {}
+        """Adapters in the cache that :meth:`read_seconds` was not asked about, and how long they took to read."""
+        self.reads = 0
+        """Loads that began."""
+        self.evictions = 0
         self._workers = ThreadPoolExecutor(
             WORKERS, "adapter-loader", initializer=_start_worker, initargs=(machine.cpu_affinity(),)
         )
@@ -59,10 +68,15 @@ class Loader:
         """Start loading an adapter, unless that has been started."""
         if adapter in self._pending:
             return
-        future = self._pending[adapter] = self._workers.submit(self._load, adapter)
+        self.reads += 1
+        future = self._pending[adapter] = self._workers.submit(self._timed_load, adapter)
         future.add_done_callback(lambda done: self._put_loaded(adapter, done))
 
-    def _put_loaded(self, adapter: AdapterId, done: Future[PackedAdapter]) -> None:
+    def _timed_load(self, adapter: AdapterId) -> _Loaded:
+        started = perf_counter()
+        return self._load(adapter), perf_counter() - started
+
+    def _put_loaded(self, adapter: AdapterId, done: Future[_Loaded]) -> None:
         self._loaded.put((adapter, done))
         self._on_loaded()
 
@@ -78,25 +92,46 @@ class Loader:
             if error is not None:
                 failures[adapter] = error
             else:
-                self._insert(adapter, done.result())
+                self._insert(adapter, *done.result())
         return failures
 
-    def _insert(self, adapter: AdapterId, packed: PackedAdapter) -> None:
+    def read_seconds(self, adapter: AdapterId) -> float | None:
+        """How long an adapter in the cache took to read; None if this was asked since it was read."""
+        return self._new.pop(adapter, None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the cache."""
+        return self._bytes
+
+    def _insert(self, adapter: AdapterId, packed: PackedAdapter, seconds: float) -> None:
         self.drop(adapter)
         self._cache[adapter] = packed
+        self._new[adapter] = seconds
         self._bytes += packed.nbytes
         self._largest = max(self._largest, packed.nbytes)
         while self._bytes > self._capacity and len(self._cache) > 1:
             self.drop(next(iter(self._cache)))
+            self.evictions += 1
         self.adapters = frozenset(self._cache)
 
     def drop(self, adapter: AdapterId) -> None:
         """Remove an adapter from the cache, and ignore the result if it is being loaded."""
         self._pending.pop(adapter, None)
+        self._new.pop(adapter, None)
         packed = self._cache.pop(adapter, None)
         if packed is not None:
             self._bytes -= packed.nbytes
             self.adapters = frozenset(self._cache)
+
+    def drop_all(self, *, but: AdapterId | None = None) -> int:
+        """Empty the cache, except for one adapter. Returns how many were dropped; loads go on."""
+        dropped = [adapter for adapter in self._cache if adapter != but]
+        for adapter in dropped:
+            self._bytes -= self._cache.pop(adapter).nbytes
+            self._new.pop(adapter, None)
+        self.adapters = frozenset(self._cache)
+        return len(dropped)
 
     def close(self) -> None:
         """Stop the workers after the loads that have begun; cancel the others."""

@@ -1,6 +1,8 @@
 """Runner: computes logits and tokens of a batch. Owns everything on the device."""
 
+from concurrent.futures import wait
 from functools import partial
+from time import perf_counter
 
 import torch
 
@@ -46,9 +48,19 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> StepResult:
-        """Run a step: the forward pass, sampling, and what is read of prompts."""
+        """Run a step: the forward pass, sampling, and what is read of prompts.
+
+        If it raises, it can be run again, whole or in parts: it changes nothing but the keys and values at its own
+        positions, and numbers that sequences have drawn stay with them.
+        """
         masks = self._masks.start(batch)
-        out, ops, sampled = self.compute(batch), self.backend.sampling, batch.sampled
+        try:
+            out = self.compute(batch)
+        finally:
+            if masks is not None:
+                wait([masks])  # no thread may still read the sequences of a step that has failed
+        forwarded = perf_counter()
+        ops, sampled = self.backend.sampling, batch.sampled
         logits, others = out.logits[: len(sampled)], out.logits[len(sampled) :]
         raw = RawLogits(logits, sampled)
         tokens = sample(logits, sampled, ops, masks.result() if masks else None)
@@ -58,6 +70,7 @@ class Runner:
             score_prompts(others, batch.scored, ops),
             [] if out.hidden is None else pool_prompts(out.hidden, batch.pooled),
             logits.cpu().numpy().tobytes() if batch.probe else None,
+            forwarded,
         )
 
     @torch.inference_mode()

@@ -2,10 +2,12 @@
 
 There are no prefill and decode phases. A sequence has ``computed`` of its ``len(tokens)`` tokens, and a step computes
 some of the others: that covers chunked prefill, decoding, prefix-cache hits and resumption after a preemption (the idea
-is vLLM v1's). Running sequences come first, oldest first. When no blocks are free, the youngest one is preempted.
+is vLLM v1's). Each running sequence gets one token; the rest of the step's tokens goes to prompts, of running sequences
+and of waiting ones that start, in the order of :mod:`server.engine.waiting.fairness`. When no blocks are free, the
+youngest sequence of the tenant that was served most is preempted. When there is no room for a waiting sequence of a
+tenant that holds less than others, the youngest one of another is, too.
 
-A waiting sequence whose adapters are not on the device is skipped. After ``max_wait`` seconds, the least used adapters
-take no new sequences until it fits.
+A waiting sequence whose adapters are not on the device is skipped (:mod:`server.engine.waiting.admission`).
 
 Drafted tokens are verified in the step of the token before them. Keys and values of rejected ones are overwritten.
 
@@ -16,17 +18,23 @@ Probes come first in the queue and run alone, at most every other step. So all p
 their logits can be compared bit by bit; and a probe does not change how the tokens of other sequences are rounded.
 """
 
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from itertools import chain
 
 from adapters.format.spec import AdapterId
-from server.engine.block_pool import BlockPool, chain_keys
-from server.engine.sequence import Batch, Chunk, Sequence, WeightedAdapter
+from server.engine.block_pool import BlockPool
+from server.engine.sequence import Batch, Chunk, Sequence
 from server.engine.slots import SlotTable
 from server.engine.speculation import MAX_ROWS, Speculation
+from server.engine.waiting.admission import Admission, Openings
+from server.engine.waiting.deadlines import Deadlines
+from server.engine.waiting.fairness import PROMPT_TOKEN, FairQueue, find_holder
 
 MAX_SCORED_ROWS = 256
 """Tokens of prompts whose log probabilities one step computes: for each, a row of logits of the whole vocabulary."""
+
+Shares = dict[Sequence, int]
+"""Tokens of each sequence in the next step."""
 
 
 class Scheduler:
@@ -46,33 +54,29 @@ class Scheduler:
         self.slots = slots
         self.max_sequences = min(max_sequences, max_tokens)
         self.max_tokens = max_tokens
-        self.max_wait = max_wait
+        self.row_limit = max_tokens
+        """Rows of the next steps, but for probes: fewer than ``max_tokens`` after memory ran out. Set by Engine."""
         self.speculation = speculation
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = FairQueue()
+        self.admission = Admission(self.waiting, slots, max_wait)
         self.running: list[Sequence] = []
         self.preemptions = 0
-        self.pins_to_load: dict[AdapterId, WeightedAdapter] = {}
-        """Pinned adapters, which are loaded without a request; those that could not be loaded are taken out."""
-        self._pinned_at = 0.0
+        self._deadlines = Deadlines(max_tokens)
+        self._overdue: list[Sequence] = []
         self._last_was_probe = False
         self._scored_rows = 0
         """Tokens of prompts whose log probabilities the step will compute."""
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
-        if sequence.probe:
-            self.waiting.insert(self._waiting_probes, sequence)
-        else:
-            self.waiting.append(sequence)
-
-    def pin(self, adapters: Iterable[WeightedAdapter], now: float) -> None:
-        """Pin these adapters and unpin all others. ``now`` is ``time.monotonic()``."""
-        self.pins_to_load = {adapter.id: adapter for adapter in adapters}
-        self.slots.pinned = {adapter.id: adapter.rank for adapter in self.pins_to_load.values()}
-        self._pinned_at = now
+        self.waiting.add(sequence)
+        self._deadlines.add(sequence)
 
     def schedule(self, now: float) -> Batch:
         """Return the next batch, which is empty if nothing can run. ``now`` is ``time.monotonic()``."""
+        for sequence in self._deadlines.passed(chain(self.running, self.waiting), now):
+            self._stop(sequence)
+        self.running.sort(key=lambda running: (self.waiting.served(running), running.arrived))
         chunks = (
             (not self._last_was_probe and self._schedule_probe(now))
             or self._schedule_requests(now)
@@ -81,6 +85,16 @@ class Scheduler:
         batch = Batch(tuple(chunks), self.blocks.take_new())
         self._last_was_probe = batch.probe
         return batch
+
+    def record_step(self, batch: Batch, seconds: float) -> None:
+        """Take in how long a step took."""
+        self.speculation.record_step(batch, seconds)
+        self._deadlines.record_step(batch, seconds)
+
+    def take_overdue(self) -> list[Sequence]:
+        """Return the sequences that ended since the last call because they cannot meet their deadlines."""
+        overdue, self._overdue = self._overdue, []
+        return overdue
 
     def abort(self, sequence_id: str) -> bool:
         """Drop a waiting or running sequence. Returns whether there was one of this id."""
@@ -94,38 +108,23 @@ class Scheduler:
         """End a sequence: remove it from its queue, and free its blocks and leases. Every end goes through here."""
         if sequence in self.running:
             self.running.remove(sequence)
-        elif sequence in self.waiting:
+        elif self.waiting.is_waiting(sequence):
             self.waiting.remove(sequence)
+        self.waiting.forget(sequence)
         self._free(sequence)
         self.speculation.forget(sequence)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Take a running sequence's blocks and leases, and queue it again, before all others but probes."""
+        """Take a running sequence's blocks and leases, and queue it again, before all others of its tenant."""
         self.running.remove(sequence)
         self._free(sequence)
-        self.waiting.insert(self._waiting_probes, sequence)
         sequence.preemptions += 1
         self.preemptions += 1
+        self.waiting.add(sequence)
 
     def running_by_adapter(self) -> Counter[AdapterId]:
         """Number of running sequences of each adapter."""
         return Counter(adapter.id for sequence in self.running for adapter in sequence.adaptation)
-
-    def missing_adapters(self) -> Iterator[tuple[WeightedAdapter, set[AdapterId], Sequence | None]]:
-        """Adapters to load: pinned ones, then those of waiting sequences, in queue order.
-
-        Each comes with the adapters that must not be evicted for it, and with its sequence, if any. No adapter of a
-        sequence is evicted for one behind it in the queue: the adapters of a mix are loaded one by one, and two mixes
-        could otherwise evict each other's for ever.
-        """
-        keep: set[AdapterId] = set()
-        for adapter in self._missing_pins():
-            yield adapter, keep, None
-        for sequence in self.waiting:
-            keep.update(adapter.id for adapter in sequence.adaptation)
-            for adapter in sequence.adaptation:
-                if adapter.id not in self.slots:
-                    yield adapter, keep, sequence
 
     def check(self) -> None:
         """Assert that exactly the unfinished sequences hold blocks, and the running ones leases."""
@@ -133,6 +132,11 @@ class Scheduler:
         self.slots.check(self.running_by_adapter())
         assert all(sequence.leased for sequence in self.running)
         assert not any(sequence.leased or sequence.blocks for sequence in self.waiting)
+        self.waiting.check(self.running)
+
+    def _stop(self, sequence: Sequence) -> None:
+        self.release(sequence)
+        self._overdue.append(sequence)
 
     def _free(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.blocks)
@@ -146,21 +150,15 @@ class Scheduler:
 
     # Probes
 
-    @property
-    def _waiting_probes(self) -> int:
-        """Number of waiting probes: they come first in the queue."""
-        return next((i for i, sequence in enumerate(self.waiting) if not sequence.probe), len(self.waiting))
-
     def _schedule_probe(self, now: float) -> list[Chunk]:
-        """Run the first probe whose adapter is on the device. If too few blocks are free, preempt the youngest."""
-        for sequence in self.waiting:
-            if not sequence.probe:
-                break
+        """Run the first probe whose adapter is on the device. If too few blocks are free, preempt others."""
+        for sequence in self.waiting.probes:
             if all(adapter.id in self.slots for adapter in sequence.adaptation):
                 while self.blocks.blocks_for(len(sequence.tokens)) > self.blocks.free:
                     self.preempt(self.running[-1])
                 self._take_blocks(sequence)
-                return [self._start(sequence, self.max_tokens, now)]
+                self._start(sequence, now)
+                return [Chunk(sequence, 0, min(len(sequence.tokens), self.max_tokens))]
         return []
 
     # Running sequences
@@ -168,30 +166,53 @@ class Scheduler:
     def _schedule_requests(self, now: float) -> list[Chunk]:
         """Chunks of all sequences but probes."""
         self._scored_rows = 0
-        chunks = self._schedule_running()
-        chunks += self._schedule_waiting(now, self.max_tokens - sum(chunk.length for chunk in chunks))
+        shares = self._schedule_running()
+        self._schedule_prompts(shares, now)
+        chunks = [Chunk(sequence, sequence.computed, length) for sequence, length in shares.items()]
         chunks = self._add_drafts(chunks)
         chunks.sort(key=lambda chunk: chunk.length > 1)
         return chunks
 
-    def _schedule_running(self) -> list[Chunk]:
-        chunks: list[Chunk] = []
-        for sequence, length in self._token_shares():
-            if sequence not in self.running:
-                break  # preempted, and so are all younger ones
-            if length and self._grow(sequence, sequence.computed + length):
-                chunks.append(Chunk(sequence, sequence.computed, length))
-        return chunks
-
-    def _token_shares(self) -> list[tuple[Sequence, int]]:
-        """How many tokens each running sequence gets: one each, then the rest of the budget, oldest first."""
-        spare = self.max_tokens - len(self.running)
-        shares = []
-        for sequence in self.running:
-            length = self._limit_scores(sequence, min(len(sequence.tokens) - sequence.computed, 1 + spare))
-            spare -= length - 1
-            shares.append((sequence, length))
+    def _schedule_running(self) -> Shares:
+        """Give each running sequence the blocks of its tokens so far, and one token of the step."""
+        shares: Shares = {}
+        for sequence in list(self.running):
+            if not sequence.leased:
+                break  # preempted, and so are all after it
+            if self._grow(sequence, len(sequence.tokens)):
+                shares[sequence] = 1
         return shares
+
+    def _schedule_prompts(self, shares: Shares, now: float) -> None:
+        """Give the rest of the step's tokens to prompts, in fair order: of running sequences, and of waiting ones.
+
+        Within a tenant, the running ones come first, and of those the oldest.
+        """
+        prompts = [s for s in shares if s.computed < s.prompt_length or len(s.tokens) - s.computed > 1]
+        openings = self._openings(now)
+        while True:
+            spare = max(self.row_limit - sum(shares.values()), 0)
+            flow = self.admission.first(openings, now) if openings and spare > 0 else None
+            prompts = [sequence for sequence in prompts if sequence in shares]  # else preempted for a waiting one
+            firsts = {sequence.tenant: sequence for sequence in reversed(prompts)}
+            if flow:
+                firsts.setdefault(flow.head.tenant, flow.head)
+            if not firsts:
+                return
+            following = min(firsts.values(), key=self.waiting.served_after_prompt)
+            if following in shares:
+                prompts.remove(following)
+                self._share(shares, following, min(len(following.tokens) - following.computed, 1 + spare))
+            elif not self._admit(following, shares, now):
+                openings = None  # who is next gets the next room: a short prompt must not overtake a long one
+
+    def _share(self, shares: Shares, sequence: Sequence, length: int) -> None:
+        """Give a prompt ``length`` tokens of the step, or as many as it may have, and charge those that are new."""
+        shares[sequence] = length = self._limit_scores(sequence, length)
+        charged = min(sequence.computed + length, sequence.prompt_length)
+        if charged > sequence.charged:
+            self.waiting.charge(sequence, PROMPT_TOKEN * (charged - sequence.charged))
+            sequence.charged = charged
 
     def _limit_scores(self, sequence: Sequence, length: int) -> int:
         """``length`` of a chunk, or as much of it, at least 1, as the step may compute log probabilities for."""
@@ -204,53 +225,58 @@ class Scheduler:
         return length
 
     def _grow(self, sequence: Sequence, end: int) -> bool:
-        """Allocate blocks up to position ``end``. Preempts the youngest if needed; False if that is ``sequence``."""
+        """Allocate blocks up to position ``end``. Preempts the last if needed; False if that is ``sequence``."""
         need = self.blocks.blocks_for(end) - len(sequence.blocks)
         while need > self.blocks.free:
-            youngest = self.running[-1]
-            self.preempt(youngest)
-            if youngest is sequence:
+            last = self.running[-1]
+            self.preempt(last)
+            if last is sequence:
                 return False
         sequence.blocks += self.blocks.allocate(max(need, 0))
         return True
 
     # Waiting sequences
 
-    def _schedule_waiting(self, now: float, budget: int) -> list[Chunk]:
-        chunks: list[Chunk] = []
-        closed = self._closed_for_pins(now)
-        copying = self.slots.copying if self.running else frozenset()
-        for sequence in list(self.waiting):
-            if budget < 1 or len(self.running) >= self.max_sequences:
-                break
-            missing = [adapter for adapter in sequence.adaptation if adapter.id not in self.slots]
-            if missing and not closed and now - sequence.arrived > self.max_wait:
-                closed = self._closed_for(sequence, missing)
-            if sequence.probe or missing or any(adapter.id in closed | copying for adapter in sequence.adaptation):
-                continue
-            if not self._take_blocks(sequence):
-                break  # blocks go first come, first served: a short sequence must not overtake a long one
-            chunk = self._start(sequence, budget, now)
-            budget -= chunk.length
-            chunks.append(chunk)
-        return chunks
+    def _openings(self, now: float) -> Openings | None:
+        """Return who may start, or None if there is certainly no place for it."""
+        if not len(self.waiting):
+            return None
+        tenants = self.waiting.tenants
+        if self._is_full and len(tenants) < 2 and all(running.tenant in tenants for running in self.running):
+            return None
+        return self.admission.openings(now, self.slots.copying if self.running else frozenset())
 
-    def _closed_for(self, sequence: Sequence, missing: list[WeightedAdapter]) -> set[AdapterId]:
-        """Adapters that take no sequences queued behind ``sequence``, which has waited too long, until it fits.
+    def _admit(self, sequence: Sequence, shares: Shares, now: float) -> bool:
+        """Start a waiting sequence if there is a place and blocks for it, or another tenant has too many of them.
 
-        Sequences ahead of it still run: their adapters are not evicted for it, so they must finish first.
+        If it cannot meet its deadline, stop it instead. Returns False if it has to wait.
         """
-        return self.slots.next_to_evict([a.rank for a in missing], {a.id for a in sequence.adaptation})
+        place = find_holder(sequence, 1, self.running, lambda _: 1) if self._is_full else None
+        if self._is_full and place is None:
+            return False
+        need = self.blocks.blocks_for(len(sequence.tokens))
+        while not self._take_blocks(sequence):
+            holder = find_holder(sequence, need, self.running, lambda running: len(running.blocks))
+            if holder is None:
+                return False
+            self._take_from(holder, shares)
+        if self._deadlines.is_hopeless(sequence, now):
+            self._stop(sequence)
+            return True
+        if self._is_full and place is not None:
+            self._take_from(place, shares)
+        self._start(sequence, now)
+        spare = self.row_limit - sum(shares.values())
+        self._share(shares, sequence, min(len(sequence.tokens) - sequence.computed, spare))
+        return True
 
-    def _closed_for_pins(self, now: float) -> set[AdapterId]:
-        """Adapters that take no new sequences, because a pinned one has not fitted for too long."""
-        missing = self._missing_pins()
-        if not missing or now - self._pinned_at <= self.max_wait:
-            return set()
-        return self.slots.next_to_evict([missing[0].rank], ())
+    @property
+    def _is_full(self) -> bool:
+        return len(self.running) >= self.max_sequences
 
-    def _missing_pins(self) -> list[WeightedAdapter]:
-        return [adapter for adapter in self.pins_to_load.values() if adapter.id not in self.slots]
+    def _take_from(self, holder: Sequence, shares: Shares) -> None:
+        shares.pop(holder, None)
+        self.preempt(holder)
 
     def _take_blocks(self, sequence: Sequence) -> bool:
         """Take prefix-cache hits and allocate blocks for all other tokens; False, and no change, if too few are free.
@@ -259,7 +285,7 @@ class Scheduler:
         """
         hits: list[int] = []
         if not sequence.probe:
-            chain_keys(sequence, self.blocks.size)
+            self.blocks.chain_keys(sequence)
             most = min([len(sequence.tokens) - 1, *sequence.unread[:1]])
             hits = self.blocks.match(sequence.keys[: most // self.blocks.size])
         need = self.blocks.blocks_for(len(sequence.tokens)) - len(hits)
@@ -270,23 +296,22 @@ class Scheduler:
         sequence.computed = len(hits) * self.blocks.size
         return True
 
-    def _start(self, sequence: Sequence, budget: int, now: float) -> Chunk:
+    def _start(self, sequence: Sequence, now: float) -> None:
+        """Make a waiting sequence that has its blocks a running one."""
         self.waiting.remove(sequence)
         self.running.append(sequence)
-        self.running.sort(key=lambda running: running.arrived)
         probe_only = sequence.probe and not sequence.keep
         self.slots.lease((adapter.id for adapter in sequence.adaptation), probe=probe_only)
         sequence.leased = True
         if sequence.started is None:
-            sequence.cached, sequence.started = sequence.computed, now
+            sequence.cached = sequence.charged = sequence.computed
+            sequence.started = now
             placed = max((self.slots.placed_at(adapter.id) for adapter in sequence.adaptation), default=0.0)
             sequence.loading = max(placed - sequence.arrived, 0.0)
-        length = self._limit_scores(sequence, min(len(sequence.tokens) - sequence.computed, budget))
-        return Chunk(sequence, sequence.computed, length)
 
     def _add_drafts(self, chunks: list[Chunk]) -> list[Chunk]:
         """Draft tokens for sequences that decode. Leaves a free block for each of them, so that none is preempted."""
-        rows = min(self.max_tokens, max(self.max_sequences, MAX_ROWS))
+        rows = min(self.row_limit, max(self.max_sequences, MAX_ROWS))
         free = max(self.blocks.free // max(len(chunks), 1) - 1, 0)
         drafted = self.speculation.draft(chunks, rows, lambda s: (len(s.blocks) + free) * self.blocks.size)
         for chunk in drafted:

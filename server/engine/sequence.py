@@ -26,7 +26,7 @@ from adapters.format.spec import AdapterId
 from server.engine.grammar import Grammar, Matcher
 
 FinishReason = Literal["stop", "length"]
-Cause = Literal["adapter", "engine"]
+Cause = Literal["adapter", "request", "memory", "deadline", "engine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,19 @@ class Sequence:
     """Where in the grammar the answer is."""
     pooling: Pooling | None = None
     """Return one vector for the prompt instead of an answer: all of ``sampling`` is ignored."""
+    tenant: str = ""
+    """Whose request it is: the id of an API key. Tenants share the server's time, but no keys and values."""
+    weight: float = 1.0
+    """The tenant's share of the time, against the weights of other tenants."""
+    priority: int = 0
+    """Lower is earlier, among the sequences of a tenant: a point is worth a second of waiting."""
+    deadline: float | None = None
+    """When the answer must be complete, by ``time.monotonic()``. Afterwards nothing more is computed for it."""
     prompt_length: int = field(init=False)
     arrived: float = field(default_factory=time.monotonic)
     """``time.monotonic()``, in seconds."""
+    charged: int = 0
+    """Tokens of the prompt that its tenant was charged for, or that were free. Set by Scheduler."""
     computed: int = 0
     """Tokens whose keys and values are in ``blocks``. Set by Scheduler."""
     cached: int = 0
@@ -125,6 +135,8 @@ class Sequence:
     first_token: float | None = None
     batch_adapters: int = 0
     """Most distinct adapters, the base included, in a step of it."""
+    fingerprint: bytes | None = None
+    """Equal for sequences that ask for the same. Set by ``resilience.suspects`` once a step has failed."""
     rng: random.Random = field(init=False)
     """The request's own generator, for one number per token: batch and preemption do not change its draws."""
     _numbers: deque[float] = field(init=False, default_factory=deque)
@@ -149,6 +161,11 @@ class Sequence:
         while len(self._numbers) <= ahead:
             self._numbers.append(self.rng.random())
         return self._numbers[ahead]
+
+    @property
+    def due(self) -> float:
+        """When it would have arrived, had it waited for the seconds that its priority is worth."""
+        return self.arrived + self.priority
 
     @property
     def samples(self) -> bool:
@@ -298,6 +315,8 @@ class StepResult:
     """For each of ``Batch.pooled``: its vector if it ends the prompt, else the sum so far; None if it is not finite."""
     logits: bytes | None = None
     """Only of a probe: [vocabulary] float32 in native byte order."""
+    forwarded: float = field(default=0.0, compare=False)
+    """When the forward pass had returned, by ``time.perf_counter()``. On a GPU it may still compute then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +390,8 @@ class Failed:
     sequence_id: str
     message: str
     cause: Cause = "engine"
-    """``adapter`` if the content of an adapter is at fault, ``engine`` for any other cause."""
+    """What is at fault. ``adapter``: the content of one; ``request``: steps fail with this sequence, and not without
+    it; ``memory``: there is too little; ``deadline``: the sequence's own cannot be met; ``engine``: any other cause."""
 
 
 Event = Token | PromptLogprobs | Pooled | Failed

@@ -5,7 +5,7 @@ pages of one adapter: as many as its rank needs, anywhere in the pool. Pinned ad
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, KeysView, Mapping
 from dataclasses import dataclass
 
 from adapters.format.spec import AdapterId
@@ -53,6 +53,8 @@ class SlotTable:
         """Pinned adapters, resident or not, and their ranks. Replaced, never changed, so any thread may read it."""
         self.copying: frozenset[AdapterId] = frozenset()
         """Resident adapters that are still being copied. New sequences that use them wait while others run."""
+        self.changes = 0
+        """How often an adapter has come or gone."""
         self._resident: OrderedDict[AdapterId, Slot] = OrderedDict()
         self._free = set(range(pages))
 
@@ -60,7 +62,7 @@ class SlotTable:
         return adapter in self._resident
 
     @property
-    def resident(self) -> Collection[AdapterId]:
+    def resident(self) -> KeysView[AdapterId]:
         """Adapters on the device, least recently used first."""
         return self._resident.keys()
 
@@ -127,6 +129,7 @@ class SlotTable:
         pages = self._pick_pages(needed)
         self._free.difference_update(pages)
         self._resident[adapter] = Slot(pages, now)
+        self.changes += 1
         return Placement(pages, evicted)
 
     def evict(self, adapter: AdapterId) -> tuple[int, ...]:
@@ -134,11 +137,17 @@ class SlotTable:
         slot = self._resident.pop(adapter)
         assert not slot.leases, f"adapter {adapter} is leased"
         self._free.update(slot.pages)
+        self.changes += 1
         return slot.pages
 
-    def next_to_evict(self, ranks: Collection[int], keep: Collection[AdapterId]) -> set[AdapterId]:
-        """Return adapters to evict for new ones of ``ranks``. If leased, give them no new leases."""
-        order = sorted(self._evictable(keep), key=self.leases)
+    def next_to_evict(
+        self, ranks: Collection[int], keep: Collection[AdapterId], wanted: Collection[AdapterId] = ()
+    ) -> set[AdapterId]:
+        """Return adapters to evict for new ones of ``ranks``, those with the fewest leases. Give them no new leases.
+
+        Of those with equally many, the ones come last that are ``wanted`` by waiting sequences.
+        """
+        order = sorted(self._evictable(keep), key=lambda adapter: (self.leases(adapter), adapter in wanted))
         return set(self._to_evict(_pages(ranks), iter(order), slots=len(ranks)) or ())
 
     def _evictable(self, keep: Collection[AdapterId]) -> Iterable[AdapterId]:

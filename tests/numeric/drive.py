@@ -149,7 +149,7 @@ class Drive:
         assert not stats.waiting_adapters
         assert stats.healthy
         assert stats.failed_steps == 0
-        assert not self.engine._unfinished, "ended sequences still count against the queue"
+        assert not len(self.engine.backlog), "ended sequences still count against the queue"
 
     def serve(self, requests: Iterable[Request], rng: random.Random, *, abort: float = 0.0) -> None:
         """Submit ``requests`` at random moments; assert that each gets the oracle's answer.

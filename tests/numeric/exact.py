@@ -16,13 +16,15 @@ from server.engine.sequence import Event, Failed, Sequence, is_last
 
 RANKS = {AdapterId(name): rank for name, rank in (("a", 4), ("b", 16), ("c", 64), ("d", 16))}
 EIGHT_RANKS = RANKS | {AdapterId(name): rank for name, rank in (("e", 8), ("f", 1), ("g", 24), ("h", 16))}
+OVERFLOWING = AdapterId("z")
+"""Finite and well formed, of rank 8, but so large that its products overflow."""
 DEADLINE = 120.0
 
 
 def weights(adapter: AdapterId, layout: BaseLayout) -> AdapterWeights:
     """A random adapter on all layers, the same for the same id."""
     generator = torch.Generator().manual_seed(ord(adapter))
-    rank = EIGHT_RANKS[adapter]
+    rank = EIGHT_RANKS.get(adapter, 8)
     tensors = {
         name: (
             torch.randn(rank, inputs, generator=generator) / inputs**0.5,
@@ -30,6 +32,8 @@ def weights(adapter: AdapterId, layout: BaseLayout) -> AdapterWeights:
         )
         for name, (inputs, outputs) in layout.linears.items()
     }
+    if adapter == OVERFLOWING:
+        tensors = {name: (a.sign() * 1e38, b.sign() * 1e38) for name, (a, b) in tensors.items()}
     return AdapterWeights(AdapterSpec(adapter, {name: LoraTarget(rank, 1.0) for name in tensors}, 0), tensors)
 
 

@@ -15,6 +15,7 @@ from server.compute.cpu.decoder import Decoder
 from server.compute.cpu.kernels import Kernels
 from server.compute.cpu.linear import FusedNf4, detach_from_checkpoint
 from server.compute.cpu.lora import KernelLora
+from server.compute.cpu.memory import trim_memory
 from server.compute.pool import page_runs
 from server.compute.reference.backend import ReferenceBackend
 
@@ -29,6 +30,7 @@ class CpuBackend(ReferenceBackend):
         super().__init__(device, dtype)
         self.kernels = kernels
         if kernels:
+            self.name = kernels.variant.name
             self.sampling = kernels
 
     def bind_threads(self) -> None:
@@ -43,6 +45,10 @@ class CpuBackend(ReferenceBackend):
         if self.kernels and len(cpus) == torch.get_num_threads() > 1 and machine.cpu_quota() is None:
             bound = self.kernels.bind_threads(cpus)
             log.info("Threads are bound to CPUs %s", cpus) if bound else log.warning("Threads cannot be bound to CPUs")
+
+    def release_memory(self) -> None:
+        """What glibc keeps."""
+        trim_memory()
 
     def group_linear(self, layers: Sequence[nn.Module]) -> GroupLinear:
         """4-bit layers as one matrix for a fused kernel, ours or bitsandbytes'; they lose their own weights."""

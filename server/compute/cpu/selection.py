@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
+from bases import machine
 from bases.errors import ConfigError
 from server.compute.cpu.build import PREBUILT, NoCompiler, library
 from server.compute.cpu.kernels import Kernels, NotPermittedError
@@ -33,6 +34,7 @@ class Selection:
 def select_kernels(cpu: str = "auto") -> Selection:
     """Select the best variant that runs here (``auto``), one by its name, or none of our own (``torch``).
 
+    On Intel's processors ``auto`` passes AVX512-BF16 over: its dot products take longer there than multiply-adds.
     They are compiled unless a wheel brought them or they were compiled here before. A variant that the compiler is too
     old for is passed over with a warning. ``auto`` selects none, after a warning, where nothing can be compiled.
     Raises ConfigError for a named variant that cannot run here, and RuntimeError for a library that does not fit
@@ -42,6 +44,9 @@ def select_kernels(cpu: str = "auto") -> Selection:
         return Selection(None, {})
     reasons: dict[str, str] = {}
     for variant in VARIANTS if cpu == "auto" else [variant for variant in VARIANTS if variant.name == cpu]:
+        if cpu == "auto" and variant.slow_on == machine.vendor() and not variant.lacking():
+            reasons[variant.name] = "slower on this vendor's processors than the next one"
+            continue
         kernels = _try(variant, reasons)
         if kernels:
             selection = Selection(kernels, reasons)

@@ -16,6 +16,8 @@ class Variant:
     """What a processor must have, as Linux names it."""
     flags: tuple[str, ...]
     """For gcc or clang."""
+    slow_on: str | None = None
+    """Vendor, as in ``/proc/cpuinfo``, on whose processors the next variant is faster."""
 
     def lacking(self) -> list[str]:
         """Instructions that this processor does not have."""
@@ -23,12 +25,12 @@ class Variant:
         return [name for name in self.instructions if name not in has]
 
 
-def _variant(name: str, *instructions: str, flags: tuple[str, ...] = ()) -> Variant:
+def _variant(name: str, *instructions: str, flags: tuple[str, ...] = (), slow_on: str | None = None) -> Variant:
     options = tuple(f"-m{instruction.replace('amx_', 'amx-').replace('_', '')}" for instruction in instructions)
-    return Variant(name, instructions, (*options, *flags))
+    return Variant(name, instructions, (*options, *flags), slow_on)
 
 
-AVX512BF16 = _variant("avx512bf16", *AVX512, "avx512_bf16")
+AVX512BF16 = _variant("avx512bf16", *AVX512, "avx512_bf16", slow_on="GenuineIntel")
 VARIANTS = (
     _variant("amx", *AVX512BF16.instructions, "amx_tile", "amx_bf16"),
     AVX512BF16,

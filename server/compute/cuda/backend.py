@@ -23,6 +23,8 @@ class CudaBackend(ReferenceBackend):
     kernel runs up to 5 rows, 32 for gate and up. We have not measured either.
     """
 
+    name = "cuda"
+
     def __init__(self, device: torch.device, dtype: torch.dtype, capture: Capture) -> None:
         """``capture``: makes a decode step fast to repeat, as :class:`~server.compute.cuda.decode.CudaGraphs` does."""
         super().__init__(device, dtype)

@@ -29,6 +29,8 @@ from server.engine.sequence import Batch
 class ReferenceBackend:
     """See :class:`server.compute.backend.Backend`."""
 
+    name = "torch"
+
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.dtype = dtype
@@ -59,6 +61,11 @@ class ReferenceBackend:
                     destination.zero_()
                 else:
                     destination.copy_(source[offset : offset + count], non_blocking=True)
+
+    def release_memory(self) -> None:
+        """On a GPU what torch's allocator keeps."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def copier(self) -> AdapterCopier:
         """One that copies before it returns."""

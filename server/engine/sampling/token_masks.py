@@ -55,11 +55,19 @@ class MaskWorker:
         if not any(chunk.sequence.matcher for chunk in batch.chunks):
             return None
         wanted = [(row, sampled) for row, sampled in enumerate(batch.sampled) if sampled.sequence.matcher]
-        return self._worker.submit(self._make, wanted) if wanted else None
+        return self._worker.submit(self._try_make, wanted) if wanted else None
 
     def close(self) -> None:
         """End the thread."""
         self._worker.shutdown()
+
+    def _try_make(self, wanted: list[tuple[int, SampledRow]]) -> TokenMasks:
+        try:
+            return self._make(wanted)
+        except Exception:
+            raise
+        except BaseException as panic:  # a panic of a Rust library is no Exception, and would end the engine
+            raise RuntimeError(f"a grammar's mask could not be made: {panic!r}") from panic
 
     def _make(self, wanted: list[tuple[int, SampledRow]]) -> TokenMasks:
         return TokenMasks([row for row, _ in wanted], [self._mask(bits) for bits in _bits([s for _, s in wanted])])

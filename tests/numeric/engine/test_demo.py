@@ -1,6 +1,7 @@
 """The demo model in NF4 with adapters of ranks 4, 16 and 64: the engine against PEFT on the same NF4 weights."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -11,9 +12,11 @@ pytestmark = pytest.mark.demo
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Mapping[Mix, Answers]:
+def served(demo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[Mix, Answers]:
     """Every adaptation's answers, all given in one mixed run."""
-    return serve_demo(tmp_path_factory.mktemp("demo"), "cpu")
+    root = tmp_path_factory.mktemp("demo")
+    (root / "bases").symlink_to(demo_root / "bases")
+    return serve_demo(root, "cpu")
 
 
 @pytest.mark.parametrize("mix", MIXES[1:], ids=str)

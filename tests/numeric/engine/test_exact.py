@@ -50,9 +50,9 @@ def answer(served: Engine, asked: Asked, rng: random.Random | None) -> list[list
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(demo_root: Path) -> Path:
     require_compiler()
-    return tmp_path_factory.mktemp("exact")
+    return demo_root
 
 
 def test_logits_are_the_same_alone_and_in_mixed_batches(root: Path) -> None:

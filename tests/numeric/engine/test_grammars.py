@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
+from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from server.engine.engine import Engine
@@ -17,6 +19,7 @@ from server.engine.sequence import Adaptation, Failed, SamplingParams, Sequence,
 from server.engine.speculation import StepCosts
 from server.structured.compiler import GrammarCompiler
 from server.structured.spec import GrammarSpec
+from server.structured.special_tokens import renamed
 from tests.numeric.drive import recorded_logits
 from tests.numeric.exact import RANKS, engine, run_mixed, tight_engine
 from tests.numeric.kernels import require_compiler
@@ -53,9 +56,9 @@ Answer = tuple[list[int], list[Tensor]]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(demo_root: Path) -> Path:
     require_compiler()
-    return tmp_path_factory.mktemp("grammars")
+    return demo_root
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +169,34 @@ def test_a_grammar_that_fails_fails_its_own_request(plain: Engine, compiler: Gra
     assert set(ended) == {"good", "free"}
     assert len(good.output) == len(free.output) == 8 or ended["free"] == "stop"
     plain.check()
+
+
+@pytest.mark.parametrize(
+    ("regex", "text"),
+    [
+        ("[a-z ]{20,90}", "the cat sat on a mat and went home"),
+        ("[a-zA-Z ,.]{1,30}", "The cat, a Bengal, sat there."),
+        ("[A-Z][a-z]+( [a-z]{1,5}){2,6}[.]", "The cat sat on a mat."),
+        ("(\\w+ ?){9}", "The cat sat 12 on a mat"),
+    ],
+)
+def test_the_slices_of_plain_text_change_no_mask(
+    plain: Engine, compiler: GrammarCompiler, regex: str, text: str
+) -> None:
+    base = plain.runner.base
+    description = renamed(base.tokenizer.backend_tokenizer.to_str())[0]
+    tokenizer = LLTokenizer(description, n_vocab=49152, eos_token=sorted(base.eos_token_ids), slices=[])
+    reference = LLMatcher(tokenizer, LLMatcher.grammar_from_regex(regex))
+    started = grammar(compiler, GrammarSpec("regex", regex))
+    assert started is not None
+    matcher = started.start()
+    ours, theirs = np.zeros(49152 // 32, np.int32), np.zeros(49152 // 32, np.int32)
+    allowed = []
+    for token in base.tokenizer.encode(text, add_special_tokens=False):
+        matcher.write_masks((), ours.ctypes.data, ours.nbytes)
+        reference.unsafe_compute_mask_ptr(theirs.ctypes.data, theirs.nbytes)
+        assert (ours == theirs).all()
+        allowed.append(int(np.unpackbits(ours.view(np.uint8)).sum()))
+        assert matcher.accept(token, last=False) is None
+        assert reference.consume_token(token)
+    assert max(allowed) > 3000, "the slices were used"

@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from server.compute.reference.lora import TorchLora
+from server.engine.resilience.step_runner import MAX_FAILED_STEPS
 from server.engine.sequence import Batch, SamplingParams, Sequence
 from tests.numeric.drive import Drive, settings
 from tests.numeric.lab import Lab
@@ -82,24 +83,25 @@ def test_a_deleted_adapter_fails_only_its_requests(llama: Lab, tmp_path: Path) -
 def test_a_failed_step_fails_only_its_requests(llama: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting ones are served. Three failed steps in a row make the engine unhealthy, and one good step healthy."""
     drive = llama.drive(tmp_path, max_batch_sequences=2)
-    prompt = tuple(range(40, 50))
-    asked = [drive.submit((), prompt, GREEDY) for _ in range(7)]
+    prompts = [tuple(range(40 + number, 50 + number)) for number in range(9)]
+    asked = [drive.submit((), prompt, GREEDY) for prompt in prompts]
 
     def broken(batch: Batch) -> list[int | None]:
         raise RuntimeError("the device is on fire")
 
     with monkeypatch.context() as fault:
         fault.setattr(drive.engine.runner, "run", broken)
-        for healthy in (True, True, False):
+        for healthy in (True, True, False, False):
             drive.step()
             assert drive.engine.stats().healthy == healthy
+        assert len(drive.engine._steps._failing) == MAX_FAILED_STEPS, "more would only take memory"
     while drive.open:
         drive.step()
-    assert list(drive.failed) == asked[:6]
-    assert tuple(drive.tokens[asked[6]]) == llama.oracle.solo((), prompt, GREEDY.max_tokens).tokens
+    assert list(drive.failed) == asked[:8]
+    assert tuple(drive.tokens[asked[8]]) == llama.oracle.solo((), prompts[8], GREEDY.max_tokens).tokens
     stats = drive.engine.stats()
     assert stats.healthy
-    assert (stats.failed_steps, stats.running, stats.blocks_used) == (3, 0, 0)
+    assert (stats.failed_steps, stats.running, stats.blocks_used) == (4, 0, 0)
 
 
 def test_an_adapter_without_device_memory_fails_only_its_requests(

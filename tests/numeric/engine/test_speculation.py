@@ -29,9 +29,9 @@ SAMPLINGS = (
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(demo_root: Path) -> Path:
     require_compiler()
-    return tmp_path_factory.mktemp("speculation")
+    return demo_root
 
 
 @pytest.fixture

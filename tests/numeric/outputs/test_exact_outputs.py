@@ -22,9 +22,9 @@ GREEDY = SamplingParams(temperature=0)
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(demo_root: Path) -> Path:
     require_compiler()
-    return tmp_path_factory.mktemp("outputs")
+    return demo_root
 
 
 @pytest.fixture(autouse=True)

@@ -92,8 +92,12 @@ def test_tools_and_their_choice() -> None:
     assert named["tool_choice"] == {"type": "function", "function": {"name": "time"}}
     allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "time"}]}
     some = of_response(tools=tools, tool_choice=allowed, parallel_tool_calls=False)
-    assert some["tools"] == chat[1:]
-    assert some["tool_choice"] == "required"
+    assert some["tools"] == chat
+    functions = [{"type": "function", "function": {"name": "time"}}]
+    assert some["tool_choice"] == {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "required", "tools": functions},
+    }
     assert some["parallel_tool_calls"] is False
 
 
@@ -116,13 +120,22 @@ def test_other_fields() -> None:
         "seed": 5,
         "stream": True,
     }
-    found = of_response(**fields, max_output_tokens=7, reasoning={"effort": "low", "summary": "auto"}, store=False)
+    found = of_response(
+        **fields,
+        max_output_tokens=7,
+        reasoning={"effort": "low", "summary": "auto"},
+        store=False,
+        include=["message.output_text.logprobs"],
+        top_logprobs=2,
+    )
     assert found.pop("adapter") == [{"name": "red", "weight": 1.0}]
     del found["messages"]
     assert found == {
         **{name: value for name, value in fields.items() if name != "adapter"},
         "max_tokens": 7,
         "reasoning_effort": "low",
+        "logprobs": True,
+        "top_logprobs": 2,
     }
 
 
@@ -152,10 +165,11 @@ def test_other_fields() -> None:
         ({"input": []}, "at least 1"),
         ({"input": [5]}, "`None` are not supported"),
         ({"input": 5}, "valid list"),
-        ({"include": ["message.output_text.logprobs"]}, "`message.output_text.logprobs` is not supported"),
-        ({"top_logprobs": 3}, "`top_logprobs` is not supported"),
+        ({"include": ["message.output_text.logits"]}, "only `message.output_text.logprobs`, "),
+        ({"top_logprobs": 3}, "needs `include` to have"),
+        ({"top_logprobs": 21, "include": ["message.output_text.logprobs"]}, "less than or equal to 20"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "`schema` is missing"),
-        ({"text": {"verbosity": "low"}}, "`verbosity` is not supported"),
+        ({"text": {"verbosity": "low"}}, '`verbosity` is not supported; only `"medium"` is accepted'),
         ({"max_output_tokens": 0}, "greater than or equal to 1"),
         ({"max_tokens": 5}, "Unknown field"),
         ({"metadata": {"a": "b" * 513}}, "at most 512"),

@@ -139,3 +139,16 @@ def test_workers_run_on_all_cpus_though_the_engines_thread_is_bound_to_one(
     thread.join()
     disk.finish()
     assert disk.cpus == [cpus]
+
+
+def test_of_adapters_that_were_dropped_nothing_is_kept(disk: Disk, make: Callable[[int], Loader]) -> None:
+    """Also how long a read took, which would be that of an earlier one for an adapter that is read again."""
+    loader = make(100)
+    for adapter in (A, B):
+        loader.request(adapter)
+    disk.finish(2)
+    assert loader.collect() == {}
+    assert loader.drop_all(but=B) == 1
+    assert (loader.adapters, loader.nbytes) == ({B}, 10)
+    assert loader.read_seconds(A) is None
+    assert loader.read_seconds(B) is not None

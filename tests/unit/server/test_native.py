@@ -11,7 +11,7 @@ from bases import machine
 from bases.errors import ConfigError
 from server.compute.cpu import build, selection
 from server.compute.cpu.kernels import NotPermittedError
-from server.compute.cpu.variants import NAMES, VARIANTS, Variant
+from server.compute.cpu.variants import AVX512BF16, NAMES, VARIANTS, Variant
 from server.config import Settings
 
 select = selection.select_kernels.__wrapped__
@@ -43,6 +43,7 @@ def test_the_best_variant_that_the_processor_runs_is_taken(
     has: set[str], chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "instructions", lambda: has)
+    monkeypatch.setattr(machine, "vendor", lambda: "AuthenticAMD")
     monkeypatch.setattr(selection, "compiled", lambda variant: SimpleNamespace(variant=variant))
     assert select("auto").kernels.variant.name == chosen
     assert list(select("auto").reasons) == list(NAMES[: NAMES.index(chosen)])
@@ -51,6 +52,16 @@ def test_the_best_variant_that_the_processor_runs_is_taken(
     for better in NAMES[: NAMES.index(chosen)]:
         with pytest.raises(ConfigError, match=f"--cpu {better}: this processor has no "):
             select(better)
+
+
+def test_intel_processors_take_multiply_adds_rather_than_dot_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "instructions", lambda: set(AVX512BF16.instructions))
+    monkeypatch.setattr(machine, "vendor", lambda: "GenuineIntel")
+    monkeypatch.setattr(selection, "compiled", lambda variant: SimpleNamespace(variant=variant))
+    found = select("auto")
+    assert found.kernels.variant.name == "avx512"
+    assert found.reasons["avx512bf16"] == "slower on this vendor's processors than the next one"
+    assert select("avx512bf16").kernels.variant.name == "avx512bf16"
 
 
 def test_a_processor_is_asked_before_a_compiler(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +90,7 @@ def test_tiles_that_linux_does_not_give_are_not_used(monkeypatch: pytest.MonkeyP
         return SimpleNamespace(variant=variant)
 
     monkeypatch.setattr(machine, "instructions", lambda: set(VARIANTS[0].instructions))
+    monkeypatch.setattr(machine, "vendor", lambda: "AuthenticAMD")
     monkeypatch.setattr(selection, "compiled", refuse_amx)
     assert str(select("auto")) == "avx512bf16; not amx: Linux does not let this process use the tile registers"
     with pytest.raises(ConfigError, match="--cpu amx: Linux does not let"):

@@ -47,6 +47,10 @@ def commit(scheduler: Scheduler, batch: Batch, tokens: list[int | None], logits:
     return commit_result(scheduler, batch, StepResult(tokens, logits=logits), now=0.0)
 
 
+def missing_ids(scheduler: Scheduler) -> list[AdapterId]:
+    return [wanted.adapter.id for wanted in scheduler.admission.missing_adapters(0.0)]
+
+
 def step(scheduler: Scheduler, now: float = 0.0) -> tuple[dict[str, int], list[Event]]:
     """Run a step in which all sample token 7. Returns chunk lengths by sequence id, and the events."""
     batch = scheduler.schedule(now)
@@ -157,7 +161,8 @@ def test_adapters_of_sequences_ahead_are_not_evicted() -> None:
     scheduler = make()
     scheduler.add(sequence("a", 3, (weighted("x"), weighted("y"))))
     scheduler.add(sequence("b", 3, (weighted("z"),)))
-    wanted = [(a.id, set(keep), sequence.id) for a, keep, sequence in scheduler.missing_adapters() if sequence]
+    missing = scheduler.admission.missing_adapters(0.0)
+    wanted = [(each.adapter.id, set(each.keep), each.sequence.id) for each in missing if each.sequence]
     assert wanted == [("x", {"x", "y"}, "a"), ("y", {"x", "y"}, "a"), ("z", {"x", "y", "z"}, "b")]
 
 
@@ -282,12 +287,12 @@ def test_adapters_used_only_by_probes_are_evicted_first(used: str, keep: bool, o
 def test_pinned_adapters_are_loaded_before_those_of_waiting_sequences() -> None:
     scheduler = make()
     scheduler.add(sequence("a", 3, (weighted("x"),)))
-    scheduler.pin([weighted("p"), weighted("q")], now=0.0)
-    assert [a.id for a, _, _ in scheduler.missing_adapters()] == ["p", "q", "x"]
+    scheduler.admission.pin([weighted("p"), weighted("q")], now=0.0)
+    assert missing_ids(scheduler) == ["p", "q", "x"]
     scheduler.slots.place(AdapterId("p"), 8)
-    assert [a.id for a, _, _ in scheduler.missing_adapters()] == ["q", "x"]
-    scheduler.pin([], now=0.0)
-    assert [a.id for a, _, _ in scheduler.missing_adapters()] == ["x"]
+    assert missing_ids(scheduler) == ["q", "x"]
+    scheduler.admission.pin([], now=0.0)
+    assert missing_ids(scheduler) == ["x"]
 
 
 def test_a_pin_that_does_not_fit_for_too_long_closes_the_least_used_adapter() -> None:
@@ -297,7 +302,7 @@ def test_a_pin_that_does_not_fit_for_too_long_closes_the_least_used_adapter() ->
     for name, adapter in (("b1", "busy"), ("b2", "busy"), ("c1", "calm")):
         scheduler.add(sequence(name, 2, (weighted(adapter),)))
     step(scheduler)
-    scheduler.pin([weighted("pinned")], now=0.0)
+    scheduler.admission.pin([weighted("pinned")], now=0.0)
     for name, adapter in (("b3", "busy"), ("c2", "calm")):
         scheduler.add(sequence(name, 2, (weighted(adapter),)))
     assert step(scheduler, now=0.5)[0].keys() == {"b1", "b2", "b3", "c1", "c2"}, "max_wait has not passed"

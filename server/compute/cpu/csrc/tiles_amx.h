@@ -19,9 +19,12 @@ static inline void shape_tiles(TileConfig *config, int first, int end, int64_t r
     }
 }
 
-// gcc's intrinsic names only the first 8 bytes as read, so the compiler may drop stores to the others.
+// gcc's intrinsics do not say which memory they read, so the compiler may drop or delay stores that only tiles read. After
+// this, what was stored is in memory.
+static inline void stores_end(const void *stored) { __asm__ volatile("" : : "r"(stored) : "memory"); }
+
 static inline void load_shapes(const TileConfig *config) {
-    __asm__ volatile("" : : "r"(config) : "memory");
+    stores_end(config);
     _tile_loadconfig(config);
 }
 
@@ -65,6 +68,7 @@ static inline void nf4_decode(const uint8_t *packed, Nf4Table table, Decoded *ti
 
 // One block for up to 16 rows of x, `stride` values apart, into sums [rows][32]; all 16 are readable and writable.
 static inline void nf4_multiply_tile(const uint16_t *x, int64_t stride, const Decoded *tiles, float *sums) {
+    stores_end(tiles);
     _tile_zero(0);
     _tile_zero(1);
     for (int part = 0; part < 2; part++) {
@@ -81,6 +85,7 @@ static inline void nf4_multiply_tile(const uint16_t *x, int64_t stride, const De
 // The same for up to 32 rows: every tile that is loaded is used twice.
 static inline void nf4_multiply_two(const uint16_t *x, int64_t stride, const Decoded *tiles, float *sums) {
     const uint16_t *below = x + TILE_ROWS * stride;
+    stores_end(tiles);
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -126,6 +131,7 @@ static inline void shrink_begin(int64_t rows) {
 static inline void shrink_multiply(int64_t rows, int64_t in, const uint16_t *x, int64_t stride, const uint16_t *a, float *even,
                                    float *odd) {
     (void)rows;
+    stores_end(x);
     _tile_zero(0);
     _tile_zero(1);
     for (int64_t k = 0; k < in; k += 64) {
@@ -161,6 +167,7 @@ static inline void expand_zero(float *delta) {
 // Adds h [rows, 8] times b [outputs / 16, 4, 16, 2] to the tiles; 16 to 64 outputs.
 static inline void expand_add(int64_t rows, const uint16_t *h, const uint16_t *b, int64_t outputs, float *delta) {
     (void)rows, (void)delta;
+    stores_end(h);
     lora_prefetch(b);
     _tile_loadd(4, h, 16);
     _tile_loadd(5, b, 64);
@@ -239,6 +246,7 @@ static inline void mix_zero(float *result, float *sum) {
 // sum is NULL.
 static inline void mix_add(int64_t columns, const uint32_t *weights, const uint32_t *pairs, float *result, float *sum) {
     (void)columns, (void)result, (void)sum;
+    stores_end(weights);
     _tile_loadd(3, weights, 64);
     _tile_loadd(4, pairs, 64);
     _tile_dpbf16ps(0, 3, 4);
@@ -307,6 +315,7 @@ static inline void head_multiply(int64_t rows, int64_t in, const uint16_t *w, co
     if (k < in) {
         uint16_t last[HEAD_TOKENS * TILE_INPUTS];
         copy_last(w, in, HEAD_TOKENS, last);
+        stores_end(last);
         head_add(last, TILE_INPUTS, packed + k * 8);
     }
     _tile_stored(0, scores, 64);
