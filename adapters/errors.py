@@ -55,9 +55,13 @@ class AdapterRejected(AdapterError):
 
 
 class AdapterNameError(AdapterError):
-    """The name is invalid or reserved."""
+    """The name is invalid or reserved. ``other``: a name in the message besides the one that the caller gave."""
 
     exit_status = 2
+
+    def __init__(self, message: str, *, other: str | None = None) -> None:
+        self.other = other
+        super().__init__(message)
 
 
 class SourceRefused(AdapterError):
@@ -87,8 +91,10 @@ class AdapterUnavailable(AdapterError):
 class AdapterConflict(AdapterError):
     """The change conflicts with an alias, an active version or the pins; ``code`` says with which."""
 
-    def __init__(self, message: str, *, code: str) -> None:
+    def __init__(self, message: str, *, code: str, other: str | None = None) -> None:
+        """``other``: a name in the message besides the one that the caller gave."""
         self.code = code
+        self.other = other
         super().__init__(message)
 
 

@@ -57,8 +57,6 @@ _FINGERPRINT = "fingerprint"
 """File in a cached base with the fingerprint that it must have."""
 _CACHE_FORMAT = 1
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Base:
@@ -81,16 +79,15 @@ class Base:
     """How its sentence-transformers files, if it has any, pool hidden states: ``lasttoken``, ``mean``, ..."""
 
 
-def load_base(options: BaseOptions, say: Say = lambda _: None) -> Base:
+def load_base(options: BaseOptions, say: Callable[[str], None] = lambda _: None) -> Base:
     """Load the base that ``options`` name. Calls ``say`` with a message before each slow step.
 
     The first time, it quantises the weights, on the CPU so that they are equal on every machine, and caches them.
     Raises ConfigError or BaseRejected.
     """
-    # By default torch uses all of the machine's cores, also in a container whose CPU quota is less.
-    torch.set_num_threads(min(torch.get_num_threads(), machine.usable_cores()))
+    _limit_threads()
     device = _device(options.device)
-    dtype = torch.float32 if options.dtype == "fp32" else torch.bfloat16
+    dtype = _dtype(options)
     source = find_source(options.model)
     folder = _ready_folder(source, options, dtype, say)
     check_memory(folder, LOADED, device)
@@ -100,6 +97,15 @@ def load_base(options: BaseOptions, say: Say = lambda _: None) -> Base:
         base = make_base(model, read_tokenizer(folder), source.name, device, options.max_model_len)
     _check_undamaged(folder, base.layout.fingerprint)
     return base if source.gguf else replace(base, pooling_modes=read_pooling_modes(source.path))
+
+
+def fetch_base(options: BaseOptions, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Download and quantise the base that ``options`` name, unless that is done already. Returns its folder.
+
+    Then :func:`load_base` needs no network. Raises ConfigError or BaseRejected.
+    """
+    _limit_threads()
+    return _ready_folder(find_source(options.model), options, _dtype(options), say)
 
 
 def make_base(
@@ -137,6 +143,15 @@ def make_base(
     )
 
 
+def _limit_threads() -> None:
+    """Keep to a container's CPU quota: by default torch uses all of the machine's cores."""
+    torch.set_num_threads(min(torch.get_num_threads(), machine.usable_cores()))
+
+
+def _dtype(options: BaseOptions) -> torch.dtype:
+    return torch.float32 if options.dtype == "fp32" else torch.bfloat16
+
+
 def _device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device: torch {torch.__version__} sees no CUDA device")
@@ -144,7 +159,7 @@ def _device(wanted: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
 
 
-def _ready_folder(source: ModelSource, options: BaseOptions, dtype: torch.dtype, say: Say) -> Path:
+def _ready_folder(source: ModelSource, options: BaseOptions, dtype: torch.dtype, say: Callable[[str], None]) -> Path:
     """Return the folder to load: the source if nothing has to be converted, else its entry in the cache."""
     if options.quantization == "none" and not source.gguf:
         check_source(source, options.max_model_len)
@@ -170,7 +185,9 @@ def _key(source: ModelSource, options: BaseOptions, dtype: torch.dtype) -> str:
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
 
 
-def _prepare(source: ModelSource, folder: Path, options: BaseOptions, dtype: torch.dtype, say: Say) -> None:
+def _prepare(
+    source: ModelSource, folder: Path, options: BaseOptions, dtype: torch.dtype, say: Callable[[str], None]
+) -> None:
     """Convert the source into ``folder``. The folder appears only when it is complete."""
     with tempfile.TemporaryDirectory(prefix="tmp-", dir=folder.parent) as temporary, _quiet(progress=True):
         path = source.path
@@ -214,9 +231,13 @@ def _check_undamaged(folder: Path, found: str) -> None:
 def _read_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read the model of a GGUF file, with its weights unpacked to ``dtype``."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=dtype
+            file.parent,
+            gguf_file=file.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=dtype,
+            trust_remote_code=False,
         )
     except Exception as error:  # an incomplete file raises errors of any kind
         check_gguf(file)

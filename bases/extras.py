@@ -5,8 +5,10 @@ from importlib.util import find_spec
 from bases.errors import ManyloraError
 
 EXTRAS = {
+    "chat": ("prompt_toolkit",),
     "train": ("matplotlib", "peft", "pyarrow", "tensorboard"),
     "bench": ("aiohttp", "matplotlib"),
+    "ray": ("ray",),
 }
 """Extra of the manylora package -> modules that it installs and that its command imports."""
 

@@ -8,6 +8,7 @@ can pass their own; a file that is missing there sets no limit.
 import math
 import os
 import platform
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 ROOT = Path("/")
+MANY_FILES = 65536
+"""Files that a process may have open where nothing limits it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,25 @@ def cpu_quota(root: Path = ROOT) -> float | None:
     return min((quota for group in _groups("cpu", root) for quota in _group_quotas(group)), default=None)
 
 
+def open_files() -> int:
+    """Return how many files and connections this process may have open at once (``ulimit -n``)."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MANY_FILES if limit == resource.RLIM_INFINITY else limit
+
+
+def most_open_files() -> int:
+    """Return how far this process may raise that number by itself (``ulimit -Hn``), but :data:`MANY_FILES` at most."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return max(open_files(), MANY_FILES if most == resource.RLIM_INFINITY else min(most, MANY_FILES))
+
+
+def allow_more_files() -> None:
+    """Raise it to that. Many systems set it to 1,024, only for the sake of old programs that cannot handle more."""
+    wanted = most_open_files()
+    if open_files() < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
 def instructions(root: Path = ROOT) -> frozenset[str]:
     """Return the processor's instruction sets as Linux names them, e.g. ``amx_bf16``. Empty if it is not x86."""
     return frozenset(_cpuinfo("flags", root).split())
@@ -86,6 +108,11 @@ def instructions(root: Path = ROOT) -> frozenset[str]:
 def processor_name(root: Path = ROOT) -> str:
     """Return the processor's name, e.g. ``AMD EPYC``, or its architecture (``aarch64``) where Linux has no name."""
     return _cpuinfo("model name", root) or platform.machine()
+
+
+def vendor(root: Path = ROOT) -> str:
+    """Return the maker of the processor as Linux names it, e.g. ``GenuineIntel``. Empty if it is not x86."""
+    return _cpuinfo("vendor_id", root)
 
 
 def caches(root: Path = ROOT) -> list[str]:

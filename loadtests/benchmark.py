@@ -55,7 +55,7 @@ class Benchmark:
             url, folder = settings.address, settings.adapter_folder
             if settings.spawn:
                 folder = Path(stack.enter_context(TemporaryDirectory(prefix="loadtests-")))
-                url = URL(stack.enter_context(spawned(settings.spawn, folder)))
+                url = URL(stack.enter_context(spawned(settings.spawn, folder)).url)
             server, results = cancellation.run_cancellable(self._measure(url, settings.adapter_setup(folder)))
         about = {
             "version": client_version(),

@@ -16,10 +16,14 @@ from bases import machine
 from bases.errors import BaseRejected, ConfigError
 from bases.model_source import DEMO, find_source, on_hub
 from bases.preflight import check_source
+from server.access.key_file import VARIABLE, read_keys
 from server.compute.cpu.build import PREBUILT, NoCompiler, find_compiler
 from server.compute.cpu.selection import select_kernels
 from server.config import Settings
-from server.listener import bind
+from server.connections import connection_limits
+from server.database import FILE
+from server.listener import NO_KEYS, bind, is_local
+from server.tls import load_certificate
 
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "safetensors", "tokenizers", "fastapi", "uvicorn")
 _GIB = 2**30
@@ -68,6 +72,8 @@ def problems(settings: Settings) -> list[str]:
         _model_problem,
         _device_problem,
         _port_problem,
+        _keys_problem,
+        _connections_problem,
         _data_problem,
         _memory_problem,
         _cpu_problem,
@@ -174,6 +180,29 @@ def _device_problem(settings: Settings) -> str | None:
 def _port_problem(settings: Settings) -> str | None:
     try:
         bind(settings.host, settings.port).close()
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _keys_problem(settings: Settings) -> str | None:
+    """Return the error of a server that has no keys, as far as that is known without opening its database."""
+    try:
+        read_keys(settings.api_key_file, os.environ)
+        with bind(settings.host, 0) as listener:
+            local = is_local(listener)
+    except ConfigError as error:
+        return None if str(error).startswith("--host") else str(error)  # that is reported with the port
+    given = settings.allow_anonymous or settings.api_key_file is not None or VARIABLE in os.environ
+    if local or given or settings.database_url is not None or (settings.data_dir / FILE).exists():
+        return None
+    return NO_KEYS.format(host=settings.host)
+
+
+def _connections_problem(settings: Settings) -> str | None:
+    try:
+        connection_limits(settings, machine.most_open_files())
+        load_certificate(settings)
     except ConfigError as error:
         return str(error)
     return None

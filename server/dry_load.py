@@ -14,7 +14,7 @@ from bases.base import Base
 from server.engine.engine import Engine
 from server.engine.event_router import EventRouter
 from server.engine.sequence import Adaptation, Event, Failed, SamplingParams, Sequence, Token, WeightedAdapter
-from server.errors import Draining, EngineError
+from server.errors import Draining, EngineError, OutOfMemory
 from server.text.codec import Codec
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it goes home to sleep until the sun is up again."
@@ -86,6 +86,8 @@ class DryLoad:
         if isinstance(event, Failed):
             if event.cause == "adapter":
                 raise AdapterRejected(f"the dry load failed: {event.message}")
+            if event.cause == "memory":
+                raise OutOfMemory(f"The dry load failed: {event.message}")
             if self._event_router.draining:
                 raise Draining(event.message, code="draining")
             raise EngineError(f"The dry load failed: {event.message}")

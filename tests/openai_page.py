@@ -8,9 +8,9 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "openai.md"
 
 
-def table(heading: str) -> list[list[str]]:
-    """Return the cells of the first table under ``## heading``, without its head."""
-    section = PAGE.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+def table(heading: str, page: Path = PAGE) -> list[list[str]]:
+    """Return the cells of the first table under ``## heading`` of ``page``, without its head."""
+    section = page.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     lines = section.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("|---"))
     rows = []

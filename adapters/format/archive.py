@@ -20,6 +20,7 @@ from typing import BinaryIO
 from adapters.errors import AdapterRejected
 from adapters.format.files import FILES, MAX_FILES, MAX_JSON_BYTES, WEIGHTS
 from adapters.format.selection import Selection, normalise_path, reject_path, select
+from adapters.format.training_record import MAX_BYTES, SHOWN
 
 AROUND_BYTES = 256 << 20
 """Bytes allowed for files whose size does not depend on the adapter, such as a tokenizer in each checkpoint."""
@@ -90,13 +91,27 @@ def _listed(archive: Path, limit: int) -> list[str]:
 
 
 def _extract(archive: Path, staging: Path, folder: str, limit: int) -> None:
-    wanted = {f"{folder}/{name}" if folder else name: name for name in FILES}
+    wanted = {f"{folder}/{name}" if folder else name: name for name in (*FILES, *SHOWN)}
     with closing(_members(archive, max_bytes(limit))) as members:
         for member in members:
             name = None if member.is_folder else wanted.get(normalise_path(member.path))
-            if name is not None:
+            if name in SHOWN:
+                _keep_shown(member, staging / name)
+            elif name is not None:
                 with (staging / name).open("xb") as writer:
                     writer.writelines(_bounded(member, limit if name == WEIGHTS else MAX_JSON_BYTES))
+
+
+def _keep_shown(member: _Member, target: Path) -> None:
+    """Extract a file that is only shown, unless it is too large."""
+    with target.open("wb") as writer:
+        for chunk in member.content:
+            if writer.tell() + len(chunk) > MAX_BYTES[target.name]:
+                break
+            writer.write(chunk)
+        else:
+            return
+    target.unlink()
 
 
 def _bounded(member: _Member, limit: int) -> Iterator[bytes]:

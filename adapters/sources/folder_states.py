@@ -13,7 +13,7 @@ class FolderState:
     """The state of a folder when it was last registered or refused."""
 
     signature: str
-    """Changes whenever one of the adapter's files does."""
+    """Changes whenever one of the adapter's files does. For ``--adapter``: the address, or the folder and this."""
     refused: str | None
     """Why it could not be registered; None if it was."""
     since: int

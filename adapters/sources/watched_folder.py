@@ -138,7 +138,7 @@ class WatchedFolder:
     def _changed_signature(self, name: str) -> str | None:
         """Return the folder's signature if it has changed since the saved state, else None."""
         path = self._path(name)
-        signature = _signature(path)
+        signature = folder_signature(path)
         state = self._states.get(path)
         return None if state is not None and state.signature == signature else signature
 
@@ -148,7 +148,7 @@ class WatchedFolder:
     def _try_register(self, name: str, now: float) -> bool:
         """Register a folder and record the outcome; return whether it was registered."""
         # Computed before the files are read, so that the next scan notices a change made meanwhile.
-        signature = _signature(self._path(name))
+        signature = folder_signature(self._path(name))
         try:
             reason = self._register(name)
             if reason is None:
@@ -200,7 +200,8 @@ class WatchedFolder:
             log.warning("The folder %r in the watched folder is refused: %s", name, reason)
 
     def _forget_removed(self, names: set[str]) -> None:
-        """Drop the refusals of folders that are not among ``names``."""
+        """Drop the refusals of folders that are not among ``names``, and when they were to be tried again."""
+        self._retry_at = {name: at for name, at in self._retry_at.items() if name in names}
         for name in self._refusals.keys() - names:
             try:
                 self._save_state(name, None)
@@ -221,7 +222,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return True
 
 
-def _signature(path: str) -> str:
+def folder_signature(path: str) -> str:
     """Return a string that changes when one of the adapter's files in the folder is replaced or written to."""
     return ";".join(_file_signature(f"{path}/{name}") for name in FILES)
 

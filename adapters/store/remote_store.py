@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
 from adapters.errors import AdapterError, AdapterRejected, RegistryUnavailable, StoreFull
-from adapters.format.files import CHUNK_BYTES, CONFIG, MAX_JSON_BYTES, OPTIONAL, WEIGHTS, present, sync
+from adapters.format.files import CHUNK_BYTES, CONFIG, MAX_JSON_BYTES, OPTIONAL, ORIGIN, WEIGHTS, present, sync
 from adapters.format.spec import AdapterId
+from adapters.format.training_record import MAX_BYTES, SHOWN
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -62,11 +63,16 @@ class RemoteStore:
         self._root = root.rstrip("/")
         self._protocol = urlsplit(url).scheme
 
-    def put(self, adapter_id: AdapterId, folder: Path) -> None:
+    def put(self, adapter_id: AdapterId, folder: Path, record: str | None = None) -> None:
         """Upload the adapter's files from ``folder``, replacing what is there: it may be damaged.
+
+        ``record``: the folder of a record within ``folder``, which is uploaded, too.
 
         Raises :class:`RegistryUnavailable`, :class:`StoreFull`.
         """
+        for name in SHOWN:
+            if record is not None and (folder / record / name).exists():
+                self._upload(folder / record / name, self._path(adapter_id, record, name))
         names = present(folder)
         for name in (*OPTIONAL, WEIGHTS, CONFIG):
             if name in names:
@@ -90,6 +96,22 @@ class RemoteStore:
             elif name not in OPTIONAL:
                 self._check_bucket()
                 raise self._missing(adapter_id)
+
+    def get_shown(self, adapter_id: AdapterId, record: str, staging: Path) -> None:
+        """Download the manifest and a record into the empty folder ``staging``. Raises as :meth:`get` does."""
+        if self._open(adapter_id, CONFIG) is None:
+            self._check_bucket()
+            raise self._missing(adapter_id)
+        if (manifest := self._open(adapter_id, ORIGIN)) is not None:
+            receive(manifest, staging / ORIGIN, MAX_JSON_BYTES)
+        for name in SHOWN:
+            if (data := self._open(adapter_id, name, record)) is not None:
+                receive(data, staging / name, MAX_BYTES[name])
+
+    def has_record(self, adapter_id: AdapterId, record: str) -> bool:
+        """Return whether a record is there. Raises :class:`RegistryUnavailable`."""
+        with self._translate_errors():
+            return any(self._files.exists(self._path(adapter_id, record, name)) for name in SHOWN)
 
     def delete(self, adapter_id: AdapterId) -> None:
         """Delete a content, or what is left of it. Raises :class:`RegistryUnavailable`."""
@@ -125,15 +147,15 @@ class RemoteStore:
         finally:
             part.unlink(missing_ok=True)
 
-    def _open(self, adapter_id: AdapterId, name: str) -> Iterator[bytes] | None:
+    def _open(self, adapter_id: AdapterId, name: str, *folder: str) -> Iterator[bytes] | None:
         """Return the bytes of a file in chunks; None if there is no such file."""
-        path = self._path(adapter_id, name)
+        path = self._path(adapter_id, *folder, name)
         try:
             with self._translate_errors():
                 if name == WEIGHTS:
                     return self._chunks(adapter_id, self._files.open(path, "rb"))
                 # One request: `open` asks for the size first, and lists the bucket where there is no such file.
-                return iter((self._files.cat_file(path, start=0, end=MAX_JSON_BYTES + 1),))
+                return iter((self._files.cat_file(path, start=0, end=MAX_BYTES.get(name, MAX_JSON_BYTES) + 1),))
         except FileNotFoundError:
             return None
 

@@ -21,6 +21,7 @@ from adapters.format.files import FILES, MAX_JSON_BYTES, WEIGHTS, chunks, open_f
 from adapters.format.safetensors_header import MAX_HEADER_BYTES
 from adapters.format.selection import Selection, select_in_folder
 from adapters.format.spec import AdapterId, AdapterSpec, BaseLayout
+from adapters.format.training_record import RECORDS, SHOWN, copy_shown, present_shown, record_folder
 from adapters.format.verify import read_spec, verify
 from adapters.format.weights import AdapterWeights, read_weights
 from adapters.store.remote_store import RemoteStore
@@ -90,6 +91,7 @@ class AdapterStore:
         selection = select_in_folder(folder)
         for name in present(folder):
             _copy(folder, staging, name, self.limit if name == WEIGHTS else MAX_JSON_BYTES)
+        copy_shown(folder, staging)
         return selection
 
     def seal(self, staging: Path, *, any_base: bool = False, any_fields: bool = False) -> AdapterSpec:
@@ -101,16 +103,46 @@ class AdapterStore:
         self._remember(spec)
         return spec
 
-    def publish(self, staging: Path, adapter_id: AdapterId) -> None:
+    def publish(self, staging: Path, adapter_id: AdapterId, name: str = "") -> None:
         """Move sealed content to its entry. An intact entry that exists already is kept.
 
-        When this returns, the entry is on stable storage, and in the remote if there is one.
+        The record beside the content is kept for this name, unless the name has one. When this returns, the entry is on
+        stable storage, and in the remote if there is one.
         """
         with self._reading(adapter_id):
-            self._place(staging, adapter_id)
+            record = self._separate_record(staging, adapter_id, name)
+            if not self._place(staging, adapter_id) and record is not None:
+                self._add_record(staging, adapter_id, record)
             if self.remote is not None:
-                self.remote.put(adapter_id, self.path(adapter_id))
+                self.remote.put(adapter_id, self.path(adapter_id), record)
+            self._sizes.pop(adapter_id, None)
             self._trim()
+
+    def new_record_bytes(self, staging: Path, adapter_id: AdapterId, name: str) -> int:
+        """Return the size of the staged record, 0 if the name has one already or none is staged."""
+        staged = present_shown(staging)
+        if not staged or self._has_record(adapter_id, record_folder(name)):
+            return 0
+        return sum((staging / each).stat().st_size for each in staged)
+
+    @contextmanager
+    def shown(self, adapter_id: AdapterId, name: str) -> Iterator[tuple[Path, Path]]:
+        """Yield the folder with the entry's manifest, and that with the record which has come under ``name``.
+
+        Fetches them from the remote if they are not here, without the weights. Raises AdapterError if the entry is
+        nowhere, RegistryUnavailable and StoreFull.
+        """
+        record = record_folder(name)
+        with self._reading(adapter_id):
+            path = self.path(adapter_id)
+            if adapter_id in self and (self.remote is None or (path / record).is_dir()):
+                yield path, path / record
+                return
+            if self.remote is None:
+                raise AdapterError(f"adapter {adapter_id} is not stored")
+            with self.stage() as staging:
+                self.remote.get_shown(adapter_id, record, staging)
+                yield staging, staging
 
     def __contains__(self, adapter_id: AdapterId) -> bool:
         return self.path(adapter_id).is_dir()
@@ -175,10 +207,39 @@ class AdapterStore:
             if path.name.startswith(_TEMPORARY) or (_ID.fullmatch(path.name) and path.name not in keep):
                 shutil.rmtree(path)
 
-    def _place(self, staging: Path, adapter_id: AdapterId) -> None:
+    def _has_record(self, adapter_id: AdapterId, record: str) -> bool:
+        if (self.path(adapter_id) / record).is_dir():
+            return True
+        return self.remote is not None and self.remote.has_record(adapter_id, record)
+
+    def _separate_record(self, staging: Path, adapter_id: AdapterId, name: str) -> str | None:
+        """Move the staged record into a folder of its own and return which; None if there is none to keep."""
+        record = record_folder(name)
+        new = self.new_record_bytes(staging, adapter_id, name) > 0
+        for each in SHOWN:
+            if new and (staging / each).exists():
+                (staging / record).mkdir(parents=True, exist_ok=True)
+                (staging / each).rename(staging / record / each)
+            (staging / each).unlink(missing_ok=True)
+        return record if new else None
+
+    def _add_record(self, staging: Path, adapter_id: AdapterId, record: str) -> None:
+        target = self.path(adapter_id) / record
+        target.parent.mkdir(exist_ok=True)
+        try:
+            (staging / record).rename(target)
+        except OSError as error:
+            # Somebody else has just registered the same under this name.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+
+    def _place(self, staging: Path, adapter_id: AdapterId) -> bool:
+        """Move the staged files to the entry; return False if it is there already, and intact."""
+        moved = False
         while True:
             try:
                 staging.rename(self.path(adapter_id))
+                moved = True
                 break
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
@@ -190,6 +251,7 @@ class AdapterStore:
             if trash is not None:
                 shutil.rmtree(trash)
         sync(self.root)
+        return moved
 
     def _intact(self, adapter_id: AdapterId) -> bool:
         try:
@@ -326,7 +388,8 @@ class AdapterStore:
 
 def folder_bytes(folder: Path) -> int:
     """Return the size of an adapter's files in bytes."""
-    return sum((folder / name).stat().st_size for name in FILES if (folder / name).exists())
+    files = [folder / name for name in (*FILES, *SHOWN)]
+    return sum(path.stat().st_size for path in (*files, *folder.glob(f"{RECORDS}/*/*")) if path.exists())
 
 
 def _copy(source: Path, target: Path, name: str, limit: int) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 # The first two are imported here, not by httpx2's first request: a Ctrl-C while a library creates its classes would
@@ -22,9 +23,17 @@ STOP_SECONDS = 60.0
 STDERR = 2
 
 
+@dataclass(frozen=True, slots=True)
+class ServerProcess:
+    """A server that was started for a load test."""
+
+    url: str
+    pid: int
+
+
 @contextmanager
-def spawned(command: str, adapter_root: Path) -> Iterator[str]:
-    """Run ``command --port PORT --adapter-root DIR`` on a free port and stop it at the end. Gives its URL when ready.
+def spawned(command: str, adapter_root: Path) -> Iterator[ServerProcess]:
+    """Run ``command --port PORT --adapter-root DIR`` on a free port and stop it at the end. Gives it when it is ready.
 
     The server's output goes to stderr. Raises :class:`ServerUnusable`, and :class:`BadOption` for a command that cannot
     be parsed.
@@ -43,7 +52,7 @@ def spawned(command: str, adapter_root: Path) -> Iterator[str]:
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_ready(process, url)
-        yield url
+        yield ServerProcess(url, process.pid)
     finally:
         _stop(process)
 

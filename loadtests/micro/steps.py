@@ -1,4 +1,4 @@
-"""Measures the phases of a step on a CPU: ``python -m loadtests.micro.steps [--data-dir FOLDER] [--threads 2]``.
+"""Measures the phases of a step on a CPU: ``python -m loadtests.micro.steps [--threads 2] [--cpu avx2]``.
 
 Runs the demo model in NF4 with random adapters of rank 16 on all its layers and a context of 160 tokens. The time of a
 phase is its minimum over the repeats, to exclude other load on the machine. Compares the native decoder with the
@@ -88,12 +88,14 @@ def main() -> int:
     )
     parser.add_argument("--data-dir", type=Path, help="folder with the quantised base (default: a temporary one)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu", default="auto", help="which kernels to measure, as for manylora serve")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--json", type=Path, help="also write the results here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(data_dir=args.data_dir or Path(folder), device="cpu", max_model_len=2048, kv_memory_gib=0.5)
+        data_dir = args.data_dir or Path(folder)
+        settings = Settings(data_dir=data_dir, device="cpu", cpu=args.cpu, max_model_len=2048, kv_memory_gib=0.5)
         runner = _runner(settings)
     decoder = runner.forward
     if not isinstance(decoder, Decoder):
@@ -107,7 +109,12 @@ def main() -> int:
     logprobs = _time_logprobs(runner, args.repeats)
     if args.json:
         table = [asdict(line) | {"of_floor": line.of_floor} for line in lines]
-        figures = {"threads": args.threads, "lines": table, "sampling": [asdict(draw) for draw in draws]}
+        figures = {
+            "threads": args.threads,
+            "cpu": args.cpu,
+            "lines": table,
+            "sampling": [asdict(draw) for draw in draws],
+        }
         figures["logprobs"] = logprobs
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0

@@ -1,21 +1,19 @@
 """Startup: open the database, the stores and the engine that the settings ask for, and build the Service from them."""
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
-from time import time
+from time import monotonic, time
 from typing import Self
 
 from filelock import FileLock, Timeout
-from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from adapters.errors import AdapterError
-from adapters.registry.database import Database, open_postgres, open_sqlite
-from adapters.registry.names import check_name
+from adapters.registry.database import Database
 from adapters.registry.registry import Registry
-from adapters.registry.schema import NewerSchema
 from adapters.sources.folder_states import FolderStates
 from adapters.sources.sources import Sources
 from adapters.sources.watched_folder import WatchedFolder
@@ -24,9 +22,20 @@ from adapters.store.store import AdapterStore
 from bases.base import Base
 from bases.errors import ConfigError
 from bases.model_source import MODULES
+from server.access.forbidden import ForbiddenLog
+from server.access.history import History
+from server.access.key_file import GivenKeys
+from server.access.key_store import KeyStore
+from server.access.keyring import Keyring
+from server.access.limit_table import LimitTable
+from server.access.usage import UsageLedger
+from server.access.usage_table import UsageTable
 from server.api.generation.defaults import SamplingDefaults
+from server.api.registry.at_start import NamedAdapters, check_adapters
 from server.api.service import Service
+from server.api.telemetry.tracing import Tracing, open_tracing
 from server.config import Settings
+from server.database import open_database
 from server.dry_load import DryLoad
 from server.engine.engine import Engine
 from server.engine.event_router import EventRouter
@@ -34,12 +43,16 @@ from server.engine.runner import Runner
 from server.engine.sequence import Pooling
 from server.engine_hooks import EngineHooks
 from server.errors import ServerError
-from server.metrics import Metrics
+from server.metrics.build import Build
+from server.metrics.metrics import Limits, Metrics
 from server.parsers.tool_formats import FORMATS
 from server.structured.compiler import GrammarCompiler
 from server.text.adapter_templates import AdapterTemplates
 from server.text.codec import Codec
 from server.text.template_environment import TemplateFailure
+from server.training_data import DataPreview
+from server.training_runs import TrainingRuns
+from server.watchdog import Watchdog
 
 GIB = 2**30
 
@@ -49,7 +62,9 @@ class OpenResources:
     """What is opened before the base loads, so that a bad setting fails in seconds and not after minutes of loading."""
 
     database: Database
+    keyring: Keyring
     remote: RemoteStore | None
+    tracing: Tracing | None
     resources: ExitStack
     """Released on exit from the context."""
 
@@ -64,16 +79,21 @@ def open_resources(settings: Settings) -> OpenResources:
     """Lock the data folder, open the database, and check the adapters, stores and sources that the settings name.
 
     Raises ConfigError if the data folder is in use or not writable, if the database, a store or a source cannot be
-    used, or if an adapter's folder does not exist.
+    used, if an adapter's folder does not exist, or if the environment asks for traces that cannot be sent.
     """
-    _check_adapters(settings)
+    check_adapters(settings)
     with ExitStack() as resources:
         resources.callback(_lock(settings.data_dir / "adapters").release)
         remote = _open_remote(settings)
         _make_sources(settings, limit=0)
-        database = _open_database(settings)
+        if (tracing := open_tracing()) is not None:
+            resources.callback(tracing.close)
+        given = GivenKeys(settings.api_key_file, os.environ)
+        url = settings.database_url
+        database = open_database(settings.data_dir, None if url is None else url.get_secret_value())
         resources.callback(database.close)
-        return OpenResources(database, remote, resources.pop_all())
+        keyring = Keyring(_read_keys(database), given)
+        return OpenResources(database, keyring, remote, tracing, resources.pop_all())
 
 
 def open_service(
@@ -106,17 +126,40 @@ def open_service(
         defaults = _sampling_defaults(base, settings, report)
         grammars = GrammarCompiler(codec.backend, codec.vocabulary, base.eos_token_ids)
         resources.callback(grammars.close)
+        preview = DataPreview(base.tokenizer, base.max_model_len)
+        resources.callback(preview.close)
         event_router = EventRouter()
         engine = Engine(Runner(base, settings), settings, store.read, event_router.deliver)
         report(engine.runner.kv_size.reason)
         hooks = EngineHooks(base, settings, engine, DryLoad(base, codec, engine, event_router), templates)
         registry = Registry(opened.database, store, hooks, _bytes(settings.store_quota_gib))
+        watchdog = Watchdog(engine.watch, settings.step_timeout)
+        watchdog.start()
+        resources.callback(watchdog.close)  # last, so that it also watches the end
         engine.start()
         resources.callback(engine.stop)
         resources.callback(registry.close)
-        _register_adapters(registry, settings, report)
-        watched = _watch_folder(registry, FolderStates(opened.database), settings, resources, report)
-        metrics = Metrics(base.name, settings.max_device_adapters, engine.stats, registry)
+        opened.keyring.start()
+        resources.callback(opened.keyring.close)
+        limits = LimitTable(opened.database) if opened.database.shared else None
+        usage = UsageLedger(UsageTable(opened.database), monotonic, limits=limits)
+        usage.start()
+        resources.callback(usage.close)
+        if settings.history_days is not None:
+            history = History(opened.database, settings.history_days)
+            history.start()
+            resources.callback(history.close)
+        _open_registry(registry, report)
+        states = FolderStates(opened.database)
+        NamedAdapters(registry, store, states).register(settings, report)
+        watched = _watch_folder(registry, states, settings, resources, report)
+        metrics = Metrics(
+            Build(base.name, base.layout.fingerprint, engine.runner.backend.name),
+            Limits(settings.max_device_adapters, int(settings.host_cache_gib * GIB), settings.metrics_adapters),
+            engine.stats,
+            registry,
+            usage.limiter.refused,
+        )
         return Service(
             base,
             settings,
@@ -126,12 +169,20 @@ def open_service(
             engine,
             store,
             registry,
+            opened.keyring,
+            opened.database,
+            usage,
+            ForbiddenLog(opened.database, monotonic),
             sources,
             watched,
             event_router,
+            watchdog,
             metrics,
             defaults,
             pooling,
+            TrainingRuns(settings.runs_folder),
+            preview,
+            opened.tracing,
             resources.pop_all(),
         )
 
@@ -188,16 +239,6 @@ def choose_pooling(base: Base, settings: Settings) -> Pooling:
     )
 
 
-def _check_adapters(settings: Settings) -> None:
-    for name, path in settings.adapter.items():
-        try:
-            check_name(name)
-        except AdapterError as error:
-            raise ConfigError(f"--adapter: {error}") from error
-        if not path.is_dir():
-            raise ConfigError(f"--adapter: {name}={path}: there is no such folder")
-
-
 def _lock(folder: Path) -> FileLock:
     lock = FileLock(folder / ".lock")
     try:
@@ -226,46 +267,20 @@ def _make_sources(settings: Settings, limit: int) -> Sources:
         raise ConfigError(f"--allow-source: {error}") from error
 
 
-def _open_database(settings: Settings) -> Database:
-    url = settings.database_url
-    option = "--data-dir" if url is None else "--database-url"
+def _read_keys(database: Database) -> KeyStore:
     try:
-        return (
-            open_sqlite(settings.data_dir / "registry.sqlite3")
-            if url is None
-            else open_postgres(url.get_secret_value())
-        )
-    except NewerSchema as error:
-        raise ConfigError(f"{option}: the registry was made by a newer manylora (schema {error})") from error
-    except DBAPIError as error:
-        raise ConfigError(f"{option}: {_first_line(error.orig)}") from error
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f'{option}: needs a package that is not installed ({error.name}); run: pip install "manylora[postgres]"'
-        ) from error
-    except (AdapterError, ArgumentError) as error:
-        cause = error.__cause__
-        reason = f" ({_first_line(cause.orig)})" if isinstance(cause, DBAPIError) else ""
-        raise ConfigError(f"{option}: {error}{reason}") from error
+        return KeyStore(database)
+    except AdapterError as error:
+        raise ConfigError(f"the keys cannot be read: {error}") from error
 
 
-def _first_line(error: BaseException | None) -> str:
-    return str(error).partition("\n")[0]
-
-
-def _register_adapters(registry: Registry, settings: Settings, report: Callable[[str], None]) -> None:
-    """Load the adapters registered in earlier runs, then register those that the settings name."""
+def _open_registry(registry: Registry, report: Callable[[str], None]) -> None:
+    """Load the adapters registered in earlier runs."""
     try:
         registry.open(lambda done, total: report(f"checking adapter {done + 1} of {total} on this base"))
     except (AdapterError, ServerError) as error:
         raise ConfigError(f"the registry cannot be opened: {error}") from error
     registry.start()
-    for name, path in settings.adapter.items():
-        report(f"registering adapter {name} from {path}")
-        try:
-            registry.register_folder(name, path)
-        except (AdapterError, ServerError) as error:
-            raise ConfigError(f"--adapter: {name}={path}: {error}") from error
 
 
 def _watch_folder(

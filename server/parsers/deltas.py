@@ -1,6 +1,6 @@
 """Deltas: the parts of an assistant's message, in the order in which a parser finds them in the text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -9,6 +9,8 @@ class ContentDelta:
     """More of the message's content."""
 
     text: str
+    start: int = field(default=0, compare=False)
+    """Characters of the answer before it, reasoning, calls and markers included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,13 @@ class PlainText:
 
     has_tool_calls = False
 
+    def __init__(self) -> None:
+        self._length = 0
+
     def push(self, text: str) -> list[Delta]:
         """Return the piece as content."""
-        return [ContentDelta(text)] if text else []
+        self._length += len(text)
+        return [ContentDelta(text, self._length - len(text))] if text else []
 
     def finish(self) -> list[Delta]:
         """Return nothing: no text is held back."""

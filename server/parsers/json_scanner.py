@@ -1,5 +1,6 @@
 """JsonScanner: reads a JSON object character by character, and notices at once when it cannot become one."""
 
+import json
 import re
 from dataclasses import dataclass, field
 
@@ -166,3 +167,21 @@ class JsonScanner:
         if not _SCALAR.fullmatch("".join(self._word)):
             raise BrokenJson(f"{''.join(self._word)[:40]!r} is no value")
         self._end_value(self.length)
+
+
+def object_in(text: str) -> str | None:
+    """Return the JSON object in the value of ``arguments``: models may write it as a string, or null for none."""
+    if text == "null":
+        return "{}"
+    if not text.startswith('"'):
+        return text if text.startswith("{") else None
+    inner = json.loads(text).strip()
+    try:
+        scanner = JsonScanner()
+        for character in inner:
+            if scanner.done:
+                return None
+            scanner.feed(character)
+    except BrokenJson:
+        return None
+    return inner if scanner.done else None

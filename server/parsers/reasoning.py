@@ -42,12 +42,15 @@ class ReasoningParser:
         """``start``, ``reasoning``, ``space`` (behind the reasoning) or ``content``."""
         self._text = ""
         """What was pushed and is not assigned yet."""
+        self._length = 0
+        """Characters that were pushed."""
         self._begun = False
         """Whether some of the reasoning was returned."""
 
     def push(self, text: str) -> list[Delta]:
         """Add a piece. Returns the deltas that are certain now."""
         self._text += text
+        self._length += len(text)
         deltas: list[Delta] = []
         if self._state == "start":
             self._read_start()
@@ -57,7 +60,7 @@ class ReasoningParser:
             self._text = self._text.lstrip()
             self._state = "content" if self._text else "space"
         if self._state == "content" and self._text:
-            deltas.append(ContentDelta(self._text))
+            deltas.append(ContentDelta(self._text, self._length - len(self._text)))
             self._text = ""
         return deltas
 
@@ -67,7 +70,7 @@ class ReasoningParser:
         reasoning = self._state == "reasoning" or (self._state == "start" and self._opened)
         if reasoning:
             return [ReasoningDelta(text)] if text.strip() else []
-        return [ContentDelta(text)] if text else []
+        return [ContentDelta(text, self._length - len(text))] if text else []
 
     def _read_start(self) -> None:
         text, start = self._text.lstrip(), self._markers.start

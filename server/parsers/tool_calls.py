@@ -1,11 +1,13 @@
 """ToolCallParser: finds tool calls in a model's text, by the convention of its family."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from server.parsers.deltas import ContentDelta, Delta, ToolCallDelta
-from server.parsers.json_scanner import BrokenJson, JsonScanner
+from server.parsers.json_scanner import BrokenJson, JsonScanner, object_in
 from server.parsers.tool_formats import ToolFormat
+from server.parsers.xml_calls import XmlCall
 
 MAX_NAME = 256
 """Characters of a function's name before its arguments."""
@@ -21,16 +23,21 @@ class ToolCallParser:
     the arguments as they come. White space around calls is dropped.
     """
 
-    def __init__(self, form: ToolFormat, functions: Collection[str], *, incremental: bool = False) -> None:
+    def __init__(
+        self, form: ToolFormat, functions: Mapping[str, Mapping[str, Any]], *, incremental: bool = False
+    ) -> None:
+        """``functions``: the names of those that may be called, with the schemas of their arguments."""
         self.count = 0
         """Calls found so far."""
         self._form = form
-        self._functions = frozenset(functions)
+        self._functions = functions
         self._incremental = incremental
         self._text = ""
         """What was pushed and is not assigned yet."""
+        self._length = 0
+        """Characters that were pushed."""
         self._deltas: list[Delta] = []
-        self._call: _Call | None = None
+        self._call: _Call | XmlCall | None = None
         """The call that begins at ``_call_begin`` of ``_text``, if one may."""
         self._call_begin = 0
         self._at_start = True
@@ -43,6 +50,7 @@ class ToolCallParser:
     def push(self, text: str) -> list[Delta]:
         """Add a piece. Returns the deltas that are certain now."""
         self._text += text
+        self._length += len(text)
         while self._text and self._advance():
             pass
         return self._take()
@@ -60,15 +68,16 @@ class ToolCallParser:
     @property
     def _between_calls(self) -> bool:
         """Whether what is held back follows a call: white space, part of an end marker, or the comma of an array."""
-        return self._after_call or (self._in_array and self._call is not None and self._call.scanner is None)
+        return self._after_call or (self._in_array and self._call is not None and self._call.ends_array)
 
     def _take(self) -> list[Delta]:
         deltas, self._deltas = self._deltas, []
         return deltas
 
     def _add_content(self, text: str) -> None:
+        """Return ``text``, with which what is not assigned yet begins."""
         if text:
-            self._deltas.append(ContentDelta(text))
+            self._deltas.append(ContentDelta(text, self._length - len(self._text)))
             self._at_start = self._at_start and not text.strip()
 
     def _advance(self) -> bool:
@@ -95,13 +104,14 @@ class ToolCallParser:
     def _begin_call(self, begin: int, payload: int) -> bool:
         """Begin a call. Its text, white space and marker included, begins at ``begin``, its JSON at ``payload``."""
         self._call_begin = begin
-        self._call = _Call(self._form, payload)
+        xml = self._form.payload == "xml"
+        self._call = XmlCall(payload, self._functions) if xml else _Call(self._form, payload)
         self._in_array = False
         return True
 
     # Calls
 
-    def _read_call(self, call: "_Call") -> bool:
+    def _read_call(self, call: "_Call | XmlCall") -> bool:
         try:
             call.read(self._text, self._in_array)
         except BrokenJson:
@@ -112,7 +122,7 @@ class ToolCallParser:
             self._return_arguments(call)
         return False
 
-    def _give_up(self, call: "_Call") -> bool:
+    def _give_up(self, call: "_Call | XmlCall") -> bool:
         """Return the beginning of what is no call as content, and look for calls in what follows it."""
         if call.returned is not None:
             self._return_arguments(call)
@@ -124,9 +134,9 @@ class ToolCallParser:
         self._text, self._call, self._after_call, self._in_array = self._text[kept:], None, False, False
         return True
 
-    def _end_call(self, call: "_Call") -> bool:
+    def _end_call(self, call: "_Call | XmlCall") -> bool:
         """Return a complete call, or its text if it is none."""
-        if call.scanner is None:  # the end of an array
+        if call.ends_array:
             self._text, self._in_array = self._text[call.position :], False
         elif call.returned is None and (found := call.complete(self._text, self._functions)) is None:
             return self._give_up(call)
@@ -149,7 +159,7 @@ class ToolCallParser:
         self.count += 1
         self._at_start = False
 
-    def _return_arguments(self, call: "_Call") -> None:
+    def _return_arguments(self, call: "_Call | XmlCall") -> None:
         """Return the name as soon as the arguments begin, and then what has come of them."""
         if call.returned is None:
             name = call.name(self._text)
@@ -252,6 +262,11 @@ class _Call:
         return self.position < len(text)
 
     @property
+    def ends_array(self) -> bool:
+        """Whether no object has begun: what is read is the end of an array, if anything."""
+        return self.scanner is None
+
+    @property
     def arguments(self) -> tuple[int, int | None] | None:
         """Where the arguments begin and, if they are complete, end in the text; None if they have not begun."""
         if self.scanner is None:
@@ -278,26 +293,8 @@ class _Call:
         name, span = self.name(text), self.arguments
         if name not in functions or name is None:
             return None
-        arguments = _object(text[span[0] : span[1]]) if span else "{}"
+        arguments = object_in(text[span[0] : span[1]]) if span else "{}"
         return None if arguments is None else (name, arguments)
-
-
-def _object(text: str) -> str | None:
-    """Return the JSON object in the value of ``arguments``: models may write it as a string, or null for none."""
-    if text == "null":
-        return "{}"
-    if not text.startswith('"'):
-        return text if text.startswith("{") else None
-    inner = json.loads(text).strip()
-    try:
-        scanner = JsonScanner()
-        for character in inner:
-            if scanner.done:
-                return None
-            scanner.feed(character)
-    except BrokenJson:
-        return None
-    return inner if scanner.done else None
 
 
 def partial_marker(text: str, marker: str) -> int:

@@ -18,8 +18,9 @@ class ToolFormat:
     """The text before a call, or before all of them."""
     end: str
     """The text after; it may be missing where the answer ends."""
-    payload: Literal["object", "array", "named"]
-    """One object with a name and arguments; an array of them; or the bare name, then the arguments."""
+    payload: Literal["object", "array", "named", "xml"]
+    """One object with a name and arguments; an array of them; the bare name, then the arguments; or XML's tags, as
+    :mod:`server.parsers.xml_calls` has them."""
     arguments: str = "arguments"
     """The field with the arguments."""
     bare: bool = False
@@ -56,6 +57,13 @@ HERMES = ToolFormat(
     signs=("<tool_call>",),
     other_signs=("<function=", "<arg_key>"),  # Qwen3-Coder and GLM write XML between the same tags
 )
+QWEN_XML = ToolFormat(
+    "qwen-xml",
+    "<tool_call>",
+    "</tool_call>",
+    "xml",
+    signs=("<function=",),
+)
 MISTRAL_NAMED = ToolFormat(
     "mistral-named",
     "[TOOL_CALLS]",
@@ -87,7 +95,7 @@ LLAMA = ToolFormat(
     signs=("<|python_tag|>", '"parameters": dictionary'),
 )
 
-FORMATS: Mapping[str, ToolFormat] = {form.name: form for form in (HERMES, MISTRAL_NAMED, MISTRAL, PHI, LLAMA)}
+FORMATS: Mapping[str, ToolFormat] = {form.name: form for form in (HERMES, QWEN_XML, MISTRAL_NAMED, MISTRAL, PHI, LLAMA)}
 
 
 def format_of(template: str) -> ToolFormat | None:

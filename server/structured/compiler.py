@@ -21,6 +21,9 @@ MAX_CACHED = 64
 """Grammars that are kept, or why they were refused; the least recently used are dropped first."""
 MAX_PENDING = 64
 """Grammars that wait to be compiled."""
+TEXT_SLICES = ["[a-z]{1,30}", "[ a-z]{1,30}", "[ a-zA-Z]{1,30}"]
+"""Regular expressions of plain text. Where a grammar allows all tokens that match one, llguidance takes them as a whole
+instead of trying each: a mask inside ``[a-zA-Z ,.]{1,300}`` takes 18 us instead of 414. Its own slices are for JSON."""
 
 
 class GrammarCompiler:
@@ -112,7 +115,8 @@ class GrammarCompiler:
             return "this model has no end token, so no answer could end"
         text, special = renamed(self._tokenizer.to_str())
         try:
-            tokenizer = LLTokenizer(text, n_vocab=self._vocabulary, eos_token=self._end_tokens)
+            slices = TEXT_SLICES + LLTokenizer.general_slices()
+            tokenizer = LLTokenizer(text, n_vocab=self._vocabulary, eos_token=self._end_tokens, slices=slices)
         except ValueError as error:
             return f"this model's tokenizer cannot follow grammars ({error})"
         setup = {"tokenizer": text, "vocabulary": self._vocabulary, "end": self._end_tokens, "special": special}

@@ -43,6 +43,8 @@ _THINKING = ("enable_thinking", "thinking")
 """Variables that turn reasoning on and off: Qwen3's, and those of DeepSeek V3.1 and Granite."""
 
 _NAME, _KEY, _VALUE, _CALL = "probe_name", "probe_key", "probe_value", "probe0001"
+_WRITTEN = re.compile(rf'"{_KEY}":\s*"{_VALUE}"|<parameter={_KEY}>\s*{_VALUE}\s*</parameter>')
+"""The argument of a call, as JSON or between Qwen3-Coder's tags."""
 _TOOL = {
     "type": "function",
     "function": {
@@ -218,7 +220,7 @@ class ChatTemplate:
             {"role": "tool", "tool_call_id": _CALL, "name": _NAME, "content": "probe_result"},
         ]
         text = self._attempt(messages, None, parts)
-        return re.search(rf'"{_KEY}":\s*"{_VALUE}"', text) is not None and _NAME in text and "probe_result" in text
+        return _WRITTEN.search(text) is not None and _NAME in text and "probe_result" in text
 
     def _writes(
         self, messages: list[Message], wanted: str, tools: list[dict[str, Any]] | None = None, parts: bool = False

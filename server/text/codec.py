@@ -12,6 +12,7 @@ from server.parsers.tool_formats import ToolFormat
 from server.text.chat_template import ChatTemplate, Render, TemplateSources, find_sources
 from server.text.control_tokens import ControlTokens
 from server.text.conversation import Conversation
+from server.text.infilling import find_infilling
 from server.text.template_environment import render
 from server.text.token_text import TokenTexts
 
@@ -56,6 +57,8 @@ class Codec:
         """Ids of special tokens."""
         self.textless = self.special.union(unknown)
         """Token ids without text: special tokens, and ids that the tokenizer does not have."""
+        self.infilling = find_infilling({str(content): token for token, content in added.items()})
+        """How the model fills in the middle, None if it has no tokens for that."""
         self._tokenizer = tokenizer
         self._max_token_characters = max(map(len, self.backend.get_vocab()))
         """Characters."""
@@ -69,10 +72,6 @@ class Codec:
     def token_texts(self) -> TokenTexts:
         """Text and bytes of single tokens."""
         return TokenTexts(self.backend, self.textless)
-
-    def encode_chat(self, chat: Conversation, template: ChatTemplate | None = None) -> list[int]:
-        """Return the token ids of a conversation, rendered with ``template`` or the base's. Raises InvalidRequest."""
-        return self.render_chat(chat, template or self.require_template()).tokens
 
     def render_chat(self, chat: Conversation, template: ChatTemplate) -> "RenderedChat":
         """Return the text and the token ids of a conversation. Raises InvalidRequest.
@@ -129,6 +128,23 @@ class Codec:
                 raise InvalidRequest(f"Token ids are 0 to {self.vocabulary - 1}; {token} is not.", param=param)
         return _require_tokens(list(prompt), param)
 
+    def encode_infilling(self, prefix: str | Sequence[int], suffix: str) -> list[int]:
+        """Return the token ids of a prompt for the text between ``prefix`` and ``suffix``.
+
+        Raises InvalidRequest if the model cannot fill in the middle.
+        """
+        if self.infilling is None:
+            raise InvalidRequest(
+                "`suffix` is not supported by this model: its tokenizer has no tokens for filling in the middle.",
+                param="suffix",
+                code="unsupported_parameter",
+            )
+        self._check_length(suffix, "suffix")
+        first = self._ids("", special=True)
+        before = self.encode_prompt(prefix, special=False) if prefix else []
+        tokens = self.infilling.join(before, suffix, lambda text: self._ids(text, special=False))
+        return [*(token for token in first if token == self._tokenizer.bos_token_id), *tokens]
+
     def text_of(self, prompt: str | Sequence[int]) -> str:
         """Return the text of a prompt, special tokens included."""
         if isinstance(prompt, str):
@@ -137,9 +153,12 @@ class Codec:
 
     def _encode(self, text: str, param: str, *, special: bool) -> list[int]:
         self._check_length(text, param)
+        return _require_tokens(self._ids(text, special=special), param)
+
+    def _ids(self, text: str, *, special: bool) -> list[int]:
         # Unlike encode, encode_batch releases the GIL.
         ids: list[int] = self.backend.encode_batch([text], add_special_tokens=special)[0].ids
-        return _require_tokens(ids, param)
+        return ids
 
     def _check_length(self, text: str, param: str) -> None:
         if self._context is not None and len(text) > self._context * self._max_token_characters:

@@ -30,5 +30,6 @@ class Conversation:
     @property
     def characters(self) -> int:
         """About how many characters the prompt has."""
-        content = sum(len(message["content"] or "") for message in self.messages)
-        return content + sum(len(str(each)) for each in (*self.tools, *(self.documents or ())))
+        texts = [message.get(field) or "" for message in self.messages for field in ("content", "reasoning_content")]
+        calls = [call for message in self.messages for call in message.get("tool_calls", ())]
+        return sum(map(len, texts)) + sum(len(str(each)) for each in (*calls, *self.tools, *(self.documents or ())))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from server.parsers.tool_formats import ToolFormat
+from server.parsers.xml_calls import write_xml
 from server.text.conversation import Message
 
 RESULT = ("<tool_response>", "</tool_response>")
@@ -50,11 +51,15 @@ def _with_description(messages: list[Message], description: str, system: bool) -
 
 def _description(tools: Sequence[dict[str, Any]], form: ToolFormat) -> str:
     functions = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    example = _written('{"name": <function name>, "' + form.arguments + '": <object of arguments>}', form)
+    payload = '{"name": <function name>, "' + form.arguments + '": <object of arguments>}'
+    if form.payload == "xml":
+        payload = write_xml("<function name>", {"<name of an argument>": "<its value>"})
+    example = _written(payload, form)
     return (
         "You may call functions to help with the user's request. These are the functions, one JSON object a line:\n"
         f"<tools>\n{functions}\n</tools>\n"
-        f"To call a function, answer with a JSON object in this form:\n{example}\n"
+        f"To call a function, answer with {'text' if form.payload == 'xml' else 'a JSON object'} in this form:\n"
+        f"{example}\n"
         f"The result comes in the next message, between {RESULT[0]} and {RESULT[1]}. "
         "Answer in plain text if no function is needed."
     )
@@ -62,6 +67,8 @@ def _description(tools: Sequence[dict[str, Any]], form: ToolFormat) -> str:
 
 def _call(call: dict[str, Any], form: ToolFormat) -> str:
     function = call["function"]
+    if form.payload == "xml":
+        return _written(write_xml(function["name"], function["arguments"]), form)
     payload = {"name": function["name"], form.arguments: function["arguments"]}
     return _written(json.dumps(payload, ensure_ascii=False), form)
 

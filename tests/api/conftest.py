@@ -9,6 +9,7 @@ from bases.base import load_base
 from server.api.startup import open_service
 from server.config import Settings
 from tests.adapter_folders import DEMO_LAYOUT, write_adapter
+from tests.api.forks import Forks
 from tests.api.live import ADAPTERS, Live, enduring_model, running, tiny_service, wait_for
 from tests.tiny import save_adapter, tiny_model
 
@@ -49,14 +50,23 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def demo(demo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server of the demo model, where the text matters, with an adapter that changes little, ``red``."""
     root = tmp_path_factory.mktemp("demo")
+    (root / "data").mkdir()
+    (root / "data" / "bases").symlink_to(demo_root / "bases")
     write_adapter(root / "red", DEMO_LAYOUT, lora_alpha=0.5)
     settings = Settings(data_dir=root / "data", adapter={"red": root / "red"}, max_model_len=2048, kv_memory_gib=0.5)
     with running(open_service(load_base(settings.base), settings)) as live:
         live.http.timeout = 300  # a hundred answers share two cores
         yield live
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts servers in processes of their own."""
+    with Forks() as forks:
+        yield forks
 
 
 @pytest.fixture

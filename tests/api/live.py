@@ -92,8 +92,8 @@ def unchanged(live: Live) -> Iterator[None]:
 
 
 def events(response: httpx.Response) -> list[dict[str, Any]]:
-    """Return the objects of a stream; assert that it is complete."""
-    lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    """Return the objects of a stream; assert that it is complete. A busy machine's stream has comments, too."""
+    lines = [line.removeprefix("data: ") for line in response.iter_lines() if line and line[0] != ":"]
     assert lines[-1] == "[DONE]"
     return [json.loads(line) for line in lines[:-1]]
 
@@ -157,13 +157,15 @@ def tiny_service(root: Path, model: PreTrainedModel | None = None, **changes: An
 def running(service: Service) -> Iterator[Live]:
     """Serve on a free port."""
     server = DrainingServer(service)
-    listener: socket.socket = bind("127.0.0.1", 0)
+    host = service.settings.host
+    listener: socket.socket = bind(host, 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     port = listener.getsockname()[1]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     try:
         wait_for(lambda: server.started)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as http:
+        with httpx.Client(base_url=url, timeout=PATIENCE) as http:
             yield Live(service, server, thread, http)
     finally:
         server.should_exit = True

@@ -73,7 +73,7 @@ def build_dataset(
     else:
         reader.bad.check()
     if not train:
-        raise DataError(f"no row is left to train on; left out: {_reasons(reader.counts) or 'none'}")
+        raise DataError(_nothing_left(reader))
     train = _repeat(train, weights, settings.seed)
     if not train:
         raise ConfigError("DATA: the files' weights leave no row to train on")
@@ -275,8 +275,13 @@ def _general(settings: TrainSettings, rows: list[Example], trained: int) -> tupl
     return held_out, random.Random(f"{settings.seed}-general").sample(rows, wanted)
 
 
-def _reasons(counts: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+def _nothing_left(reader: _Reader) -> str:
+    """Return why no row is left to train on, with the first invalid rows."""
+    # Not "--skip-bad": it is set, and who reads this on the server's page has no such option.
+    reasons = {"bad" if reason == LEFT_OUT else reason: count for reason, count in reader.counts.items() if count}
+    left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    said = f"no row is left to train on; left out: {left_out or 'none'}"
+    return "\n  ".join([said, *reader.bad.lines()])
 
 
 def _report(

@@ -5,8 +5,9 @@ import os
 from accelerate import PartialState  # type: ignore[import-untyped, unused-ignore]
 from torch import nn
 
-from bases.base import Base, Say, load_base
+from bases.base import Base, load_base
 from bases.nf4 import Linear4bit
+from training.progress_bar import Say
 from training.settings import TrainSettings
 
 

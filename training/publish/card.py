@@ -1,5 +1,6 @@
 """Writes the model card (README.md) of an adapter, and the plot of its losses."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from adapters.format.training_record import CARD, SAMPLES
 from bases.model_source import DEMO, DEMO_ORIGIN
 from training.data.data_report import printable
 from training.data.rendering import Example
@@ -20,7 +22,6 @@ from training.publish.sample_request import SampleRequest, curl_command, shortes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CARD = "README.md"
 PLOT = "loss.png"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 """File with the chat template, saved with the adapter if it is not the base's own."""
@@ -67,7 +68,22 @@ def write_card(
     # Leaves out the version of matplotlib.
     plot(history).savefig(folder / PLOT, dpi=100, metadata={"Software": None})
     (folder / CARD).write_text(card(name, manifest, judgement, use), encoding="utf-8")
+    samples = [_sample(sample) for sample in judgement.samples]
+    (folder / SAMPLES).write_text(json.dumps(samples, indent=1) + "\n", encoding="utf-8")
     write_manifest(dict(manifest), folder)
+
+
+def _sample(sample: SampleAnswers) -> dict[str, Any]:
+    """Return a held-out row, what it asks for and what was answered, as JSON values."""
+    row, example = sample.example.row, sample.example
+    return {
+        "source": Path(example.source).name,
+        "messages": [turn.message() for turn in row.turns[:-1]] if row is not None else [],
+        "prompt": row.prompt if row is not None else None,
+        "wanted": example.answer,
+        "base": sample.base,
+        "adapter": sample.adapter,
+    }
 
 
 def card(

@@ -3,6 +3,7 @@
 import gc
 import shlex
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState  # type: ignore[import-untyped, unused-ignore]
 from rich.box import SIMPLE_HEAD
@@ -22,12 +23,12 @@ from training.model.base import open_base
 from training.model.lora import check_findings, lint
 from training.model.memory import check_memory
 from training.publish.card import TWO_LOSSES, UsageExample, comparison, shown_sample, transcript, write_card
-from training.publish.manifest import manifest
+from training.publish.manifest import manifest, recorded_settings
 from training.publish.publish import PublishTarget, check_base, check_names, publish, served_base
 from training.publish.sample_request import SampleRequest, curl_command, sample_request, shortest_prompt
 from training.run.plan import TrainingPlan, check_before_base, make_plan
 from training.run.run import TrainResult, train
-from training.run.run_folder import check_no_unfinished_run, open_run_folder, run_request
+from training.run.run_folder import RunFolder, check_no_unfinished_run, open_run_folder, run_request
 from training.settings import API_KEY, TrainSettings
 
 
@@ -61,17 +62,20 @@ class Job:
         with open_run_folder(
             settings.folder, run_request(settings, base, dataset), resume=settings.resume
         ) as run_folder:
-            trained = train(settings, base, plan, run_folder, self._say)
-            # All processes train; only the main process judges and publishes.
-            if not PartialState().is_main_process:
-                return 0
-            del base
-            gc.collect()
-            try:
-                judgement = self._judge(trained, dataset)
-            except KeyboardInterrupt:
-                self._say("stopped; continue with judging by running the same command with --resume")
-                raise
+            with run_folder.log.recording(**self._described(base, dataset, plan, run_folder)):
+                trained = train(settings, base, plan, run_folder, self._say)
+                # All processes train; only the main process judges and publishes.
+                if not PartialState().is_main_process:
+                    return 0
+                del base
+                gc.collect()
+                run_folder.log.write(event="judging")
+                try:
+                    judgement = self._judge(trained, dataset)
+                except KeyboardInterrupt:
+                    self._say("stopped; continue with judging by running the same command with --resume")
+                    raise
+                run_folder.log.write(event="finished")
             run_folder.move_to_out()
         self._say(f"the adapter is in {run_folder.out}; its README.md describes it")
         return self._publish(run_folder.out, judgement, self._sample_request(judgement, dataset))
@@ -134,6 +138,18 @@ class Job:
     def _server(self, url: str) -> PublishTarget:
         key = self._settings.api_key
         return PublishTarget(url, key.get_secret_value() or None if key else None)
+
+    def _described(self, base: Base, dataset: Dataset, plan: TrainingPlan, run_folder: RunFolder) -> dict[str, Any]:
+        """Return what the run's log says first."""
+        return {
+            "name": self._settings.name,
+            "step": run_folder.last_step,
+            "steps": plan.steps,
+            "base": base.name,
+            "base_fingerprint": base.layout.fingerprint,
+            "settings": recorded_settings(self._settings),
+            "data": dataset.report.counts(),
+        }
 
     def _judge(self, trained: TrainResult, dataset: Dataset) -> Judgement:
         """Judge the adapter, write its model card and manifest, and print the result."""

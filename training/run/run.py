@@ -25,6 +25,7 @@ from training.run.library_logging import quiet_libraries
 from training.run.plan import TrainingPlan, learning_rate
 from training.run.progress import ProgressCallback
 from training.run.run_folder import STATE, RunFolder
+from training.run.run_log import RunLogCallback
 from training.run.trainer import AdapterTrainer
 from training.settings import TrainSettings
 
@@ -140,6 +141,7 @@ def _run(settings: TrainSettings, trainer: AdapterTrainer, run_folder: RunFolder
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(OverfittingCallback(warnings.append))
     trainer.add_callback(progress)
+    trainer.add_callback(RunLogCallback(run_folder.log))
     if settings.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(settings.early_stopping))
     if settings.report_to == "tensorboard" and main:

@@ -14,13 +14,17 @@ from accelerate import PartialState  # type: ignore[import-untyped, unused-ignor
 from filelock import FileLock, Timeout
 
 from adapters.format.files import sync
+from adapters.format.training_record import ADAPTER, LOCK, LOG, REQUEST, WORKING
 from bases.base import Base
 from bases.errors import ConfigError
 from bases.file_modes import apply_umask
 from training.data.dataset import Dataset
 from training.data.rendering import Example
+from training.run.run_log import RunLog
 from training.settings import TrainSettings, flag
 
+LOCK_SECONDS = 1
+"""Time to wait for the lock: a server that looks whether a run goes on holds it for an instant."""
 STATE = "trainer_state.json"
 """The Trainer writes this file last, so a checkpoint that has it is complete."""
 _WEIGHT_SETTINGS = frozenset({
@@ -47,7 +51,7 @@ class RunFolder:
 
     @property
     def folder(self) -> Path:
-        return self.out.with_name(f"{self.out.name}.training")
+        return self.out.with_name(f"{self.out.name}{WORKING}")
 
     @property
     def checkpoints(self) -> Path:
@@ -59,6 +63,17 @@ class RunFolder:
         return self.folder / "runs"
 
     @property
+    def log(self) -> RunLog:
+        """The log, which is moved into the adapter's folder, too."""
+        return RunLog(self.folder / LOG)
+
+    @property
+    def last_step(self) -> int:
+        """The step of the newest complete checkpoint; 0 if there is none."""
+        last = self.last_checkpoint()
+        return 0 if last is None else _step(last)
+
+    @property
     def unfinished(self) -> Path:
         """The folder that the adapter is written to before it is renamed to ``adapter``."""
         return self.folder / "unfinished"
@@ -66,12 +81,12 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         """The trained adapter; complete if it exists. The judgement is added to it."""
-        return self.folder / "adapter"
+        return self.folder / ADAPTER
 
     @property
     def request_file(self) -> Path:
         """The file that holds the run's settings (:data:`RunRequest`)."""
-        return self.folder / "request.json"
+        return self.folder / REQUEST
 
     @property
     def resumable(self) -> bool:
@@ -81,7 +96,7 @@ class RunFolder:
     def last_checkpoint(self) -> Path | None:
         """Return the newest complete checkpoint, or None."""
         whole = filter(_is_complete, self.checkpoints.glob("checkpoint-*"))
-        return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+        return max(whole, key=_step, default=None)
 
     def delete_incomplete(self) -> None:
         """Delete what a killed run left incomplete."""
@@ -96,10 +111,15 @@ class RunFolder:
 
     def move_to_out(self) -> None:
         """Move the adapter to ``out`` and delete the working folder."""
-        if self.runs.is_dir():
-            self.runs.rename(self.adapter / "runs")
+        for kept in (self.runs, self.folder / LOG):
+            if kept.exists():
+                kept.rename(self.adapter / kept.name)
         _move(self.adapter, self.out)
         shutil.rmtree(self.folder)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -160,7 +180,7 @@ def open_run_folder(out: Path, request: RunRequest, *, resume: bool) -> Iterator
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     try:
-        with FileLock(folder / "lock", timeout=0):
+        with FileLock(folder / LOCK, timeout=LOCK_SECONDS):
             yield
     except Timeout:
         raise ConfigError(f"--out: another run is using {folder}; wait for it, or choose another --out") from None
@@ -173,6 +193,7 @@ def _open(run_folder: RunFolder, resume: bool, request: RunRequest) -> None:
     else:
         for of_another_run in (run_folder.runs, run_folder.adapter):
             shutil.rmtree(of_another_run, ignore_errors=True)
+        (run_folder.folder / LOG).unlink(missing_ok=True)
     run_folder.delete_incomplete()
     run_folder.request_file.write_text(json.dumps(request, indent=2))
 

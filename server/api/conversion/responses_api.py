@@ -38,6 +38,8 @@ def chat_fields(request: ResponsesRequest) -> Json:
         "messages": messages + _messages(request.input),
         "max_tokens": request.max_output_tokens,
         "stream": request.stream,
+        "logprobs": request.includes_logprobs or None,
+        "top_logprobs": request.top_logprobs if request.includes_logprobs else None,
         "parallel_tool_calls": request.parallel_tool_calls,
         **_tools(request),
         "response_format": request.text and request.text.format and _response_format(request.text.format),
@@ -81,14 +83,21 @@ def _call(item: FunctionCallItem) -> Json:
 
 
 def _tools(request: ResponsesRequest) -> Json:
-    """Return ``tools`` and ``tool_choice``. Where only some tools are allowed, the model is told of no others."""
-    tools, choice = request.tools or [], request.tool_choice
-    if isinstance(choice, AllowedTools):
-        names = {tool.name for tool in choice.tools}
-        tools, choice = [tool for tool in tools if tool.name in names], choice.mode
-    if isinstance(choice, NamedTool):
-        return {"tools": _functions(tools), "tool_choice": {"type": "function", "function": {"name": choice.name}}}
-    return {"tools": _functions(tools), "tool_choice": choice}
+    """Return ``tools`` and ``tool_choice``."""
+    choice: Json | str | None
+    match request.tool_choice:
+        case NamedTool() as tool:
+            choice = _named(tool)
+        case AllowedTools(mode=mode, tools=tools):
+            allowed = {"mode": mode, "tools": [_named(tool) for tool in tools]}
+            choice = {"type": "allowed_tools", "allowed_tools": allowed}
+        case choice:
+            pass
+    return {"tools": _functions(request.tools or []), "tool_choice": choice}
+
+
+def _named(tool: NamedTool) -> Json:
+    return {"type": "function", "function": {"name": tool.name}}
 
 
 def _functions(tools: list[FunctionTool]) -> list[Json] | None:

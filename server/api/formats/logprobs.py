@@ -1,11 +1,13 @@
 """Log probabilities in the shapes of chat completions, of completions and of vLLM's ``prompt_logprobs``."""
 
 import codecs
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Seq
 from typing import Any
 
 from server.engine.sequence import TokenLogprobs
+from server.parsers.deltas import ContentDelta
 from server.text.token_text import TokenTexts
 
 LOWEST = -9999.0
@@ -20,18 +22,37 @@ def chat_logprobs(tokens: Iterable[int], logprobs: Iterable[TokenLogprobs], coun
 
     ``count`` is how many most likely tokens come with each.
     """
-    content = [
-        {
-            **_chat_entry(token, its.logprob, texts),
-            "top_logprobs": [_chat_entry(other, logprob, texts) for other, logprob in its.top[:count]],
-        }
-        for token, its in zip(tokens, logprobs, strict=True)
-    ]
+    content = [_chat_token(token, its, count, texts) for token, its in zip(tokens, logprobs, strict=True)]
     return {"content": content, "refusal": None}
+
+
+def _chat_token(token: int, its: TokenLogprobs, count: int, texts: TokenTexts) -> dict[str, Any]:
+    top = [_chat_entry(other, logprob, texts) for other, logprob in its.top[:count]]
+    return {**_chat_entry(token, its.logprob, texts), "top_logprobs": top}
 
 
 def _chat_entry(token: int, logprob: float, texts: TokenTexts) -> dict[str, Any]:
     return {"token": texts.text(token), "logprob": finite(logprob), "bytes": list(texts.data(token))}
+
+
+class TokenPlaces:
+    """Where in a text its tokens are, in characters. Give it each token in order."""
+
+    def __init__(self, texts: TokenTexts, kept: Collection[int] = ()) -> None:
+        """``kept`` are special tokens that have their text in it."""
+        self._texts = texts
+        self._kept = kept
+        self._characters = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def next(self, token: int) -> tuple[int, int]:
+        """Return where a token begins and ends. Those that begin a character are empty; the last one has it."""
+        data = self._texts.text(token).encode() if token in self._kept else self._texts.data(token)
+        if data and not 0x80 <= data[0] < 0xC0:  # it continues no character: bytes before it are invalid
+            self._characters += len(self._decoder.decode(b"", final=True))
+        start = self._characters
+        self._characters += len(self._decoder.decode(data))
+        return start, self._characters
 
 
 class CompletionLogprobs:
@@ -41,8 +62,7 @@ class CompletionLogprobs:
         """``count`` is how many most likely tokens come with each."""
         self._count = count
         self._texts = texts
-        self._characters = 0
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._places = TokenPlaces(texts)
 
     def take(self, tokens: Seq[int], logprobs: Seq[MaybeLogprobs]) -> dict[str, Any]:
         """Return the lists for the next tokens."""
@@ -50,7 +70,7 @@ class CompletionLogprobs:
             "tokens": [self._texts.text(token) for token in tokens],
             "token_logprobs": [None if its is None else finite(its.logprob) for its in logprobs],
             "top_logprobs": [self._top(token, its) for token, its in zip(tokens, logprobs, strict=True)],
-            "text_offset": [self._offset(token) for token in tokens],
+            "text_offset": [self._places.next(token)[0] for token in tokens],
         }
 
     def _top(self, token: int, its: MaybeLogprobs) -> dict[str, float] | None:
@@ -60,14 +80,31 @@ class CompletionLogprobs:
         top = {self._texts.text(other): finite(logprob) for other, logprob in its.top[: self._count]}
         return top | {self._texts.text(token): finite(its.logprob)}
 
-    def _offset(self, token: int) -> int:
-        """Return the number of characters before the token, and count its own."""
-        data = self._texts.data(token)
-        if data and not 0x80 <= data[0] < 0xC0:  # it continues no character: bytes before it are invalid
-            self._characters += len(self._decoder.decode(b"", final=True))
-        start = self._characters
-        self._characters += len(self._decoder.decode(data))
-        return start
+
+class ContentLogprobs:
+    """The log probabilities of the tokens of an answer's content, which a parser finds in its text."""
+
+    def __init__(self, count: int, texts: TokenTexts, kept: Collection[int]) -> None:
+        """``count`` is how many most likely tokens come with each; ``kept`` as in :class:`TokenPlaces`."""
+        self._count = count
+        self._texts = texts
+        self._places = TokenPlaces(texts, kept)
+        self._waiting: deque[tuple[int, int, dict[str, Any]]] = deque()
+        """Where each token begins and ends whose text the parser has not returned yet."""
+
+    def push(self, tokens: Iterable[int], logprobs: Iterable[TokenLogprobs]) -> None:
+        """Add the answer's next tokens."""
+        for token, its in zip(tokens, logprobs, strict=True):
+            self._waiting.append((*self._places.next(token), _chat_token(token, its, self._count, self._texts)))
+
+    def take(self, delta: ContentDelta) -> list[dict[str, Any]]:
+        """Return those of the tokens of ``delta``, as chats have them. Tokens before it are dropped."""
+        found = []
+        while self._waiting and self._waiting[0][0] < delta.start + len(delta.text):
+            start, end, entry = self._waiting.popleft()
+            if end > delta.start or start >= delta.start:
+                found.append(entry)
+        return found
 
 
 def prompt_logprobs(tokens: Seq[int], logprobs: Seq[MaybeLogprobs], count: int, texts: TokenTexts) -> list[Any]:

@@ -5,6 +5,7 @@ The events of an item come in OpenAI's order: ``output_item.added``, for a text 
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -30,11 +31,13 @@ class ResponseEvents:
         """Return the events that begin a stream."""
         return [self._state("created", "in_progress"), self._state("in_progress", "in_progress")]
 
-    def add(self, delta: Delta) -> list[Json]:
-        """Return the events of a delta."""
+    def add(self, delta: Delta, logprobs: Seq[Json] = ()) -> list[Json]:
+        """Return the events of a delta. ``logprobs`` are those of the tokens of content."""
         match delta:
             case ContentDelta(text):
-                return self._numbered([*self._text("message"), *self._write(text)])
+                opened = self._text("message")
+                assert isinstance(self._writer, _TextWriter)
+                return self._numbered([*opened, self._writer.add(text, logprobs)])
             case ReasoningDelta(text):
                 return self._numbered([*self._text("reasoning"), *self._write(text)])
             case ToolCallDelta(_, call_id, name, arguments):
@@ -94,7 +97,7 @@ class _TextWriter:
         self._item_place = {"output_index": index}
         self._place = {"item_id": id_, "output_index": index, "content_index": 0}
         self._event = "response.output_text" if self._message else "response.reasoning_text"
-        self._logprobs: Json = {"logprobs": []} if self._message else {}
+        self._logprobs: list[Json] = []
         self._pieces: list[str] = []
 
     def begin(self) -> list[Json]:
@@ -103,23 +106,28 @@ class _TextWriter:
             {"type": "response.content_part.added", **self._place, "part": self._part("")},
         ]
 
-    def add(self, text: str) -> Json:
+    def add(self, text: str, logprobs: Seq[Json] = ()) -> Json:
         self._pieces.append(text)
-        return {"type": f"{self._event}.delta", **self._place, "delta": text, **self._logprobs}
+        self._logprobs += logprobs
+        return {"type": f"{self._event}.delta", **self._place, "delta": text, **self._of_message(logprobs)}
 
     def end(self, status: Status) -> list[Json]:
         text = "".join(self._pieces)
         self.item = {**self.item, "status": status, "content": [self._part(text)]}
         return [
-            {"type": f"{self._event}.done", **self._place, "text": text, **self._logprobs},
+            {"type": f"{self._event}.done", **self._place, "text": text, **self._of_message(self._logprobs)},
             {"type": "response.content_part.done", **self._place, "part": self._part(text)},
             {"type": "response.output_item.done", **self._item_place, "item": self.item},
         ]
 
     def _part(self, text: str) -> Json:
         if self._message:
-            return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+            return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(self._logprobs)}
         return {"type": "reasoning_text", "text": text}
+
+    def _of_message(self, logprobs: Seq[Json]) -> Json:
+        """Return the field that only texts of messages have."""
+        return {"logprobs": list(logprobs)} if self._message else {}
 
 
 class _CallWriter:

@@ -7,25 +7,34 @@ from typing import Any
 
 from server.api.formats.answer import Answer
 from server.api.formats.format import comment, read_deltas, typed_events
+from server.api.formats.logprobs import ContentLogprobs
 from server.api.formats.response_events import Json, ResponseEvents, Status
 from server.api.generation.generation import Generation
 from server.api.generation.pieces import Finish, Piece
 from server.api.http.errors import error_body
 from server.api.schemas.responses_api.requests import ResponsesRequest
-from server.parsers.deltas import MessageParser, PlainText
+from server.parsers.deltas import ContentDelta, Delta, MessageParser, PlainText
+from server.text.token_text import TokenTexts
 
 
 class ResponsesFormat:
     """A response object with items, or OpenAI's typed events. The whole answer is what the events add up to."""
 
     def __init__(
-        self, answer: Answer, request: ResponsesRequest, make_parser: Callable[[], MessageParser] = PlainText
+        self,
+        answer: Answer,
+        request: ResponsesRequest,
+        texts: TokenTexts,
+        make_parser: Callable[[], MessageParser] = PlainText,
     ) -> None:
         self.generation: Generation = answer.generation
         """The request whose answer this writes."""
         self._answer = answer
         self._request = request
         self._parser = make_parser()
+        self._logprobs: ContentLogprobs | None = None
+        if request.includes_logprobs:
+            self._logprobs = ContentLogprobs(request.top_logprobs or 0, texts, self.generation.kept)
         self._events = ResponseEvents(self._response)
         self._finish: Finish | None = None
         self._error: Json | None = None
@@ -67,7 +76,15 @@ class ResponsesFormat:
 
     def _take(self, piece: Piece) -> list[Json]:
         self._finish = piece.finish
-        return [each for delta in read_deltas(self._parser, piece) for each in self._events.add(delta)]
+        if self._logprobs is not None:
+            shown = len(piece.tokens) - piece.hidden
+            self._logprobs.push(piece.tokens[:shown], piece.logprobs[:shown])
+        return [each for delta in read_deltas(self._parser, piece) for each in self._add(delta)]
+
+    def _add(self, delta: Delta) -> list[Json]:
+        if self._logprobs is None or not isinstance(delta, ContentDelta):
+            return self._events.add(delta)
+        return self._events.add(delta, self._logprobs.take(delta))
 
     def _response(self, status: Status, items: list[Json]) -> Json:
         ended = status != "in_progress"
@@ -117,7 +134,7 @@ def _echo(request: ResponsesRequest) -> Json:
         "text": given.get("text") or {"format": {"type": "text"}},
         "tool_choice": given.get("tool_choice", "auto"),
         "tools": [{"parameters": None, "strict": None, **tool} for tool in given.get("tools", [])],
-        "top_logprobs": 0,
+        "top_logprobs": request.top_logprobs or 0,
         "top_p": request.top_p,
         "truncation": "disabled",
         "user": request.user,

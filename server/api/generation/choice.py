@@ -5,12 +5,16 @@ from time import monotonic
 from server.api.generation.decoder import PieceDecoder, TextOptions
 from server.api.generation.pieces import Finish, Piece
 from server.engine.sequence import Event, Failed, PromptLogprobs, Sequence, Timing, Token, TokenLogprobs
-from server.metrics import Metrics
+from server.metrics.metrics import Metrics
 from server.text.codec import Codec
 
 
 class ChoiceFailed(Exception):
     """The engine has failed the sequence of a choice."""
+
+    def __init__(self, event: Failed) -> None:
+        super().__init__(event.message)
+        self.event = event
 
 
 class Choice:
@@ -37,6 +41,13 @@ class Choice:
         return self.sequence.tokens[: self.prompt_tokens]
 
     @property
+    def computed_prompt_tokens(self) -> int:
+        """Number of the prompt's tokens that were computed or cached: all of them once there is an answer."""
+        if self.output_tokens or self.finish or self.prompt_logprobs is not None:
+            return self.prompt_tokens
+        return min(self.sequence.computed, self.prompt_tokens)
+
+    @property
     def output_tokens(self) -> int:
         """Number of tokens of the answer: with the stop token, without those after a stop string."""
         return self._decoder.pushed
@@ -60,7 +71,7 @@ class Choice:
             elif isinstance(event, Failed):
                 self.in_engine = False
                 if not self.finish:  # else a stop string had ended it before
-                    raise ChoiceFailed(event.message)
+                    raise ChoiceFailed(event)
             else:
                 assert isinstance(event, PromptLogprobs), "the request asks for no other events"
                 self.prompt_logprobs = event.logprobs
@@ -72,6 +83,7 @@ class Choice:
         """Record the latency of the ``new`` tokens that have just come."""
         now = monotonic()
         if self.last_token is None:
+            self._metrics.waited(self.sequence.timing(now), adapted=bool(self.sequence.adaptation))
             gap, new = 0.0, new - 1  # tokens that came together with the first one had no wait of their own
         else:
             gap = now - self.last_token

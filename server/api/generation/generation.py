@@ -10,14 +10,18 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import NamedTuple, Self
 
+from server.access.key import ApiKey
+from server.access.usage import Meter
+from server.access.usage_table import Tokens
 from server.api.generation.adapters import LeasedAdapters
 from server.api.generation.choice import Choice, ChoiceFailed
 from server.api.generation.decoder import TextOptions
 from server.api.generation.pieces import Piece
 from server.engine.engine import Engine
 from server.engine.event_router import EventRouter
-from server.engine.sequence import Event, Sequence, Timing
-from server.metrics import Metrics, RequestOutcome
+from server.engine.sequence import Event, SamplingParams, Sequence, Timing
+from server.metrics.metrics import Metrics
+from server.metrics.requests import EndedRequest, RequestOutcome
 from server.text.codec import Codec
 
 Pieces = list[tuple[int, Piece]]
@@ -49,6 +53,8 @@ class Generation:
         adapters: LeasedAdapters,
         options: TextOptions,
         *,
+        key: ApiKey,
+        meter: Meter,
         prompts: int,
         codec: Codec,
         engine: Engine,
@@ -63,10 +69,15 @@ class Generation:
         """
         self.id = sequences[0].id
         self.adapters = adapters
+        self.key = key
+        """Whose request it is."""
         self.choices = [Choice(sequence, codec, options, metrics) for sequence in sequences]
         self.choices_per_prompt = len(sequences) // prompts
+        self.kept = options.kept
+        """Special tokens whose text is part of the answers."""
         self.first_token: float | None = None
         """Seconds from submission to the first token; None until it has come."""
+        self._meter = meter
         self._indices = {sequence.id: index for index, sequence in enumerate(sequences)}
         self._engine = engine
         self._event_router = event_router
@@ -85,6 +96,7 @@ class Generation:
             self._abort()
             self._release()
             raise
+        meter.begin(adapters.label, self.computed_tokens)
 
     def __aiter__(self) -> Self:
         return self
@@ -92,8 +104,8 @@ class Generation:
     async def __anext__(self) -> Pieces:
         """Wait for at least one step, or for :meth:`wake`. Returns what has come since the last call.
 
-        Raises EngineError if the engine failed the request, and Draining if it did so because the server is shutting
-        down.
+        Raises EngineError if the engine failed the request, Draining if it did so because the server is shutting down,
+        and DeadlineExceeded if the request's timeout has passed.
         """
         if self._closed:
             raise StopAsyncIteration
@@ -105,7 +117,7 @@ class Generation:
                 pieces = [(index, self.choices[index].take(its)) for index, its in self._by_choice(events).items()]
         except ChoiceFailed as error:
             self._failed = True  # one that fails is the end of the request
-            raise self._event_router.error(str(error)) from error
+            raise self._event_router.error(error.event) from error
         if self.first_token is None and self.output_tokens:
             self._measure_first()
         for index, piece in pieces:
@@ -118,6 +130,11 @@ class Generation:
         """When the last token of any choice came, or the request was submitted, by ``time.monotonic()``."""
         return max([self._started, *(choice.last_token for choice in self.choices if choice.last_token is not None)])
 
+    @property
+    def behind(self) -> int:
+        """How much has come that was not taken: tokens, and log probabilities in their places."""
+        return len(self._queue) * (1 + (self.choices[0].sequence.sampling.logprobs or 0))
+
     def wake(self) -> None:
         """Let the iterator return, without pieces if none have come."""
         self._queue.wake()
@@ -127,10 +144,10 @@ class Generation:
         if self._closed:
             return
         self._closed = True
+        self._meter.end()  # first: the engine forgets what it has computed of what is aborted
         self._abort()
         self._release()
-        seconds = monotonic() - self._started
-        self._metrics.ended(self.prompt_tokens, self.output_tokens, seconds, self.outcome, self.adapters.aliases)
+        self._record()
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
@@ -156,10 +173,45 @@ class Generation:
         """Tokens of all choices."""
         return sum(choice.output_tokens for choice in self.choices)
 
+    def computed_tokens(self) -> Tokens:
+        """Return the tokens that were computed so far, for the prompts or the answers. Any thread may call it."""
+        firsts = self.choices[:: self.choices_per_prompt]
+        prompt = sum(choice.computed_prompt_tokens for choice in firsts)
+        return Tokens(prompt, sum(choice.sequence.cached for choice in firsts), self.output_tokens)
+
     @property
     def timing(self) -> Timing | None:
         """Where the time of the choice went that ended last; None until one has."""
         return self._last_ended.timing if self._last_ended else None
+
+    @property
+    def spent(self) -> tuple[float, Timing]:
+        """When the choice that ended last was submitted, by ``time.monotonic()``, and where its time went.
+
+        If none has ended, those of the first choice so far.
+        """
+        choice = self._last_ended or self.choices[0]
+        return choice.sequence.arrived, choice.timing or choice.sequence.timing(monotonic())
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """Sampling parameters of the first choice."""
+        return self.choices[0].sequence.sampling
+
+    @property
+    def finishes(self) -> list[str]:
+        """Why each choice that has ended did so."""
+        return [choice.finish.reason for choice in self.choices if choice.finish]
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The token ids of each prompt."""
+        return [choice.prompt for choice in self.choices[:: self.choices_per_prompt]]
+
+    @property
+    def answers(self) -> list[list[int]]:
+        """The token ids that the engine has sampled for each choice."""
+        return [list(choice.sequence.output) for choice in self.choices]
 
     @property
     def progress(self) -> Progress:
@@ -214,4 +266,24 @@ class Generation:
 
     def _measure_first(self) -> None:
         self.first_token = monotonic() - self._started
-        self._metrics.first_token(self.first_token, self.adapters.aliases)
+        self._metrics.first_token(self.first_token, self.adapters.names, self.adapters.aliases)
+
+    def _record(self) -> None:
+        """Update the metrics, when it has ended."""
+        now = monotonic()
+        for choice in self.choices:
+            if choice.last_token is None:  # else its wait was recorded with its first token
+                sequence = choice.sequence
+                computed = choice.finish is not None
+                self._metrics.waited(sequence.timing(now), adapted=bool(sequence.adaptation), computed=computed)
+        self._metrics.ended(
+            EndedRequest(
+                self.outcome,
+                now - self._started,
+                self.prompt_tokens,
+                self.cached_tokens,
+                self.output_tokens,
+                self.adapters.names,
+                self.adapters.aliases,
+            )
+        )

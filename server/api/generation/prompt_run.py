@@ -9,13 +9,27 @@ from uuid import uuid4
 
 from starlette.requests import Request
 
+from server.access.key import ApiKey
+from server.access.usage import METER, Meter
+from server.access.usage_table import Tokens
 from server.api.generation.adapters import LeasedAdapters, lease_adapters
 from server.api.http.disconnect import until_disconnect
 from server.api.schemas.generation import AdaptedRequest
 from server.api.service import Service
-from server.engine.sequence import Adaptation, Event, Failed, Pooled, PromptLogprobs, Sequence, Token, is_last
+from server.engine.sequence import (
+    Adaptation,
+    Event,
+    Failed,
+    Pooled,
+    PromptLogprobs,
+    SamplingParams,
+    Sequence,
+    Timing,
+    Token,
+    is_last,
+)
 from server.errors import ContextOverflow
-from server.metrics import RequestOutcome
+from server.metrics.requests import EndedRequest, RequestOutcome
 
 Result = Pooled | PromptLogprobs
 MakeSequence = Callable[[str, list[int], Adaptation], Sequence]
@@ -30,35 +44,57 @@ class PromptRun:
     fill its queue. The first ones are submitted before the first wait. Call :meth:`close` when done, in all cases.
     """
 
+    # For the request's log line and its trace: such a request has no answer.
     first_token: float | None = None
     output_tokens = 0
-    """For the access log: such a request has no answer."""
+    sampling: SamplingParams | None = None
+    finishes: Seq[str] = ()
+    answers: Seq[list[int]] = ()
 
-    def __init__(self, id_: str, sequences: Seq[Sequence], adapters: LeasedAdapters, service: Service) -> None:
+    def __init__(
+        self,
+        id_: str,
+        sequences: Seq[Sequence],
+        adapters: LeasedAdapters,
+        service: Service,
+        key: ApiKey,
+        meter: Meter,
+    ) -> None:
         """Take over the leases of ``adapters``."""
         self.id = id_
         self.adapters = adapters
+        self.key = key
         self.prompt_tokens = sum(sequence.prompt_length for sequence in sequences)
+        self.cached_tokens = 0
+        """Prompt tokens that were taken from the prefix cache."""
+        self.spent: tuple[float, Timing] | None = None
+        """When the sequence whose result came last was submitted, and where its time went; None until one has come."""
         self.ended = False
         """Whether all results have come."""
+        self._sequences = sequences
         self._ids = [sequence.id for sequence in sequences]
         self._left = iter(sequences)
         self._window = service.settings.max_batch_sequences
         self._engine = service.engine
         self._event_router = service.event_router
         self._metrics = service.metrics
-        self._running: set[str] = set()
-        """Ids of the sequences in the engine."""
+        self._running: dict[str, Sequence] = {}
+        """The sequences in the engine, by id."""
+        self._computed = Tokens()
+        """Tokens of the prompts that are complete."""
+        self._meter = meter
         self._results: dict[str, Result] = {}
         """Those that have come and were not yielded yet, by sequence id."""
         self._failed = False
         self._closed = False
         self._started = monotonic()
+        meter.begin(adapters.label, lambda: self._computed)
 
     @classmethod
-    def of(
+    async def of(
         cls,
         service: Service,
+        key: ApiKey,
         request: AdaptedRequest,
         prompts: Seq[list[int]],
         make: MakeSequence,
@@ -68,17 +104,22 @@ class PromptRun:
     ) -> Self:
         """Lease the adapters of a request and return the run of its prompts, lists of token ids.
 
-        ``prefix`` begins the answer's id. Raises ContextOverflow for the field ``param`` if a prompt is too long, and
-        the errors of :func:`lease_adapters`.
+        ``prefix`` begins the answer's id. Raises ContextOverflow for the field ``param`` if a prompt is too long,
+        RateLimited, and the errors of :func:`lease_adapters`.
         """
         context = service.base.max_model_len
         for prompt in prompts:
             if len(prompt) > context:
                 raise ContextOverflow(context, len(prompt), 0, param)
-        adapters = lease_adapters(service.registry, service.base.name, request)
+        meter = METER.get()
+        await meter.reserve(sum(map(len, prompts)))
+        adapters = lease_adapters(service, key, request)
         id_, adaptation = f"{prefix}-{uuid4().hex}", adapters.adaptation
         sequences = [make(f"{id_}-{index}", prompt, adaptation) for index, prompt in enumerate(prompts)]
-        return cls(id_, sequences, adapters, service)
+        for sequence in sequences:
+            sequence.tenant, sequence.weight = key.id, key.weight
+            sequence.priority, sequence.deadline = request.urgency, request.deadline
+        return cls(id_, sequences, adapters, service, key, meter)
 
     async def complete(self, http: Request, work: Coroutine[Any, Any, T]) -> T:
         """Return what ``work`` makes of the results, and close the run; raise ClientDisconnect if the client leaves."""
@@ -102,8 +143,8 @@ class PromptRun:
     async def __aiter__(self) -> AsyncIterator[Result]:
         """Submit the sequences and yield the result of each.
 
-        Raises Draining, QueueFull, EngineError or InvalidRequest if one cannot be submitted, and EngineError or
-        Draining if the engine fails one.
+        Raises Draining, QueueFull, EngineError or InvalidRequest if one cannot be submitted, and EngineError, Draining
+        or DeadlineExceeded if the engine fails one.
         """
         queue = self._event_router.open(self._ids)
         for sequence in islice(self._left, self._window):
@@ -120,12 +161,36 @@ class PromptRun:
         if self._closed:
             return
         self._closed = True
+        for sequence in self._running.values():
+            self._count(sequence, min(sequence.computed, sequence.prompt_length))
+        self._meter.end()
         for sequence_id in self._running:
             self._engine.abort(sequence_id)
         self._event_router.close(*self._ids)
         self.adapters.release()
-        seconds = monotonic() - self._started
-        self._metrics.ended(self.prompt_tokens, 0, seconds, self.outcome, self.adapters.aliases)
+        self._record()
+
+    def _record(self) -> None:
+        """Update the metrics, when it has ended."""
+        now, adapters = monotonic(), self.adapters
+        for sequence in self._running.values():
+            self._metrics.waited(sequence.timing(now), adapted=bool(adapters.applied), computed=False)
+        self._metrics.ended(
+            EndedRequest(
+                self.outcome,
+                now - self._started,
+                self.prompt_tokens,
+                self.cached_tokens,
+                0,
+                adapters.names,
+                adapters.aliases,
+            )
+        )
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The token ids of each prompt."""
+        return [sequence.tokens for sequence in self._sequences]
 
     @property
     def outcome(self) -> RequestOutcome:
@@ -134,16 +199,26 @@ class PromptRun:
 
     def _submit(self, sequence: Sequence) -> None:
         self._engine.submit(sequence)
-        self._running.add(sequence.id)
+        self._running[sequence.id] = sequence
 
     def _take(self, event: Event) -> None:
-        """Take an event; if its sequence has ended with it, submit another."""
+        """Take the event of a sequence, which ends with it, and submit another."""
         assert not isinstance(event, Token), "these sequences have no answer"
-        if is_last(event):
-            self._running.discard(event.sequence_id)
-            if (following := next(self._left, None)) is not None:
-                self._submit(following)
+        assert is_last(event), "each of them has one event"
+        sequence = self._running.pop(event.sequence_id)
+        if not isinstance(event, Failed):
+            self._count(sequence, sequence.prompt_length)
+        if (following := next(self._left, None)) is not None:
+            self._submit(following)
         if isinstance(event, Failed):
             self._failed = True
-            raise self._event_router.error(event.message)
+            raise self._event_router.error(event)
+        if event.timing is not None:
+            self.spent = sequence.arrived, event.timing
+            self._metrics.waited(event.timing, adapted=bool(self.adapters.applied))
+        self.cached_tokens += event.cached
         self._results[event.sequence_id] = event
+
+    def _count(self, sequence: Sequence, prompt_tokens: int) -> None:
+        before = self._computed
+        self._computed = Tokens(before.prompt + prompt_tokens, before.cached + sequence.cached)

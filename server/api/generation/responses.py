@@ -1,6 +1,7 @@
 """Write the answer to a generation to the client: as one JSON object, or as a stream of server-sent events."""
 
 import asyncio
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from time import monotonic
@@ -15,7 +16,13 @@ from server.api.generation.generation import Generation
 from server.api.generation.pieces import Piece, join
 from server.api.http.disconnect import until_disconnect
 from server.api.http.errors import JsonResponse
-from server.errors import Draining, EngineError
+from server.errors import DeadlineExceeded, Draining, EngineError
+
+MAX_BEHIND = 1 << 16
+"""Tokens, and log probabilities in their places, that may wait for a client to read before its stream is aborted.
+
+About 10 MB. The server also aborts what a client has not read for ``--write-timeout-seconds``.
+"""
 
 
 class GenerationResponse(Response):
@@ -78,7 +85,7 @@ class StreamResponse(GenerationResponse):
 
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
         chunk = self._form.begin()
-        silence = _Silence(self._generation, self._silence)
+        silence = _Silence(self._generation, self._silence, scope["state"]["abort"])
         try:
             async for pieces in self._generation:
                 if not pieces:
@@ -90,7 +97,7 @@ class StreamResponse(GenerationResponse):
                     await self._send(send, chunk)
                     chunk = b""
             chunk += self._form.end()
-        except (EngineError, Draining) as error:
+        except (EngineError, Draining, DeadlineExceeded) as error:
             if not self._started:
                 raise
             chunk = self._form.error(error)
@@ -108,14 +115,15 @@ class StreamResponse(GenerationResponse):
 
 
 class _Silence:
-    """Wakes a generation when it has had no tokens for some seconds.
+    """Wakes a generation when it has had no tokens for some seconds, and aborts it when its client reads too slowly.
 
     One timer for the whole stream: a timeout for each wait would cost more than the rest of the loop.
     """
 
-    def __init__(self, generation: Generation, seconds: float) -> None:
+    def __init__(self, generation: Generation, seconds: float, abort: Callable[[], None]) -> None:
         self._generation = generation
         self._seconds = seconds
+        self._abort = abort
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(seconds, self._check)
 
@@ -124,6 +132,8 @@ class _Silence:
         self._timer.cancel()
 
     def _check(self) -> None:
+        if self._generation.behind > MAX_BEHIND:
+            self._abort()
         left = self._generation.last_token + self._seconds - monotonic()
         if left <= 0:
             self._generation.wake()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.api.schemas.generation import GenerationRequest
 from server.api.service import Service
@@ -11,26 +11,38 @@ from server.errors import InvalidRequest
 from server.structured.spec import GrammarSpec
 
 
+class ToolsGrammar(NamedTuple):
+    """The grammar of an answer with tool calls."""
+
+    spec: GrammarSpec
+    param: str
+    """The request's field that asks for it."""
+    demanded: bool
+    """Whether the answer is calls only, so that it ends with them."""
+
+
 async def compile_grammar(
-    service: Service, request: GenerationRequest, tools: GrammarSpec | None = None
+    service: Service, request: GenerationRequest, tools: ToolsGrammar | None = None
 ) -> Grammar | None:
     """Return the grammar that the answer to ``request`` must follow, or None.
 
-    ``tools``: the grammar of the tool calls that the request demands. Raises InvalidRequest, with the field and the
+    ``tools``: the grammar of its tool calls, if it has one. Raises InvalidRequest, with the field and the
     reason, if a grammar is invalid, too large or not supported, or if two fields prescribe the answer.
     """
-    given = [*_given(request), *([("tool_choice", tools)] if tools else ())]
+    given = [*_given(request), *([(tools.param, tools.spec)] if tools else ())]
     if not given:
         return None
     param, spec = given[0]
     if len(given) > 1:
         other = given[1][0]
         raise InvalidRequest(f"`{param}` and `{other}` both prescribe the form of the answer; give one.", param=other)
-    for field in ("ignore_eos", "min_tokens"):
+    ends = tools is None or tools.demanded
+    for field in ("ignore_eos", "min_tokens") if ends else ("ignore_eos",):
         if getattr(request, field):
-            raise InvalidRequest(
-                f"`{field}` cannot be combined with `{param}`: the answer ends when its form is complete.", param=field
+            reason = (
+                "the answer ends when its form is complete" if ends else "a strict function is enforced by a grammar"
             )
+            raise InvalidRequest(f"`{field}` cannot be combined with `{param}`: {reason}.", param=field)
     return await service.grammars.compile(spec, param)
 
 

@@ -7,6 +7,8 @@ from uuid import uuid4
 
 from starlette.responses import Response
 
+from server.access.key import ApiKey
+from server.access.usage import METER
 from server.api.formats.answer import Answer
 from server.api.formats.format import AnswerFormat
 from server.api.generation.adapters import LeasedAdapters
@@ -18,16 +20,19 @@ from server.api.schemas.generation import GenerationRequest
 from server.api.service import Service
 from server.engine.grammar import Grammar
 from server.engine.sequence import Adaptation, SamplingParams, Sequence
-from server.errors import ContextOverflow
+from server.errors import ContextOverflow, InvalidRequest
 
 SILENCE = 5.0
 """Seconds without anything to send after which a stream sends a keep-alive comment."""
+MAX_LOGPROBS_IN_ALL = 4 << 20
+"""Log probabilities that one request may ask for: about 100 bytes each, until the answer has been sent."""
 PROGRESS = 0.5
 """Seconds between events with the progress of a prompt, if a stream asks for them."""
 
 
-def submit(
+async def submit(
     service: Service,
+    key: ApiKey,
     request: GenerationRequest,
     prompts: Seq[list[int]],
     max_tokens: int | None,
@@ -38,20 +43,26 @@ def submit(
     param: str,
     grammar: Grammar | None,
     kept: frozenset[int] = frozenset(),
+    ends: frozenset[int] = frozenset(),
 ) -> Response:
     """Return a response that writes the answers to ``prompts``, lists of token ids.
 
-    ``max_tokens`` is the limit of each answer; None fills the context, and 0 returns the prompts only. ``prefix``
-    begins the answer's id, and ``param`` is the field of the prompts, for errors. All answers follow ``grammar``, if
-    there is one. ``kept`` are special tokens that stay in their text. The leases of ``adapters`` are taken over.
-    Nothing here awaits, so the response always takes over the generation. Raises RequestError or EngineError.
+    ``max_tokens`` is the limit of each answer; None fills the context, and 0 returns the prompts only. ``key`` is the
+    caller's. ``prefix`` begins the answer's id, and ``param`` is the field of the prompts, for errors. All answers
+    follow ``grammar``, if there is one. ``kept`` are special tokens that stay in their text; ``ends`` end them, besides
+    the model's own end tokens. The leases of ``adapters`` are taken over.
+    Nothing here awaits once there is a generation, so the response always takes it over. Raises RequestError or
+    EngineError.
     """
-    base = service.base
+    base, meter = service.base, METER.get()
     with adapters.released_on_error():
-        params = sampling_params(request, service.sampling_defaults, base.eos_token_ids, service.codec.vocabulary)
+        end_tokens = base.eos_token_ids | ends
+        params = sampling_params(request, service.sampling_defaults, end_tokens, service.codec.vocabulary)
         limits = [_limit(len(prompt), max_tokens, base.max_model_len, param) for prompt in prompts]
+        _check_logprobs(request, prompts, limits, params.logprobs)
+        await meter.reserve(sum(map(len, prompts)), len(prompts) * request.samples, max_tokens)
     generation = Generation(
-        _sequences(f"{prefix}-{uuid4().hex}", request, prompts, limits, params, adapters.adaptation, grammar),
+        _sequences(f"{prefix}-{uuid4().hex}", key, request, prompts, limits, params, adapters.adaptation, grammar),
         adapters,
         TextOptions(
             tuple(request.stop or ()),
@@ -61,6 +72,8 @@ def submit(
             prompt_only=max_tokens == 0,
             kept=service.codec.special if request.skip_special_tokens is False else kept,
         ),
+        key=key,
+        meter=meter,
         prompts=len(prompts),
         codec=service.codec,
         engine=service.engine,
@@ -85,8 +98,27 @@ def _limit(prompt_tokens: int, max_tokens: int | None, context: int, param: str)
     return max(max_tokens, 1)
 
 
+def _check_logprobs(
+    request: GenerationRequest, prompts: Seq[list[int]], limits: Seq[int], of_tokens: int | None
+) -> None:
+    """Raise InvalidRequest if an answer could have more than :data:`MAX_LOGPROBS_IN_ALL` log probabilities."""
+    of_prompts = request.needed_prompt_logprobs
+    copies = request.samples if request.stream else 1  # each choice of a stream begins with its own
+    in_prompts = 0 if of_prompts is None else sum(map(len, prompts)) * copies * (1 + of_prompts)
+    in_answers = 0 if of_tokens is None else sum(limits) * request.samples * (1 + of_tokens)
+    if in_prompts + in_answers > MAX_LOGPROBS_IN_ALL:
+        chat = "top_logprobs" in type(request).model_fields
+        param = "prompt_logprobs" if in_prompts > in_answers else "top_logprobs" if chat else "logprobs"
+        raise InvalidRequest(
+            f"The answer could have {in_prompts + in_answers} log probabilities over all of its choices and tokens; at "
+            f"most {MAX_LOGPROBS_IN_ALL} are served. Ask for fewer, or for a smaller `max_tokens` or `n`.",
+            param=param,
+        )
+
+
 def _sequences(
     id_: str,
+    key: ApiKey,
     request: GenerationRequest,
     prompts: Seq[list[int]],
     limits: Seq[int],
@@ -107,6 +139,10 @@ def _sequences(
                     adaptation,
                     prompt_logprobs=of_prompt,
                     grammar=grammar,
+                    tenant=key.id,
+                    weight=key.weight,
+                    priority=request.urgency,
+                    deadline=request.deadline,
                 )
             )
     return sequences

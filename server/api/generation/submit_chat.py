@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from starlette.responses import Response
 
+from server.access.key import ApiKey
 from server.api.formats.answer import Answer
 from server.api.formats.format import AnswerFormat
 from server.api.generation.adapters import lease_adapters
@@ -18,6 +19,7 @@ from server.parsers.deltas import MessageParser
 
 async def submit_chat(
     service: Service,
+    key: ApiKey,
     request: ChatRequest,
     make_format: Callable[[Answer, Callable[[], MessageParser]], AnswerFormat],
     *,
@@ -29,13 +31,14 @@ async def submit_chat(
     RequestError, AdapterError or EngineError.
     """
     service.event_router.check_open()
-    await fetch_named(service, request)
-    adapters = lease_adapters(service.registry, service.base.name, request)  # the prompt depends on them
+    await fetch_named(service, key, request)
+    adapters = lease_adapters(service, key, request)  # the prompt depends on them
     with adapters.released_on_error():
         prompt = await make_chat_prompt(service, request, adapters)
         grammar = await compile_grammar(service, request, prompt.grammar)
-    return submit(
+    return await submit(
         service,
+        key,
         request,
         [prompt.tokens],
         _limit(request, service, len(prompt.tokens)),

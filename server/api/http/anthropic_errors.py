@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 ERROR_TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 """HTTP status -> Anthropic's type of error, where it is not that of most statuses below 500 and from there on."""
 

@@ -1,6 +1,7 @@
 """Convert exceptions to HTTP responses in OpenAI's error format. The only table of statuses is here."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,18 +25,29 @@ from adapters.errors import (
     UnknownAdapter,
 )
 from server.api.http.anthropic_errors import anthropic_error, speaks_anthropic
+from server.api.http.body_limits import BodyRefused
 from server.api.http.json_body import MalformedBody
+from server.api.http.near_names import suggestion
 from server.api.http.paths import allowed_methods
 from server.api.http.unserved import not_found_message
 from server.errors import (
     ContextOverflow,
+    DeadlineExceeded,
     Draining,
     EngineError,
+    Forbidden,
     InvalidRequest,
+    KeyConflict,
+    OutOfMemory,
+    PoisonedRequest,
     QueueFull,
+    QuotaUsedUp,
+    RateLimited,
     RequestError,
     ServerError,
+    UnknownKey,
     UnknownModel,
+    UnknownRun,
     UploadTooLarge,
 )
 
@@ -55,29 +67,38 @@ STATUS: Mapping[type[Exception], int] = {
     ContextOverflow: 400,
     AdapterNameError: 400,
     SourceRefused: 400,
+    Forbidden: 403,
     UnknownModel: 404,
+    UnknownKey: 404,
+    UnknownRun: 404,
     UnknownAdapter: 404,
     AdapterConflict: 409,
+    KeyConflict: 409,
     RevisionMismatch: 412,
     UploadTooLarge: 413,
     AdapterRejected: 422,
     AdapterUnavailable: 422,
     InvalidAdapter: 422,
     QueueFull: 429,
+    RateLimited: 429,
+    QuotaUsedUp: 429,
     ClientDisconnect: 499,  # for logs and metrics only: the client is gone
     EngineError: 500,
+    PoisonedRequest: 500,
+    OutOfMemory: 503,
     Draining: 503,
     RegistryUnavailable: 503,
+    DeadlineExceeded: 504,
     StoreFull: 507,
     QuotaExceeded: 507,
 }
 """Exception class -> HTTP status. Any other exception is a bug in the server and gets 500."""
 
 RETRY_AFTER: Mapping[int, str] = {429: "1", 503: "5"}
-"""Status -> seconds to wait before a retry."""
+"""Status -> seconds to wait before a retry, where the error does not say."""
 
-NO_RETRY = (409, 507)
-"""Statuses that OpenAI's clients would retry although the result cannot change until somebody frees space."""
+NO_RETRY = (409, 504, 507)
+"""Statuses that OpenAI's clients would retry, although it is too late or somebody must change something first."""
 
 MAX_ECHO = 80
 """Maximum number of characters of a client's key that an error message repeats."""
@@ -100,6 +121,8 @@ CODES: Mapping[type[Exception], str] = {
     RegistryUnavailable: "registry_unavailable",
     StoreFull: "store_full",
     QuotaExceeded: "quota_exceeded",
+    PoisonedRequest: "poisoned_request",
+    OutOfMemory: "out_of_memory",
 }
 
 
@@ -133,7 +156,19 @@ def error_body(error: Exception) -> tuple[int, dict[str, Any]]:
     body = error_object(status, str(error), param, code)
     if isinstance(error, InvalidAdapter | AdapterRejected):
         body["error"] |= {"file": error.file, "tensor": error.tensor}
+    if isinstance(error, QuotaUsedUp):
+        body["error"]["type"] = error.code  # as at OpenAI
     return status, body
+
+
+def error_response(error: Exception, path: str, hint: str = "") -> JsonResponse:
+    """Return the response to an exception that the server raises deliberately, for a request of ``path``.
+
+    ``hint`` is added to its message.
+    """
+    status, body = error_body(error)
+    body["error"]["message"] += hint
+    return respond(status, body, retry=_retry_headers(error), path=path)
 
 
 def install_handlers(app: FastAPI) -> None:
@@ -146,22 +181,41 @@ def install_handlers(app: FastAPI) -> None:
 
 
 def respond(
-    status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None, *, path: str = ""
+    status: int,
+    body: dict[str, Any],
+    headers: Mapping[str, str] | None = None,
+    *,
+    retry: Mapping[str, str] | None = None,
+    path: str = "",
 ) -> JsonResponse:
-    """Return an error response, with the headers that say whether clients should retry.
+    """Return an error response, with the headers that say whether clients should retry: ``retry``, or its status's.
 
     ``body`` is in OpenAI's format. The routes of another API, by their ``path``, answer in its format.
     """
     if speaks_anthropic(path):
         body = anthropic_error(status, body)
-    retry = {"retry-after": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
-    if status in NO_RETRY:
-        retry["x-should-retry"] = "false"
+    if retry is None:
+        retry = {"retry-after": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
+        if status in NO_RETRY:
+            retry = {**retry, "x-should-retry": "false"}
     return JsonResponse(body, status, {**(headers or {}), **retry})
 
 
+def _retry_headers(error: Exception) -> Mapping[str, str] | None:
+    """Return the headers of an exception that says when to retry; None for those of its status."""
+    if isinstance(error, PoisonedRequest):
+        return {"x-should-retry": "false"}
+    after = error.retry_after if isinstance(error, RequestError) else None
+    if after is None and not isinstance(error, RateLimited):
+        return None
+    wait = {} if after is None else {"retry-after": str(math.ceil(after))}
+    useless = after is None or isinstance(error, QuotaUsedUp)
+    return {**wait, **({"x-should-retry": "false"} if useless else {})}
+
+
 async def _expected(request: Request, error: Exception) -> JsonResponse:
-    return respond(*error_body(error), path=request.url.path)
+    hint = suggestion(request, error) if isinstance(error, UnknownModel | UnknownAdapter) else ""
+    return error_response(error, request.url.path, hint)
 
 
 async def _disconnected(request: Request, error: Exception) -> JsonResponse:
@@ -179,10 +233,10 @@ async def _http(request: Request, error: Exception) -> JsonResponse:
         case 405:
             message = f"{request.method} is not allowed on {request.url.path}."
             headers = {"allow": ", ".join(allowed_methods(request.scope))}  # Starlette lists only one route's methods
-        case 413:
-            message = "The request body is too large."
         case 400 if isinstance(error, MalformedBody):
             param = error.param
+        case 503 if isinstance(error, BodyRefused):
+            code = error.code
     return respond(
         error.status_code, error_object(error.status_code, message, param, code), headers, path=request.url.path
     )

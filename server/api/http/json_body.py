@@ -6,10 +6,15 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 
 from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from server.api.schemas.base import MAX_TIMEOUT, TIMEOUT
+
+TIMEOUT_HEADER = "x-request-timeout"
+"""Seconds within which an answer must be complete, like the field ``timeout``."""
 MAX_DEPTH = 100
 """Maximum number of arrays and objects inside each other. Much deeper values exhaust the stack of later code."""
 
@@ -30,13 +35,41 @@ class JsonRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
+            TIMEOUT.set(read_timeout(request.headers))
             return await handle(JsonRequest(request.scope, request.receive))
 
         return handle_json
 
 
+def read_timeout(headers: Headers) -> float | None:
+    """Return the seconds that the header ``x-request-timeout`` gives a request. Raises :class:`MalformedBody`."""
+    given = headers.get(TIMEOUT_HEADER)
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MAX_TIMEOUT:
+        raise MalformedBody(
+            f"`{TIMEOUT_HEADER}` must be a number of seconds above 0, up to {MAX_TIMEOUT:.0f}.", TIMEOUT_HEADER
+        )
+    return seconds
+
+
 class JsonRequest(Request):
     """A request whose JSON body is parsed by :func:`parse_json`."""
+
+    async def body(self) -> bytes:
+        """Return the body. Raises :class:`MalformedBody` if the client leaves before it is complete.
+
+        FastAPI would keep the error in a variable beside it, and so all that has come of the body, until Python's
+        collector finds the two: it counts objects, and not their bytes.
+        """
+        try:
+            return await super().body()
+        except ClientDisconnect:
+            raise MalformedBody("The body is not complete.") from None
 
     async def json(self) -> Any:
         """Return the parsed body. Raises :class:`MalformedBody`."""

@@ -1,6 +1,7 @@
 """The OpenAPI document, ``/openapi.json``: FastAPI's own with corrections and additions."""
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from http import HTTPStatus
@@ -11,17 +12,19 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from server.api.access.scopes import ROUTES, Access
 from server.api.http.anthropic_errors import anthropic_error
 from server.api.http.errors import error_object
 from server.api.http.examples import ERRORS, EXAMPLES
-from server.api.schemas import answers, embeddings, responses, score
+from server.api.schemas import answers, embeddings, keys, responses, score, training, usage
 from server.api.schemas.anthropic import answers as anthropic_answers
 from server.api.schemas.anthropic.answers import AnthropicErrorAnswer
 from server.api.schemas.registry import AdapterUpload
-from server.api.schemas.responses import ErrorAnswer, ResponseModel
+from server.api.schemas.responses import ErrorAnswer, ResponseModel, VllmErrorAnswer
 from server.api.schemas.responses_api import answers as responses_api_answers
+from server.api.schemas.training import DataForm
 
-ANSWERS = (responses, answers, embeddings, score, responses_api_answers, anthropic_answers)
+ANSWERS = (responses, answers, embeddings, score, keys, training, usage, responses_api_answers, anthropic_answers)
 """Modules with response models."""
 
 Responses = dict[int | str, dict[str, Any]]
@@ -33,24 +36,31 @@ adapters, and the registry of those adapters.
 Adapter names in paths may contain unescaped slashes: `/v1/adapters/team/blue`. Every response has an `x-request-id`
 header: the request's own id if it sent one, otherwise an id made by the server.
 
+A server that has API keys asks for one on every route but the probes, as `Authorization: Bearer KEY` or
+`x-api-key: KEY`. What a key does not see does not exist for it.
+
 Unknown fields of requests are refused. A server with `--lenient` ignores them, except in changes of the registry, and
 lists them in the header `x-manylora-ignored`."""
 
 ERROR_DESCRIPTIONS: Mapping[int, str] = {
     400: "The request is invalid; `param` names the field.",
-    404: "There is no such model, adapter or alias.",
-    408: "The upload stalled or took too long.",
+    401: "The request has no valid API key.",
+    403: "The API key does not allow this.",
+    404: "There is no such model, adapter, alias, key or training run, or the API key does not see it.",
+    408: "The body did not arrive in time.",
     409: "Conflict with the current state: a name, an alias, the active version or pins.",
     412: "The name has changed since the revision in `If-Match`.",
     413: "The body is too large.",
     415: "The body's content type is not supported here.",
     422: "The adapter cannot be served correctly; `file` and `tensor` say where.",
-    429: "Too many requests are waiting; try again later.",
+    429: "Too many requests are waiting, or a limit of the API key is reached; try again later.",
     500: "Internal error; the server's log has the details.",
     503: "The server is shutting down, or its registry cannot be reached; try again later.",
+    504: "The request cannot be completed within its own timeout.",
     507: "There is not enough storage for the adapter.",
 }
 RETRY = {"Retry-After": {"description": "Seconds to wait before a retry.", "schema": {"type": "string"}}}
+CHALLENGE = {"WWW-Authenticate": {"description": "`Bearer`.", "schema": {"type": "string"}}}
 NO_RETRY = {
     "x-should-retry": {
         "description": "Prevents OpenAI's clients from retrying.",
@@ -65,7 +75,8 @@ ETAG_HEADER = {
 }
 ADAPTER_HEADER = {
     "x-manylora-adapter": {
-        "description": "`name@version=content` of each applied adapter, separated by `;`. Absent for the base alone.",
+        "description": "`name@version=content` of each applied adapter, separated by `;`; an alias alone where the key "
+        "does not see what it means. Absent for the base alone.",
         "schema": {"type": "string"},
     }
 }
@@ -73,6 +84,12 @@ REQUEST_ID = {
     "x-request-id": {"description": "Id of the request, as in the server's log.", "schema": {"type": "string"}}
 }
 
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+_ACCESS = {re.sub(r":path(?=})", "", route): access for route, access in ROUTES.items()}
+"""Method and path of a route, as the document has them -> who has access."""
 _FASTAPI_ERROR = {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}
 
 
@@ -99,15 +116,15 @@ def returns(
 
 
 def error_statuses(*statuses: int, model: type[ResponseModel] = ErrorAnswer) -> Responses:
-    """Describe an error response for each of ``statuses``."""
-    retry = {429: RETRY, 503: RETRY, 409: NO_RETRY, 507: NO_RETRY}
+    """Describe an error response for each of ``statuses``. A body that may be too large may also be too late."""
+    retry = {401: CHALLENGE, 429: RETRY, 503: RETRY, 409: NO_RETRY, 504: NO_RETRY, 507: NO_RETRY}
     return {
         status: {
             "description": ERROR_DESCRIPTIONS[status],
             "content": {"application/json": {"schema": schema_ref(model)}},
             "headers": retry.get(status, {}),
         }
-        for status in statuses
+        for status in sorted({*statuses, *((408,) if 413 in statuses else ())})
     }
 
 
@@ -153,15 +170,32 @@ def _document(app: FastAPI) -> dict[str, Any]:
     found = get_openapi(
         title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=app.openapi_tags
     )
-    for path in found["paths"].values():
-        for operation in path.values():
+    for path, operations in found["paths"].items():
+        for method, operation in operations.items():
+            _add_access(operation, _ACCESS[f"{method.upper()} {path}"])
             _correct(operation["responses"])
+    found["components"]["securitySchemes"] = SECURITY_SCHEMES
+    found["security"] = [*({name: []} for name in SECURITY_SCHEMES), {}]  # {}: a server may have no keys
     schemas = found["components"]["schemas"]
     # FastAPI's own validation errors: this server converts them to OpenAI's format.
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas.update(_schemas())
     return found
+
+
+def _add_access(operation: dict[str, Any], access: Access) -> None:
+    """Describe what an operation asks of a key, and how it rejects one."""
+    if access == "open":
+        operation["security"] = []
+        return
+    asked = "Any API key has access." if access == "any" else f"API keys need the scope `{access}`."
+    operation["description"] = f"{operation['description']}\n\n{asked}"
+    described = json.dumps(operation["responses"])
+    models = (AnthropicErrorAnswer, VllmErrorAnswer)
+    model = next((each for each in models if schema_ref(each)["$ref"] in described), ErrorAnswer)
+    for status, response in error_statuses(401, 403, model=model).items():
+        operation["responses"].setdefault(str(status), response)
 
 
 def _correct(responses: dict[str, Any]) -> None:
@@ -200,7 +234,7 @@ def _schemas() -> dict[str, Any]:
     named = {each for each in found if isinstance(each, type) and issubclass(each, ResponseModel)}
     models = sorted((model for model in named if not model.__subclasses__()), key=lambda model: model.__name__)
     _, schemas = models_json_schema(
-        [(AdapterUpload, "validation"), *((model, "serialization") for model in models)],
+        [(AdapterUpload, "validation"), (DataForm, "validation"), *((model, "serialization") for model in models)],
         ref_template="#/components/schemas/{model}",
     )
     definitions: dict[str, Any] = schemas["$defs"]

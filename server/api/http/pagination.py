@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from fastapi import Query
 from starlette.responses import StreamingResponse
 
+from server.api.http.errors import JsonResponse
+
 CHUNK = 500
 """Maximum number of items written before other requests get a turn."""
 
@@ -51,3 +53,14 @@ async def _write(
 
 def _dump(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
+
+
+MAX_ROWS = 1000
+"""Maximum number of items in a page that is read from the database at once."""
+RowLimit = Annotated[int, Query(ge=1, le=MAX_ROWS)]
+"""Maximum number of items in such a page."""
+
+
+def page_response(items: Sequence[JsonObject], limit: int) -> JsonResponse:
+    """Return a page of up to ``limit`` of ``items``; there are more if one more was read."""
+    return JsonResponse({"object": "list", "data": list(items[:limit]), "has_more": len(items) > limit})

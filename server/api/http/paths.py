@@ -4,6 +4,7 @@ import re
 from urllib.parse import unquote
 
 from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -36,7 +37,11 @@ class PathMiddleware:
             return
         if scope["method"] == "HEAD":
             scope["method"] = "GET"
-        await self._app(scope, receive, send)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            # For metrics, logs and traces, which know the scope as it was before the copy.
+            scope["state"]["route"] = getattr(scope.get("route"), "path_format", None)
 
 
 def allowed_methods(scope: Scope) -> list[str]:
@@ -45,6 +50,13 @@ def allowed_methods(scope: Scope) -> list[str]:
     asked = {name: scope[name] for name in ("type", "path", "headers")}
     methods = [method for method in METHODS if _has(app, {**asked, "method": method})]
     return methods and [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]
+
+
+def plain_paths(app: FastAPI, method: str) -> list[str]:
+    """Return the paths without parameters that have a route for ``method``, in order."""
+    routes = list(iter_route_contexts(app.routes))
+    paths = {route.path for route in routes if route.path is not None and method in (route.methods or ())}
+    return sorted(path for path in paths if "{" not in path)
 
 
 def _has(app: FastAPI, scope: Scope) -> bool:

@@ -14,6 +14,8 @@ MAX_FETCHES = 16
 REFUSAL_SECONDS = 30.0
 """How long a refusal is repeated without another download: clients retry, and each try would download everything."""
 MAX_REFUSALS = 1024
+MAX_VERSIONS = 4096
+"""Names whose versions are remembered, the last ones. Others are looked up in the database again."""
 
 
 @dataclass(slots=True)
@@ -21,7 +23,7 @@ class Fetches:
     """Use on the event loop only."""
 
     versions: dict[str, str] = field(default_factory=dict)
-    """Name -> the version of it that is known to come from its address."""
+    """Name -> the version of it that is known to come from its address; at most :data:`MAX_VERSIONS`."""
     _running: dict[str, asyncio.Task[str]] = field(default_factory=dict)
     _refusals: dict[str, tuple[float, AdapterError]] = field(default_factory=dict)
     """Name -> when its last fetch was refused (monotonic), and why."""
@@ -53,4 +55,7 @@ class Fetches:
                 del self._refusals[next(iter(self._refusals))]
             self._refusals[name] = monotonic(), error
         if not task.cancelled() and error is None:
+            self.versions.pop(name, None)
+            while len(self.versions) >= MAX_VERSIONS:
+                del self.versions[next(iter(self.versions))]
             self.versions[name] = task.result()

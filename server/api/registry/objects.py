@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from adapters.errors import UnknownAdapter
 from adapters.format.spec import AdapterId
-from adapters.registry.registry import Registry
 from adapters.registry.snapshot import Alias, Entry, Version
+from server.access.view import RegistryView
 from server.api.http.pagination import JsonObject
 from server.engine.stats import EngineStats
 
-_VERSION_FIELDS = ("content", "rank", "targets", "size_bytes", "residency", "status")
+_VERSION_FIELDS = ("content", "rank", "targets", "size_bytes", "source", "residency", "status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class AdapterObjects:
             "rank": version.rank,
             "targets": version.targets,
             "size_bytes": version.size_bytes,
+            "source": version.source,
             "residency": residency(version.content, self.stats),
             **({"status": "ready"} if version.refused is None else {"status": "refused", "reason": version.refused}),
         }
@@ -66,16 +67,17 @@ def residency(content: AdapterId, stats: EngineStats) -> Literal["device", "host
     return "host" if content in stats.host_adapters else "disk"
 
 
-def alias_object(registry: Registry, alias: Alias) -> JsonObject:
-    """Return an alias with the version that each of its targets currently resolves to."""
+def alias_object(registry: RegistryView, alias: Alias) -> JsonObject:
+    """Return an alias with the version that each of its targets currently resolves to, as far as the key sees them."""
     targets = [
         {"adapter": target.reference, "weight": target.weight, "serves": _resolve(registry, target.reference)}
         for target in alias.targets
+        if registry.sees(target.adapter)
     ]
     return {"id": alias.name, "object": "alias", "created": alias.created, "targets": targets}
 
 
-def _resolve(registry: Registry, reference: str) -> str | None:
+def _resolve(registry: RegistryView, reference: str) -> str | None:
     try:
         return registry.version(reference).name
     except UnknownAdapter:  # removed in the meantime

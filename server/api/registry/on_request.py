@@ -20,6 +20,8 @@ from adapters.errors import (
 )
 from adapters.registry.registration import RegistrationOptions
 from adapters.sources.address import is_address, registered_name
+from server.access.key import ANONYMOUS, ApiKey
+from server.access.view import hide_other
 from server.api.http.errors import CODES, InvalidAdapter
 from server.api.registry.registration import register_source
 from server.api.schemas.generation import MixEntry
@@ -42,7 +44,7 @@ class NamesAdapters(Protocol):
         """The adapters of a mix."""
 
 
-async def fetch_named(service: Service, request: NamesAdapters) -> None:
+async def fetch_named(service: Service, key: ApiKey, request: NamesAdapters) -> None:
     """Register the adapters whose addresses ``request`` names, unless they are registered already.
 
     Returns at once if it names none. Raises UnknownModel or UnknownAdapter if fetching is off, InvalidAdapter and
@@ -51,21 +53,31 @@ async def fetch_named(service: Service, request: NamesAdapters) -> None:
     named = [(request.model or "", "model"), *((entry.name, "adapter") for entry in request.adapter or ())]
     for name, param in dict.fromkeys(named):
         if is_address(name):
-            await _fetch(service, name, param)
+            await _fetch(service, key, name, param)
 
 
-async def _fetch(service: Service, text: str, param: str) -> None:
+async def _fetch(service: Service, key: ApiKey, text: str, param: str) -> None:
     if not service.settings.fetch_on_request:
-        raise UnknownModel(text, hint=OFF) if param == "model" else UnknownAdapter(text, hint=OFF)
+        raise _unknown(text, param, OFF)
     try:
         address = service.sources.allowed(text)
         name = registered_name(address)
+        if not key.sees(name):
+            raise _unknown(text, param)
         if not _is_current(service, name):
             await service.fetches.run(name, lambda: _register(service, text, name, str(address)))
     except AdapterRejected as error:
         raise InvalidAdapter(error, param) from error
-    except (SourceRefused, AdapterNameError) as error:
-        raise InvalidRequest(str(error), param=param, code=CODES[type(error)]) from error
+    except AdapterConflict as error:
+        raise hide_other(error, key) from None
+    except AdapterNameError as error:
+        raise InvalidRequest(str(hide_other(error, key)), param=param, code=CODES[AdapterNameError]) from error
+    except SourceRefused as error:
+        raise InvalidRequest(str(error), param=param, code=CODES[SourceRefused]) from error
+
+
+def _unknown(text: str, param: str, hint: str = "") -> UnknownModel | UnknownAdapter:
+    return UnknownModel(text, hint=hint) if param == "model" else UnknownAdapter(text, hint=hint)
 
 
 def _is_current(service: Service, name: str) -> bool:
@@ -79,7 +91,7 @@ def _is_current(service: Service, name: str) -> bool:
 async def _register(service: Service, text: str, name: str, address: str) -> str:
     try:
         found = await run_in_threadpool(_registered, service, name, address)
-        return found or (await register_source(service, name, text, NEW)).version.name
+        return found or (await register_source(service, ANONYMOUS, name, text, NEW)).version.name
     except RevisionMismatch:  # somebody else, such as another server, has registered it in the meantime
         await run_in_threadpool(service.registry.refresh)
         found = await run_in_threadpool(_registered, service, name, address)

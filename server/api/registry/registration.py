@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from traceback import clear_frames
 
 from anyio import to_thread
 from fastapi import Request
@@ -17,12 +18,14 @@ from adapters.format.files import FILES
 from adapters.format.selection import Selection
 from adapters.registry.names import check_name
 from adapters.registry.registration import Registered, RegistrationOptions
+from server.access.key import ApiKey
+from server.access.view import RegistryView
 from server.api.http.errors import InvalidAdapter, status_of
 from server.api.registry.upload import receive
 from server.api.schemas.registry import AdapterRequest, AdapterUpload
 from server.api.service import Service
 from server.errors import InvalidRequest, QueueFull
-from server.metrics import Metrics
+from server.metrics.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ UPLOAD = "upload"
 """Source of uploaded adapters in their receipts."""
 
 
-async def register_named(service: Service, request: AdapterRequest, expected: int | None) -> Registered:
+async def register_named(service: Service, key: ApiKey, request: AdapterRequest, expected: int | None) -> Registered:
     """Register the folder or the remote source that a JSON body names.
 
     Raises Draining, InvalidAdapter, InvalidRequest, or another AdapterError.
@@ -38,33 +41,41 @@ async def register_named(service: Service, request: AdapterRequest, expected: in
     service.event_router.check_open()
     options = request.options(expected)
     if request.path is not None:
-        return await register_path(service, request.name, request.path, options)
+        return await register_path(service, key, request.name, request.path, options)
     try:
-        return await register_source(service, request.name, str(request.source), options)
+        return await register_source(service, key, request.name, str(request.source), options)
     except AdapterRejected as error:
         raise InvalidAdapter(error, "source") from error
 
 
-async def register_source(service: Service, name: str, address: str, options: RegistrationOptions) -> Registered:
+async def register_source(
+    service: Service, key: ApiKey, name: str, address: str, options: RegistrationOptions
+) -> Registered:
     """Register the adapter at an address that ``--allow-source`` allows. Raises Draining, or an AdapterError."""
     service.event_router.check_open()
     with _failures_counted(service.metrics), service.registration_limits.counted():
         check_name(name, frozenset({service.base.name}))  # fail before a long download
-        return await _run_to_completion(service, lambda: _fetched(service, name, address, options))
+        view = service.view(key)
+        view.check_may_register(name)
+        return await _run_to_completion(service, lambda: _fetched(service, view, name, address, options))
 
 
-async def register_path(service: Service, name: str, path: str, options: RegistrationOptions) -> Registered:
-    """Register a folder under ``--adapter-root``."""
+async def register_path(
+    service: Service, key: ApiKey, name: str, path: str, options: RegistrationOptions
+) -> Registered:
+    """Register a folder under ``--adapter-root``. Raises Forbidden if the key may not use the name."""
+    view = service.view(key)
 
     def register() -> Registered:
         folder = allowed_folder(service.settings.adapter_root, path)
-        return service.registry.register_folder(name, folder, options)
+        return view.register_folder(name, folder, options)
 
     with _failures_counted(service.metrics, "path"), service.registration_limits.counted():
+        view.check_may_register(name)  # before anything is said about the path
         return await _run_to_completion(service, register)
 
 
-async def register_upload(service: Service, request: Request, expected: int | None) -> Registered:
+async def register_upload(service: Service, key: ApiKey, request: Request, expected: int | None) -> Registered:
     """Register the files of a multipart form. Nothing remains if the client disconnects before the form is complete.
 
     Raises Draining, QueueFull if too many uploads are in progress, InvalidAdapter, or another AdapterError.
@@ -74,15 +85,17 @@ async def register_upload(service: Service, request: Request, expected: int | No
         if service.registration_limits.uploads.locked():
             raise QueueFull("Too many adapters are being uploaded; try again later.", code="too_many_uploads")
         async with service.registration_limits.uploads:
-            return await _receive_and_register(service, request, expected)
+            return await _receive_and_register(service, service.view(key), request, expected)
 
 
-async def _receive_and_register(service: Service, request: Request, expected: int | None) -> Registered:
+async def _receive_and_register(
+    service: Service, view: RegistryView, request: Request, expected: int | None
+) -> Registered:
     staged = ExitStack()
 
     def register(upload: AdapterUpload, selection: Selection) -> Registered:
         with staged:
-            return service.registry.register(upload.name, staging, UPLOAD, upload.options(expected), selection)
+            return view.register(upload.name, staging, UPLOAD, upload.options(expected), selection)
 
     staging = await run_in_threadpool(staged.enter_context, service.store.stage())
     try:
@@ -94,10 +107,10 @@ async def _receive_and_register(service: Service, request: Request, expected: in
     return await _run_to_completion(service, lambda: register(upload, upload.with_left_out(received.selection)))
 
 
-def _fetched(service: Service, name: str, address: str, options: RegistrationOptions) -> Registered:
+def _fetched(service: Service, view: RegistryView, name: str, address: str, options: RegistrationOptions) -> Registered:
     with service.store.stage() as staging:
         fetched = service.sources.fetch(address, staging)
-        return service.registry.register(name, staging, fetched.source, options, fetched.selection)
+        return view.register(name, staging, fetched.source, options, fetched.selection)
 
 
 def _checked(fields: Mapping[str, str]) -> AdapterUpload:
@@ -134,6 +147,9 @@ def _failures_counted(metrics: Metrics, param: str | None = None) -> Iterator[No
         yield
     except Exception as error:
         log.info("Registration failed: %.500r", error)
+        # A frame of anyio has the future that has the error that has the frame: they would stay, with all that was read
+        # of the adapter, until Python looks for garbage.
+        clear_frames(error.__traceback__)
         metrics.registered("refused" if status_of(error) < 500 else "failed")
         if isinstance(error, AdapterRejected) and param is not None:
             raise InvalidAdapter(error, param) from error

@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from adapters.format.archive import PACK_LESS, max_bytes, unpack
 from adapters.format.files import FILES, MAX_FILES, MAX_JSON_BYTES, WEIGHTS
 from adapters.format.foreign_formats import recognise
 from adapters.format.selection import Selection, normalise_path, reject_path, select
+from adapters.format.training_record import MAX_BYTES, SHOWN
 from adapters.store.store import translate_disk_full
 from server.errors import InvalidRequest, UploadTooLarge
 
@@ -103,14 +104,14 @@ async def _within(request: Request, limit: int) -> AsyncIterator[bytes]:
     if declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)
     left = limit
-    async for chunk in _with_timeouts(request.stream()):
+    async for chunk in within_time(request.stream()):
         left -= len(chunk)
         if left < 0:
             raise _too_large(limit)
         yield chunk
 
 
-async def _with_timeouts(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def within_time(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """Yield the same chunks. Raise HTTPException 408 if the client stalls, so that its files do not stay for ever."""
     clock = asyncio.get_running_loop().time
     end = clock() + UPLOAD_SECONDS
@@ -160,6 +161,8 @@ class _Part:
     """Maximum size in bytes."""
     is_file: bool
     size: int = 0
+    shown: Path | None = None
+    """Where a file is written that is only shown. Such a file is dropped, not refused, if it is too large."""
 
 
 class _Form:
@@ -209,6 +212,10 @@ class _Form:
         part = self._part
         assert part is not None
         part.size += end - start
+        if part.size > part.limit and part.shown is not None:
+            part.writer.close()
+            part.shown.unlink()
+            (part.writer, part.limit), part.shown = self._nowhere(), None
         if part.size > part.limit:
             if part.is_file:
                 raise AdapterRejected(f"is larger than {part.limit} bytes", file=printable(part.name))
@@ -240,8 +247,9 @@ class _Form:
         selection = select(self._paths)
         for number, path in enumerate(self._paths):
             folder, _, name = path.rpartition("/")
-            if folder == selection.folder and name in FILES:
-                (self._received / str(number)).rename(self._staging / name)
+            received = self._received / str(number)
+            if folder == selection.folder and (name in FILES or (name in SHOWN and received.exists())):
+                received.rename(self._staging / name)
         return selection
 
     def _unpack(self, name: str) -> Selection:
@@ -275,15 +283,24 @@ class _Form:
         self._paths.append(path)
         if packed:
             self._archive = path
-        return _Part(path, *self._destination(path.rpartition("/")[2], packed), is_file=True)
+        name = path.rpartition("/")[2]
+        part = _Part(path, *self._destination(name, packed), is_file=True)
+        if name in SHOWN:
+            part.shown = self._received / str(len(self._paths) - 1)
+        return part
 
     def _destination(self, name: str, packed: bool) -> tuple[BinaryIO, int]:
         """Return where to write the latest file, and its maximum size. Files that no adapter has are discarded."""
-        if not packed and name not in FILES:
-            return Path(os.devnull).open("wb"), max_bytes(self._limit)
-        limit = max_bytes(self._limit) if packed else self._limit if name == WEIGHTS else MAX_JSON_BYTES
+        if not packed and name not in (*FILES, *SHOWN):
+            return self._nowhere()
+        plain = self._limit if name == WEIGHTS else MAX_BYTES.get(name, MAX_JSON_BYTES)
+        limit = max_bytes(self._limit) if packed else plain
         self._received.mkdir(exist_ok=True)
         return (self._received / str(len(self._paths) - 1)).open("xb"), limit
+
+    def _nowhere(self) -> tuple[BinaryIO, int]:
+        """Return where to write a file that is discarded."""
+        return Path(os.devnull).open("wb"), max_bytes(self._limit)
 
 
 @contextmanager

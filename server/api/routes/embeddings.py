@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.api.access.authentication import KeyDep
 from server.api.generation.prompt_run import PromptRun, Result
 from server.api.generation.prompts import encode_prompts
 from server.api.generation.vectors import encode_vector, unit_vector
@@ -19,7 +20,7 @@ from server.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1", tags=["embeddings"], route_class=JsonRoute)
 
-ERRORS = error_statuses(400, 404, 409, 413, 422, 429, 503, 507)
+ERRORS = error_statuses(400, 404, 409, 413, 422, 429, 503, 504, 507)
 
 SAMPLING = SamplingParams(temperature=0.0, max_tokens=1)
 """Nothing is sampled."""
@@ -29,15 +30,16 @@ SAMPLING = SamplingParams(temperature=0.0, max_tokens=1)
     "/embeddings",
     responses=returns(Embeddings, headers=ADAPTER_HEADER) | ERRORS,
 )
-async def create_embeddings(request: EmbeddingRequest, http: Request, service: ServiceDep) -> Response:
+async def create_embeddings(request: EmbeddingRequest, http: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return the vectors of texts: the model's last hidden states, pooled and normalised."""
     service.event_router.check_open()
-    await fetch_named(service, request)
+    await fetch_named(service, key, request)
     _check_dimensions(request, service)
     prompts = await encode_prompts(service.codec, request.input, "input")
     pooling = request.pooling or service.pooling
-    run = PromptRun.of(
+    run = await PromptRun.of(
         service,
+        key,
         request,
         prompts,
         lambda id_, tokens, adaptation: Sequence(id_, tokens, SAMPLING, adaptation, pooling=pooling),

@@ -1,8 +1,11 @@
-"""``GET /``: basic facts about the server, and links."""
+"""``GET /``: the web page for browsers, basic facts about the server for others; and the page's files."""
 
 from importlib.metadata import version
+from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from server.api.http.errors import JsonResponse
 from server.api.http.openapi import returns
@@ -20,11 +23,34 @@ LINKS = {
     "metrics": "/metrics",
 }
 """Link name -> path."""
+_HTML = {"text/html": {"schema": {"type": "string"}}}
 
 
-@router.get("/", responses=returns(Index))
-async def index(service: ServiceDep) -> JsonResponse:
-    """Return the server's name, version and base, and links."""
-    return JsonResponse(
-        {"name": "manylora", "version": version("manylora"), "model": service.base.name, "links": LINKS}
-    )
+def _answers() -> dict[int | str, dict[str, Any]]:
+    found = returns(Index)
+    found[200]["content"] |= _HTML
+    return {**found, 503: {"description": "The web page is not built.", "content": _HTML, "headers": {}}}
+
+
+@router.get("/", responses=_answers())
+async def index(request: Request, service: ServiceDep) -> Response:
+    """Return the web page if `Accept` prefers HTML, else the server's name, version and base, and links.
+
+    The page needs no key: it asks for one.
+    """
+    page = request.app.state.page
+    if page is not None and page.wanted(request.scope):
+        document: Response = page.document(request.headers)
+        return document
+    facts = {"name": "manylora", "version": version("manylora"), "model": service.base.name, "links": LINKS}
+    return JsonResponse(facts, headers={"vary": "Accept"})
+
+
+@router.get("/assets/{path:path}", include_in_schema=False)
+async def page_file(request: Request, path: str) -> Response:
+    """Return a file of the web page."""
+    page = request.app.state.page
+    if page is None:
+        raise HTTPException(404)
+    file: Response = page.asset(path, request.headers)
+    return file

@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from server.api.access.authentication import KeyDep
 from server.api.conversion.anthropic import FIELDS, chat_fields
 from server.api.conversion.chat import field_names, validate_chat
 from server.api.formats.anthropic import MessagesFormat
@@ -23,13 +24,13 @@ router = APIRouter(prefix="/v1/messages", tags=["Anthropic"], route_class=JsonRo
 @router.post(
     "",
     responses=returns(MessageObject, chunk=MessageEvent, typed=True, headers=ADAPTER_HEADER)
-    | error_statuses(400, 404, 409, 413, 422, 429, 500, 503, 507, model=AnthropicErrorAnswer),
+    | error_statuses(400, 404, 409, 413, 422, 429, 500, 503, 504, 507, model=AnthropicErrorAnswer),
 )
-async def create_message(request: MessagesRequest, service: ServiceDep) -> Response:
+async def create_message(request: MessagesRequest, service: ServiceDep, key: KeyDep) -> Response:
     """Generate the assistant's next message in a conversation."""
     chat = validate_chat(chat_fields(request), FIELDS)
     with field_names(FIELDS):
-        return await submit_chat(service, chat, MessagesFormat, prefix="msg")
+        return await submit_chat(service, key, chat, MessagesFormat, prefix="msg")
 
 
 @router.post(
@@ -37,11 +38,11 @@ async def create_message(request: MessagesRequest, service: ServiceDep) -> Respo
     responses=returns(TokenCount)
     | error_statuses(400, 404, 409, 413, 422, 429, 500, 503, 507, model=AnthropicErrorAnswer),
 )
-async def count_tokens(request: CountTokensRequest, service: ServiceDep) -> JsonResponse:
+async def count_tokens(request: CountTokensRequest, service: ServiceDep, key: KeyDep) -> JsonResponse:
     """Return the number of tokens of a conversation, with its system prompt and tools."""
     chat = validate_chat(chat_fields(request), FIELDS)
-    await fetch_named(service, chat)
-    adapters = lease_adapters(service.registry, service.base.name, chat)  # the template may be theirs
+    await fetch_named(service, key, chat)
+    adapters = lease_adapters(service, key, chat)  # the template may be theirs
     try:
         with field_names(FIELDS):
             prompt = await make_chat_prompt(service, chat, adapters)

@@ -8,6 +8,8 @@ from starlette.responses import Response
 from adapters.errors import UnknownAdapter
 from adapters.registry.names import parse_reference
 from adapters.registry.snapshot import Alias, Version
+from server.access.view import RegistryView
+from server.api.access.authentication import KeyDep
 from server.api.http.errors import JsonResponse
 from server.api.http.openapi import error_statuses, returns
 from server.api.http.pagination import After, JsonObject, Limit, list_response
@@ -24,18 +26,18 @@ Versions = Annotated[Flag, Query(description="Whether to list every version of e
 
 @router.get("/models", responses=returns(Models) | error_statuses(400))
 async def list_models(
-    service: ServiceDep, after: After = None, limit: Limit = None, versions: Versions = False
+    service: ServiceDep, key: KeyDep, after: After = None, limit: Limit = None, versions: Versions = False
 ) -> Response:
     """List what requests may name, whether loaded or not: the base, then adapters and aliases by name.
 
     Every version of an adapter can be named, too, but is listed on request only: clients show this list to people.
     """
-    base = service.base.name
+    base, view = service.base.name, service.view(key)
     start = _start(after, base)
 
     def read_page(after: str | None, count: int) -> list[JsonObject]:
         base_first = [base_object(service)] if after is None else []
-        names = service.registry.names(after or "", count - len(base_first), versions=versions)
+        names = view.names(after or "", count - len(base_first), versions=versions)
         return base_first + [model_object(service, name, target) for name, target in names]
 
     return list_response(read_page, start, limit)
@@ -53,21 +55,21 @@ def _start(after: str | None, base: str) -> str | None:
 
 
 @router.get("/models/{name:path}", responses=returns(Model) | error_statuses(404))
-async def get_model(service: ServiceDep, name: str) -> JsonResponse:
+async def get_model(service: ServiceDep, key: KeyDep, name: str) -> JsonResponse:
     """Show a model."""
     if name == service.base.name:
         return JsonResponse(base_object(service))
     try:
-        return JsonResponse(model_object(service, name, _find(service, name)))
+        return JsonResponse(model_object(service, name, _find(service.view(key), name)))
     except UnknownAdapter as error:
         raise UnknownModel(name) from error
 
 
-def _find(service: Service, name: str) -> Version | Alias:
+def _find(view: RegistryView, name: str) -> Version | Alias:
     try:
-        return service.registry.alias(name)
+        return view.alias(name)
     except UnknownAdapter:
-        return service.registry.version(name)
+        return view.version(name)
 
 
 def base_object(service: Service) -> JsonObject:

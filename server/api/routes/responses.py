@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from server.api.access.authentication import KeyDep
 from server.api.conversion.chat import field_names, validate_chat
 from server.api.conversion.responses_api import FIELDS, chat_fields
 from server.api.formats.responses_api import ResponsesFormat
@@ -19,12 +20,12 @@ router = APIRouter(prefix="/v1", tags=["responses"], route_class=JsonRoute)
 @router.post(
     "/responses",
     responses=returns(ResponseObject, chunk=ResponseEvent, typed=True, headers=ADAPTER_HEADER)
-    | error_statuses(400, 404, 409, 413, 422, 429, 503, 507),
+    | error_statuses(400, 404, 409, 413, 422, 429, 503, 504, 507),
 )
-async def create_response(request: ResponsesRequest, service: ServiceDep) -> Response:
+async def create_response(request: ResponsesRequest, service: ServiceDep, key: KeyDep) -> Response:
     """Generate the assistant's next items in a conversation. Nothing is kept: send the earlier items each time."""
-    chat = validate_chat(chat_fields(request), FIELDS)
+    chat, texts = validate_chat(chat_fields(request), FIELDS), service.codec.token_texts
     with field_names(FIELDS):
         return await submit_chat(
-            service, chat, lambda answer, parser: ResponsesFormat(answer, request, parser), prefix="resp"
+            service, key, chat, lambda answer, parser: ResponsesFormat(answer, request, texts, parser), prefix="resp"
         )

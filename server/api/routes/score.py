@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.api.access.authentication import KeyDep
 from server.api.generation.prompt_run import PromptRun
 from server.api.generation.scores import Continuation, encode_continuations, score
 from server.api.http.errors import JsonResponse
@@ -18,20 +19,21 @@ from server.engine.sequence import SamplingParams, Sequence
 
 router = APIRouter(prefix="/v1", tags=["score"], route_class=JsonRoute)
 
-ERRORS = error_statuses(400, 404, 409, 413, 422, 429, 503, 507)
+ERRORS = error_statuses(400, 404, 409, 413, 422, 429, 503, 504, 507)
 
 SAMPLING = SamplingParams(temperature=0.0, max_tokens=0)
 """Only the prompt counts."""
 
 
 @router.post("/score", responses=returns(Scores, headers=ADAPTER_HEADER) | ERRORS)
-async def create_scores(request: ScoreRequest, http: Request, service: ServiceDep) -> Response:
+async def create_scores(request: ScoreRequest, http: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return how likely each continuation is after its prompt."""
     service.event_router.check_open()
-    await fetch_named(service, request)
+    await fetch_named(service, key, request)
     continuations = await asyncio.to_thread(encode_continuations, service.codec, request)
-    run = PromptRun.of(
+    run = await PromptRun.of(
         service,
+        key,
         request,
         [list(each.tokens) for each in continuations],
         lambda id_, tokens, adaptation: Sequence(id_, tokens, SAMPLING, adaptation, prompt_logprobs=0),

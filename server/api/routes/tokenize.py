@@ -7,6 +7,8 @@ from fastapi import APIRouter
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from server.access.view import RegistryView
+from server.api.access.authentication import KeyDep
 from server.api.generation.chat import render_chat
 from server.api.http.errors import JsonResponse
 from server.api.http.json_body import JsonRoute
@@ -15,9 +17,12 @@ from server.api.schemas.base import Name, Schema, Text
 from server.api.schemas.messages import Message, few_messages
 from server.api.schemas.responses import Detokenized, TokenizerInfo, Tokens
 from server.api.schemas.templates import TemplateFields
-from server.api.service import ServiceDep
+from server.api.service import Service, ServiceDep
 from server.errors import InvalidRequest, UnknownModel
 from server.text.codec import Codec
+
+MAX_TOKENS = 1 << 19
+"""Token ids that are decoded at once."""
 
 router = APIRouter(tags=["tokens"], route_class=JsonRoute)
 
@@ -55,23 +60,24 @@ class DetokenizeRequest(Schema):
     model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [72, 105]}]})
 
     model: Name | None = None
-    tokens: Annotated[list[int], Field(fail_fast=True)]
+    tokens: Annotated[list[int], Field(max_length=MAX_TOKENS, fail_fast=True)]
 
 
 @router.post("/tokenize", responses=returns(Tokens) | error_statuses(400, 404, 413))
-async def tokenize(request: TokenizeRequest, service: ServiceDep) -> JsonResponse:
+async def tokenize(request: TokenizeRequest, service: ServiceDep, key: KeyDep) -> JsonResponse:
     """Return the token ids of a prompt or messages, their number, and the model's maximum."""
-    _check_model(request.model, service)
-    tokens = await _tokens(request, service)
+    view = service.view(key)
+    _check_model(request.model, service, view)
+    tokens = await _tokens(request, service, view)
     strings = await asyncio.to_thread(_strings, tokens, service.codec) if request.return_token_strs else None
     limit = service.base.max_model_len
     return JsonResponse({"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": strings})
 
 
 @router.post("/detokenize", responses=returns(Detokenized) | error_statuses(400, 404, 413))
-async def detokenize(request: DetokenizeRequest, service: ServiceDep) -> JsonResponse:
+async def detokenize(request: DetokenizeRequest, service: ServiceDep, key: KeyDep) -> JsonResponse:
     """Return the text of token ids, including special tokens."""
-    _check_model(request.model, service)
+    _check_model(request.model, service, service.view(key))
     return JsonResponse({"prompt": await asyncio.to_thread(_text, request.tokens, service.codec)})
 
 
@@ -93,22 +99,22 @@ async def tokenizer_info(service: ServiceDep) -> JsonResponse:
     )
 
 
-def _check_model(model: str | None, service: ServiceDep) -> None:
-    if model not in (None, service.base.name) and not service.registry.knows(model):
+def _check_model(model: str | None, service: Service, view: RegistryView) -> None:
+    if model not in (None, service.base.name) and not view.knows(model):
         raise UnknownModel(model)
 
 
-async def _tokens(request: TokenizeRequest, service: ServiceDep) -> list[int]:
+async def _tokens(request: TokenizeRequest, service: Service, view: RegistryView) -> list[int]:
     if request.messages is None:
         return await asyncio.to_thread(_prompt_tokens, request, service.codec)
     conversation = request.make_conversation(request.messages, request.tool_definitions)
     model = request.model
-    leases = service.registry.acquire([] if model in (None, service.base.name) else [model])
+    leases = view.acquire([] if model in (None, service.base.name) else [model])
     try:
-        adapters = {lease.version.name: lease.version.content for lease in leases}
+        adapters = {model or lease.version.name: lease.version.content for lease in leases}
         return (await render_chat(service, conversation, adapters))[1].tokens
     finally:
-        service.registry.release(leases)
+        view.release(leases)
 
 
 def _prompt_tokens(request: TokenizeRequest, codec: Codec) -> list[int]:

@@ -9,13 +9,15 @@ from starlette.responses import PlainTextResponse, Response
 
 from adapters.errors import AdapterError, RevisionMismatch, UnknownAdapter
 from adapters.registry.registration import RegistrationOptions
+from server.access.view import RegistryView
+from server.api.access.authentication import KeyDep
 from server.api.http.errors import InvalidAdapter, JsonResponse, respond, status_of
 from server.api.http.json_body import JsonRoute
 from server.api.http.openapi import error_statuses
 from server.api.registry.registration import register_path
 from server.api.schemas.registry import LoadRequest, UnloadRequest
 from server.api.schemas.responses import VllmErrorAnswer
-from server.api.service import Service, ServiceDep
+from server.api.service import ServiceDep
 from server.errors import ServerError
 
 router = APIRouter(prefix="/v1", tags=["vLLM"], route_class=JsonRoute)
@@ -34,7 +36,7 @@ TYPES = {
     response_class=PlainTextResponse,
     responses=error_statuses(400, 409, 413, 429, 500, 503, 507, model=VllmErrorAnswer),
 )
-async def load_lora_adapter(request: LoadRequest, service: ServiceDep) -> Response:
+async def load_lora_adapter(request: LoadRequest, service: ServiceDep, key: KeyDep) -> Response:
     """Register a folder under `--adapter-root`. As in vLLM, the adapter is on the device before the response."""
     name = request.lora_name
     if not name or not request.lora_path:
@@ -43,10 +45,10 @@ async def load_lora_adapter(request: LoadRequest, service: ServiceDep) -> Respon
         return _invalid(f"The lora adapter '{name}' conflicts with a served base model.")
     expected = None if request.load_inplace else 0
     try:
-        if expected == 0 and _exists(service, name):
+        if expected == 0 and _exists(service.view(key), name):
             raise RevisionMismatch(name)
         service.event_router.check_open()
-        await register_path(service, name, request.lora_path, RegistrationOptions(preload=True, expected=expected))
+        await register_path(service, key, name, request.lora_path, RegistrationOptions(preload=True, expected=expected))
     except RevisionMismatch:
         return _invalid(
             f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "
@@ -63,24 +65,25 @@ async def load_lora_adapter(request: LoadRequest, service: ServiceDep) -> Respon
     response_class=PlainTextResponse,
     responses=error_statuses(400, 404, 409, 413, 500, 503, model=VllmErrorAnswer),
 )
-async def unload_lora_adapter(request: UnloadRequest, service: ServiceDep) -> Response:
+async def unload_lora_adapter(request: UnloadRequest, service: ServiceDep, key: KeyDep) -> Response:
     """Remove an adapter and all its versions."""
     name = request.lora_name
     if not name:
         return _invalid("'lora_name' needs to be provided to unload a LoRA adapter.")
-    if not _exists(service, name):
+    view = service.view(key)
+    if not _exists(view, name):
         return _error(f"The lora adapter '{name}' cannot be found.", 404)
     try:
-        await run_in_threadpool(service.registry.remove, name)
+        await run_in_threadpool(view.remove, name)
     except AdapterError as error:
         return _error(str(error), status_of(error))
     return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
 
-def _exists(service: Service, name: str) -> bool:
+def _exists(view: RegistryView, name: str) -> bool:
     """Whether there is an adapter of this name; versions and aliases do not count."""
     try:
-        service.registry.entry(name)
+        view.entry(name)
     except UnknownAdapter:
         return False
     return True

@@ -1,6 +1,7 @@
 """Bases of request schemas, and the field types that several schemas share."""
 
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar
@@ -41,8 +42,42 @@ Text = Annotated[str, ENCODABLE]
 Name = Annotated[str, Field(max_length=256), ENCODABLE]
 
 
+SYNONYMS: Sequence[tuple[str, ...]] = (
+    (
+        "max_completion_tokens",
+        "max_output_tokens",
+        "max_tokens",
+        "max_new_tokens",
+        "max_length",
+        "num_predict",
+        "n_predict",
+    ),
+    ("tools", "functions"),
+    ("tool_choice", "function_call"),
+    ("stop", "stop_sequences", "stop_strings"),
+    ("messages", "input", "prompt", "inputs"),
+    ("system", "instructions", "system_prompt", "system_instruction"),
+    ("response_format", "text", "output_config", "json_schema", "output_format"),
+    ("structured_outputs", "guided_json", "grammar", "regex", "choice"),
+    ("reasoning_effort", "reasoning", "thinking", "effort"),
+    ("repetition_penalty", "repeat_penalty"),
+    ("n", "num_return_sequences", "candidate_count"),
+    ("seed", "random_seed"),
+    ("adapter", "adapters", "lora", "lora_name", "lora_request", "adapter_id", "adapter_name"),
+    ("model", "model_name", "model_id", "engine"),
+    ("user", "user_id"),
+    ("chat_template_kwargs", "template_kwargs"),
+)
+"""Names that other APIs and servers have for the same field, of which a request has one or several."""
+
 IGNORED: ContextVar[list[str] | None] = ContextVar("IGNORED", default=None)
 """Unknown fields that were ignored in the current request, with ``--lenient``; None if they are refused instead."""
+
+
+MAX_TIMEOUT = 86_400.0
+"""Most seconds that a request can be given."""
+TIMEOUT: ContextVar[float | None] = ContextVar("TIMEOUT", default=None)
+"""Seconds that the header `x-request-timeout` of the current request gives it."""
 
 
 class Schema(BaseModel):
@@ -75,11 +110,21 @@ def without_unknown(data: object, known: Collection[str], *, always_strict: bool
         return data
     ignored = None if always_strict else IGNORED.get()
     if ignored is None:
-        nearest = get_close_matches(unknown[0][:MAX_COMPARED], known, 1)
-        context = {"field": unknown[0], **({"nearest": nearest[0]} if nearest else {})}
+        nearest = near_field(unknown[0][:MAX_COMPARED], known)
+        context = {"field": unknown[0], **({"nearest": nearest} if nearest else {})}
         raise PydanticCustomError("unknown", "Unknown field.", context)
     ignored += unknown
     return {field: value for field, value in data.items() if field in known}
+
+
+def synonym(field: str, known: Collection[str]) -> str | None:
+    """Return the known field that means the same as ``field`` does in another API, None if there is none."""
+    return next((name for names in SYNONYMS if field in names for name in names if name in known), None)
+
+
+def near_field(field: str, known: Collection[str]) -> str | None:
+    """Return the known field that an unknown one is meant to be, None if none is like it."""
+    return synonym(field, known) or next(iter(get_close_matches(field, known, 1)), None)
 
 
 def escaped(field: object) -> str:
@@ -103,7 +148,8 @@ class TolerantSchema(Schema):
             return data
         for field, values in cls.unsupported.items():
             if data.get(field) is not None and not any(_same(data[field], value) for value in values):
-                raise PydanticCustomError("unsupported", "`{field}` is not supported.", {"field": field})
+                context = {"field": field, "instead": _instead(field, values, cls.model_fields)}
+                raise PydanticCustomError("unsupported", "`{field}` is not supported{instead}", context)
         return {field: value for field, value in data.items() if cls.has_effect(field, value)}
 
     @classmethod
@@ -131,6 +177,14 @@ class TolerantSchema(Schema):
             "enum": [None, "", [], {}],
         }
         return schema
+
+
+def _instead(field: str, values: Sequence[Any], known: Collection[str]) -> str:
+    """Return what to use instead of a field that is not supported: another field, or the values without effect."""
+    if (other := synonym(field, known)) is not None:
+        return f"; did you mean `{other}`?"
+    shown = [f"`{json.dumps(value)}`" for value in values if not _empty(value)]
+    return f"; only {' or '.join(shown)} {'are' if shown[1:] else 'is'} accepted." if shown else "."
 
 
 def _same(value: object, other: object) -> bool:

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from server.api.schemas.generation import HARMLESS, UNSUPPORTED, GenerationRequest, Limit, Logprobs, field_error
 from server.api.schemas.messages import Message, few_messages
 from server.api.schemas.templates import TemplateFields
-from server.api.schemas.tools import NamedTool, ToolChoice, check_choice
+from server.api.schemas.tools import AllowedTools, NamedTool, ToolChoice, check_choice
 from server.text.conversation import Conversation
 
 SUPPORTED_IN_CHAT = ("tools", "tool_choice", "reasoning_effort")
@@ -89,12 +89,30 @@ class ChatRequest(GenerationRequest, TemplateFields):
     @property
     def conversation(self) -> Conversation:
         """What the chat template renders."""
-        return self.make_conversation(self.messages, () if self.tool_choice == "none" else self.tool_definitions)
+        return self.make_conversation(self.messages, self.callable_tools)
+
+    @property
+    def callable_tools(self) -> list[dict[str, Any]]:
+        """The functions that the model may call, for the chat template."""
+        if self.tool_choice == "none":
+            return []
+        if not isinstance(self.tool_choice, AllowedTools):
+            return self.tool_definitions
+        allowed = {tool.function.name for tool in self.tool_choice.allowed_tools.tools}
+        return [tool for tool in self.tool_definitions if tool["function"]["name"] in allowed]
 
     @property
     def forced_tools(self) -> list[dict[str, Any]]:
         """The functions of which one must be called; empty if none has to be."""
-        if isinstance(self.tool_choice, NamedTool):
-            chosen = self.tool_choice.function.name
-            return [tool for tool in self.tool_definitions if tool["function"]["name"] == chosen]
-        return self.tool_definitions if self.tool_choice == "required" else []
+        match self.tool_choice:
+            case NamedTool(function=function):
+                return [tool for tool in self.tool_definitions if tool["function"]["name"] == function.name]
+            case AllowedTools(allowed_tools=allowed):
+                return self.callable_tools if allowed.mode == "required" else []
+            case choice:
+                return self.tool_definitions if choice == "required" else []
+
+    @property
+    def strict_functions(self) -> frozenset[str]:
+        """Names of the functions whose arguments always follow their schemas."""
+        return frozenset(tool.function.name for tool in self.tools or () if tool.function.strict)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from server.api.schemas.base import encodable
+from server.api.schemas.base import Text
 from server.api.schemas.generation import (
     MAX_CHOICES,
     UNSUPPORTED,
@@ -14,35 +14,15 @@ from server.api.schemas.generation import (
     Whole,
     field_error,
 )
+from server.api.schemas.inputs import TextOrTokens, several
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's limit for requests that give none."""
 
 
-def _prompts(value: object) -> object:
-    """Return a list of prompts, each a text or a list of token ids. A single one is a list of one."""
-    if not (isinstance(value, list) and value and isinstance(value[0], str | list)):
-        return [_prompt(value)]
-    if len(value) > MAX_CHOICES:
-        raise ValueError(f"must have at most {MAX_CHOICES} prompts (got {len(value)})")
-    return [_prompt(prompt) for prompt in value]
-
-
-def _prompt(value: object) -> object:
-    if isinstance(value, str):
-        return encodable(value)
-    if isinstance(value, list) and all(type(token) is int for token in value):
-        return value
-    raise ValueError("must be a string, a list of token ids, or a list of either")
-
-
 def _no_logprobs(value: object) -> object:
     """Some clients send false for none."""
     return None if value is False else value
-
-
-Prompt = Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-"""A prompt for the OpenAPI document. Token ids are checked later, against the vocabulary."""
 
 
 class CompletionRequest(GenerationRequest):
@@ -58,16 +38,12 @@ class CompletionRequest(GenerationRequest):
         }
     )
 
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**UNSUPPORTED, "top_logprobs": (0,), "suffix": ("",)}
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**UNSUPPORTED, "top_logprobs": (0,)}
 
-    prompt: Annotated[
-        list[str | list[int]],
-        BeforeValidator(
-            _prompts,
-            json_schema_input_type=Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_CHOICES)],
-        ),
-    ]
+    prompt: Annotated[list[TextOrTokens], several(MAX_CHOICES)]
     """One prompt or several: each a text or a list of token ids."""
+    suffix: Text | None = None
+    """The text after the answer, for models with tokens for filling in the middle."""
     best_of: Annotated[int, Field(ge=0, le=MAX_CHOICES), Whole] | None = None
     """Generate this many answers to each prompt, and return those with the highest log probability per token."""
     echo: bool | None = None
@@ -86,6 +62,8 @@ class CompletionRequest(GenerationRequest):
             raise field_error(field, f"A request may have {MAX_CHOICES} answers, over all of its prompts.")
         if self.max_tokens == 0 and not self.prompt_only:
             raise field_error("max_tokens", "`max_tokens` may be 0 only with `echo` or `prompt_logprobs`.")
+        if self.suffix and self.echo:
+            raise field_error("echo", "`echo` cannot be combined with `suffix`: the answer stands between two texts.")
         if self.min_tokens and self.limit is not None and self.limit < self.min_tokens:
             raise field_error("min_tokens", f"`min_tokens` must be at most the limit of the answer, {self.limit}.")
         return self

@@ -5,12 +5,13 @@ often send fields they do not use: null means the default in all fields, and emp
 """
 
 from collections.abc import Mapping
+from time import monotonic
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.base import ENCODABLE, Name, Schema, TolerantSchema, whole
+from server.api.schemas.base import ENCODABLE, MAX_TIMEOUT, TIMEOUT, Name, Schema, TolerantSchema, whole
 from server.api.schemas.structured import Choices, GivenOutputs, Pattern, ResponseFormat, SchemaOrText
 
 MAX_STOPS = 16
@@ -22,6 +23,7 @@ MAX_CHOICES = 128
 """Most choices of a request, over all of its prompts."""
 MAX_LOGPROBS = 20
 MAX_STOP_TOKENS = 256
+MAX_PRIORITY = 100
 INT64 = 2**63
 
 HARMLESS = frozenset(
@@ -129,6 +131,23 @@ class AdaptedRequest(TolerantSchema):
     ) = None
     user: Annotated[str, Field(max_length=MAX_USER_LENGTH), ENCODABLE] | None = None
     """Requests with the same user get the same target of an alias."""
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), Whole] | None = None
+    """vLLM's field: lower is earlier, among the requests of one API key. A point is worth a second of waiting."""
+    timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] | None = None
+    """Seconds within which the answer must be complete, as in `x-request-timeout`. Then there is an error."""
+    _received: float = PrivateAttr(default_factory=monotonic)
+    _header_timeout: float | None = PrivateAttr(default_factory=lambda: TIMEOUT.get())
+
+    @property
+    def urgency(self) -> int:
+        """Its priority, 0 by default."""
+        return self.priority or 0
+
+    @property
+    def deadline(self) -> float | None:
+        """When the answer must be complete, by ``time.monotonic()``: by the field or by the header, what is sooner."""
+        given = [seconds for seconds in (self.timeout, self._header_timeout) if seconds is not None]
+        return self._received + min(given) if given else None
 
 
 class SamplingRequest(AdaptedRequest):

@@ -38,7 +38,9 @@ def several(limit: int) -> BeforeValidator:
             raise ValueError(f"must have at most {limit} items (got {len(value)})")
         return [text_or_tokens(each) for each in value]
 
-    return BeforeValidator(parse, json_schema_input_type=One | Annotated[list[One], Field(max_length=limit)])
+    return BeforeValidator(
+        parse, json_schema_input_type=One | Annotated[list[One], Field(min_length=1, max_length=limit)]
+    )
 
 
 def check_fields(part: object, schema: type[TolerantSchema]) -> None:

@@ -10,6 +10,8 @@ from server.api.schemas.base import Name, Text, TolerantSchema, escaped, without
 from server.api.schemas.tools import CalledFunction, Calls, ToolCall
 
 MAX_MESSAGES = 4096
+MAX_PARTS = 4096
+"""Parts of one message's content."""
 
 HARMLESS_IN_MESSAGES = frozenset(
     {
@@ -34,6 +36,12 @@ UNSUPPORTED_IN_MESSAGES: Mapping[str, tuple[Any, ...]] = {
 }
 
 
+def few_parts(content: object, noun: str = "parts") -> None:
+    """Raise ValueError if the content of a message has too many parts. Call it before they are validated."""
+    if isinstance(content, list) and len(content) > MAX_PARTS:
+        raise ValueError(f"must have at most {MAX_PARTS} {noun} (got {len(content)})")
+
+
 def few_messages(value: object) -> object:
     """Check the length before the items are validated."""
     if isinstance(value, list) and len(value) > MAX_MESSAGES:
@@ -52,6 +60,7 @@ class TextPart(TolerantSchema):
 
 def _joined(value: object) -> object:
     """Join content parts of type ``text`` to one text."""
+    few_parts(value)
     return "".join([_text(part) for part in value]) if isinstance(value, list) else value
 
 

@@ -21,7 +21,7 @@ class Error(ResponseModel):
     """An error in OpenAI's format."""
 
     message: str
-    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    type: Literal["invalid_request_error", "rate_limit_error", "insufficient_quota", "server_error"]
     param: str | None
     """Request field that caused the error."""
     code: str | None
@@ -124,6 +124,8 @@ class VersionFields(ResponseModel):
     targets: int | None
     """Number of layers that it changes."""
     size_bytes: int | None
+    source: str | None
+    """Where it came from: `upload`, `folder NAME`, or an address with the revision that was taken."""
     residency: Literal["device", "host", "disk"] | None
     """Fastest memory that currently holds the content."""
     status: Literal["ready", "refused"] | None
@@ -160,6 +162,29 @@ class RegisteredAdapter(Adapter):
     """Number of the registered version."""
 
 
+class Curves(ResponseModel):
+    """Figures by step: pairs of step and value. Of many points, 2,000 are kept."""
+
+    loss: list[tuple[int, float]]
+    """Training loss, nats per token."""
+    evaluation: list[tuple[int, float]]
+    """Loss on the held-out rows."""
+    learning_rate: list[tuple[int, float]]
+
+
+class Card(ResponseModel):
+    """What an adapter's trainer left beside it: no part of its content, and nothing that this server has checked."""
+
+    markdown: str | None
+    """Its README.md. Anybody may have written it."""
+    manifest: dict[str, Any] | None
+    """Its `manylora.json`."""
+    curves: Curves | None
+    samples: list[Any] | None
+    """Held-out rows with the answers of base and adapter, as of `GET /v1/training/runs/NAME`; null for keys that have
+    neither the scope `train` nor `adapters`."""
+
+
 class AdapterDetails(Adapter):
     """An adapter or one version of it."""
 
@@ -167,6 +192,8 @@ class AdapterDetails(Adapter):
     """Details of all versions; present for an adapter, absent for a single version."""
     receipt: dict[str, Any] | None
     """Results of the checks at registration, and the source of the adapter."""
+    card: Card | None = None
+    """Present if the request includes it."""
 
 
 class RefusedFolder(ResponseModel):
@@ -221,7 +248,7 @@ class Deleted(ResponseModel):
     """Confirms a deletion."""
 
     id: str
-    object: Literal["adapter", "alias"]
+    object: Literal["adapter", "alias", "key"]
     deleted: Literal[True]
 
 

@@ -1,9 +1,10 @@
 """Schema of the fields that say how messages become a prompt."""
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.schemas.base import Schema
@@ -12,6 +13,17 @@ from server.api.schemas.tools import JsonObject, Tools
 from server.text.conversation import Conversation
 
 MAX_DOCUMENTS = 1024
+MAX_VARIABLES = 64
+MAX_VARIABLES_LENGTH = 64 << 10
+"""Characters of all of a request's variables for the template, as JSON."""
+
+
+def _few_variables(variables: dict[str, Any]) -> dict[str, Any]:
+    if len(variables) > MAX_VARIABLES:
+        raise ValueError(f"must have at most {MAX_VARIABLES} variables (got {len(variables)})")
+    if (length := len(json.dumps(variables))) > MAX_VARIABLES_LENGTH:
+        raise ValueError(f"must have at most {MAX_VARIABLES_LENGTH} characters of JSON (got {length})")
+    return variables
 
 
 class TemplateFields(Schema):
@@ -21,7 +33,7 @@ class TemplateFields(Schema):
     """Functions that the model may call."""
     documents: Annotated[list[JsonObject], Field(max_length=MAX_DOCUMENTS, fail_fast=True)] | None = None
     """Documents for chat templates that write them into the prompt."""
-    chat_template_kwargs: JsonObject | None = None
+    chat_template_kwargs: Annotated[JsonObject, AfterValidator(_few_variables)] | None = None
     """Further variables of the chat template, such as ``enable_thinking``."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     """For chat templates that know it. Those that can only turn reasoning on or off take ``none`` as off."""

@@ -3,12 +3,14 @@
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from server.api.schemas.base import ENCODABLE, Name, Text, TolerantSchema
 
 MAX_TOOLS = 512
+MAX_CALLS = 512
+"""Calls in one message."""
 MAX_DEPTH = 100
 """Maximum number of arrays and objects inside each other in arguments given as JSON text: that of a body."""
 
@@ -60,7 +62,7 @@ class FunctionDefinition(TolerantSchema):
     description: Text | None = None
     parameters: Annotated[JsonObject, AfterValidator(_of_object)] | None = None
     strict: bool | None = None
-    """Accepted. Calls that a grammar forces (``tool_choice`` is ``required`` or a name) always follow the schema."""
+    """true: the arguments of each call follow the schema. Those of calls that must be made always do."""
 
     def for_template(self) -> dict[str, Any]:
         """Return the fields that are given, for a chat template."""
@@ -124,18 +126,44 @@ class NamedTool(TolerantSchema):
     function: FunctionChoice
 
 
+class AllowedFunctions(TolerantSchema):
+    """Some of the functions: the model is told of no others."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
+
+
+class AllowedTools(TolerantSchema):
+    """The model may call, or with the mode ``required`` must call, some of the functions only."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedFunctions
+
+
 ToolMode = Literal["none", "auto", "required"]
 
 
 def _choice(value: object) -> object:
-    if isinstance(value, str) and value not in ("none", "auto", "required"):
-        raise ValueError("must be `none`, `auto`, `required` or a function to call")
-    if isinstance(value, dict) and value.get("type", "function") != "function":
-        raise ValueError("only a tool of type `function` can be chosen")
+    if not isinstance(value, dict | NamedTool | AllowedTools) and value not in ("none", "auto", "required"):
+        raise ValueError("must be `none`, `auto`, `required`, a function to call, or the functions that are allowed")
+    if isinstance(value, dict) and value.get("type", "function") not in ("function", "allowed_tools"):
+        raise ValueError("must be of type `function` or `allowed_tools`")
     return value
 
 
-ToolChoice = Annotated[ToolMode | NamedTool, BeforeValidator(_choice, json_schema_input_type=ToolMode | NamedTool)]
+def _kind(value: object) -> str:
+    if isinstance(value, str):
+        return "mode"
+    return str((value.get("type") if isinstance(value, dict) else getattr(value, "type", None)) or "function")
+
+
+ToolChoice = Annotated[
+    Annotated[ToolMode, Tag("mode")]
+    | Annotated[NamedTool, Tag("function")]
+    | Annotated[AllowedTools, Tag("allowed_tools")],
+    Discriminator(_kind),
+    BeforeValidator(_choice, json_schema_input_type=ToolMode | NamedTool | AllowedTools),
+]
 
 
 def _arguments(value: object) -> object:
@@ -178,16 +206,22 @@ class ToolCall(TolerantSchema):
         return {**({"id": self.id} if self.id else {}), "type": "function", "function": function}
 
 
-Calls = Annotated[list[Annotated[ToolCall, BeforeValidator(_is_function)]], Field(fail_fast=True)]
+Calls = Annotated[list[Annotated[ToolCall, BeforeValidator(_is_function)]], Field(max_length=MAX_CALLS, fail_fast=True)]
 
 
-def check_choice(tools: list[Tool] | None, choice: ToolMode | NamedTool | None) -> None:
-    """Check that a tool that must be called is there."""
+def check_choice(tools: list[Tool] | None, choice: ToolMode | NamedTool | AllowedTools | None) -> None:
+    """Check that the tools that a choice names, or demands, are there."""
     if choice in (None, "none", "auto"):
         return
     if not tools:
         raise PydanticCustomError("unsupported", "`tool_choice` needs `tools`.", {"field": "tool_choice"})
-    if isinstance(choice, NamedTool) and choice.function.name not in {tool.function.name for tool in tools}:
-        raise PydanticCustomError(
-            "unsupported", "`tool_choice` names a function that is not in `tools`.", {"field": "tool_choice"}
-        )
+    named = [choice] if isinstance(choice, NamedTool) else []
+    named += choice.allowed_tools.tools if isinstance(choice, AllowedTools) else []
+    known = {tool.function.name for tool in tools}
+    for name in (tool.function.name for tool in named):
+        if name not in known:
+            raise PydanticCustomError(
+                "unsupported",
+                "`tool_choice` names a function that is not in `tools`: `{name}`.",
+                {"field": "tool_choice", "name": name[:80]},
+            )

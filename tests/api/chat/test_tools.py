@@ -103,6 +103,58 @@ def test_a_stream_has_the_same_calls(live: Live) -> None:
         assert functions == [call["function"] for call in whole["message"]["tool_calls"]]
 
 
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    """The choice of some functions."""
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_only_some_tools_are_allowed(live: Live) -> None:
+    for seed in range(3):
+        [call] = answered(live, tool_choice=allowed("required", "add"), seed=seed)["message"]["tool_calls"]
+        assert call["function"]["name"] == "add"
+    tokens = [
+        live.http.post(CHAT, json=body(max_tokens=1, **fields)).json()["usage"]["prompt_tokens"]
+        for fields in ({"tool_choice": allowed("auto", "add")}, {"tools": [ADD]}, {"tool_choice": "auto"})
+    ]
+    assert tokens[0] == tokens[1] < tokens[2]
+
+
+STRICT = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
+
+
+def test_text_stays_text_with_strict_functions(live: Live) -> None:
+    for fields in ({"temperature": 0}, {"seed": 4, "min_tokens": 30}, {"adapter": "red", "seed": 5}):
+        asked = {"tools": [STRICT, ADD], "max_tokens": 60, **fields}
+        plain = answered(live, **asked)
+        assert plain["message"]["content"]
+        assert "tool_calls" not in plain["message"]
+        content, calls, _ = streamed(live, **asked)
+        assert (content, calls) == (plain["message"]["content"], [])
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "f"}}])
+def test_parameters_that_cannot_be_enforced_are_refused(live: Live, choice: Any) -> None:
+    for parameters in ({"properties": {"a": {"nullable": True}}}, {"not": {}}, {"properties": {"a": {"if": {}}}}):
+        function = {"name": "f", "parameters": {"type": "object", **parameters}, "strict": True}
+        response = live.http.post(
+            CHAT, json=body(tools=[{"type": "function", "function": function}], tool_choice=choice)
+        )
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, "tools")
+        assert "of the function `f` cannot be enforced: the keyword `" in error["message"]
+        function["strict"] = False
+        response = live.http.post(
+            CHAT, json=body(tools=[{"type": "function", "function": function}], tool_choice=choice, max_tokens=1)
+        )
+        assert response.status_code == (200 if choice == "auto" else 400)
+
+
+def test_a_prescribed_answer_comes_before_strict_functions(live: Live) -> None:
+    fields = {"tools": [STRICT], "guided_choice": ["yes"], "max_tokens": 20}
+    assert answered(live, **fields)["message"]["content"] == "yes"
+
+
 def test_several_calls_in_one_answer(live: Live) -> None:
     found = [
         answered(
@@ -218,6 +270,11 @@ BAD: Sequence[tuple[dict[str, Any], str]] = [
     ({"tools": None, "tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
     ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
+    ({"tool_choice": allowed("auto")}, "tool_choice.allowed_tools.tools"),
+    ({"tool_choice": allowed("none", "add")}, "tool_choice.allowed_tools.mode"),
+    ({"tool_choice": allowed("auto", "add", "other")}, "tool_choice"),
+    ({"tool_choice": {"type": "custom", "custom": {"name": "add"}}}, "tool_choice"),
+    ({"tools": [STRICT], "ignore_eos": True}, "ignore_eos"),
     ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"function_call": {"name": "f"}}, "function_call"),

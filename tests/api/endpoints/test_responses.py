@@ -209,6 +209,31 @@ def test_a_client_that_leaves_frees_everything(live: Live, stream: bool) -> None
     assert live.sampled() - before < CONTEXT
 
 
+LOGPROBS: list[Any] = ["message.output_text.logprobs"]
+
+
+def test_log_probabilities_are_those_of_a_chat(sdk: OpenAI, live: Live) -> None:
+    body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    chat = live.http.post("/v1/chat/completions", json={**body, "logprobs": True, "top_logprobs": 2}).json()
+    response = sdk.responses.create(input=QUESTION, include=LOGPROBS, top_logprobs=2, **GREEDY)
+    part = response.to_dict()["output"][0]["content"][0]  # type: ignore[index]
+    assert part["logprobs"] == chat["choices"][0]["logprobs"]["content"]
+    data = b"".join(bytes(each["bytes"]) for each in part["logprobs"])
+    assert data.decode(errors="replace") == part["text"]
+    assert response.top_logprobs == 2
+    plain = sdk.responses.create(input=QUESTION, **GREEDY).to_dict()
+    assert plain["output"][0]["content"][0]["logprobs"] == []  # type: ignore[index]
+
+
+def test_the_stream_of_log_probabilities(live: Live) -> None:
+    events = raw_events(live, include=LOGPROBS, top_logprobs=1)
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    each = [entry for delta in deltas for entry in delta["logprobs"]]
+    assert each == events[-4]["logprobs"] == events[-1]["response"]["output"][0]["content"][0]["logprobs"]
+    assert len(each) == 40
+    assert all(len(entry["top_logprobs"]) == 1 for entry in each)
+
+
 # --- tools and structured text: grammars make a random model answer in shape
 
 

@@ -102,6 +102,9 @@ OF_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": None}, "prompt"),
     ({"prompt": {"text": "x"}}, "prompt"),
     ({"max_completion_tokens": 5}, "max_completion_tokens"),
+    ({"suffix": "x"}, "suffix"),
+    ({"suffix": 5}, "suffix"),
+    ({"suffix": "x", "echo": True}, "echo"),
 ]
 OF_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages"),

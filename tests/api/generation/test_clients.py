@@ -11,6 +11,7 @@ from server.text.codec import Codec
 from server.text.conversation import Conversation
 from server.text.template_environment import render
 from tests.api.live import Live, request
+from tests.encoding import encode_chat
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -120,7 +121,7 @@ def test_what_parse_of_the_sdk_adds_can_be_sent_back(live: Live) -> None:
 
 
 def tokens(turns: list[dict[str, Any]]) -> list[int]:
-    return Codec(tiny_tokenizer(), VOCABULARY).encode_chat(Conversation([*turns, QUESTION]))
+    return encode_chat(Codec(tiny_tokenizer(), VOCABULARY), Conversation([*turns, QUESTION]))
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])

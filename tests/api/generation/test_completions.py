@@ -12,6 +12,7 @@ from server.text.codec import Codec
 from server.text.conversation import Conversation
 from server.text.detokenizer import Detokenizer
 from tests.api.live import ADAPTERS, Live, request, running, tiny_service
+from tests.encoding import encode_chat
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 QUESTION = [{"role": "user", "content": "Why?"}]
@@ -39,7 +40,7 @@ def alone(prompt: list[int], count: int) -> str:
 def test_base_answer_equals_transformers(live: Live) -> None:
     codec = Codec(tiny_tokenizer(), VOCABULARY)
     assert live.text() == alone(codec.encode_prompt(request()["prompt"]), 12)
-    assert chat(live)["choices"][0]["message"]["content"] == alone(codec.encode_chat(Conversation(QUESTION)), 12)
+    assert chat(live)["choices"][0]["message"]["content"] == alone(encode_chat(codec, Conversation(QUESTION)), 12)
 
 
 def test_a_prompt_may_be_token_ids(live: Live) -> None:

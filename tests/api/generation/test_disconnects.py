@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from server.access.key import ANONYMOUS
 from server.api.generation.adapters import LeasedAdapters
 from server.api.generation.decoder import TextOptions
 from server.api.generation.generation import Generation
 from server.api.routes import completions
 from server.engine.event_router import EventRouter
 from server.engine.sequence import SamplingParams, Sequence
-from server.metrics import Metrics
 from tests.api.live import Live, enduring_model, running, tiny_service, wait_for
 from tests.numeric.drive import Drive, settings
 from tests.tiny import save_adapter, tiny_model
@@ -43,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 def connected(live: Live, body: Mapping[str, Any]) -> Iterator[None]:
     """Send a request, and leave when the block ends."""
     content = json.dumps(body).encode()
-    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(content)}\r\n\r\n"
     with socket.create_connection((live.http.base_url.host, live.http.base_url.port or 0)) as client:
         client.sendall(head.encode() + content)
@@ -124,11 +124,13 @@ def test_a_closed_generation_is_gone_after_one_step(shared: Live, tmp_path: Path
             sequences,
             LeasedAdapters(registry, (), ()),
             TextOptions(),
+            key=ANONYMOUS,
+            meter=shared.service.usage.open(ANONYMOUS),
             prompts=1,
             codec=shared.service.codec,
             engine=drive.engine,
             event_router=EventRouter(),
-            metrics=Metrics("tiny", 1, drive.engine.stats, registry),
+            metrics=shared.service.metrics,
         )
         for _ in range(steps):
             drive.engine.step()

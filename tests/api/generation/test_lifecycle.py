@@ -21,8 +21,8 @@ from bases.errors import ConfigError
 from server.api.http.middleware import AccessLogMiddleware, ErrorMiddleware
 from server.api.serve import startup_message
 from server.api.startup import open_service
+from server.api.telemetry.request_log import RequestLog
 from server.listener import bind
-from server.metrics import Metrics
 from tests.api.generation.test_bad_input import refused
 from tests.api.live import Live, enduring_model, events, request, running, tiny_service, wait_for
 from tests.tiny import save_adapter, tiny_tokenizer
@@ -92,9 +92,8 @@ def test_disconnect_removes_a_queued_request(slow: Live) -> None:
 def unanswered(live: Live, body: Mapping[str, Any]) -> Iterator[None]:
     """Send a request and leave without its answer when the block ends."""
     content = json.dumps(body).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
-    )
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(content)}"
     with socket.create_connection((live.http.base_url.host, live.http.base_url.port or 0)) as client:
         client.sendall(head.encode() + b"\r\n\r\n" + content)
         yield
@@ -229,9 +228,8 @@ def test_unexpected_error_is_a_500_with_an_error_object(live: Live, caplog: pyte
     async def _broken() -> None:
         raise AdapterNameError("boom")
 
-    metrics = Metrics("tiny", 1, lambda: pytest.fail("not asked"), live.service.registry)
     app.add_middleware(ErrorMiddleware)
-    app.add_middleware(AccessLogMiddleware, metrics=metrics)
+    app.add_middleware(AccessLogMiddleware, metrics=live.service.metrics, request_log=RequestLog(), tracing=None)
 
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:

@@ -27,6 +27,9 @@ SCHEMAS: Mapping[str, tuple[type[TolerantSchema], str, Body]] = {
 SOMETHING: tuple[Any, ...] = ({"x": 1}, [{"x": 1}], "something", True)
 """Values that do something in any field that is not ignored."""
 
+OTHER_NAMES = {"functions": "tools", "function_call": "tool_choice"}
+"""Fields that a chat has under another name."""
+
 
 def cases(kind: str) -> list[tuple[str, str]]:
     return [
@@ -55,9 +58,13 @@ def answer(live: Live, name: str, content: Body) -> Any:
 def test_a_field_that_is_not_supported_is_refused_by_name(live: Live, name: str, field: str) -> None:
     schema, path, plain = SCHEMAS[name]
     param = f"messages.0.{field}" if name == "message" else field
+    served = [value for value in schema.unsupported[field] if value not in ("", [])] if field not in OTHER_NAMES else []
     for value in (value for value in SOMETHING if value not in schema.unsupported[field]):
         error = refused(live, live.http.post(path, json=body(name, field, value)), 400, param)
-        assert (error["code"], error["message"]) == ("unsupported_parameter", f"`{field}` is not supported.")
+        assert error["code"] == "unsupported_parameter"
+        assert error["message"].startswith(f"`{field}` is not supported")
+        assert all(json.dumps(value) in error["message"] for value in served), "it says which values are accepted"
+        assert name != "chat" or field not in OTHER_NAMES or f"`{OTHER_NAMES[field]}`?" in error["message"]
     expected = answer(live, name, plain)
     for value in (None, *schema.unsupported[field]):
         assert answer(live, name, body(name, field, value)) == expected, json.dumps(value)
@@ -68,3 +75,28 @@ def test_a_field_without_effect_is_ignored(live: Live, name: str, field: str) ->
     expected = answer(live, name, SCHEMAS[name][2])
     for value in (None, *SOMETHING):
         assert answer(live, name, body(name, field, value)) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "plain", "field", "meant"),
+    [
+        ("/v1/responses", {"input": "hi"}, "max_tokens", "max_output_tokens"),
+        ("/v1/responses", {"input": "hi"}, "max_completion_tokens", "max_output_tokens"),
+        ("/v1/responses", {"input": "hi"}, "response_format", "text"),
+        ("/v1/responses", {"input": "hi"}, "stop_sequences", "stop"),
+        ("/v1/responses", {"input": "hi"}, "functions", "tools"),
+        ("/v1/chat/completions", CHAT, "max_output_tokens", "max_completion_tokens"),
+        ("/v1/chat/completions", CHAT, "stop_sequences", "stop"),
+        ("/v1/chat/completions", CHAT, "adapters", "adapter"),
+        ("/v1/completions", request(), "max_new_tokens", "max_tokens"),
+        ("/v1/completions", request(), "repeat_penalty", "repetition_penalty"),
+        ("/v1/completions", request(), "temprature", "temperature"),
+        ("/v1/embeddings", {"input": "hi"}, "model_name", "model"),
+    ],
+)
+def test_a_field_of_another_api_is_told_by_its_name_here(
+    live: Live, path: str, plain: Body, field: str, meant: str
+) -> None:
+    error = refused(live, live.http.post(path, json={**plain, field: 5}), 400, field)
+    assert error["code"] == "unknown_parameter"
+    assert f"did you mean `{meant}`?" in error["message"]

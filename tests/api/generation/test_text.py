@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
@@ -13,6 +13,7 @@ from server.text.codec import Codec
 from server.text.conversation import Conversation
 from server.text.detokenizer import Detokenizer
 from server.text.stop_strings import StopStrings
+from tests.encoding import encode_chat
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
 CODEC = Codec(tiny_tokenizer(), VOCABULARY)
@@ -47,6 +48,9 @@ def test_pieces_join_to_the_text_of_all_tokens(ids: list[int]) -> None:
 @given(st.text(max_size=80))
 def test_pieces_end_with_complete_characters(text: str) -> None:
     """Each character is returned with its last byte, and never in part."""
+    assume(
+        "<|im_" not in text
+    )  # hypothesis also tries words that the code has: a special token's text is its token here
     got = pieces(CODEC, CODEC.encode_prompt(text) if text else [])
     assert "".join(got) == text
     assert all("\ufffd" not in piece for piece in got) or "\ufffd" in text
@@ -118,7 +122,7 @@ def test_only_a_possible_beginning_of_a_stop_string_is_held_back() -> None:
 
 
 def test_chat_goes_through_the_template() -> None:
-    ids = CODEC.encode_chat(Conversation([{"role": "user", "content": "hi"}]))
+    ids = encode_chat(CODEC, Conversation([{"role": "user", "content": "hi"}]))
     assert CODEC.backend.decode(ids, skip_special_tokens=False) == (
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -128,14 +132,14 @@ def test_a_template_that_rejects_messages_gives_invalid_request() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InvalidRequest, match="roles must alternate"):
-        Codec(tokenizer, VOCABULARY).encode_chat(Conversation([{"role": "user", "content": "hi"}]))
+        encode_chat(Codec(tokenizer, VOCABULARY), Conversation([{"role": "user", "content": "hi"}]))
 
 
 def test_without_a_template_there_is_no_chat() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
     with pytest.raises(InvalidRequest, match="no chat template"):
-        Codec(tokenizer, VOCABULARY).encode_chat(Conversation([{"role": "user", "content": "hi"}]))
+        encode_chat(Codec(tokenizer, VOCABULARY), Conversation([{"role": "user", "content": "hi"}]))
 
 
 @pytest.mark.parametrize("prompt", [[VOCABULARY], [-1], [10**30], [], ""])

@@ -82,3 +82,18 @@ def test_errors_can_be_read(web: Live, method: str, path: str, status: int, cont
     assert answer.status_code == status
     assert answer.headers["access-control-allow-origin"] == PAGE
     assert set(answer.headers["access-control-expose-headers"].split(", ")) >= READABLE
+
+
+def test_forms_of_other_sites_are_refused(web: Live) -> None:
+    """Browsers ask before a page sends JSON, but not before it sends a form, as an upload is."""
+    form = {"data": {"name": "planted"}, "files": {"file": ("a.zip", b"")}}
+    for headers, status in (
+        ({"sec-fetch-site": "cross-site", "origin": "https://elsewhere.example.com"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "cross-site", **ORIGIN}, 422),  # allowed: it is read, and found to be no archive
+        ({"sec-fetch-site": "same-site", "origin": "http://localhost:3000"}, 422),
+        ({}, 422),
+    ):
+        answer = web.http.post("/v1/adapters", **form, headers=headers)
+        assert answer.status_code == status, answer.text
+    assert web.http.get("/v1/models", headers={"sec-fetch-site": "cross-site"}).status_code == 200

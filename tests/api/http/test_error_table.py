@@ -1,5 +1,6 @@
 """Every row of the table of errors in ``docs/openai.md`` happens, and in OpenAI's shape."""
 
+import ast
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -10,10 +11,11 @@ import httpx
 import pytest
 
 from adapters.format.files import CONFIG, WEIGHTS
-from server.api.http.errors import STATUS
+from server.api.http.errors import CODES, STATUS
+from server.api.protocol.request_head import MAX_HEAD
 from tests.api.generation.test_lifecycle import LONG, begin, unanswered
 from tests.api.live import Live, enduring_model, request, running, tiny_service, wait_for
-from tests.openai_page import is_test, table
+from tests.openai_page import ROOT, is_test, table
 
 CHAT, COMPLETIONS, ADAPTERS = "/v1/chat/completions", "/v1/completions", "/v1/adapters"
 JSON = {"content-type": "application/json"}
@@ -87,7 +89,11 @@ CALLS: Mapping[Row, Call] = {
     (400, "source_refused", "source"): post(ADAPTERS, name="x", source="hf://org/legal"),
     (404, "model_not_found", "model"): post(CHAT, messages=[{"role": "user", "content": "x"}], model="nobody"),
     (404, "adapter_not_found", "adapter"): post(COMPLETIONS, prompt="x", adapter="nobody"),
+    (404, "run_not_found", "name"): send("GET", "/v1/training/runs/nothing"),
+    (404, "key_not_found", "id"): send("DELETE", "/v1/keys/key_nothing"),
     (404, "unknown_url", None): send("GET", "/v1/files"),
+    (403, "host_not_allowed", None): send("GET", "/v1/models", headers={"host": "evil.example.com"}),
+    (403, "cross_site", None): send("POST", COMPLETIONS, json=request(), headers={"sec-fetch-site": "cross-site"}),
     (405, None, None): send("PUT", COMPLETIONS),
     (409, "name_taken", None): lambda live: aliased(live, send("POST", ADAPTERS, json={"name": "prod", "path": "red"})),
     (409, "aliased", None): lambda live: aliased(live, send("DELETE", f"{ADAPTERS}/red")),
@@ -98,23 +104,39 @@ CALLS: Mapping[Row, Call] = {
     (415, None, None): send("POST", ADAPTERS, content=b"x"),
     (422, "adapter_rejected", "file"): upload({CONFIG: b"{}"}),
     (422, "base_mismatch", "file"): other_base,
+    (431, None, None): send("GET", "/livez", headers={"x": "y" * MAX_HEAD}),
     (422, "unknown_fields", "file"): lambda live: on_red(live, lambda config: config.update(colour=1)),
 }
 """Row -> a call that gets it from the shared server."""
 ELSEWHERE: Mapping[Row, str] = {
+    (401, "invalid_api_key", None): "api/access/test_authentication.py::test_without_a_key",
+    (403, "insufficient_permissions", None): "api/access/test_authentication.py::test_each_scope_allows_its_routes",
+    (403, "insufficient_permissions", "name"): (
+        "api/access/test_visibility.py::test_names_are_registered_only_where_the_key_sees_them"
+    ),
     (408, None, None): "api/registry/test_limits.py::test_stalled_upload_times_out",
+    (409, "key_exists", None): "api/access/test_keys.py::test_a_name_is_taken_once",
     (409, "too_many_pins", None): "api/registry/test_adapters.py::test_more_pins_than_slots_are_refused",
     (422, "adapter_unavailable", "adapter"): (
         "api/registry/test_adapters.py::test_unservable_adapter_is_listed_and_refused"
     ),
     (429, "queue_full", None): "api/http/test_error_table.py::test_a_full_queue_and_a_drain",
+    (429, "rate_limit_exceeded", None): "api/access/test_limits.py::test_requests_a_minute",
+    (429, "insufficient_quota", None): "api/access/test_limits.py::test_the_budget_of_a_month",
     (429, "too_many_uploads", None): "api/registry/test_limits.py::test_concurrent_uploads_are_limited",
     (429, "too_many_fetches", None): "api/registry/test_on_request.py::test_too_many_fetches_at_once",
     (500, None, None): "api/generation/test_lifecycle.py::test_unexpected_error_is_a_500_with_an_error_object",
+    (500, "poisoned_request", None): "api/operation/test_faults.py::test_a_poisoned_request_fails_alone",
+    (503, "out_of_memory", None): "api/operation/test_faults.py::test_a_request_without_memory_is_503",
+    (503, "too_many_connections", None): (
+        "api/edge/test_too_many_connections.py::test_one_address_cannot_take_all_connections"
+    ),
+    (503, "too_many_bodies", None): "api/edge/test_slow_clients.py::test_incomplete_bodies_share_a_limited_memory",
     (503, "draining", None): "api/http/test_error_table.py::test_a_full_queue_and_a_drain",
     (503, "registry_unavailable", None): (
         "api/registry/test_shared_servers.py::test_postgres_stopped_and_started_under_traffic"
     ),
+    (504, "deadline_exceeded", "timeout"): "api/operation/test_deadlines.py::test_a_request_ends_at_its_timeout",
     (507, "quota_exceeded", None): "api/registry/test_on_request.py::test_the_quota_holds",
     (507, "store_full", None): "api/registry/test_upload.py::test_a_full_disk",
 }
@@ -128,7 +150,7 @@ def checked(response: httpx.Response, row: Row) -> httpx.Response:
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-request-id"]
     assert ("retry-after" in response.headers) == (status in (429, 503))
-    assert (response.headers.get("x-should-retry") == "false") == (status in (409, 507))
+    assert (response.headers.get("x-should-retry") == "false") == (status in (409, 504, 507))
     body = response.json()
     assert set(body) == {"error"}
     assert {"message", "type", "param", "code"} <= set(body["error"])
@@ -142,7 +164,33 @@ def test_the_table_is_complete() -> None:
     listed = rows()
     assert len(set(listed)) == len(listed)
     assert set(listed) == CALLS.keys() | ELSEWHERE.keys()
-    assert {status for status, _, _ in listed} == set(STATUS.values()) - {499} | {405, 408, 415}
+    assert {status for status, _, _ in listed} == set(STATUS.values()) - {499} | {401, 403, 405, 408, 415, 431}
+
+
+def test_every_code_in_the_source_is_in_the_table() -> None:
+    listed = {code for _, code, _ in rows()} - {None}
+    assert sent_codes() - listed == set()
+
+
+def sent_codes() -> set[str]:
+    """Return the codes that the source gives to errors: as arguments, as defaults of parameters, and in assignments."""
+    files = [file for package in ("server", "adapters") for file in (ROOT / package).rglob("*.py")]
+    nodes = [value for file in files for node in ast.walk(ast.parse(file.read_text())) for value in _codes_in(node)]
+    texts = {node.value for value in nodes for node in ast.walk(value) if isinstance(node, ast.Constant)}
+    return {text for text in texts if isinstance(text, str)} | set(CODES.values())
+
+
+def _codes_in(node: ast.AST) -> list[ast.expr]:
+    """Return the values that a node of a syntax tree gives to something called ``code``."""
+    match node:
+        case ast.keyword(arg="code", value=value):
+            return [value]
+        case ast.arguments(kwonlyargs=names, kw_defaults=values):
+            return [value for name, value in zip(names, values, strict=True) if name.arg == "code" and value]
+        case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Tuple(elts=values)):
+            pairs = zip(names, values, strict=True)
+            return [value for name, value in pairs if isinstance(name, ast.Name) and name.id == "code"]
+    return []
 
 
 @pytest.mark.parametrize("row", CALLS, ids=str)

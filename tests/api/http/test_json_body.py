@@ -42,7 +42,7 @@ def test_bodies_that_no_request_may_have(live: Live, body: bytes, message: str, 
 
 def test_every_route_with_a_body_parses_it_strictly(live: Live) -> None:
     document = live.http.get("/openapi.json").json()
-    places = {"name": "red", "reference": "red", "response_id": "x"}
+    places = {"name": "red", "reference": "red", "response_id": "x", "id": "x"}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             if "application/json" in operation.get("requestBody", {}).get("content", {}):
@@ -141,10 +141,10 @@ def test_huge_numbers_in_every_number_field(live: Live, number: str) -> None:
         b"nonsense\r\n\r\n",
         b"GET /v1/models HTTP/1.1\r\nbad header\r\n\r\n",
         b"GET /v1/models HTTP/1.1\r\n\r\n",  # no Host
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"GET /v1/\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /v1/\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
     ids=lambda data: repr(data)[:40],
 )

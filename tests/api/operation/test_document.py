@@ -29,6 +29,8 @@ GENERATING = (CHAT, COMPLETIONS, EMBEDDINGS, SCORE, RESPONSES, MESSAGES, COUNT)
 QUESTION = [{"role": "user", "content": "Why?"}]
 ADAPTER, ALIAS, MODEL = "/v1/adapters/{reference}", "/v1/aliases/{name}", "/v1/models/{name}"
 ACTIVATE, PIN = "/v1/adapters/{name}/activate", "/v1/adapters/{name}/pin"
+KEYS = "/v1/keys"
+"""Left out here: with the first key, the server would ask for one. ``api/access/test_keys.py`` has them."""
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 
 
@@ -47,6 +49,16 @@ def payload(events: dict[str, Any]) -> dict[str, Any]:
     data = events["properties"]["data"]
     found: dict[str, Any] = data.get("anyOf", [data])[-1]["contentSchema"]
     return found
+
+
+def keywords(value: Any) -> Iterator[str]:
+    """Yield the keys of a document, without those of examples and without the names of fields."""
+    for key, each in value.items() if isinstance(value, dict) else [("", item) for item in value]:
+        if key in ("example", "examples"):
+            continue
+        yield key
+        for inner in each.values() if key == "properties" else [each]:
+            yield from keywords(inner) if isinstance(inner, dict | list) else ()
 
 
 class Documented:
@@ -101,6 +113,7 @@ def fresh(tmp_path: Path, folders: Mapping[str, Path]) -> Iterator[Live]:
     for name, source in (("legal", "spare"), ("german", "green")):
         shutil.copytree(folders[source], root / name)
     registered = {name: folders[name] for name in ("red", "team/blue")}
+    shutil.copytree(folders["spare"], tmp_path / "data" / "trained" / "team" / "legal")
     limits: dict[str, Any] = {"max_body_mib": 0.25, "max_rank": 16, "max_device_adapters": 2}
     service = tiny_service(tmp_path, adapter=registered, adapter_root=root, **limits)
     with running(service) as live:
@@ -111,7 +124,8 @@ def test_the_document_is_valid(documented: Documented) -> None:
     openapi_spec_validator.validate(documented.document)
     text = json.dumps(documented.document)
     assert "HTTPValidationError" not in text
-    assert not re.search(r'"(ge|gt|le|lt|min_length|max_length)":', text), "pydantic's words, not JSON Schema's"
+    pydantics = {"ge", "gt", "le", "lt", "min_length", "max_length"}
+    assert not pydantics & set(keywords(documented.document)), "pydantic's words, not JSON Schema's"
     for path, operations in documented.document["paths"].items():
         for method, operation in operations.items():
             assert operation["description"], (method, path)
@@ -161,17 +175,54 @@ def test_responses_match_their_schema(fresh: Live, documented: Documented, folde
     completions(call)
     prompts(call)
     other_apis(call)
-    for path in ("/", "/livez", "/readyz", "/health", "/version", "/metrics", "/tokenizer_info"):
+    timeouts(call)
+    for path in (
+        "/",
+        "/livez",
+        "/readyz",
+        "/health",
+        "/version",
+        "/v1/whoami",
+        "/v1/training/runs",
+        "/metrics",
+        "/tokenizer_info",
+    ):
         assert call("GET", path).status_code == 200
     adapters(call, folders)
     aliases(call)
     operators(call)
+    for path, wrong in (("/v1/usage", {"start": "soon"}), ("/v1/audit", {"since": "soon"})):
+        assert call("GET", path).json()["data"]
+        assert call("GET", path, params=wrong).status_code == 400
+    runs = "/v1/training/runs"
+    assert call("GET", runs, params={"limit": 0}).status_code == 400
+    assert call("GET", f"{runs}/{{name}}", at=f"{runs}/nobody").status_code == 404
+    assert call("GET", f"{runs}/{{name}}", at=f"{runs}/team/legal").status_code == 200
+    examine = "/v1/training/data"
+    for status, content in ((200, b'{"instruction": "Why?", "output": "So."}'), (400, b"x"), (413, bytes(66 << 20))):
+        assert call("POST", examine, files={"file": ("rows.jsonl", content)}).status_code == status
+    assert call("POST", examine, json={}).status_code == 415
     of_the_server = {"408", "429", "500", "503", "507"}
+    of_the_server |= {"401", "403"}  # this server has no keys: api/access/test_authentication.py causes them
     missed = {each for each in documented.all() - documented.seen if each[2] not in of_the_server}
+    missed = {each for each in missed if not each[1].startswith(KEYS)}
     # Content admitted on another base, a next version of a pinned adapter that is too large, a name of an address.
     elsewhere = {("post", path, "422") for path in (*GENERATING, ACTIVATE, PIN)}
     elsewhere |= {("post", path, "409") for path in (*GENERATING, ACTIVATE)}
     assert missed == elsewhere
+
+
+def timeouts(call: Any) -> None:
+    asked: dict[str, dict[str, Any]] = {
+        CHAT: {"messages": QUESTION},
+        COMPLETIONS: {"prompt": "x"},
+        EMBEDDINGS: {"input": "x"},
+        SCORE: {"prompt": "x", "continuations": ["y"]},
+        RESPONSES: {"input": "x"},
+        MESSAGES: {"messages": QUESTION, "max_tokens": 4},
+    }
+    for path, body in asked.items():
+        assert call("POST", path, json=body, headers={"x-request-timeout": "0.000001"}).status_code == 504
 
 
 def completions(call: Any) -> None:
@@ -256,6 +307,8 @@ def adapters(call: Any, folders: Mapping[str, Path]) -> None:
     call("GET", path, params={"limit": 0})
     for name in ("legal", "legal@1", "nobody"):
         call("GET", ADAPTER, at=f"{path}/{name}")
+    for include in ("card", "colour"):
+        call("GET", ADAPTER, at=f"{path}/legal", params={"include": include})
     for template, change in ((ACTIVATE, {"version": 1}), (PIN, {"pinned": False})):
         place = template.format(name="legal")
         assert call("POST", template, at=place, json=change).status_code == 200
@@ -318,7 +371,7 @@ def test_every_example_works(fresh: Live, documented: Documented) -> None:
         for method, operation in operations.items():
             content = operation.get("requestBody", {}).get("content", {})
             reference = content.get("application/json", {}).get("schema", {}).get("$ref", "").rpartition("/")[2]
-            if not reference:
+            if not reference or path.startswith(KEYS):
                 continue
             if path == LOAD:  # this route needs a new name
                 fresh.http.delete("/v1/aliases/prod")
@@ -331,12 +384,20 @@ def test_every_example_works(fresh: Live, documented: Documented) -> None:
     assert bodies >= 12
 
 
+def _no_failure(context: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case) -> None:
+    """No status of a server's failure, but for 504 where the generated request has a `timeout` that has passed."""
+    if response.status_code == 504 and "timeout" in str(case.body):
+        assert response.json()["error"]["code"] == "deadline_exceeded"
+    else:
+        not_a_server_error(context, response, case)
+
+
 @pytest.mark.parametrize("mode", GenerationMode)
 def test_generated_requests_get_documented_responses(live: Live, documented: Documented, mode: GenerationMode) -> None:
     """Valid requests, and invalid ones, which are refused."""
     negative = mode is GenerationMode.NEGATIVE
     expected = [
-        not_a_server_error,
+        _no_failure,
         checks.status_code_conformance,
         checks.content_type_conformance,
         checks.response_headers_conformance,
@@ -345,6 +406,8 @@ def test_generated_requests_get_documented_responses(live: Live, documented: Doc
     ]
     for found in schemathesis.openapi.from_dict(documented.document).get_all_operations():
         operation = found.ok()
+        if operation.path.startswith(KEYS):
+            continue
         if negative and not operation.body and not operation.query:
             continue  # nothing in it can be invalid
 

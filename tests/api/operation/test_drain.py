@@ -34,7 +34,7 @@ def form(folder: Path, name: str) -> tuple[bytes, bytes]:
         body += f"{part}file; filename={file}\r\n\r\n".encode() + (folder / file).read_bytes() + b"\r\n"
     body += f"--{BOUNDARY}--\r\n".encode()
     head = (
-        f"POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        f"POST /v1/adapters HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n\r\n"
     ).encode()
     return head + body[: len(body) // 2], body[len(body) // 2 :]
@@ -97,7 +97,7 @@ def test_drain_finishes_a_registration_after_disconnect(
     with running(tiny_service(tmp_path, adapter_root=folders["spare"].parent)) as live:
         monkeypatch.setattr(os, "fsync", slow)
         body = json.dumps({"name": "left", "path": "spare"}).encode()
-        head = f"POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        head = f"POST /v1/adapters HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         by_path = head.encode() + b"Content-Type: application/json\r\n\r\n" + body
         with connect(live.http) as client:
             client.sendall(by_path if way == "path" else b"".join(form(folders["spare"], "left")))

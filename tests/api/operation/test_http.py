@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from server.api import serve
-from server.api.http.half_close import FIRST_BYTES, FIRST_POLL, HalfCloseProtocol
+from server.api.protocol.half_close import FIRST_BYTES, FIRST_POLL, HalfCloseProtocol
 from tests.api.live import Live, enduring_model, request, running, tiny_service, unchanged, wait_for
 
 LONG = {"max_tokens": 15_000}
@@ -35,7 +35,7 @@ def connected(live: Live) -> Iterator[socket.socket]:
 def asking(version: str = "1.1", **fields: Any) -> bytes:
     """Return the bytes of a completion request."""
     body = json.dumps(request(**fields)).encode()
-    head = f"POST /v1/completions HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST /v1/completions HTTP/{version}\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
@@ -122,7 +122,7 @@ def test_redundant_slashes(live: Live, path: str, plain: str) -> None:
 def test_absolute_form_request_target(live: Live, target: str, status: int) -> None:
     """The form sent to proxies, which every server must accept."""
     with connected(live) as client:
-        client.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        client.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         assert read_all(client).startswith(f"HTTP/1.1 {status} ".encode())
 
 
@@ -151,7 +151,7 @@ def test_an_upload_with_a_slash_at_the_end_has_its_own_limit(live: Live) -> None
 def test_percent_encoded_slash_is_part_of_a_name(live: Live, path: str) -> None:
     """None of these names ``red``, so none may delete it."""
     with connected(live) as client, unchanged(live):
-        client.sendall(f"DELETE {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        client.sendall(f"DELETE {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         assert read_all(client).startswith(b"HTTP/1.1 404 ")
 
 
@@ -236,14 +236,14 @@ def test_keep_alive_is_longer_than_a_load_balancers(live: Live) -> None:
 
 def test_idle_connection_is_closed_after_keep_alive(tmp_path: Path) -> None:
     with running(tiny_service(tmp_path, keep_alive_seconds=1)) as live, connected(live) as client:
-        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_all(client).startswith(b"HTTP/1.1 200 ")
 
 
 def test_shutdown_does_not_wait_for_idle_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "CLOSE_SECONDS", 600)  # how long it would wait
     with running(tiny_service(tmp_path)) as live, connected(live) as idle, connected(live) as fresh:
-        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         wait_for(lambda: b"}" in idle.recv(65536))
         live.server.drain()
         wait_for(lambda: not live.thread.is_alive())

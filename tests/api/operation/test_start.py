@@ -1,5 +1,6 @@
 """Errors at start are reported before the base is loaded; and what a start logs."""
 
+import gc
 import logging
 import socket
 import sys
@@ -9,7 +10,8 @@ import pytest
 
 from bases.base import make_base
 from bases.errors import ConfigError
-from server.api.serve import log_environment, serve
+from server.api import serve as serve_module
+from server.api.serve import DrainingServer, log_environment, serve
 from server.api.startup import open_resources, open_service
 from server.config import Settings
 from server.listener import bind
@@ -69,7 +71,7 @@ def test_a_port_can_be_bound_again_at_once(tmp_path: Path) -> None:
         port = live.http.base_url.port
         assert port is not None
         client = socket.create_connection(("127.0.0.1", port))
-        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         while client.recv(4096):
             pass
         client.close()
@@ -79,7 +81,7 @@ def test_a_port_can_be_bound_again_at_once(tmp_path: Path) -> None:
         assert again.getsockname()[1] == port
 
 
-def test_an_api_key_in_the_environment_is_logged_as_unused(
+def test_a_key_of_clients_in_the_environment_is_logged_as_unused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("MANYLORA_API_KEY", raising=False)
@@ -89,7 +91,7 @@ def test_an_api_key_in_the_environment_is_logged_as_unused(
         monkeypatch.setenv("MANYLORA_API_KEY", "sesame")
         log_environment()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "this server does not check keys" in caplog.text
+    assert "Keys that this server accepts are given in MANYLORA_API_KEYS" in caplog.text
     assert "sesame" not in caplog.text
 
 
@@ -121,3 +123,23 @@ def test_a_database_without_its_driver_says_how_to_install_it(tmp_path: Path, mo
     assert str(raised.value) == (
         '--database-url: needs a package that is not installed (psycopg); run: pip install "manylora[postgres]"'
     )
+
+
+def test_what_the_start_made_is_kept_from_the_garbage_collector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, kept = DrainingServer.run, []
+
+    def drained(server: DrainingServer, sockets: list[socket.socket]) -> None:
+        kept.append(gc.get_freeze_count())
+        server.drain()
+        run(server, sockets)
+
+    monkeypatch.setattr(serve_module, "load_base", lambda *_: make_base(tiny_model(), tiny_tokenizer(), "tiny"))
+    monkeypatch.setattr(DrainingServer, "run", drained)
+    plain = {"quantization": "none", "dtype": "fp32", "device": "cpu", "kv_memory_gib": 0.01, "threads": 1}
+    try:
+        serve(Settings(port=0, data_dir=tmp_path, **plain))
+    finally:
+        gc.unfreeze()
+    assert kept[0] > 100_000

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+from server.logs import make_formatter
 from tests.api.live import Live, enduring_model, request, running, tiny_service, wait_for
 
 ROOT = Path(__file__).parents[3]
@@ -39,32 +41,69 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixtur
         yield caplog
 
 
-def lines(logged: pytest.LogCaptureFixture, level: int = logging.INFO, count: int = 1) -> list[str]:
-    """Return the log lines of requests once there are ``count``: a response may precede its line."""
-    name = "server.api.http.middleware"
+def lines(logged: pytest.LogCaptureFixture, level: int = logging.INFO, count: int = 1) -> list[logging.LogRecord]:
+    """Return the log records of requests once there are ``count``: a response may precede its line."""
+    name = "server.api.telemetry.request_log"
     wait_for(lambda: sum(record.name == name and record.levelno == level for record in logged.records) >= count)
-    return [record.getMessage() for record in logged.records if record.name == name and record.levelno >= logging.INFO]
+    return [record for record in logged.records if record.name == name and record.levelno >= logging.INFO]
+
+
+def fields(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the fields of a record that are not every record's."""
+    plain = logging.makeLogRecord({}).__dict__.keys() | {"message"}
+    return {name: value for name, value in record.__dict__.items() if name not in plain}
 
 
 def test_whole_response_is_one_log_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
-    live.complete(adapter="green", prompt="Once upon a time")
+    answer = live.complete(adapter="green", prompt="Once upon a time")
     (line,) = lines(logged)
-    wanted = r"POST /v1/completions 200 in \d+ ms, adapter green@1, \d+ prompt and 12 answer tokens, "
-    assert re.fullmatch(wanted + r"first after \d+ ms, id [0-9a-f]{32}", line), line
+    assert re.fullmatch(r"POST /v1/completions 200 in \d+ ms", line.getMessage())
+    found = fields(line)
+    spent = [found.pop(f"{name}_seconds") for name in ("queue", "load", "prefill", "decode")]
+    assert 0 <= sum(spent) <= found.pop("seconds") + 0.002
+    assert 0 < found.pop("first_text_seconds") < 60
+    assert re.fullmatch("[0-9a-f]{32}", found.pop("request_id"))
+    usage = answer["usage"]
+    assert found == {
+        "method": "POST",
+        "path": "/v1/completions",
+        "route": "/v1/completions",
+        "status": 200,
+        "client": "127.0.0.1",
+        "answer_id": answer["id"],
+        "adapter": "green@1",
+        "prompt_tokens": usage["prompt_tokens"],
+        "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
+        "output_tokens": 12,
+        "finish": "length",
+        "outcome": "ok",
+    }
 
 
 def test_stream_is_one_log_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
     mix = [{"name": "red", "weight": 0.5}, {"name": "team/blue", "weight": 0.5}]
-    live.stream(**request(adapter=mix))
+    live.stream(**request(adapter=mix, n=2))
     (line,) = lines(logged)
-    assert ", adapter red@1 + team/blue@1, " in line
-    assert re.search(r" 12 answer tokens, first after \d+ ms, id ", line), line
+    found = fields(line)
+    assert (found["adapter"], found["output_tokens"], found["finish"]) == ("red@1 + team/blue@1", 24, "length, length")
+
+
+def test_embeddings_are_one_log_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
+    live.http.post("/v1/embeddings", json={"input": ["Once", "upon"], "model": "red"}).raise_for_status()
+    (line,) = lines(logged)
+    found = fields(line)
+    assert (found["adapter"], found["outcome"], found["output_tokens"]) == ("red@1", "ok", 0)
+    assert found["prompt_tokens"] > 0
+    assert found["prefill_seconds"] > 0
 
 
 def test_refusal_is_one_log_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
     live.http.get("/v1/adapters/nobody", headers={"x-request-id": "mine"})
     (line,) = lines(logged)
-    assert re.fullmatch(r"GET /v1/adapters/nobody 404 in \d+ ms, id mine", line), line
+    assert re.fullmatch(r"GET /v1/adapters/nobody 404 in \d+ ms", line.getMessage())
+    found = fields(line)
+    assert (found["request_id"], found["route"], found["status"]) == ("mine", "/v1/adapters/{reference}", 404)
+    assert "answer_id" not in found
 
 
 def test_disconnect_is_logged(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
@@ -73,7 +112,8 @@ def test_disconnect_is_logged(tmp_path: Path, logged: pytest.LogCaptureFixture) 
         with live.http.stream("POST", "/v1/completions", json=body) as response:
             next(response.iter_lines())
         (line,) = lines(logged)
-    assert " cancelled, id " in line
+    assert fields(line)["outcome"] == "cancelled"
+    assert "finish" not in fields(line)
 
 
 def test_health_checks_are_logged_at_debug_level(live: Live, logged: pytest.LogCaptureFixture) -> None:
@@ -88,14 +128,15 @@ def test_nothing_secret_is_logged(live: Live, logged: pytest.LogCaptureFixture) 
     live.http.post("/v1/completions", params={"key": SECRET}, json=request(prompt=SECRET), headers=headers)
     live.http.post("/v1/completions", json={"prompt": SECRET, SECRET: 1}, headers=headers)
     assert len(lines(logged, count=2)) == 2
-    said = [record.getMessage() for record in logged.records if not record.name.startswith(("httpx", "httpcore"))]
-    assert SECRET not in "\n".join(said)
+    said = [record for record in logged.records if not record.name.startswith(("httpx", "httpcore"))]
+    formatter = make_formatter(json_lines=True)
+    assert SECRET not in "\n".join(map(formatter.format, said))
 
 
 def test_path_cannot_forge_a_log_line(live: Live, logged: pytest.LogCaptureFixture) -> None:
     live.http.get("/v1/models/x%0AINFO%20forged")
     live.http.get(f"/v1/models/{'y' * 5000}")
-    first, second = lines(logged, count=2)
+    first, second = (line.getMessage() for line in lines(logged, count=2))
     assert first.startswith("GET /v1/models/x%0AINFO%20forged 404 ")
     assert len(second) < 300
 
@@ -133,7 +174,7 @@ def test_ctrl_c_counts_uploads(tmp_path: Path) -> None:
     with serving(tmp_path, 1) as process, ExitStack() as stack:
         assert process.stdout is not None
         client = stack.enter_context(socket.create_connection(("127.0.0.1", port(process)), timeout=60))
-        head = "POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        head = "POST /v1/adapters HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         client.sendall(f"{head}Content-Length: 9\r\nExpect: 100-continue\r\n\r\n".encode())
         assert client.recv(1024).startswith(b"HTTP/1.1 100 ")  # the server waits for the body
         process.send_signal(signal.SIGINT)

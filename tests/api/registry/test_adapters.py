@@ -56,11 +56,13 @@ def test_register_get_and_remove(live: Live, folders: Mapping[str, Path]) -> Non
     assert card["size_bytes"] == (folders["spare"] / WEIGHTS).stat().st_size
     assert (card["active"], card["versions"], card["pinned"], card["aliases"]) == (number, [number], False, [])
     assert card["status"] == "ready"
+    assert card["source"] == "folder spare"
     assert live.http.get("/v1/adapters").json()["data"][2] == card
     shown = card_of(live, "some/new")
     assert shown["receipt"]["source"] == "folder spare"
     (version,) = shown.pop("version_details")
     assert (version["version"], version["content"]) == (number, card["content"])
+    assert version["source"] == "folder spare"
     assert shown == {**card, "receipt": shown["receipt"]}
     names = [a["id"] for a in live.http.get("/v1/adapters").json()["data"]]
     assert names == ["green", "red", "some/new", "team/blue"]
@@ -127,7 +129,8 @@ def test_roll_out_and_back(live: Live, temporary: str, folders: Mapping[str, Pat
 
 def test_a_name_without_an_active_version(live: Live) -> None:
     card = register(live, "stored", "spare", activate=False)
-    assert [card[key] for key in ("active", "content", "rank", "size_bytes", "residency", "status")] == [None] * 6
+    fields = ("active", "content", "rank", "size_bytes", "source", "residency", "status")
+    assert [card[key] for key in fields] == [None] * len(fields)
     assert card_of(live, "stored")["receipt"] is None
     version = f"stored@{card['version']}"
     assert card_of(live, version)["receipt"]["source"] == "folder spare"
@@ -258,7 +261,7 @@ def test_disconnect_during_upload_leaves_nothing(live: Live, folders: Mapping[st
     with unchanged(live):
         with socket.create_connection((live.http.base_url.host, live.http.base_url.port or 0)) as client:
             client.sendall(
-                b"POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n"
+                b"POST /v1/adapters HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n"
                 + f"Content-Type: multipart/form-data; boundary={boundary}\r\n\r\n".encode()
                 + head
                 + weights
@@ -270,7 +273,7 @@ def test_disconnect_during_upload_leaves_nothing(live: Live, folders: Mapping[st
 def test_disconnect_does_not_end_a_registration(live: Live) -> None:
     body = json.dumps({"name": "left", "path": "spare"}).encode()
     with socket.create_connection((live.http.base_url.host, live.http.base_url.port or 0)) as client:
-        head = f"POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        head = f"POST /v1/adapters HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
     wait_for(lambda: live.service.registry.knows("left"))
     live.complete(adapter="left")

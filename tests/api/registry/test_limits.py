@@ -15,7 +15,7 @@ from tests.api.generation.test_bad_input import refused
 from tests.api.live import Live, running, tiny_service, wait_for
 
 HEAD = (
-    b"POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n"
+    b"POST /v1/adapters HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n"
     b"Content-Type: multipart/form-data; boundary=cut\r\n\r\n--cut\r\n"
 )
 

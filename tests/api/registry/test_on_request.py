@@ -1,5 +1,6 @@
 """Adapters that are fetched when a request names their address (``--fetch-on-request``)."""
 
+import asyncio
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from adapters.sources.address import local_name
 from adapters.sources.sources import FetchedAdapter, Sources
 from bases.errors import ConfigError
 from server.api.registry import fetches
+from server.api.registry.fetches import Fetches
 from server.config import Settings
 from tests.api.generation.test_bad_input import refused
 from tests.api.live import Live, request, running, tiny_service, wait_for
@@ -231,6 +233,19 @@ def test_too_many_fetches_at_once(live: Live, legal: object, monkeypatch: pytest
         gate.open.set()
         assert {answer.result().status_code for answer in first} == {400}
     live.complete(adapter=LEGAL)
+
+
+def test_few_versions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetches, "MAX_VERSIONS", 3)
+
+    async def fetch_all() -> list[str]:
+        known = Fetches()
+        for name in ("a", "b", "a", "c", "d"):
+            await known.run(name, lambda name=name: asyncio.sleep(0, f"{name}@1"))
+            await asyncio.sleep(0)
+        return list(known.versions.values())
+
+    assert asyncio.run(fetch_all()) == ["a@1", "c@1", "d@1"]
 
 
 def test_the_quota_holds(tmp_path: Path, hub: Site, folders: Mapping[str, Path]) -> None:

@@ -223,7 +223,7 @@ class Client:
         body = self._question(stream=True)
         with self._http.stream("POST", "/v1/completions", json=body) as response:
             if response.status_code == 200:
-                lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+                lines = [line.removeprefix("data: ") for line in response.iter_lines() if line and line[0] != ":"]
                 assert lines.pop() == "[DONE]"
                 self._check(body, [httpx.Response(200, content=line).json() for line in lines])
             else:

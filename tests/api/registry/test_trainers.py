@@ -180,7 +180,7 @@ def test_too_large_upload_is_told_what_to_leave_out(live: Live) -> None:
     """From its Content-Length, before the body is read."""
     size = max_bytes(live.service.store.limit) + 1
     head = (
-        f"POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n"
+        f"POST /v1/adapters HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n"
         "Content-Type: multipart/form-data; boundary=cut\r\n\r\n"
     )
     with socket.create_connection((live.http.base_url.host, live.http.base_url.port or 0), timeout=20) as client:

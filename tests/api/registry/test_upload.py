@@ -24,13 +24,13 @@ from adapters.errors import AdapterRejected, StoreFull
 from adapters.format.archive import max_bytes
 from adapters.format.files import CONFIG, MAX_FILES, MAX_JSON_BYTES, ORIGIN, WEIGHTS
 from adapters.format.selection import Selection
-from server.api.http.middleware import BodyLimitMiddleware
+from server.api.http.body_limits import BodyLimitMiddleware
 from server.api.registry.upload import MAX_FIELD_BYTES, MAX_FIELDS, Upload, receive
 from server.errors import InvalidRequest, UploadTooLarge
 
 LIMIT = 3 << 20
 CONTENT = {CONFIG: b'{"r": 4}', WEIGHTS: bytes(range(256)) * 8192}
-README = ("README.md", b"# legal")
+README = ("notes.md", b"# legal")
 FORM = {"content-type": "multipart/form-data; boundary=cut"}
 
 NAMED = 'Content-Disposition: form-data; name="f"'
@@ -111,7 +111,7 @@ def test_files_and_fields_in_any_order(staging: Path, piece: int) -> None:
     ]
     upload = receives(staging, *form(parts), piece)
     fields = {"name": "legal", "pinned": "wä\r\n--x", "empty": "", "preload": "true"}
-    assert upload == Upload(fields, Selection(ignored=("README.md",), ignored_count=1))
+    assert upload == Upload(fields, Selection(ignored=("notes.md",), ignored_count=1))
     assert content(staging) == {
         CONFIG: CONTENT[CONFIG],
         ORIGIN: b"\r\n--\r\n\r",
@@ -123,14 +123,14 @@ def test_files_and_fields_in_any_order(staging: Path, piece: int) -> None:
 @pytest.mark.parametrize("name", ["legal.tar.gz", "legal.tgz", "LEGAL.ZIP", "a/b.tar"])
 def test_one_archive(staging: Path, pack: Callable[[dict[str, bytes]], bytes], name: str) -> None:
     """The content determines the format, not the file name."""
-    body = form([("file", (name, pack({**CONTENT, "README.md": b""}))), ("name", (None, b"legal"))])
-    assert receives(staging, *body) == Upload({"name": "legal"}, Selection("", ("README.md",), 1))
+    body = form([("file", (name, pack({**CONTENT, "notes.md": b""}))), ("name", (None, b"legal"))])
+    assert receives(staging, *body) == Upload({"name": "legal"}, Selection("", ("notes.md",), 1))
     assert content(staging) == CONTENT
 
 
 def test_files_with_folder_paths(staging: Path) -> None:
     """As browsers send a folder. A checkpoint that comes first is not selected."""
-    names = ["run/checkpoint-1/" + name for name in CONTENT] + ["run/README.md", *["run/" + name for name in CONTENT]]
+    names = ["run/checkpoint-1/" + name for name in CONTENT] + ["run/notes.md", *["run/" + name for name in CONTENT]]
     parts = [("files", (name, CONTENT.get(name.removeprefix("run/"), b"other"))) for name in names]
     upload = receives(staging, *form(parts))
     assert upload.selection == Selection("run", tuple(names[:3]), 3, ("run/checkpoint-1",))
@@ -151,8 +151,8 @@ REFUSED: dict[str, tuple[list[Part], str | None, str]] = {
     "no config": ([FILES[1]], CONFIG, "is missing"),
     "pickle": ([FILES[0], ("f", ("adapter_model.bin", b"x"))], "adapter_model.bin", "is a pickle, .* save_pretrained"),
     "other packer": ([("f", ("legal.rar", b"Rar!"))], "legal.rar", "pack the adapter's folder as .tar.gz or .zip"),
-    "path": ([*FILES, ("f", ("../README.md", b"x"))], "../README.md", "leads out of its folder"),
-    "backslash": ([*FILES, ("f", ("a\\README.md", b"x"))], "a\\README.md", "is not a relative path"),
+    "path": ([*FILES, ("f", ("../notes.md", b"x"))], "../notes.md", "leads out of its folder"),
+    "backslash": ([*FILES, ("f", ("a\\notes.md", b"x"))], "a\\notes.md", "is not a relative path"),
     "absolute": ([("f", (f"/tmp/{CONFIG}", b"x"))], f"/tmp/{CONFIG}", "is not a relative path"),
     "twice": ([*FILES, FILES[0]], CONFIG, "occurs twice"),
     "several": (
@@ -328,7 +328,10 @@ async def _measure(request: Request) -> JSONResponse:
 
 def _app(endpoint: Any = _measure) -> Starlette:
     routes = [Route(path, endpoint, methods=["POST", "PUT"]) for path in ("/v1/adapters", "/v1/completions")]
-    return Starlette(routes=routes, middleware=[Middleware(BodyLimitMiddleware, limit=1000, upload_limit=5000)])
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(BodyLimitMiddleware, limit=1000, upload_limits={"/v1/adapters": 5000}, seconds=60)],
+    )
 
 
 async def _in_pieces(size: int) -> AsyncIterator[bytes]:
@@ -365,6 +368,6 @@ def test_upload_larger_than_any_adapter(staging: Path, monkeypatch: pytest.Monke
     limit = max_bytes(LIMIT)
     body, headers = raw((CONFIG_HEAD, b"{}")), {**FORM, "content-length": str(limit + 1)}
     if not declared:
-        body, headers = raw((f'{NAMED}; filename="README.md"', bytes(limit))), FORM
+        body, headers = raw((f'{NAMED}; filename="notes.md"', bytes(limit))), FORM
     with pytest.raises(UploadTooLarge, match=f"larger than {limit} bytes: pack only the adapter's own files: adapter_"):
         receives(staging, body, headers)

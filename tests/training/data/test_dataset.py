@@ -316,9 +316,12 @@ def test_file_of_unknown_format_is_reported_once(tmp_path: Path) -> None:
 
 
 def test_all_rows_bad(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [EMPTY] * 3)
-    with pytest.raises(DataError, match=r"no row is left to train on; left out: 3 bad"):
+    path = write_rows(tmp_path / "rows.jsonl", [EMPTY] * 22)
+    with pytest.raises(DataError) as caught:
         built(path, skip_bad=True)
+    head, *rows = str(caught.value).split("\n  ")
+    assert head == "no row is left to train on; left out: 22 bad"
+    assert rows == [f"{path}:{line}: `output` is empty" for line in range(1, 21)] + ["and 2 more"]
 
 
 def test_bad_row_options_that_conflict(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenize
 
 from server.text.codec import Codec
 from server.text.conversation import Conversation as Prompt
+from tests.encoding import encode_chat
 from tests.tiny import CHAT_TEMPLATE, VOCABULARY, tiny_tokenizer
 from tests.training.demo_base import demo_tokenizer
 from tests.training.export.merging import merging_tokenizer
@@ -53,7 +54,7 @@ def served(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> li
     """Return the server's prompt for the turns before the last."""
     vocabulary = len(tokenizer)
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation.turns[:-1]]
-    return Codec(tokenizer, vocabulary).encode_chat(Prompt(messages))
+    return encode_chat(Codec(tokenizer, vocabulary), Prompt(messages))
 
 
 def test_answers_are_trained_with_their_end() -> None:

@@ -95,6 +95,7 @@ def test_train_publish_and_generate(live: Live, train: Run, tmp_path: Path) -> N
     assert answer["adapter"][0]["name"] == "first@1"
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors", "loss.png", "manylora.json",
+        "samples.json", "training.jsonl",
     ]  # fmt: skip
     modes = {path.stat().st_mode for path in (tmp_path / "adapter").iterdir()}
     assert len(modes) == 1, "some may be read by their owner alone"

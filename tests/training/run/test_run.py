@@ -193,7 +193,8 @@ def test_adapter_is_readable_by_peft_and_the_server(tmp_path: Path) -> None:
     base, dataset = prepared(settings)
     fingerprint = base.layout.fingerprint
     run = train_on(settings, base, dataset)
-    assert {path.name for path in run.folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "runs"}
+    files = {"adapter_config.json", "adapter_model.safetensors", "runs", "training.jsonl"}
+    assert {path.name for path in run.folder.iterdir()} == files
     assert list((run.folder / "runs").iterdir())
     assert not RunFolder(settings.folder).folder.exists()
     spec = verify(run.folder, base.layout, max_rank=256)

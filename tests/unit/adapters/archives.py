@@ -13,6 +13,7 @@ from adapters.errors import AdapterRejected
 from adapters.format.archive import unpack
 from adapters.format.files import CONFIG, FILES, MAX_JSON_BYTES, WEIGHTS
 from adapters.format.selection import Selection
+from adapters.format.training_record import MAX_BYTES, SHOWN
 
 LIMIT = 200_000
 GOOD = {CONFIG: b'{"r": 4}', WEIGHTS: bytes(range(256)) * 700}
@@ -80,10 +81,12 @@ class Bench:
             assert {path.name for path in self._root.iterdir()} == {"upload", "staging"}
             assert self.archive.read_bytes() == data
             for path in self.staging.iterdir():
-                assert path.name in FILES
+                assert path.name in (*FILES, *SHOWN)
                 assert path.is_file()
                 assert not path.is_symlink()
-                assert path.stat().st_size <= (LIMIT if path.name == WEIGHTS else MAX_JSON_BYTES)
+                assert path.stat().st_size <= (
+                    LIMIT if path.name == WEIGHTS else MAX_BYTES.get(path.name, MAX_JSON_BYTES)
+                )
 
     def files(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in self.staging.iterdir()}

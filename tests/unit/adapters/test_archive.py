@@ -42,7 +42,7 @@ def test_unpacked_files_equal_packed_files(
 def test_other_files_are_ignored_and_named(bench: Bench, pack: Callable[[dict[str, bytes]], bytes]) -> None:
     """Of any size, anywhere in the archive, and in its order."""
     others = {
-        "legal/README.md": b"# legal",
+        "legal/notes.md": b"# legal",
         "legal/checkpoint-500/optimizer.pt": bytes(LIMIT * 3),
         "legal/tokenizer.json": bytes(MAX_JSON_BYTES + 1),
         "legal/._adapter_config.json": b"\0\5\x16\7",
@@ -178,7 +178,7 @@ def test_sparse_file_in_pax_format(bench: Bench) -> None:
 @pytest.mark.parametrize("mode", [0o120777, 0o020644, 0o010644, 0o060644, 0o140644])
 def test_refused_member_types_in_a_zip(bench: Bench, mode: int) -> None:
     bench.refused(zip_of({CONFIG: b"/etc/passwd"}, external_attr=mode << 16), "is a link or a device")
-    bench.refused(zip_of({"README.md": b"/etc/passwd"}, external_attr=mode << 16), "is a link or a device")
+    bench.refused(zip_of({"notes.md": b"/etc/passwd"}, external_attr=mode << 16), "is a link or a device")
 
 
 def test_zip_folder_with_the_mode_of_a_file(bench: Bench) -> None:

@@ -17,6 +17,7 @@ from adapters.errors import AdapterError, AdapterRejected, RegistryUnavailable, 
 from adapters.format.content import content_id
 from adapters.format.files import CONFIG, MAX_JSON_BYTES, OPTIONAL, ORIGIN, WEIGHTS
 from adapters.format.spec import AdapterId
+from adapters.format.training_record import CARD, record_folder
 from adapters.store.remote_store import RemoteStore
 from tests.buckets import in_front_of, new_bucket, s3_server
 from tests.unit.adapters.registries import ids_in
@@ -72,11 +73,19 @@ def put_file(remote: RemoteStore, adapter_id: AdapterId, name: str, data: bytes)
 @pytest.mark.parametrize("origin", [False, True])
 def test_get_returns_what_was_put(remote: RemoteStore, tmp_path: Path, origin: bool) -> None:
     folder, adapter_id = content(tmp_path / "source", origin=origin)
-    (folder / "README.md").write_text("not part of the content")
-    remote.put(adapter_id, folder)
+    record = record_folder("legal")
+    (folder / record).mkdir(parents=True)
+    (folder / record / CARD).write_text("shown, and not part of the content")
+    (folder / "notes.txt").write_text("neither")
+    assert not remote.has_record(adapter_id, record)
+    remote.put(adapter_id, folder, record)
     assert fetched(remote, adapter_id, tmp_path / "copy") == adapter_id
-    expected = {CONFIG, WEIGHTS, ORIGIN} if origin else {CONFIG, WEIGHTS}
-    assert {path.name for path in (tmp_path / "copy").iterdir()} == expected
+    manifest = {ORIGIN} if origin else set()
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {CONFIG, WEIGHTS} | manifest
+    assert remote.has_record(adapter_id, record)
+    (tmp_path / "shown").mkdir()
+    remote.get_shown(adapter_id, record, tmp_path / "shown")
+    assert {path.name for path in (tmp_path / "shown").iterdir()} == {CARD} | manifest
     assert list(ids_in(remote)) == [adapter_id]
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from adapters.errors import AdapterError, AdapterRejected, StoreFull
 from adapters.format.content import content_id
 from adapters.format.spec import AdapterId, BaseLayout
+from adapters.format.training_record import CARD, RECORDS
 from adapters.store import store as module
 from adapters.store.remote_store import RemoteStore
 from adapters.store.store import AdapterStore, folder_bytes
@@ -59,12 +60,15 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 def test_an_entry_is_a_copy_of_the_content_under_its_digest(store: AdapterStore, folder: Path) -> None:
     (folder / ORIGIN).write_text("{}")
-    (folder / "README.md").write_text("not part of the content")
+    (folder / CARD).write_text("shown, and not part of the content")
+    (folder / "notes.txt").write_text("neither")
     spec = add(store, folder)
     assert entries(store) == [spec.id]
     assert spec.id == content_id(folder)
-    assert sorted(path.name for path in store.path(spec.id).iterdir()) == sorted([CONFIG, WEIGHTS, ORIGIN])
-    for path in store.path(spec.id).iterdir():
+    assert sorted(path.name for path in store.path(spec.id).iterdir()) == sorted([CONFIG, WEIGHTS, ORIGIN, RECORDS])
+    kept = [path for path in store.path(spec.id).rglob("*") if path.is_file()]
+    assert sorted(path.name for path in kept) == sorted([CONFIG, WEIGHTS, ORIGIN, CARD])
+    for path in kept:
         assert path.read_bytes() == (folder / path.name).read_bytes()
 
 
@@ -219,10 +223,10 @@ def test_copy_is_not_evicted_during_upload(tmp_path: Path, layout: BaseLayout) -
     folders = [write_adapter(tmp_path / str(seed), layout, seed=seed) for seed in range(2)]
 
     class Crowded(RemoteStore):
-        def put(self, adapter_id: AdapterId, folder: Path) -> None:
+        def put(self, adapter_id: AdapterId, folder: Path, record: str | None = None) -> None:
             if folders:
                 add(store, folders.pop())
-            super().put(adapter_id, folder)
+            super().put(adapter_id, folder, record)
 
     store = AdapterStore(tmp_path / "store", layout, MAX_RANK, remote=Crowded(f"file://{tmp_path}/remote"), cache=1)
     adapter_id = add(store, folders.pop()).id

@@ -240,6 +240,17 @@ def test_errors_of_the_server_are_retried(
     assert len(memory) == 1
 
 
+def test_folders_that_are_gone_are_not_to_be_tried_again(registry: Registry, root: Path, memory: Memory) -> None:
+    errors = [StoreFull("no room") for _ in range(3)]
+    watch = WatchedFolder(root, Failing(registry, *errors), memory, memory.put)
+    for number in range(3):
+        write(root / f"job-{number}", 0)
+        assert watch.scan(LATER) == []
+        shutil.rmtree(root / f"job-{number}")
+    watch.scan(LATER)
+    assert watch._retry_at == {}
+
+
 def test_state_that_cannot_be_saved_is_retried(registry: Registry, root: Path, memory: Memory) -> None:
     down = True
 

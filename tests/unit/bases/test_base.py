@@ -13,7 +13,7 @@ import torch
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from bases.architecture import check_architecture
-from bases.base import Base, load_base, make_base
+from bases.base import Base, fetch_base, load_base, make_base
 from bases.errors import BaseRejected, ConfigError
 from bases.model_source import find_source
 from bases.nf4 import Linear4bit
@@ -51,6 +51,18 @@ def test_check_architecture_does_not_change_the_model() -> None:
     before = copy.deepcopy(model.config.to_dict()), model.config._attn_implementation
     make_base(model, tiny_tokenizer(), "tiny")
     assert (model.config.to_dict(), model.config._attn_implementation) == before
+
+
+def test_a_base_that_was_fetched_is_not_made_again(tmp_path: Path, folder: Path) -> None:
+    said: list[str] = []
+    fetched = fetch_base(settings(tmp_path, folder).base, said.append)
+    assert fetched.is_relative_to(tmp_path / "data")
+    before = len(said)
+    assert before
+    assert fetch_base(settings(tmp_path, folder).base, said.append) == fetched
+    assert len(said) == before, "it is not made again"
+    load_base(settings(tmp_path, folder).base, said.append)
+    assert said[before:] == [f"loading tiny-llama from {fetched}"]
 
 
 def shrunk(kind: str, **more: object) -> PreTrainedConfig:

@@ -81,7 +81,7 @@ def run(code: str, *words: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("at", [1, 10, 80])
-@pytest.mark.parametrize("command", ["train", "export", "adapters", "bench", "doctor", "serve"])
+@pytest.mark.parametrize("command", ["train", "export", "adapters", "keys", "bench", "top", "doctor", "serve"])
 def test_interrupt_while_a_command_is_imported(command: str, at: int) -> None:
     assert run(IMPORTING, str(at), command, "--help") == (130, "", "")
 

@@ -12,9 +12,30 @@ from server.parsers.answers import AnswerSyntax
 from server.parsers.deltas import ContentDelta, Delta, ReasoningDelta, ToolCallDelta
 from server.parsers.json_scanner import BrokenJson, JsonScanner
 from server.parsers.reasoning import MARKERS
-from server.parsers.tool_formats import FORMATS, HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, PHI, ToolFormat, format_of
+from server.parsers.tool_formats import (
+    FORMATS,
+    HERMES,
+    LLAMA,
+    MISTRAL,
+    MISTRAL_NAMED,
+    PHI,
+    QWEN_XML,
+    ToolFormat,
+    format_of,
+)
 
-FUNCTIONS = frozenset({"weather", "add"})
+FUNCTIONS = {
+    "weather": {"type": "object", "properties": {"city": {"type": "string"}}},
+    "add": {
+        "type": "object",
+        "properties": {
+            "a": {"type": "integer"},
+            "b": {"$ref": "#/$defs/b"},
+            "c": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        },
+        "$defs": {"b": {"type": ["array", "null"]}},
+    },
+}
 THINK = MARKERS[0]
 PARIS = '{"city": "Paris"}'
 
@@ -118,6 +139,27 @@ CALLS: dict[str, tuple[ToolFormat, str, str, list[tuple[str, str]]]] = {
         "",
         [("weather", PARIS)],
     ),
+    "qwen, xml": (
+        QWEN_XML,
+        "<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>",
+        "",
+        [("weather", PARIS)],
+    ),
+    "qwen, xml, two with text": (
+        QWEN_XML,
+        "Look:\n<tool_call>\n<function=weather>\n<parameter=city>\n1\n\n2 <b>\n</parameter>\n</function>\n"
+        "</tool_call>\n<tool_call><function=add><parameter=a>5</parameter><parameter=b>[1, null]</parameter>"
+        "<parameter=c>null</parameter><parameter=d>4</parameter></function></tool_call>\nDone.",
+        "Look:Done.",
+        [("weather", '{"city": "1\\n\\n2 <b>"}'), ("add", '{"a": 5, "b": [1, null], "c": null, "d": "4"}')],
+    ),
+    "qwen, xml, no arguments and odd values": (
+        QWEN_XML,
+        "<tool_call><function=add></function></tool_call><tool_call><function=add><parameter=a>True</parameter>"
+        "<parameter=b>NaN</parameter></function></tool_call>",
+        "",
+        [("add", "{}"), ("add", '{"a": true, "b": "NaN"}')],
+    ),
 }
 
 
@@ -131,6 +173,11 @@ def test_calls_are_found_in_each_convention(case: str) -> None:
 BROKEN = {
     "not json": (HERMES, "<tool_call>weather in Paris</tool_call>"),
     "breaks off": (HERMES, 'Well: <tool_call>\n{"name": "weather", "arguments": {"city": "Par'),
+    "xml: no function": (QWEN_XML, "<tool_call>\nweather</tool_call>"),
+    "xml: unknown function": (QWEN_XML, "<tool_call><function=rm></function></tool_call>"),
+    "xml: breaks off": (QWEN_XML, "A <tool_call>\n<function=weather>\n<parameter=city>\nPar"),
+    "xml: text between": (QWEN_XML, "<tool_call><function=weather>Paris</function></tool_call>"),
+    "xml: a long name": (QWEN_XML, f"<tool_call><function={'x' * 300}></function></tool_call>"),
     "unknown function": (HERMES, '<tool_call>{"name": "rm", "arguments": {}}</tool_call>'),
     "no name": (HERMES, '<tool_call>{"arguments": {}}</tool_call>'),
     "name is no string": (HERMES, '<tool_call>{"name": 7, "arguments": {}}</tool_call>'),
@@ -253,6 +300,7 @@ FRAGMENTS = st.sampled_from(
         *("</think>", "[", "]", "{", "}", ",", ";", ":", '"', "\\", "\n", " ", "1", "-", "true", "é😀", "\\u00e9"),
         *('{"name": "add", "arguments": {"a": 1}}', '{"name": "weather", "parameters": {}}', '"name": ', '"add"'),
         *('"arguments": ', "<|tool_call|>", "<|/tool_call|>", "weather"),
+        *("<function=add>", "<parameter=", "a>", "</parameter>", "</function>", "<function="),
     ]
 )
 
@@ -327,7 +375,8 @@ def test_the_scanner_takes_what_json_takes(tail: str) -> None:
 
 def test_conventions_are_told_by_the_template() -> None:
     assert format_of("... <tool_call>\n{{ call | tojson }}\n</tool_call>") is HERMES
-    assert format_of("<tool_call>\n<function=") is None
+    assert format_of("<tool_call>\n<function=") is QWEN_XML
+    assert format_of("<tool_call>\n<arg_key>") is None
     assert format_of("{{ '[TOOL_CALLS]' + name + '[ARGS]' }}") is MISTRAL_NAMED
     assert format_of("{{ '[TOOL_CALLS] [' }}") is MISTRAL
     assert format_of("{{ '<|python_tag|>' }}") is LLAMA

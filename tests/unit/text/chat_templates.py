@@ -61,6 +61,28 @@ QWEN = """\
 """
 """Qwen3: Hermes's calls, reasoning of earlier turns left out, `enable_thinking`."""
 
+QWEN_CODER = """\
+{%- if tools %}
+    {{- '<|im_start|>system\\n# Tools\\n' }}
+    {%- for tool in tools %}{{- tool.function.name + '\\n' }}{%- endfor %}
+    {{- '<tool_call>\\n<function=name>\\n<parameter=key>\\nvalue\\n</parameter>\\n</function>\\n</tool_call>' }}
+    {{- '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + ('user' if message.role == 'tool' else message.role) + '\\n' + (message.content or '') }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '\\n<tool_call>\\n<function=' + call.function.name + '>\\n' }}
+        {%- for key, value in call.function.arguments|items %}
+            {{- '<parameter=' + key + '>\\n' + (value if value is string else value|tojson) + '\\n</parameter>\\n' }}
+        {%- endfor %}
+        {{- '</function>\\n</tool_call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+"""Qwen3-Coder: calls between tags, arguments as an object."""
+
 LLAMA = """\
 {{- bos_token }}
 {%- if not date_string is defined %}{%- set date_string = strftime_now("%d %b %Y") %}{%- endif %}
@@ -176,6 +198,7 @@ REASONING_EFFORT = (
 TEMPLATES = {
     "chatml": CHATML,
     "qwen": QWEN,
+    "qwen coder": QWEN_CODER,
     "llama": LLAMA,
     "mistral": MISTRAL,
     "gemma": GEMMA,

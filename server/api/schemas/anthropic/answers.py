@@ -88,10 +88,13 @@ class AnthropicError(ResponseModel):
 
     type: Literal[
         "invalid_request_error",
+        "authentication_error",
+        "permission_error",
         "not_found_error",
         "request_too_large",
         "rate_limit_error",
         "overloaded_error",
+        "timeout_error",
         "api_error",
     ]
     message: str

@@ -10,10 +10,10 @@ from typing_extensions import TypedDict
 from server.api.schemas.base import Count, Name, Text, TolerantSchema, escaped
 from server.api.schemas.generation import MAX_STOPS, SamplingRequest, Stop
 from server.api.schemas.inputs import check_fields
+from server.api.schemas.messages import few_parts
 from server.api.schemas.structured import JsonSchema
 
 MAX_MESSAGES = 4096
-MAX_BLOCKS = 4096
 MAX_TOOLS = 128
 
 
@@ -60,6 +60,7 @@ class ToolUseBlock(TolerantSchema):
 
 def _joined(value: object) -> object:
     """Join blocks of type ``text`` to one text."""
+    few_parts(value, "blocks")
     return "".join([_text(block) for block in value]) if isinstance(value, list) else value
 
 
@@ -111,8 +112,7 @@ AssistantBlock = Annotated[
 
 def _blocks(value: object) -> object:
     """Accept a text as one block."""
-    if isinstance(value, list) and len(value) > MAX_BLOCKS:
-        raise ValueError(f"must have at most {MAX_BLOCKS} blocks (got {len(value)})")
+    few_parts(value, "blocks")
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
-from server.api.schemas.answers import AppliedAdapter, Explanation
+from server.api.schemas.answers import AppliedAdapter, Explanation, TokenLogprob
 from server.api.schemas.responses import ResponseModel
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -16,7 +16,8 @@ class OutputText(ResponseModel):
     type: Literal["output_text"]
     text: str
     annotations: list[Any]
-    logprobs: list[Any]
+    logprobs: list[TokenLogprob]
+    """Those of its tokens, on request (`include`)."""
 
 
 class OutputMessage(ResponseModel):
@@ -135,7 +136,7 @@ class ResponseObject(ResponseModel):
     text: dict[str, Any]
     tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
-    top_logprobs: Literal[0]
+    top_logprobs: int
     top_p: float | None
     truncation: Literal["disabled"]
     user: str | None

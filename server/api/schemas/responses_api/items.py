@@ -7,12 +7,14 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from server.api.schemas.base import Name, Text, TolerantSchema, escaped
 from server.api.schemas.inputs import check_fields
+from server.api.schemas.messages import few_parts
 
 MAX_ITEMS = 4096
 
 
 def _text(value: object) -> object:
     """Join content parts to one text."""
+    few_parts(value)
     return "".join([_part_text(part) for part in value]) if isinstance(value, list) else value
 
 

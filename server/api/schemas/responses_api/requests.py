@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from server.api.schemas.base import Count, Name, Text, TolerantSchema, escaped
-from server.api.schemas.generation import SamplingRequest
+from server.api.schemas.generation import Logprobs, SamplingRequest, field_error
 from server.api.schemas.responses_api.items import Input
 from server.api.schemas.structured import JsonSchema
 
@@ -31,7 +31,9 @@ REFUSED: Mapping[str, str] = {
     "truncation": "`truncation` other than `disabled` is not supported: the input is never shortened silently.",
 }
 """Fields that only a server with memory could honour -> what to do instead."""
-INCLUDABLE = frozenset(
+LOGPROBS = "message.output_text.logprobs"
+"""The value of ``include`` that asks for the log probabilities of the text's tokens."""
+HARMLESS_INCLUDES = frozenset(
     {
         "code_interpreter_call.outputs",
         "computer_call_output.output.image_url",
@@ -149,8 +151,9 @@ class ResponseStreamOptions(TolerantSchema):
 
 def _includable(values: object) -> object:
     for value in values if isinstance(values, list) else ():
-        if not isinstance(value, str) or value not in INCLUDABLE:
-            raise ValueError(f"`{escaped(value)[:80]}` is not supported")
+        if not isinstance(value, str) or value not in HARMLESS_INCLUDES | {LOGPROBS}:
+            known = ", ".join(f"`{each}`" for each in (LOGPROBS, *sorted(HARMLESS_INCLUDES)))
+            raise ValueError(f"`{escaped(value)[:80]}` is not supported; only {known} are")
     return values
 
 
@@ -188,7 +191,6 @@ class ResponsesRequest(SamplingRequest):
         "prompt": (),
         "prompt_cache_options": (),
         "store": (False,),
-        "top_logprobs": (0,),
         "truncation": ("disabled",),
     }
     harmless: ClassVar[frozenset[str]] = frozenset(
@@ -213,6 +215,9 @@ class ResponsesRequest(SamplingRequest):
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
     include: Annotated[list[str], BeforeValidator(_includable)] | None = None
+    """``message.output_text.logprobs`` returns the log probabilities of the text's tokens."""
+    top_logprobs: Logprobs | None = None
+    """With the log probabilities, those of this many most likely tokens for each token."""
     metadata: Annotated[dict[Key, Value], Field(max_length=16)] | None = None
     """Returned with the response."""
 
@@ -226,3 +231,14 @@ class ResponsesRequest(SamplingRequest):
             if data.get(field) not in (None, *cls.unsupported[field]):
                 raise PydanticCustomError("unsupported", "{reason}", {"field": field, "reason": reason})
         return data
+
+    @model_validator(mode="after")
+    def _has_logprobs(self) -> "ResponsesRequest":
+        if self.top_logprobs and not self.includes_logprobs:
+            raise field_error("top_logprobs", f"`top_logprobs` needs `include` to have `{LOGPROBS}`.")
+        return self
+
+    @property
+    def includes_logprobs(self) -> bool:
+        """Whether the text comes with the log probabilities of its tokens."""
+        return LOGPROBS in (self.include or ())

@@ -9,6 +9,8 @@ sends the first bytes of the response early, one at each poll: ``HTTP/1.1`` and 
 begins. Interim responses (``102 Processing``) would serve the same purpose, but HTTP/1.0 does not have them and not all
 clients accept them.
 
+TLS has no such half: a client that ends its side ends the connection.
+
 Costs: a client that leaves is noticed a tenth of a second after its FIN and not at once. The bytes are used up after
 26 s; from then on TCP keep-alive probes detect a client that has left, up to a minute late. Behind a proxy that
 forwards the client's FIN but keeps its own socket open, a full response is computed to its end.
@@ -16,6 +18,7 @@ forwards the client's FIN but keeps its own socket open, a full response is comp
 
 import select
 import socket
+from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
 
@@ -23,6 +26,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.api.http.errors import JsonResponse, error_object
+from server.api.protocol.request_head import StrictConnection
 
 FIRST_BYTES = b"HTTP/1.1 "
 """The first bytes of every response. Each poll of a half-closed connection sends one of them."""
@@ -37,7 +41,7 @@ class HalfCloseProtocol(H11Protocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.conn: _H11Connection = _H11Connection(h11.SERVER)
+        self.conn: _H11Connection = _H11Connection()
         self._half_closed = False
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -45,7 +49,7 @@ class HalfCloseProtocol(H11Protocol):
 
         asyncio calls this again for the same FIN whenever reading resumes, for example between pipelined requests.
         """
-        already, self._half_closed = self._half_closed, self._response_due()
+        already, self._half_closed = self._half_closed, self.scheme == "http" and self._response_due()
         if self._half_closed and not already:
             _enable_keep_alive(self.transport.get_extra_info("socket"))
             self._poll(FIRST_POLL)
@@ -58,13 +62,18 @@ class HalfCloseProtocol(H11Protocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """Respond to what is not HTTP in the format of all other errors, and close the connection.
+        """Respond to what is not HTTP, or is refused before the application sees it, and close the connection."""
+        self.refuse(*(self.conn.refused or (400, msg)))
+
+    def refuse(self, status: int, message: str) -> None:
+        """Respond in the format of all other errors, and close the connection.
 
         Without a response if one is being sent already: the connection is then closed within it.
         """
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = JsonResponse(error_object(400, msg), 400, {"connection": "close", "x-request-id": uuid4().hex})
-            head = h11.Response(status_code=400, headers=body.raw_headers, reason=b"Bad Request")
+            headers = {"connection": "close", "x-request-id": uuid4().hex, "x-content-type-options": "nosniff"}
+            body = JsonResponse(error_object(status, message), status, headers)
+            head = h11.Response(status_code=status, headers=body.raw_headers, reason=HTTPStatus(status).phrase.encode())
             for event in (head, h11.Data(data=bytes(body.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
         self.transport.close()
@@ -84,7 +93,7 @@ class HalfCloseProtocol(H11Protocol):
         self.loop.call_later(pause, self._poll, min(2 * pause, LONGEST_PAUSE))
 
 
-class _H11Connection(h11.Connection):
+class _H11Connection(StrictConnection):
     """h11's connection, but the first bytes of a response can be sent before the response is known."""
 
     _sent = 0

@@ -1,0 +1,1 @@
+"""What is told about requests that have ended: a log line, a trace."""
