@@ -21,9 +21,12 @@ EXPECTED = ("Failed to load resource", "Cross-Origin-Opener-Policy header has be
 expect.set_options(timeout=PATIENCE * 1000)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium. Skips where `make test` could not get what the page is built and looked at with."""
+    """A headless Chromium. Skips where `make test` could not get what the page is built and looked at with.
+
+    One for each module: as long as Playwright runs, no other test of this process can start an event loop.
+    """
     if not BUILT.is_file():
         pytest.skip("the page is not built: run `make page`, which needs a registry of npm")
     try:
@@ -67,7 +70,9 @@ def visit(browser: Browser, live: Live) -> Iterator[Visit]:
             errors.append(message.text)
 
     def open_place(place: str = "", url: str | None = None, **options: object) -> Page:
-        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}))  # type: ignore[arg-type]
+        # Without a language, a machine whose own is "C" gives pages one that JavaScript does not know.
+        usual = {"viewport": {"width": 1280, "height": 800}, "locale": "en-US"}
+        contexts.append(browser.new_context(**{**usual, **options}))  # type: ignore[arg-type]
         page = contexts[-1].new_page()
         page.set_default_timeout(PATIENCE * 1000)
         page.on("console", console)

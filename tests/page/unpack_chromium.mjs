@@ -12,4 +12,12 @@ mkdirSync(folder, { recursive: true });
 for (const name of ["al2023.tar.br", "fonts.tar.br"]) {
   execFileSync("tar", ["-x", "-C", folder], { input: unpacked(name) });
 }
+// The package's own says where AWS Lambda keeps fonts. Without any, Chromium ends at the first page.
+writeFileSync(
+  join(folder, "fonts.conf"),
+  `<?xml version="1.0"?>
+<!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+<fontconfig><dir prefix="relative">fonts</dir><cachedir prefix="relative">font-cache</cachedir></fontconfig>
+`,
+);
 writeFileSync(join(folder, "chromium"), unpacked("chromium.br"), { mode: 0o755 }); // last: what has it is complete

@@ -227,7 +227,7 @@ def test_a_request_above_a_limit_is_refused(roomy: Live, row: str) -> None:
     assert named.search(error["message"]), error["message"]
     status, error = ask(roomy, case, case.limit)
     assert not named.search(error.get("message", "")), error
-    assert status < 500
+    assert status < 500, error
 
 
 def test_log_probabilities_in_all(roomy: Live, monkeypatch: pytest.MonkeyPatch) -> None:
