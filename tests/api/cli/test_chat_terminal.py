@@ -83,7 +83,7 @@ def test_a_file_is_gone_on_with(start: Start, tmp_path: Path) -> None:
     turns = [("user", "First"), ("assistant", "It is so."), ("user", "Second")]
     row = {"messages": [{"role": role, "content": content} for role, content in turns], "adapter": "red"}
     file.write_text(json.dumps(row) + "\n")
-    with start("--set", said("Yes.")) as chat:
+    with start("--set", said("Yes."), columns=250) as chat:  # a path and what is said of it, on one line
         chat.enter(f"/load {file.parent}/none")
         chat.see("cannot be read: No such file")
         chat.enter(f"/load {file}")

@@ -46,10 +46,11 @@ def test_keys_sort_and_quit(live: Live) -> None:
     live.complete(adapter="red")
     with command("top", "--url", str(live.http.base_url), "--interval", "600", columns=120, lines=40) as terminal:
         terminal.see("req/s ▼")
+        assert "…" not in terminal.screen()
         terminal.resize(60, 30)
-        terminal.see("adapt… req/s ▼")
+        wait_for(lambda: "…" in terminal.screen() and "req/s ▼" in terminal.screen())
         terminal.type("n")
-        terminal.see("adapter… req/s failed/s")
+        wait_for(lambda: "req/s ▼" not in terminal.screen() and " req/s" in terminal.screen())
         terminal.type("q")
         assert terminal.ended() == 0
         assert terminal.settings[3] & termios.ECHO
