@@ -6,6 +6,7 @@
     ├── RequestError         one request cannot be served; has ``param`` and ``code`` for the response
     │   ├── InvalidRequest       400
     │   ├── ContextOverflow      400, code ``context_length_exceeded``
+    │   ├── GrammarTooComplex    400, code ``grammar_too_complex``
     │   ├── UploadTooLarge       413
     │   ├── UnknownModel         404
     │   ├── Forbidden            403, code ``insufficient_permissions``
@@ -125,6 +126,13 @@ class Draining(RequestError):
 
 class DeadlineExceeded(RequestError):
     """The request cannot be completed within its own timeout."""
+
+
+class GrammarTooComplex(RequestError):
+    """An answer has come to a place where following its grammar takes more than llguidance's limits."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="grammar_too_complex")
 
 
 class EngineError(ServerError):

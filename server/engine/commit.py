@@ -155,7 +155,8 @@ class _Commit:
         finish = _finish(sequence, token)
         if sequence.matcher and (error := sequence.matcher.accept(token, last=finish == "stop")):
             self._scheduler.release(sequence)
-            return Failed(sequence.id, f"The grammar of this answer cannot be followed further: {error}")
+            message = f"The grammar of this answer is too complex to be followed further: {error}"
+            return Failed(sequence.id, message, "grammar")
         if finish:
             self._scheduler.release(sequence)
         timing = sequence.timing(self._now) if finish else None

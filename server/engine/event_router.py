@@ -5,7 +5,15 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 
 from server.engine.sequence import Event, Failed
-from server.errors import DeadlineExceeded, Draining, EngineError, OutOfMemory, PoisonedRequest, RequestError
+from server.errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineError,
+    GrammarTooComplex,
+    OutOfMemory,
+    PoisonedRequest,
+    RequestError,
+)
 
 
 class EventQueue:
@@ -85,6 +93,8 @@ class EventRouter:
         """The error of a request whose sequence has failed: Draining if that is because the server shuts down."""
         if failed.cause == "deadline":
             return DeadlineExceeded(failed.message, param="timeout", code="deadline_exceeded")
+        if failed.cause == "grammar":
+            return GrammarTooComplex(failed.message)
         if failed.cause == "request":
             return PoisonedRequest(failed.message)
         if failed.cause == "memory":

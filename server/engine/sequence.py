@@ -26,7 +26,7 @@ from adapters.format.spec import AdapterId
 from server.engine.grammar import Grammar, Matcher
 
 FinishReason = Literal["stop", "length"]
-Cause = Literal["adapter", "request", "memory", "deadline", "engine"]
+Cause = Literal["adapter", "grammar", "request", "memory", "deadline", "engine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,8 +390,9 @@ class Failed:
     sequence_id: str
     message: str
     cause: Cause = "engine"
-    """What is at fault. ``adapter``: the content of one; ``request``: steps fail with this sequence, and not without
-    it; ``memory``: there is too little; ``deadline``: the sequence's own cannot be met; ``engine``: any other cause."""
+    """What is at fault. ``adapter``: the content of one; ``grammar``: it takes too much to follow; ``request``: steps
+    fail with this sequence, and not without it; ``memory``: there is too little; ``deadline``: the sequence's own
+    cannot be met; ``engine``: any other cause."""
 
 
 Event = Token | PromptLogprobs | Pooled | Failed

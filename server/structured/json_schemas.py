@@ -10,7 +10,9 @@ from typing import Any
 MAX_DEPTH = 64
 """Schemas inside each other. llguidance's JSON parser ends at 128 levels of JSON."""
 MAX_PROPERTIES = 2000
-"""In all objects of a schema together. llguidance's time grows with the square of an object's optional properties."""
+"""In all objects of a schema together."""
+MAX_OPTIONAL = 400
+"""Optional properties of one object. llguidance's time grows with their square, and it follows no object of 500."""
 
 SUPPORTED = frozenset(
     {
@@ -56,8 +58,20 @@ def check(schema: object) -> str | None:
         properties += len(named) if isinstance(named, dict) else 0
         if properties > MAX_PROPERTIES:
             return f"it has more than {MAX_PROPERTIES} properties"
+        if _optional(part) > MAX_OPTIONAL:
+            return f"an object{at} has more than {MAX_OPTIONAL} properties that are not required"
         left += ((path + step, inner) for step, inner in _inner(part))
     return None
+
+
+def _optional(schema: dict[str, Any]) -> int:
+    """The number of properties that an object may lack. Those of a schema that is malformed are found by llguidance."""
+    named, required = schema.get("properties"), schema.get("required", [])
+    if not isinstance(named, dict):
+        return 0
+    return len(
+        named.keys() - {name for name in required if isinstance(name, str)} if isinstance(required, list) else named
+    )
 
 
 def _inner(schema: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:

@@ -105,7 +105,7 @@ class Generation:
         """Wait for at least one step, or for :meth:`wake`. Returns what has come since the last call.
 
         Raises EngineError if the engine failed the request, Draining if it did so because the server is shutting down,
-        and DeadlineExceeded if the request's timeout has passed.
+        DeadlineExceeded if the request's timeout has passed, and GrammarTooComplex.
         """
         if self._closed:
             raise StopAsyncIteration

@@ -16,7 +16,7 @@ from server.api.generation.generation import Generation
 from server.api.generation.pieces import Piece, join
 from server.api.http.disconnect import until_disconnect
 from server.api.http.errors import JsonResponse
-from server.errors import DeadlineExceeded, Draining, EngineError
+from server.errors import EngineError, RequestError
 
 MAX_BEHIND = 1 << 16
 """Tokens, and log probabilities in their places, that may wait for a client to read before its stream is aborted.
@@ -97,7 +97,7 @@ class StreamResponse(GenerationResponse):
                     await self._send(send, chunk)
                     chunk = b""
             chunk += self._form.end()
-        except (EngineError, Draining, DeadlineExceeded) as error:
+        except (EngineError, RequestError) as error:
             if not self._started:
                 raise
             chunk = self._form.error(error)

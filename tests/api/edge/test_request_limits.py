@@ -21,7 +21,7 @@ from server.api.schemas.responses_api import requests as responses_api
 from server.config import Settings
 from server.structured.compiler import MAX_SOURCE
 from server.structured.json_schemas import MAX_DEPTH as SCHEMA_DEPTH
-from server.structured.json_schemas import MAX_PROPERTIES
+from server.structured.json_schemas import MAX_OPTIONAL, MAX_PROPERTIES
 from tests.api.live import Live
 from tests.openai_page import ROOT, is_test, table
 
@@ -67,6 +67,10 @@ def nested(depth: int, inner: Any = 0) -> Any:
 
 def json_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+
+
+def flat_schema(properties: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{number}": {} for number in range(properties)}}
 
 
 def deep_schema(depth: int) -> dict[str, Any]:
@@ -135,8 +139,11 @@ CASES = {
     "a schema, properties": Case(
         MAX_PROPERTIES,
         CHAT,
-        lambda n: chat(**json_schema({"type": "object", "properties": {f"p{i}": {} for i in range(n)}})),
+        lambda n: chat(**json_schema(flat_schema(n) | {"required": list(flat_schema(n)["properties"])})),
         "response_format.json_schema.schema",
+    ),
+    "a schema, optional properties of an object": Case(
+        MAX_OPTIONAL, CHAT, lambda n: chat(**json_schema(flat_schema(n))), "response_format.json_schema.schema"
     ),
     "levels of JSON": Case(MAX_DEPTH, CHAT, lambda n: chat(metadata=nested(n - 1)), None),
     "`input` of embeddings": Case(embeddings.MAX_INPUTS, "/v1/embeddings", lambda n: {"input": ["x"] * n}, "input"),

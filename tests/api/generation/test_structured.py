@@ -101,6 +101,20 @@ def test_each_of_several_answers_has_the_form(live: Live) -> None:
         check(text, "schema")
 
 
+def test_an_answer_whose_grammar_grows_too_much(live: Live) -> None:
+    """What follows its first brace may be any name of five objects: a limit that only the answer itself meets."""
+    several = [{"type": "object", "properties": {f"{i}{j}": {} for j in range(390)}} for i in "abcde"]
+    body = request(structured_outputs={"json": {"anyOf": several}}, max_tokens=60, ignore_eos=False)
+    refused = live.http.post("/v1/completions", json=body)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "grammar_too_complex", None)
+    assert "too complex to be followed further" in error["message"]
+    with live.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as stream:
+        lines = [line for line in stream.iter_lines() if line]
+    assert "grammar_too_complex" in lines[-1]
+    assert live.idle()
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"response_format": {"type": "text"}}, {"response_format": None}, {"structured_outputs": {"regex": None}},

@@ -114,6 +114,11 @@ ELSEWHERE: Mapping[Row, str] = {
     (403, "insufficient_permissions", "name"): (
         "api/access/test_visibility.py::test_names_are_registered_only_where_the_key_sees_them"
     ),
+    (
+        400,
+        "grammar_too_complex",
+        None,
+    ): "api/generation/test_structured.py::test_an_answer_whose_grammar_grows_too_much",
     (408, None, None): "api/registry/test_limits.py::test_stalled_upload_times_out",
     (409, "key_exists", None): "api/access/test_keys.py::test_a_name_is_taken_once",
     (409, "too_many_pins", None): "api/registry/test_adapters.py::test_more_pins_than_slots_are_refused",

@@ -308,19 +308,32 @@ def test_a_sandbox_that_was_killed_while_idle_is_started_again(grammars: Grammar
     assert accepts(compile_(grammars, "regex", "idle"), "idle")
 
 
-LARGE: dict[str, tuple[str, object]] = {
-    "a thousand properties": ("json_schema", {"type": "object", "properties": {f"p{i}": {} for i in range(1000)}}),
-    "a large enum": ("json_schema", {"enum": [f"value {i}" for i in range(5000)]}),
-    "many choices": ("choice", [f"choice {i}" for i in range(5000)]),
-    "nested": ("json_schema", nested(50)),
-    "long strings": ("json_schema", {"type": "string", "minLength": 10, "maxLength": 100_000}),
+def named(count: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{number}": {} for number in range(count)}}
+
+
+LARGE: dict[str, tuple[str, object, str]] = {
+    "required properties": (
+        "json_schema",
+        named(2000) | {"required": list(named(2000)["properties"])},
+        '{"p0": 1, "p1":',
+    ),
+    "optional properties": ("json_schema", named(400), '{"p1": {"x": [1, 2]}, "p399": "y"}'),
+    "a large enum": ("json_schema", {"enum": [f"value {i}" for i in range(5000)]}, '"value 4'),
+    "many choices": ("choice", [f"choice {i}" for i in range(5000)], "choice 49"),
+    "nested": ("json_schema", nested(50), '{"a":' * 50),
+    "long strings": ("json_schema", {"type": "string", "minLength": 10, "maxLength": 100_000}, '"' + "x" * 100),
 }
+"""Case -> what is compiled, and how an answer may begin."""
 
 
 @pytest.mark.parametrize("case", LARGE)
-def test_large_grammars_are_compiled(grammars: GrammarCompiler, case: str) -> None:
-    kind, source = LARGE[case]
-    compile_(grammars, kind, source)
+def test_large_grammars_are_compiled_and_followed(grammars: GrammarCompiler, case: str) -> None:
+    kind, source, text = LARGE[case]
+    matcher = compile_(grammars, kind, source).start()
+    for token in tokens(text):
+        assert token in allowed(matcher)
+        assert matcher.accept(token, last=False) is None
 
 
 def test_equal_grammars_are_compiled_once_and_the_least_used_are_dropped() -> None:
