@@ -17,7 +17,7 @@ writeFileSync(
   join(folder, "fonts.conf"),
   `<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
-<fontconfig><dir prefix="relative">fonts</dir><cachedir prefix="relative">font-cache</cachedir></fontconfig>
+<fontconfig><dir prefix="relative">fonts</dir><cachedir prefix="xdg">fontconfig</cachedir></fontconfig>
 `,
 );
 writeFileSync(join(folder, "chromium"), unpacked("chromium.br"), { mode: 0o755 }); // last: what has it is complete
