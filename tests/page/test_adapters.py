@@ -1,7 +1,6 @@
-"""The view Adapters: the registry, one adapter, aliases, uploads and blind comparisons, against a real server."""
+"""The view Adapters: the registry, one adapter, aliases and uploads, against a real server."""
 
 import json
-import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -269,53 +268,6 @@ def test_a_canary(operator: Page, live: Live) -> None:
 
 def _weights(live: Live) -> dict[str, float]:
     return {target["adapter"]: target["weight"] for target in live.http.get("/v1/aliases/prod").json()["targets"]}
-
-
-def test_a_blind_comparison(operator: Page, tmp_path: Path) -> None:
-    page = operator
-    page.get_by_role("link", name="Blind comparison").click()
-    page.get_by_label("First target").fill("red")
-    page.get_by_label("Second target").fill("tiny")
-    page.get_by_label("Prompts, one a line").fill("One\nTwo\n\nThree")
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"prompt": "Four"}\n{"x": 1}\n{"prompt": "Five"}\n{"prompt": "Six"}\n')
-    page.get_by_label("File of prompts").set_input_files(rows)
-    expect(page.get_by_text("line 2 has no field")).to_be_visible()
-    page.get_by_text("How both are asked").click()
-    page.get_by_label("Most tokens").fill("6")
-    page.get_by_role("button", name="Start").click()
-
-    pair = page.get_by_role("region", name="Which answer is better?")
-    pair.wait_for()
-    expect(page.get_by_text("still to come")).to_have_count(0)
-    assert "red@1" not in page.get_by_role("main").inner_text()
-    page.keyboard.press("1")
-    expect(page.get_by_text("1 of 6 decided")).to_be_visible()
-    page.keyboard.press("u")
-    expect(page.get_by_text("0 of 6 decided")).to_be_visible()
-    page.keyboard.press("0")
-    expect(page.get_by_text("1 of 6 decided")).to_be_visible()
-    page.reload()
-    expect(page.get_by_text("1 of 6 decided")).to_be_visible()
-    for votes in range(2, 7):
-        page.keyboard.press("2")
-        if votes < 6:
-            expect(page.get_by_text(f"{votes} of 6 decided")).to_be_visible()
-    result = page.get_by_role("region", name=re.compile("better|decided", re.IGNORECASE))
-    expect(result).to_contain_text("Wilson's interval")
-    expect(result.get_by_role("row", name="Ties")).to_contain_text("1")
-    with page.expect_download() as download:
-        result.get_by_role("button", name="Export as JSONL").click()
-    lines = [json.loads(line) for line in download.value.path().read_text().splitlines()]
-    assert [line["messages"][-1]["content"] for line in lines] == ["One", "Two", "Three", "Four", "Five", "Six"]
-    assert [line["vote"] for line in lines].count("tie") == 1
-    assert all(line["a"]["served"] == "red@1" and line["b"]["served"] == "tiny" for line in lines)
-    voted = sum(line["vote"] == line["left"] for line in lines)
-    assert voted == 0, "all votes were for the right one"
-    _go(page, "adapters?compare=")
-    expect(page.get_by_text("6 of 6 decided")).to_be_visible()
-    page.get_by_role("button", name="Forget red@1 and tiny").click()
-    expect(page.get_by_text("6 of 6 decided")).to_have_count(0)
 
 
 def test_a_key_that_may_only_look(visit: Visit, live: Live, server: tuple[Live, Mapping[str, str], Path]) -> None:

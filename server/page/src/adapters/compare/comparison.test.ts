@@ -1,5 +1,15 @@
 import { describe, expect, it } from "vitest";
-import { asJsonLines, compare, missing, next, tally, undo, vote, type Answer } from "./comparison";
+import {
+  asJsonLines,
+  compare,
+  comparisonOf,
+  missing,
+  next,
+  tally,
+  undo,
+  vote,
+  type Answer,
+} from "./comparison";
 
 const sampling = { system: "", temperature: 0, max_tokens: 8, seed: 1 };
 const answer = (text: string, served = "a@1"): Answer => ({ text, served, tokens: 1 });
@@ -60,5 +70,26 @@ describe("a comparison", () => {
     expect(lines).toHaveLength(3);
     expect(JSON.parse(lines[0]!)).toMatchObject({ a: { target: "a@1", text: "x" }, vote: "tie" });
     expect(JSON.parse(lines[1]!)).toMatchObject({ b: { target: "b@2" }, vote: null });
+  });
+
+  it("is read as it was kept, also by a version that counted no revisions", () => {
+    const comparison = started();
+    comparison.pairs[0]!.answers = [answer("x"), { ...answer(""), error: "too long" }];
+    vote(comparison, 0, "tie");
+    const { revision: _, ...before } = structuredClone(comparison);
+    expect(comparisonOf(before)).toEqual({ ...before, revision: 0 });
+    expect(comparisonOf({ ...before, revision: 3 })).toEqual({ ...before, revision: 3 });
+  });
+
+  it.each([
+    ["nothing", () => null],
+    ["a text", () => "x"],
+    ["no pairs", (good: object) => ({ ...good, pairs: undefined })],
+    ["pairs of another shape", (good: object) => ({ ...good, pairs: [{ prompt: "Hi" }] })],
+    ["three targets", (good: object) => ({ ...good, targets: ["a", "b", "c"] })],
+    ["votes for no pair", (good: object) => ({ ...good, order: [7] })],
+    ["no sampling", (good: object) => ({ ...good, sampling: null })],
+  ])("is no comparison: %s", (_, odd: (good: object) => unknown) => {
+    expect(comparisonOf(odd(started()))).toBeNull();
   });
 });

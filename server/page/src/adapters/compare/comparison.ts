@@ -2,6 +2,7 @@
 
 import type { Prompt } from "./prompts";
 import { resultOf, type Result } from "./statistics";
+import { isNumber, isObject, isText } from "../../lib/shapes";
 
 export interface Answer {
   text: string;
@@ -38,6 +39,8 @@ export interface Comparison {
   pairs: Pair[];
   /** Places of the pairs that were voted on, in that order, to take votes back. */
   order: number[];
+  /** How often it was kept. */
+  revision: number;
 }
 
 /** Return a new comparison. `random` returns numbers in [0, 1). */
@@ -59,7 +62,43 @@ export function compare(
       vote: null,
     })),
     order: [],
+    revision: 0,
   };
+}
+
+/** Return what a browser has kept as a comparison; null if it is none, whoever wrote it. */
+export function comparisonOf(value: unknown): Comparison | null {
+  if (!isObject(value)) return null;
+  const { id, created, targets, sampling, pairs, order, revision = 0 } = value;
+  if (typeof id !== "string" || !isNumber(created) || !isNumber(revision)) return null;
+  if (!Array.isArray(targets) || targets.length !== 2 || !targets.every(isText)) return null;
+  if (!isObject(sampling) || !isText(sampling.system)) return null;
+  if (![sampling.temperature, sampling.max_tokens, sampling.seed].every(isNumber)) return null;
+  if (!Array.isArray(pairs) || !pairs.every(isPair) || !Array.isArray(order)) return null;
+  if (!order.every((place) => Number.isInteger(place) && place >= 0 && place < pairs.length)) return null;
+  return { ...value, revision } as unknown as Comparison;
+}
+
+function isPair(value: unknown): boolean {
+  if (!isObject(value)) return false;
+  const { prompt, answers, left, vote } = value;
+  const isMessage = (one: unknown) => isObject(one) && isText(one.role) && isText(one.content);
+  return (
+    Array.isArray(prompt) &&
+    prompt.length > 0 &&
+    prompt.every(isMessage) &&
+    Array.isArray(answers) &&
+    answers.length === 2 &&
+    answers.every((answer) => answer === null || isAnswer(answer)) &&
+    (left === 0 || left === 1) &&
+    (vote === null || vote === 0 || vote === 1 || vote === "tie")
+  );
+}
+
+function isAnswer(value: unknown): boolean {
+  if (!isObject(value)) return false;
+  const { text, served, tokens, error } = value;
+  return isText(text) && isText(served) && isNumber(tokens) && (error === undefined || isText(error));
 }
 
 /** Whether both answers of a pair are there, so that it can be voted on. */

@@ -1,5 +1,6 @@
 /** How an answer is asked for: sampling, the form of the answer, tools. Fields are what people typed. */
 
+import { isObject } from "../../lib/shapes";
 import { parseJson } from "./json";
 
 /** The form that an answer must have. */
@@ -166,10 +167,6 @@ function lines(text: string): string[] {
 /** Return a line with `\n`, `\t` and `\\` as what they stand for. */
 function unescape(line: string): string {
   return line.replace(/\\([nt\\])/g, (_, letter: string) => ({ n: "\n", t: "\t" })[letter] ?? "\\");
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 function isTool(value: unknown): boolean {

@@ -3,6 +3,7 @@
  * may have written: a value of another kind counts as one that was not written.
  */
 
+import { isObject } from "../../lib/shapes";
 import type { Evaluation, RunData, RunDetails, Sample, Scores } from "./run";
 
 type Fields = Record<string, unknown>;
@@ -71,10 +72,6 @@ function dataOf(said: Fields): Partial<RunData> {
         rows: number(rows) ?? 0,
       })),
   };
-}
-
-function isObject(value: unknown): value is Fields {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 function fieldsOf(value: unknown): Fields {
