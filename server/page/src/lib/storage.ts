@@ -2,6 +2,15 @@
 
 export type Area = "localStorage" | "sessionStorage";
 
+/** Return an area of the browser's storage; null if the browser keeps nothing for this page. */
+export function areaOf(area: Area): Storage | null {
+  try {
+    return globalThis[area];
+  } catch {
+    return null;
+  }
+}
+
 /** Return what is kept under a key; null if it is nothing. */
 export function kept(area: Area, key: string): string | null {
   try {

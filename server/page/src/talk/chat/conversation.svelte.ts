@@ -33,7 +33,10 @@ export class Turn {
 }
 
 export class Conversation {
-  readonly id: string;
+  /** Another one when it goes on as a copy. */
+  id = $state("");
+  /** The time of the state of it that the browser keeps, as far as this tab knows; 0 if it was not kept. */
+  kept = 0;
   /** The name that somebody gave it; "" until then. */
   title = $state("");
   targets = $state<Target[]>([[]]);

@@ -1,24 +1,10 @@
 import { expect, test } from "vitest";
 import { newAnswer, type Answer } from "../chat/answer";
 import { Conversation, Reply, Step, Turn } from "../chat/conversation.svelte";
-import { History, MAX_CHARACTERS, MAX_CONVERSATIONS } from "./history";
+import { History, MAX_CONVERSATIONS } from "./history";
+import { Memory } from "./memory";
 import { readRows, rowsOf } from "./rows";
-
-/** A browser's storage, with room for so many characters. */
-class Memory {
-  readonly items = new Map<string, string>();
-  constructor(private readonly room = Infinity) {}
-  getItem = (name: string) => this.items.get(name) ?? null;
-  removeItem = (name: string) => void this.items.delete(name);
-  setItem = (name: string, text: string) => {
-    const others = [...this.items].reduce(
-      (sum, [other, its]) => (other === name ? sum : sum + its.length),
-      0,
-    );
-    if (others + text.length > this.room) throw new Error("QuotaExceededError");
-    this.items.set(name, text);
-  };
-}
+import { MAX_CHARACTERS } from "./stored";
 
 function reply(...answers: Partial<Answer>[]): Reply {
   const made = new Reply();
@@ -76,18 +62,91 @@ test("the oldest are dropped and counted: too many, too long, no room", () => {
   const small = new History(memory);
   for (let place = 0; place < 3; place++) small.save(talk(`${place}${"x".repeat(4000)}`, reply({})));
   expect(small.index()).toMatchObject({ dropped: 1, list: { length: 2 } });
-  expect(() => small.save(talk("x".repeat(20_000), reply({})))).toThrow("Quota");
+  expect(() => small.save(talk("x".repeat(20_000), reply({})))).toThrow("no room");
   expect(() => long.save(talk("x".repeat(MAX_CHARACTERS), reply({})))).toThrow("too many to be kept");
   expect(long.index().list).toHaveLength(1);
 });
 
-test("what something else wrote there is no conversation", () => {
-  const memory = new Memory();
-  memory.setItem("manylora.talk.index", "{");
-  memory.setItem("manylora.talk.a", "nonsense");
+test("a conversation that has no room takes nothing from the others", () => {
+  const memory = new Memory(10_000);
   const history = new History(memory);
-  expect(history.index()).toEqual({ list: [], dropped: 0 });
-  expect(history.load("a")).toBe(null);
+  const mine = talk("Mine", reply({}));
+  history.save(talk("Old", reply({})));
+  history.save(mine);
+  const before = [...memory.items];
+  mine.turns = [...mine.turns, new Turn("x".repeat(20_000))];
+  expect(() => history.save(mine)).toThrow("no room");
+  expect(new Map(memory.items)).toEqual(new Map(before));
+  expect(history.index().dropped).toBe(0);
+  mine.turns = [new Turn("x".repeat(9_100))];
+  expect(history.save(mine)).toEqual({ copied: false, dropped: ["Old"] });
+});
+
+test("two tabs with one conversation: the one that is behind goes on as a copy", () => {
+  const memory = new Memory();
+  const [here, there] = [new History(memory), new History(memory)];
+  const mine = talk("Hi", reply({ content: "A" }));
+  here.save(mine, 5);
+  const { id } = mine;
+  const other = there.load(id)!;
+  other.turns = [...other.turns, new Turn("There")];
+  expect(here.current(mine)).toBe(true);
+  there.save(other, 5);
+  expect([here.current(mine), there.current(other)]).toEqual([false, true]);
+  mine.turns = [...mine.turns, new Turn("Here")];
+  expect(here.save(mine)).toEqual({ copied: true, dropped: [] });
+  expect(mine.id).not.toBe(id);
+  expect(here.index().list.map(({ name }) => name)).toEqual(["Hi (copy)", "Hi"]);
+  expect(here.load(id)!.turns.map(({ prompt }) => prompt)).toEqual(["Hi", "There"]);
+  expect(here.load(mine.id)!.turns.map(({ prompt }) => prompt)).toEqual(["Hi", "Here"]);
+  expect(here.save(mine)).toEqual({ copied: false, dropped: [] });
+  there.remove(id);
+  expect(there.current(other)).toBe(null);
+});
+
+test("what something else wrote there is no conversation, and hides none", () => {
+  const memory = new Memory();
+  const history = new History(memory);
+  const [first, second] = [talk("First", reply({})), talk("Second", reply({}))];
+  history.save(first);
+  history.save(second);
+  for (const index of ["{", "[]", "7", '{"list": 5}', '{"list": [null, {"id": 4}], "dropped": "x"}']) {
+    memory.setItem("manylora.talk.index", index);
+    const { list, dropped } = history.index();
+    expect(list.map(({ name }) => name).sort()).toEqual(["First", "Second"]);
+    expect(dropped).toBe(0);
+  }
+  const good = JSON.parse(memory.getItem(`manylora.talk.${first.id}`)!) as Record<string, unknown>;
+  const step = { answer: { content: 5 }, results: {} };
+  for (const odd of [
+    "nonsense",
+    "null",
+    '"text"',
+    JSON.stringify({ ...good, turns: undefined }),
+    JSON.stringify({ ...good, turns: [{ prompt: "Hi", replies: [[step]] }] }),
+    JSON.stringify({ ...good, targets: [] }),
+    JSON.stringify({ ...good, targets: [[{ name: 3 }]] }),
+    JSON.stringify({ ...good, options: { form: "poem" } }),
+    JSON.stringify({ ...good, options: { system: 3 } }),
+  ]) {
+    memory.setItem("manylora.talk.odd", odd);
+    expect(history.load("odd")).toBe(null);
+    expect(history.index().list.map(({ name }) => name)).toContain("Cannot be read");
+  }
+  expect(history.index().list).toHaveLength(3);
+  history.clear();
+  expect(memory.length).toBe(0);
+});
+
+test("a browser that keeps nothing says so", () => {
+  const history = new History(null);
+  expect([history.blocked, history.index(), history.load("a")]).toEqual([
+    true,
+    { list: [], dropped: 0 },
+    null,
+  ]);
+  expect(() => history.save(talk("Hi", reply({})))).toThrow("the browser keeps nothing for this page");
+  expect(() => history.add(talk("Hi", reply({})))).toThrow("the browser keeps nothing for this page");
 });
 
 test("rows for training go out and come in", () => {

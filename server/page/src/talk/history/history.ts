@@ -1,15 +1,15 @@
 /** Conversations kept in this browser: the newest, as many as fit. */
 
 import { count } from "../../lib/format";
-import { newAnswer, type Answer } from "../chat/answer";
-import { Conversation, Reply, Step, Turn } from "../chat/conversation.svelte";
-import { noOptions, type Options } from "../request/options";
-import type { Target } from "../request/target";
+import { newId } from "../../lib/ids";
+import { isNumber, isObject, isText } from "../../lib/shapes";
+import type { Conversation } from "../chat/conversation.svelte";
+import { conversationOf, MAX_CHARACTERS, parsed, textOf } from "./stored";
 
 export interface Summary {
   id: string;
   name: string;
-  /** Unix time in milliseconds. */
+  /** Unix time in milliseconds of the last change; 0 if it is not known. It tells one state of a conversation from another. */
   updated: number;
   /** Length of what is stored, in characters. */
   size: number;
@@ -22,105 +22,168 @@ interface Index {
   dropped: number;
 }
 
-/** What is stored of a conversation. The probabilities of tokens are not: they would fill the store. */
-interface Stored {
-  title: string;
-  targets: Target[];
-  options: Options;
-  turns: { prompt: string; replies: (StoredStep[] | null)[] }[];
+/** What came of keeping a conversation. */
+interface Saved {
+  /** Whether it is kept as another one now, because what was kept of it was changed meanwhile. */
+  copied: boolean;
+  /** Names of the conversations that were dropped to make room. */
+  dropped: string[];
 }
 
-interface StoredStep {
-  answer: Partial<Answer>;
-  results: Record<string, string>;
-}
-
-const PREFIX = "manylora.talk.";
+export const PREFIX = "manylora.talk.";
 const INDEX = `${PREFIX}index`;
 export const MAX_CONVERSATIONS = 100;
-/** Browsers keep 5 million characters for a site. */
-export const MAX_CHARACTERS = 3_000_000;
-
-/** A conversation is too long, however few others are kept. */
-export class TooLong extends RangeError {
-  constructor(length: number) {
-    super(`${count(length)} characters are too many to be kept: ${count(MAX_CHARACTERS)} at most`);
-  }
-}
 
 export class History {
-  constructor(private readonly storage: Pick<Storage, "getItem" | "setItem" | "removeItem">) {}
+  /** `storage` is null in a browser that keeps nothing for this page. */
+  constructor(private readonly storage: Storage | null) {}
 
-  /** Return what is stored. It is read each time: another tab may have changed it. */
+  get blocked(): boolean {
+    return this.storage === null;
+  }
+
+  /**
+   * Return what is stored. It is read each time: another tab may have changed it. What counts is which conversations
+   * are there; the stored index has their names and order, and may be damaged, or be behind.
+   */
   index(): Index {
-    return { list: [], dropped: 0, ...parsed<Partial<Index>>(this.storage.getItem(INDEX)) };
+    const stored = parsed(this.storage?.getItem(INDEX) ?? null);
+    const { list, dropped } = isObject(stored) ? stored : {};
+    const known = new Map((Array.isArray(list) ? list.filter(isSummary) : []).map((row) => [row.id, row]));
+    const ids = this.ids();
+    return {
+      list: [
+        ...[...known.values()].filter(({ id }) => ids.has(id)),
+        ...[...ids].filter((id) => !known.has(id)).map((id) => this.summary(id)),
+      ],
+      dropped: isNumber(dropped) ? dropped : 0,
+    };
   }
 
+  /** Return a conversation; null if it is not kept, or cannot be read. */
   load(id: string): Conversation | null {
-    const stored = parsed<Stored>(this.storage.getItem(PREFIX + id));
-    return stored && revived(id, stored);
+    const text = this.storage?.getItem(PREFIX + id) ?? null;
+    const found = text === null ? null : conversationOf(id, text);
+    if (found) found.kept = this.updated(id) ?? 0;
+    return found;
   }
 
-  /** Keep a conversation as the newest. Older ones are dropped where there is no room. */
-  save(conversation: Conversation, now = Date.now()): void {
-    const text = textOf(conversation);
-    const index = this.withNew(conversation, text, now);
-    while (index.list.length > 1 && whyFull(index.list)) this.drop(index);
-    while (true) {
-      try {
-        this.write(conversation.id, text, index);
-        return;
-      } catch (error) {
-        if (index.list.length <= 1) throw error; // it does not fit alone
-        this.drop(index);
-      }
-    }
+  /** Whether what is kept of a conversation is what it was when it was read or kept here; null if nothing is. */
+  current({ id, kept }: Conversation): boolean | null {
+    const updated = this.updated(id);
+    return updated === null ? null : updated === kept;
+  }
+
+  /**
+   * Keep a conversation as the newest. Older ones are dropped where there is no room. If it fails, nothing is changed.
+   * What another tab has kept of it meanwhile stays: this one is then kept as a copy.
+   */
+  save(conversation: Conversation, now = Date.now()): Saved {
+    const copied = this.current(conversation) === false;
+    const [id, title] = copied
+      ? [newId(), `${conversation.name} (copy)`]
+      : [conversation.id, conversation.title];
+    const text = textOf(conversation, title);
+    const index = this.withNew(id, title || conversation.name, text, now);
+    const dropped = this.writeWithRoom(id, text, index);
+    Object.assign(conversation, { id, title, kept: index.list[0]!.updated });
+    return { copied, dropped };
   }
 
   /** Keep a new conversation as the newest, if there is room beside the others. Throws a RangeError that says why not. */
   add(conversation: Conversation, now = Date.now()): void {
     const text = textOf(conversation);
-    const index = this.withNew(conversation, text, now);
+    const index = this.withNew(conversation.id, conversation.name, text, now);
     const full = whyFull(index.list);
     if (full) throw new RangeError(full);
     try {
       this.write(conversation.id, text, index);
     } catch {
-      this.storage.removeItem(PREFIX + conversation.id);
-      throw new RangeError("this browser has no more room for the page");
+      this.storage?.removeItem(PREFIX + conversation.id);
+      throw new RangeError(this.blocked ? NOTHING_KEPT : "this browser has no more room for the page");
     }
+    conversation.kept = index.list[0]!.updated;
   }
 
   remove(id: string): void {
-    this.storage.removeItem(PREFIX + id);
-    const index = this.index();
-    index.list = index.list.filter((other) => other.id !== id);
-    this.storage.setItem(INDEX, JSON.stringify(index));
+    this.storage?.removeItem(PREFIX + id);
+    this.storage?.setItem(INDEX, JSON.stringify(this.index()));
   }
 
   /** Forget all of them, and what was dropped. */
   clear(): void {
-    for (const { id } of this.index().list) this.storage.removeItem(PREFIX + id);
-    this.storage.removeItem(INDEX);
+    for (const id of this.ids()) this.storage?.removeItem(PREFIX + id);
+    this.storage?.removeItem(INDEX);
   }
 
-  private withNew({ id, name }: Conversation, text: string, now: number): Index {
+  private ids(): Set<string> {
+    const { storage } = this;
+    const keys = Array.from({ length: storage?.length ?? 0 }, (_, place) => storage!.key(place) ?? "");
+    return new Set(
+      keys.filter((key) => key.startsWith(PREFIX) && key !== INDEX).map((key) => key.slice(PREFIX.length)),
+    );
+  }
+
+  private updated(id: string): number | null {
+    return this.index().list.find((row) => row.id === id)?.updated ?? null;
+  }
+
+  /** Return what can be said of a conversation that the index does not have. */
+  private summary(id: string): Summary {
+    const text = this.storage!.getItem(PREFIX + id) ?? "";
+    return { id, name: conversationOf(id, text)?.name ?? "Cannot be read", updated: 0, size: text.length };
+  }
+
+  private withNew(id: string, name: string, text: string, now: number): Index {
     const index = this.index();
     const others = index.list.filter((other) => other.id !== id);
-    return { ...index, list: [{ id, name, updated: now, size: text.length }, ...others] };
+    const updated = Math.max(now, (this.updated(id) ?? 0) + 1);
+    return { ...index, list: [{ id, name, updated, size: text.length }, ...others] };
+  }
+
+  /** Write a conversation, and drop others until there is room. Returns their names. All stay if it fails all the same. */
+  private writeWithRoom(id: string, text: string, index: Index): string[] {
+    const names: string[] = [];
+    const before: [key: string, text: string | null][] = [
+      [PREFIX + id, this.storage?.getItem(PREFIX + id) ?? null],
+    ];
+    const drop = (): void => {
+      const oldest = index.list.pop()!;
+      before.push([PREFIX + oldest.id, this.storage!.getItem(PREFIX + oldest.id)]);
+      this.storage!.removeItem(PREFIX + oldest.id);
+      index.dropped++;
+      names.push(oldest.name);
+    };
+    while (true) {
+      try {
+        while (index.list.length > 1 && whyFull(index.list)) drop();
+        this.write(id, text, index);
+        return names;
+      } catch (error) {
+        if (index.list.length > 1 && isFull(error)) drop();
+        else {
+          for (const [key, was] of before) {
+            if (was === null) this.storage?.removeItem(key);
+            else this.storage?.setItem(key, was);
+          }
+          throw error;
+        }
+      }
+    }
   }
 
   private write(id: string, text: string, index: Index): void {
+    if (!this.storage) throw new Error(NOTHING_KEPT);
     this.storage.setItem(PREFIX + id, text);
     this.storage.setItem(INDEX, JSON.stringify(index));
   }
+}
 
-  private drop(index: Index): void {
-    const oldest = index.list.pop();
-    if (!oldest) return;
-    this.storage.removeItem(PREFIX + oldest.id);
-    index.dropped++;
-  }
+const NOTHING_KEPT = "the browser keeps nothing for this page: its settings forbid it";
+
+/** Whether an error of a browser's storage means that there is no room. */
+export function isFull(error: unknown): boolean {
+  return error instanceof DOMException && /quota/i.test(error.name);
 }
 
 /** Return why so many are not kept; "" if they are. */
@@ -130,51 +193,12 @@ function whyFull(list: Summary[]): string {
   return size > MAX_CHARACTERS ? `${count(MAX_CHARACTERS)} characters are kept, and no more` : "";
 }
 
-/** Return what is stored of a conversation. Throws TooLong. */
-function textOf(conversation: Conversation): string {
-  const text = JSON.stringify(stored(conversation));
-  if (text.length > MAX_CHARACTERS) throw new TooLong(text.length);
-  return text;
-}
-
-function parsed<T>(text: string | null): T | null {
-  try {
-    return text === null ? null : (JSON.parse(text) as T);
-  } catch {
-    return null; // something else wrote there
-  }
-}
-
-function stored({ title, targets, options, turns }: Conversation): Stored {
-  const steps = (reply: Reply | null) =>
-    reply && reply.steps.map(({ answer, results }) => ({ answer: { ...answer, tokens: [] }, results }));
-  const kept = turns.map(({ prompt, replies }) => ({ prompt, replies: replies.map(steps) }));
-  return { title, targets, options, turns: kept };
-}
-
-function revived(id: string, { title, targets, options, turns }: Stored): Conversation {
-  const conversation = new Conversation(id);
-  conversation.title = title;
-  conversation.targets = targets;
-  conversation.options = { ...noOptions(), ...options };
-  conversation.turns = turns.map(
-    ({ prompt, replies }) =>
-      new Turn(
-        prompt,
-        replies.map((steps) => steps && reply(steps)),
-      ),
+function isSummary(value: unknown): value is Summary {
+  return (
+    isObject(value) &&
+    isText(value.id) &&
+    isText(value.name) &&
+    isNumber(value.updated) &&
+    isNumber(value.size)
   );
-  return conversation;
-}
-
-function reply(steps: StoredStep[]): Reply {
-  const made = new Reply();
-  made.steps = steps.map(({ answer, results }) => {
-    const step = new Step();
-    const state = answer.state === "running" ? "stopped" : (answer.state ?? "done"); // the page was closed
-    step.answer = { ...newAnswer(), ...answer, state };
-    step.results = results;
-    return step;
-  });
-  return made;
 }

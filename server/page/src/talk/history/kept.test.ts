@@ -1,14 +1,8 @@
 import { beforeEach, expect, test, vi } from "vitest";
 import { Conversation, Turn } from "../chat/conversation.svelte";
-import { MAX_CHARACTERS, MAX_CONVERSATIONS } from "./history";
-
-/** A browser's storage. */
-class Memory {
-  readonly items = new Map<string, string>();
-  getItem = (name: string) => this.items.get(name) ?? null;
-  removeItem = (name: string) => void this.items.delete(name);
-  setItem = (name: string, text: string) => void this.items.set(name, text);
-}
+import { MAX_CONVERSATIONS } from "./history";
+import { Memory } from "./memory";
+import { MAX_CHARACTERS } from "./stored";
 
 vi.stubGlobal("sessionStorage", new Memory());
 vi.stubGlobal("document", { hidden: true }); // nothing is drawn
@@ -143,4 +137,63 @@ test("conversations go out as rows, the one that is shown as it is now", async (
     (text) => (JSON.parse(text) as { messages: { content: string }[] }).messages[1]!.content,
   );
   expect(contents).toEqual(["Once", "Yes"]);
+});
+
+test("another tab's changes and deletions are seen, and nothing is written over", () => {
+  kept.add("rows.jsonl", row("Hi"));
+  const { id } = kept.chat.conversation;
+  const there = new Kept(memory, () => "tiny");
+  const seen = new EventTarget();
+  vi.stubGlobal("addEventListener", seen.addEventListener.bind(seen));
+  vi.stubGlobal("removeEventListener", seen.removeEventListener.bind(seen));
+  const told = () => seen.dispatchEvent(Object.assign(new Event("storage"), { key: "manylora.talk.index" }));
+  const unwatch = kept.watch();
+  expect(kept.warning).toBe("");
+  there.open(id);
+  there.rename(id, "There");
+  told();
+  expect(names()).toEqual(["There"]);
+  expect(kept.warning).toContain("Another tab has changed this conversation.");
+  kept.rename(id, "Here");
+  expect([names(), kept.warning]).toEqual([
+    ["Here (copy)", "There"],
+    expect.stringContaining("goes on as a copy"),
+  ]);
+  kept.open(id);
+  expect([kept.chat.conversation.name, kept.warning]).toEqual(["There", ""]);
+  there.remove(id);
+  told();
+  expect(kept.warning).toContain("Another tab has deleted this conversation.");
+  kept.rename(id, "Again");
+  expect([names(), kept.warning]).toEqual([["Again", "Here (copy)"], ""]);
+  unwatch();
+});
+
+test("one that was changed elsewhere is shown as it is kept when it is opened again", () => {
+  kept.add("rows.jsonl", row("Hi"));
+  const { id } = kept.chat.conversation;
+  const there = new Kept(memory, () => "tiny");
+  there.open(id);
+  there.rename(id, "There");
+  kept.open(id);
+  expect([kept.chat.conversation.name, names()]).toEqual(["There", ["There"]]);
+});
+
+test("what is not kept, what is left out and what had to go is said", async () => {
+  memory.setItem("manylora.talk.odd", "nonsense");
+  kept.open("odd");
+  expect(kept.unreadable).toBe("odd");
+  expect(kept.rows(["odd"])).toBe("");
+  expect(kept.news).toBe("1 of 1 cannot be read, and are left out.");
+  kept = new Kept(new Memory(3000), () => "tiny");
+  kept.add("rows.jsonl", row("Old", "x".repeat(1000)));
+  await answered("y".repeat(1500));
+  expect(kept.warning).toBe("To make room for this one, “Old” left this browser.");
+  kept.chat.ask("z".repeat(3000));
+  expect(kept.trouble).toMatch(/^“y+” is not kept: the browser has no room for it\.$/);
+  kept.start();
+  await ended();
+  kept = new Kept(null, () => "tiny");
+  await answered("Hi");
+  expect(kept.trouble).toContain("“Hi” is not kept: the browser keeps nothing for this page");
 });
