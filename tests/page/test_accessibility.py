@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from tests.api.live import Live, wait_for
+from tests.page.axe import grave
 from tests.page.conftest import BUILT, Visit
 
-AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
-GRAVE = {"serious", "critical"}
 MOST_BYTES = 150 * 1024
 """Maximum of what a browser that accepts Brotli loads for all views."""
 FIRST_PAINT = 2.0
@@ -24,41 +23,23 @@ READY = {
 """Place -> a text that stands there once it is drawn."""
 
 
-def _violations(page: Page) -> list[str]:
-    """Return what axe finds grave in the page as it is drawn now."""
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    return [
-        f"{found['id']} ({found['impact']}): {found['help']}: {[node['html'][:200] for node in found['nodes'][:3]]}"
-        for found in found["violations"]
-        if found["impact"] in GRAVE
-    ]
-
-
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_nothing_grave(visit: Visit, live: Live, width: int) -> None:
-    if not AXE.is_file():
-        pytest.skip("axe-core is not there: `make test` gets it from npm")
     live.complete(model="red")  # so that Health has figures
     page = visit("talk", viewport={"width": width, "height": 800})
     found: list[str] = []
     for place, text in READY.items():
         page.evaluate("place => location.hash = `#/${place}`", place)
         expect(page.get_by_role("main")).to_contain_text(text)
-        page.evaluate(AXE.read_text())
-        for theme in ("light", "dark"):
-            page.get_by_label("Theme").select_option(theme)
-            found += [f"{place}, {theme}: {violation}" for violation in _violations(page)]
+        found += [f"{place}, {violation}" for violation in grave(page)]
     assert found == []
 
 
 def test_axe_sees_what_is_wrong(visit: Visit) -> None:
-    if not AXE.is_file():
-        pytest.skip("axe-core is not there: `make test` gets it from npm")
     page = visit("training")
     expect(page.get_by_role("main")).to_contain_text(READY["training"])
-    page.evaluate(AXE.read_text())
     page.evaluate("document.querySelector('main').append(document.createElement('input'))")
-    assert any(line.startswith("label (critical)") for line in _violations(page))
+    assert [line[:22] for line in grave(page)] == ["dark: label (critical)", "light: label (critical"]
 
 
 def test_the_whole_page_is_small(visit: Visit) -> None:

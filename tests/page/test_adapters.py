@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from server.access.key_spec import KeySpec
 from tests.api.live import ADAPTERS, Live, running, tiny_service, wait_for
+from tests.page.axe import grave
 from tests.page.conftest import Visit
 from tests.tiny import save_adapter, tiny_model
 
@@ -111,12 +112,14 @@ def test_the_registry_and_an_adapter(operator: Page, live: Live) -> None:
     page.get_by_label("Only what differs").check()
     expect(page.get_by_role("row", name="Came from")).to_contain_text("folder seed1")
     expect(page.get_by_role("row", name="Proved on")).to_have_count(0)
+    assert grave(page) == []
     expect(page.get_by_role("link", name="Talk to it")).to_have_attribute("href", "#/talk?adapter=acme%2Flegal")
 
     # Somebody else changes it while the question is open: nothing is deleted
     page.get_by_role("button", name="Delete…", exact=True).click()
     question = page.get_by_role("dialog", name="Delete acme/legal?")
     expect(question).to_contain_text("All 2 versions: @1, @2")
+    assert grave(page) == []
     live.http.post("/v1/adapters/acme/legal/activate", json={"version": 2}).raise_for_status()
     question.get_by_role("button", name="Delete acme/legal").click()
     expect(page.get_by_role("alert")).to_contain_text("It is shown as it is now.")
@@ -199,6 +202,7 @@ def test_registering(operator: Page, live: Live, server: tuple[Live, Mapping[str
     page.get_by_label("Name", exact=True).fill("page/new")
     page.get_by_role("button", name="Register", exact=True).click()
     expect(page.get_by_text("Nothing new:")).to_contain_text("page/new@1 has the same content")
+    assert grave(page) == []
 
     # A folder on the server; this one has no --allow-source
     expect(page.get_by_label("A hub or bucket")).to_be_disabled()
@@ -218,6 +222,7 @@ def test_registering(operator: Page, live: Live, server: tuple[Live, Mapping[str
     expect(card).to_contain_text("<img src=x onerror=alert(1)>")
     expect(card).not_to_contain_text("library_name")
     expect(card.get_by_role("figure")).to_contain_text("Loss by step")
+    assert grave(page) == []
 
 
 def test_a_canary(operator: Page, live: Live) -> None:
@@ -245,6 +250,7 @@ def test_a_canary(operator: Page, live: Live) -> None:
     expect(alias.get_by_role("status").first).to_have_text("85%")
     alias.get_by_role("button", name="Save the shares").click()
     expect(alias.get_by_text("Saved")).to_be_visible()
+    assert grave(page) == []
     assert _weights(live) == {"bot@1": 85, "bot@2": 15}
 
     # Somebody else changes it meanwhile
@@ -262,6 +268,7 @@ def test_a_canary(operator: Page, live: Live) -> None:
     expect(alias.get_by_role("button", name="Promote bot@2 to 100%")).to_have_count(0)
     assert _weights(live) == {"bot@1": 0, "bot@2": 100}
     alias.get_by_role("button", name="Delete…").click()
+    assert grave(page) == []
     page.get_by_role("dialog").get_by_role("button", name="Delete prod").click()
     expect(page.get_by_text("There is no alias yet.")).to_be_visible()
 

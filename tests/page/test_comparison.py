@@ -7,6 +7,7 @@ from pathlib import Path
 from playwright.sync_api import Page, expect
 
 from tests.api.live import Live
+from tests.page.axe import grave
 from tests.page.conftest import Visit
 
 HOLD = """() => new Promise(resolve => {
@@ -59,6 +60,7 @@ def test_a_blind_comparison(visit: Visit, live: Live, tmp_path: Path) -> None:
     pair = page.get_by_role("region", name="Which answer is better?")
     pair.wait_for()
     expect(page.get_by_text("still to come")).to_have_count(0)
+    assert grave(page) == []
     assert "red@1" not in page.get_by_role("main").inner_text()
     page.keyboard.press("1")
     expect(page.get_by_text("1 of 6 decided")).to_be_visible()
@@ -74,6 +76,7 @@ def test_a_blind_comparison(visit: Visit, live: Live, tmp_path: Path) -> None:
             expect(page.get_by_text(f"{votes} of 6 decided")).to_be_visible()
     result = page.get_by_role("region", name=re.compile("better|decided", re.IGNORECASE))
     expect(result).to_contain_text("Wilson's interval")
+    assert grave(page) == []
     expect(result.get_by_role("row", name="Ties")).to_contain_text("1")
     with page.expect_download() as download:
         result.get_by_role("button", name="Export as JSONL").click()

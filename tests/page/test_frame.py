@@ -2,6 +2,7 @@
 
 from playwright.sync_api import expect
 
+from tests.page.axe import grave
 from tests.page.conftest import Visit
 
 
@@ -22,6 +23,7 @@ def test_the_keyboard_goes_everywhere(visit: Visit) -> None:
     expect(page).to_have_title("Health · tiny")
     page.keyboard.press("?")
     expect(page.get_by_role("dialog", name="Keys")).to_contain_text("go to Training")
+    assert grave(page) == []
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
 

@@ -5,6 +5,7 @@ import re
 from playwright.sync_api import Locator, Page, expect
 
 from tests.api.live import Live
+from tests.page.axe import grave
 from tests.page.conftest import Visit
 
 
@@ -36,6 +37,7 @@ def test_two_tabs_with_one_conversation(visit: Visit, live: Live) -> None:
     expect(page.get_by_text("Another tab has changed this conversation.")).to_be_visible()
     _ask(page, "Three")
     expect(page.get_by_text("What you have here goes on as a copy.")).to_be_visible()
+    assert grave(page) == []
     expect(page.get_by_role("heading", level=1)).to_have_text("One (copy)")
     for tab in (page, other):
         expect(_kept(tab)).to_have_text([re.compile(r"One \(copy\)"), re.compile("One(?! .copy)")])
@@ -137,6 +139,7 @@ def test_the_keyboard_goes_on_where_it_was(visit: Visit, live: Live) -> None:
     expect(_kept(page).get_by_role("button", name="Three")).to_be_focused()
     clear = page.get_by_role("button", name="Delete all")
     clear.press("Enter")
+    assert grave(page) == []
     page.get_by_role("button", name="Keep them").press("Enter")
     expect(clear).to_be_focused()
     clear.press("Enter")

@@ -8,6 +8,7 @@ from playwright.sync_api import Page, expect
 
 from server.access.key_spec import KeySpec
 from tests.api.live import Live, running, tiny_service
+from tests.page.axe import grave
 from tests.page.conftest import Visit
 
 
@@ -31,6 +32,7 @@ def test_a_key_is_asked_for_once(visit: Visit, keyed: tuple[Live, Mapping[str, s
     page = visit("health", url=str(live.http.base_url))
     _sign_in(page, f"{secrets['operator']}\u200b")
     expect(page.get_by_role("alert")).to_contain_text("characters that no key has")
+    assert grave(page) == []
     _sign_in(page, "mine")
     expect(page.get_by_role("alert")).to_contain_text("not valid")
     _sign_in(page, secrets["operator"])
@@ -43,6 +45,7 @@ def test_a_key_is_asked_for_once(visit: Visit, keyed: tuple[Live, Mapping[str, s
     page.get_by_role("button", name="Sign out").click()
     question = page.get_by_role("dialog", name="Sign out?")
     expect(question).to_contain_text("This browser keeps no conversations and no comparisons.")
+    assert grave(page) == []
     question.get_by_role("button", name="Sign out").click()
     expect(page.get_by_label("API key")).to_be_empty()
     page.reload()
@@ -62,6 +65,7 @@ def test_nothing_that_a_key_saw_stays_unsaid(visit: Visit, keyed: tuple[Live, Ma
     page.get_by_role("button", name="Sign out").click()
     question = page.get_by_role("dialog", name="Sign out?")
     expect(question).to_contain_text("This browser keeps 1 conversation. Whoever uses it next can read what stays.")
+    assert grave(page) == []
     question.get_by_role("button", name="Sign out and keep all").click()
 
     _sign_in(page, secrets["app"])

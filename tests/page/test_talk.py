@@ -13,11 +13,11 @@ import pytest
 from playwright.sync_api import Locator, Page, Request, expect
 
 from tests.api.live import Live, enduring_model, running, tiny_service, wait_for
+from tests.page.axe import grave
 from tests.page.conftest import ELSEWHERE, Visit
 from tests.tiny import save_adapter
 from training.data.formats import to_conversation
 
-AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 WEATHER = {
     "type": "function",
     "function": {
@@ -286,11 +286,7 @@ def test_how_sure_it_was_of_each_token(talk: Page, roomy: Live) -> None:
     expect(card).to_have_count(0)
     tokens.get_by_role("option").nth(2).hover()
     expect(card.get_by_role("row")).to_have_count(5)
-    talk.evaluate(AXE.read_text())
-    found = talk.evaluate(
-        "async () => (await axe.run()).violations.map(it => `${it.impact} ${it.id}: ${it.nodes[0].html}`)"
-    )
-    assert not found
+    assert grave(talk) == []
 
 
 def test_json_and_tools(talk: Page) -> None:
@@ -334,6 +330,7 @@ def test_code_sends_what_the_page_sends(talk: Page, roomy: Live) -> None:
     talk.get_by_label("How sure").check()
     talk.get_by_role("button", name="Code", exact=True).click()
     code = talk.get_by_label("The code")
+    assert grave(talk) == []
     words = shlex.split(code.text_content() or "")
     assert words[:3] == ["curl", "-N", f"{str(roomy.http.base_url).rstrip('/')}/v1/chat/completions"]
     assert json.loads(words[words.index("-d") + 1]) == bodies[0]

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from server.access.key_spec import KeySpec
 from tests.api.live import Live, running, tiny_service
+from tests.page.axe import grave
 from tests.page.conftest import Visit
 from tests.training.tiny_run import tiny_settings
 from training.run.job import Job
@@ -61,6 +62,7 @@ def test_runs_from_the_list_to_side_by_side(visit: Visit, trained: Live) -> None
     expect(samples.first).to_contain_text("It is ")
     expect(page.get_by_role("region", name="Data")).to_contain_text("18 rows to train on, 6 held out")
     expect(page.get_by_role("region", name="Settings").get_by_role("row", name="r 4", exact=True)).to_be_visible()
+    assert grave(page) == []
 
     page.get_by_role("link", name="All runs").click()
     for name in ("team/legal", "small"):
@@ -75,6 +77,7 @@ def test_runs_from_the_list_to_side_by_side(visit: Visit, trained: Live) -> None
     expect(settings.get_by_role("row", name="max steps")).to_have_count(0)
     settings.get_by_label("also those that agree").check()
     expect(settings.get_by_role("row", name="max steps 8 8")).to_be_visible()
+    assert grave(page) == []
 
 
 def test_a_run_is_watched_while_it_goes_on(visit: Visit, trained: Live) -> None:
@@ -150,6 +153,7 @@ def test_a_file_is_looked_at_before_a_run(visit: Visit, live: Live, tmp_path: Pa
     expect(command).to_contain_text("--eval-share 0.5")
     data.get_by_label("Adapter's name").fill("a b")
     expect(data).to_contain_text("begins with a letter or digit")
+    assert grave(page) == []
 
     data.get_by_label("Format").select_option("chat")
     expect(page.get_by_role("alert")).to_contain_text("no row is left to train on; left out: 13 bad")
