@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from server.access.key_spec import KeySpec
 from tests.api.live import ADAPTERS, Live, running, tiny_service, wait_for
 from tests.page.axe import grave
-from tests.page.conftest import Visit
+from tests.page.conftest import Visit, look_again
 from tests.tiny import save_adapter, tiny_model
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -70,6 +70,7 @@ def test_the_registry_and_an_adapter(operator: Page, live: Live) -> None:
     page = operator
     _register(live, "acme/legal", "seed0", "seed1")
     live.complete(model="acme/legal@2")
+    look_again(page)
     page.get_by_role("link", name="acme/legal").wait_for()
 
     # Search and filters
@@ -239,6 +240,8 @@ def test_a_canary(operator: Page, live: Live) -> None:
 
     for user in range(10):
         live.complete(model="prod", user=str(user), max_tokens=2)
+    wait_for(live.idle)
+    look_again(page)
     expect(alias.get_by_role("columnheader", name="bot@2")).to_be_visible()
     requests = alias.get_by_role("row", name="Requests").get_by_role("cell")
     expect(requests.first).not_to_have_text("0")
@@ -257,6 +260,7 @@ def test_a_canary(operator: Page, live: Live) -> None:
     slider.focus()
     page.keyboard.press("ArrowRight")
     live.http.put("/v1/aliases/prod", json={"targets": [{"adapter": "bot@2", "weight": 1}]}).raise_for_status()
+    look_again(page)
     expect(alias.get_by_text("Somebody else has changed this alias")).to_be_visible()
     alias.get_by_role("button", name="Save the shares").click()
     expect(page.get_by_role("alert")).to_contain_text("It is shown as it is now.")
@@ -264,6 +268,7 @@ def test_a_canary(operator: Page, live: Live) -> None:
 
     both = [{"adapter": "bot@1", "weight": 50}, {"adapter": "bot@2", "weight": 50}]
     live.http.put("/v1/aliases/prod", json={"targets": both}).raise_for_status()
+    look_again(page)
     alias.get_by_role("button", name="Promote bot@2 to 100%").click()
     expect(alias.get_by_role("button", name="Promote bot@2 to 100%")).to_have_count(0)
     assert _weights(live) == {"bot@1": 0, "bot@2": 100}

@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 
 from server.access.key_spec import KeySpec
 from tests.api.live import ADAPTERS, Live, running, tiny_service
-from tests.page.conftest import Visit
+from tests.page.conftest import Visit, look_again
 from tests.tiny import save_adapter, tiny_model
 
 
@@ -30,6 +30,7 @@ def test_what_is_slow_is_said_in_words(visit: Visit, narrow: Live) -> None:
     expect(page.get_by_role("main")).to_contain_text("ready")
     for name in ("red", "green", "red", "green"):
         narrow.complete(model=name)
+    look_again(page)
     expect(words).to_contain_text("2 adapters share 1 slot")
     expect(words).to_contain_text("--max-device-adapters")
 
@@ -52,6 +53,7 @@ def test_what_is_slow_is_said_in_words(visit: Visit, narrow: Live) -> None:
     page.keyboard.type("gre")
     expect(rows).to_have_count(2)
     narrow.complete(model="green")
+    look_again(page)
     expect(rows.nth(1)).to_contain_text("3yes")  # a new look changes the figures, not what was typed
     expect(table.get_by_label("Find an adapter")).to_have_value("gre")
 
@@ -59,6 +61,8 @@ def test_what_is_slow_is_said_in_words(visit: Visit, narrow: Live) -> None:
     page.get_by_role("link", name="Health").click()
     # The table needs two looks: the earlier ones are still there, whatever the server does now.
     narrow.server.should_exit = True
+    narrow.thread.join()
+    look_again(page)
     expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached. The figures below are the last")
     expect(page.get_by_role("main")).to_contain_text("no answer")
     expect(rows.filter(has_text="green")).to_contain_text("3yes")

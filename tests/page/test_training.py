@@ -16,7 +16,7 @@ from rich.console import Console
 from server.access.key_spec import KeySpec
 from tests.api.live import Live, running, tiny_service
 from tests.page.axe import grave
-from tests.page.conftest import Visit
+from tests.page.conftest import Visit, look_again
 from tests.training.tiny_run import tiny_settings
 from training.run.job import Job
 
@@ -96,12 +96,15 @@ def test_a_run_is_watched_while_it_goes_on(visit: Visit, trained: Live) -> None:
             with log.open("a") as file:
                 for step in (1, 2, 3):
                     print(json.dumps({"time": 2e9 + step, "step": step, "loss": 3.5 - step}), file=file)
+            look_again(page)
             expect(page.get_by_role("main")).to_contain_text("3 of 8 steps")
             expect(page.get_by_role("figure", name="Loss").get_by_role("row").last).to_contain_text("0.5")
+        look_again(page)
         expect(state).to_have_text("interrupted")
         expect(page.get_by_role("main")).to_contain_text("--resume")
     finally:
         shutil.rmtree(working)
+    look_again(page)
     expect(page.get_by_role("alert")).to_contain_text("going")
 
 
