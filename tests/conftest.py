@@ -40,9 +40,13 @@ def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder whose copy of the demo model, quantised by the first test that loads it, all tests may use."""
-    root = tmp_path_factory.mktemp("demo-root")
-    (root / "bases").mkdir()
+    """A data folder whose copy of the demo model, quantised by the first test that loads it, all tests may use.
+
+    Also those of pytest-xdist's other workers, whose folders stand beside each other.
+    """
+    own = tmp_path_factory.getbasetemp()
+    root = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "demo-root"
+    (root / "bases").mkdir(parents=True, exist_ok=True)
     return root
 
 

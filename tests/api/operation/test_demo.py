@@ -42,9 +42,11 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(demo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The servers' data folder, and two adapters: ``red`` and ``green``."""
     root = tmp_path_factory.mktemp("demo")
+    (root / "data").mkdir()
+    (root / "data" / "bases").symlink_to(demo_root / "bases")
     for seed, name in enumerate(("red", "green")):
         write_adapter(root / "adapters" / name, DEMO_LAYOUT, seed=seed, lora_alpha=0.5)
     return root

@@ -7,6 +7,7 @@ pass; a weight that is no number raises before it; a grammar without its matcher
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,9 +37,9 @@ class NoNumber(str):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def served(demo_root: Path) -> Engine:
     require_compiler()
-    return engine(tmp_path_factory.mktemp("poisoned"), max_batch_tokens=64, max_batch_sequences=16)
+    return engine(demo_root, max_batch_tokens=64, max_batch_sequences=16)
 
 
 @pytest.fixture(scope="module")

@@ -54,9 +54,10 @@ print(expected, peak - before)
 
 
 @pytest.fixture(scope="module")
-def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_data(demo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with the quantised base: quantising it in the run would hide memory that the run reuses."""
     folder = tmp_path_factory.mktemp("demo")
+    (folder / "bases").symlink_to(demo_root / "bases")
     load_base(BaseOptions("demo", folder, "cpu"))
     return folder
 
