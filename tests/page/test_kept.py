@@ -45,7 +45,7 @@ def test_two_tabs_with_one_conversation(visit: Visit, live: Live) -> None:
     expect(page.get_by_role("article").last).to_contain_text("Two")
     expect(page.get_by_text("Another tab")).to_have_count(0)
     _kept(page).get_by_role("button", name="Delete").click()
-    expect(other.get_by_text("Another tab has deleted this conversation.")).to_be_visible()
+    expect(other.get_by_text("Another tab has deleted this conversation")).to_be_visible()
 
 
 def test_a_conversation_that_is_not_kept(visit: Visit, live: Live) -> None:

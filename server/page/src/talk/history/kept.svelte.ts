@@ -9,7 +9,8 @@ import { TooLong } from "./stored";
 
 const CHANGED =
   "Another tab has changed this conversation. Open it in the list to see it as it is kept; what you send here goes on as a copy.";
-const GONE = "Another tab has deleted this conversation. It is kept again if it goes on here.";
+const GONE =
+  "Another tab has deleted this conversation, or needed its room. It is kept again if it goes on here.";
 /** How many lines that cannot be read are named. */
 const NAMED = 5;
 

@@ -163,7 +163,7 @@ test("another tab's changes and deletions are seen, and nothing is written over"
   expect([kept.chat.conversation.name, kept.warning]).toEqual(["There", ""]);
   there.remove(id);
   told();
-  expect(kept.warning).toContain("Another tab has deleted this conversation.");
+  expect(kept.warning).toContain("Another tab has deleted this conversation, or needed its room.");
   kept.rename(id, "Again");
   expect([names(), kept.warning]).toEqual([["Again", "Here (copy)"], ""]);
   unwatch();
