@@ -26,6 +26,11 @@ def look_again(page: Page) -> None:
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
 
+def stop_looking(page: Page) -> None:
+    """Let the page ask the server for nothing by itself any more, as in a tab that nobody sees."""
+    page.evaluate("Object.defineProperty(document, 'hidden', {value: true})")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium. Skips where `make test` could not get what the page is built and looked at with.

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from server.access.key_spec import KeySpec
 from tests.api.live import ADAPTERS, Live, running, tiny_service, wait_for
 from tests.page.axe import grave
-from tests.page.conftest import Visit, look_again
+from tests.page.conftest import Visit, look_again, stop_looking
 from tests.tiny import save_adapter, tiny_model
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -129,8 +129,10 @@ def test_the_registry_and_an_adapter(operator: Page, live: Live) -> None:
     page.get_by_role("button", name="Delete acme/legal@1").click()
     expect(first).to_have_count(0)
     page.get_by_role("button", name="Delete…", exact=True).click()
+    stop_looking(page)
     page.get_by_role("button", name="Delete acme/legal", exact=True).click()
     expect(page.get_by_role("heading", name="Adapters")).to_be_visible()
+    expect(page.get_by_role("link", name="acme/legal")).to_have_count(0)
     assert live.http.get("/v1/adapters/acme/legal").status_code == 404
 
 
@@ -274,6 +276,7 @@ def test_a_canary(operator: Page, live: Live) -> None:
     assert _weights(live) == {"bot@1": 0, "bot@2": 100}
     alias.get_by_role("button", name="Delete…").click()
     assert grave(page) == []
+    stop_looking(page)
     page.get_by_role("dialog").get_by_role("button", name="Delete prod").click()
     expect(page.get_by_text("There is no alias yet.")).to_be_visible()
 

@@ -37,7 +37,13 @@ class Known {
     return poll(SECONDS, (signal) => this.look(signal));
   }
 
-  private async look(signal: AbortSignal): Promise<void> {
+  /** Read the list anew: it was changed here. */
+  async again(): Promise<void> {
+    this.listed = -Infinity;
+    await this.look();
+  }
+
+  private async look(signal?: AbortSignal): Promise<void> {
     const now = performance.now() / 1000;
     try {
       if (this.adapters.length <= MANY || now - this.listed >= SECONDS_OF_MANY) {
@@ -51,7 +57,7 @@ class Known {
       }
       this.trouble = null;
     } catch (error) {
-      if (signal.aborted) return;
+      if (signal?.aborted) return;
       if (!(error instanceof ApiError)) throw error;
       this.trouble = error;
     }

@@ -1,6 +1,7 @@
 /** One adapter as the page knows it: its versions and their receipts, and the changes that somebody makes to it. */
 
 import { ApiError } from "../../lib/api";
+import { known as registry } from "../known.svelte";
 import { poll } from "../../lib/poll";
 import {
   adapterPath,
@@ -93,7 +94,7 @@ export class ShownAdapter {
       this.trouble = error;
       return false;
     } finally {
-      await this.look();
+      await Promise.all([this.look(), registry.again()]);
       this.busy = false;
     }
   }
