@@ -25,7 +25,12 @@ class BaseOptions:
 
 
 def default_data_dir() -> Path:
-    """Return the default folder of bases and adapters: ``manylora`` in the user's data folder (XDG)."""
+    """Return the default folder of bases and adapters: MANYLORA_DATA_DIR, or ``manylora`` in the user's data folder.
+
+    The server reads that variable like all its options. Commands that read none find its folder here.
+    """
+    if folder := os.environ.get("MANYLORA_DATA_DIR"):
+        return Path(folder).expanduser()
     home = os.environ.get("XDG_DATA_HOME")
     try:
         return (Path(home) if home else Path.home() / ".local" / "share") / "manylora"

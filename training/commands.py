@@ -63,7 +63,8 @@ class ExportSettings(Options):
         None, description="of the base (unset: as the adapter was trained, or nf4)"
     )
     data_dir: Path = Field(
-        default_factory=default_data_dir, description="folder for bases and adapters (unset: manylora in XDG_DATA_HOME)"
+        default_factory=default_data_dir,
+        description="folder for bases and adapters (unset: MANYLORA_DATA_DIR, or manylora in XDG_DATA_HOME)",
     )
     allow_base_mismatch: bool = Field(False, description="accept an adapter that names another base")
     allow_unknown_fields: bool = Field(False, description="accept an adapter whose config has unknown fields")

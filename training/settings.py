@@ -107,7 +107,8 @@ class TrainSettings(Options):
 
     model: str = Field("demo", min_length=1, description="demo, a Hugging Face folder, a GGUF file, or a hub id")
     data_dir: Path = Field(
-        default_factory=default_data_dir, description="folder for bases and adapters (unset: manylora in XDG_DATA_HOME)"
+        default_factory=default_data_dir,
+        description="folder for bases and adapters (unset: MANYLORA_DATA_DIR, or manylora in XDG_DATA_HOME)",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     quantization: Literal["nf4", "none"] = Field("nf4", description="of the base's linear layers; nf4 is QLoRA")

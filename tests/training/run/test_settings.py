@@ -25,6 +25,14 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (settings.base.model, settings.base.data_dir) == ("demo", tmp_path / "manylora")
 
 
+def test_the_folder_of_the_server_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A server with that variable, in an image for one, has the base quantised there and shows the runs of there."""
+    monkeypatch.setenv("MANYLORA_DATA_DIR", str(tmp_path))
+    assert read_settings(["rows.jsonl", "--name", "legal"]).folder == tmp_path / "trained" / "legal"
+    elsewhere = read_settings(["rows.jsonl", "--name", "legal", "--data-dir", str(tmp_path / "own")])
+    assert elsewhere.base.data_dir == tmp_path / "own"
+
+
 def test_flags_and_files_of_data() -> None:
     flags = "a.jsonl b.csv=2.5 --name x -r 8 --packing --max-loss-ratio off --report-to none --targets q_proj,v_proj"
     settings = read_settings([*flags.split(), "--no-gradient-checkpointing"])
