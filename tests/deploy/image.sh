@@ -4,7 +4,8 @@
 #
 #   tests/deploy/image.sh base MIRROR           make the base image from a Debian mirror
 #   tests/deploy/image.sh build NAME [OPTION..] build it; options are buildah's (--build-arg DEMO=true, --secret, --volume)
-#   tests/deploy/image.sh try NAME              start it on a read-only root as user 10001, and ask it a question
+#   tests/deploy/image.sh try NAME [TARGET]     start it on a read-only root as user 10001, fetch its page and ask it a question;
+#                                               TARGET train: train with it, too
 set -eu
 cd "$(dirname "$0")/../.."
 base=$(sed -n 's/^ARG BASE=//p' Dockerfile)
@@ -14,7 +15,7 @@ make_base() {
     debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip bookworm "$root" "$1"
     ln -s /usr/bin/python3 "$root/usr/local/bin/python3" # where the base image has it
     cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/" # of this machine: an own mirror may have an own authority
-    rm -rf "$root"/var/cache/apt/archives/*.deb
+    rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
     container=$(buildah from scratch)
     buildah copy --quiet "$container" "$root" /
     buildah commit --quiet --format docker "$container" "$base"
@@ -25,18 +26,20 @@ make_base() {
 build() {
     name=$1
     shift
-    # The format of Docker: OCI's has no health check.
-    buildah build --isolation chroot --format docker --layers --pull-never --tag "$name" "$@" .
+    # The format of Docker: OCI's has no health check. Layers are not kept for the next build: Debian 12's buildah cannot mount
+    # a stage that it has from an earlier one (its issue 4375). What pip and npm fetched is kept.
+    buildah build --isolation chroot --format docker --layers=false --pull-never --tag "$name" "$@" .
     buildah images "$name"
 }
 
 try() {
+    target=${2:-serve}
     container=$(buildah from --pull-never "$1")
     mounted=$(buildah mount "$container")
     data=$(mktemp -d)
     chown 10001:10001 "$data"
     trap 'buildah umount "$container"; buildah rm "$container"; rm -rf "$data"' EXIT
-    printf 'size, unpacked: %s\n' "$(du -sh --apparent-size "$mounted" | cut -f1)"
+    printf 'size, unpacked: %s\n' "$(du -s --apparent-size --block-size=MB "$mounted" | cut -f1)"
     # The container's own namespaces of mounts and processes: root read-only, /data and /tmp to write, no rights, no network
     # but its own loopback.
     unshare --mount --pid --net --fork --kill-child sh -euc '
@@ -50,13 +53,13 @@ try() {
         exec chroot "$root" env --ignore-environment PATH=/opt/manylora/bin:/usr/local/bin:/usr/bin:/bin HOME=/data \
             MANYLORA_DATA_DIR=/data MANYLORA_API_KEYS=a-key-for-this-trial \
             setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs --bounding-set=-all \
-            python -c "$3"
-    ' sh "$mounted" "$data" "$(cat tests/deploy/inside_image.py)"
+            python -c "$3" "$4"
+    ' sh "$mounted" "$data" "$(cat tests/deploy/inside_image.py)" "$target"
 }
 
 case $1 in
     base) make_base "$2" ;;
     build) shift && build "$@" ;;
-    try) try "$2" ;;
-    *) sed -n '2,8s/^# \{0,1\}//p' "$0" && exit 2 ;;
+    try) shift && try "$@" ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac

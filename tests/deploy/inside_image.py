@@ -1,11 +1,13 @@
 """Runs inside an image, in the place of its entrypoint: starts the server as the image would, and says what is wrong.
 
-``image.sh try`` gives it to the image's Python, as root's file system is read-only.
+``image.sh try`` gives it to the image's Python, as root's file system is read-only. Its argument is the target of the
+Dockerfile that the image was built for: one that trains must train, too, and serve what it trained.
 """
 
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+TARGET = sys.argv[1]
 URL = "http://127.0.0.1:8000"
 KEY = {"authorization": f"Bearer {os.environ['MANYLORA_API_KEYS']}", "content-type": "application/json"}
 QUESTION = {
@@ -40,7 +43,7 @@ def check_surroundings() -> None:
     writable = [folder for folder in ("/", "/opt/manylora", "/usr", "/etc", "/data", "/tmp") if is_writable(folder)]
     assert writable == ["/data", "/tmp"], writable
     assert [name for name in ("cc", "gcc", "clang") if shutil.which(name)] == []
-    assert importlib.util.find_spec("peft") is None, "only training needs it"
+    assert (importlib.util.find_spec("peft") is not None) == (TARGET == "train"), "only training needs it"
     assert not Path("/etc/pip.conf").exists(), "the secret of the build"
     components = json.loads(Path("/opt/manylora/sbom.cdx.json").read_text())["components"]
     assert {"manylora", "torch", "transformers"} <= {component["name"] for component in components}
@@ -62,12 +65,37 @@ def wait_until_ready(server: "subprocess.Popen[bytes]") -> None:
             return
 
 
-def ask() -> str:
-    """The answer to a question."""
-    request = urllib.request.Request(f"{URL}/v1/chat/completions", json.dumps(QUESTION).encode(), KEY)
+def open_page() -> None:
+    """Fetch the page as a browser does, and every file that its document names."""
+    request = urllib.request.Request(f"{URL}/", headers={"accept": "text/html"})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        document = response.read().decode()
+    named = re.findall(r'(?:src|href)="[./]*(assets/[^"]+)"', document)
+    assert {name.rpartition(".")[2] for name in named} >= {"js", "css"}, document
+    for name in named:
+        with urllib.request.urlopen(f"{URL}/{name}", timeout=10) as response:
+            assert len(response.read()) > 100, name
+    say(f"page: {len(named)} files")
+
+
+def ask(model: str | None = None) -> str:
+    """The answer of an adapter to a question, or of the base."""
+    body = QUESTION if model is None else {**QUESTION, "model": model}
+    request = urllib.request.Request(f"{URL}/v1/chat/completions", json.dumps(body).encode(), KEY)
     with urllib.request.urlopen(request, timeout=120) as response:
         answer: str = json.load(response)["choices"][0]["message"]["content"]
     return answer
+
+
+def train() -> None:
+    """Train an adapter for a few steps, publish it to the server, and ask it."""
+    rows = Path("/tmp/rows.jsonl")
+    rows.write_text("".join(f'{{"instruction": "Add 1 to {n}.", "output": "{n + 1}"}}\n' for n in range(20)))
+    options = f"--name adds --max-steps 4 --judge-rows 1 --judge-tokens 8 --max-loss-ratio off --publish {URL}".split()
+    key = {"MANYLORA_API_KEY": os.environ["MANYLORA_API_KEYS"]}
+    subprocess.run(["manylora", "train", rows, *options], cwd="/data", env=os.environ | key, check=True)
+    assert Path("/data/trained/adds").is_dir(), "where the server looks for runs to show"
+    say(f"answer of the adapter: {ask('adds')}")
 
 
 def say(line: str) -> None:
@@ -80,11 +108,14 @@ check_surroundings()
 server = subprocess.Popen(["manylora", "serve", "--host", "0.0.0.0"], cwd="/data")
 try:
     wait_until_ready(server)
+    open_page()
     answer = ask()
     say(f"answer: {answer}")
     assert "Paris" in answer
+    if TARGET == "train":
+        train()
     server.send_signal(signal.SIGTERM)
     assert server.wait(60) == 0
 finally:
     server.kill()
-say("the image serves")
+say(f"the image does what {TARGET} promises")
