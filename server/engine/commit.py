@@ -153,9 +153,11 @@ class _Commit:
         if sequence.first_token is None:
             sequence.first_token = self._now
         finish = _finish(sequence, token)
-        if sequence.matcher and (error := sequence.matcher.accept(token, last=finish == "stop")):
+        if sequence.matcher and (failure := sequence.matcher.accept(token, last=finish == "stop")):
             self._scheduler.release(sequence)
-            message = f"The grammar of this answer is too complex to be followed further: {error}"
+            if not failure.too_complex:
+                return Failed(sequence.id, f"The grammar of this answer cannot be followed further: {failure.message}")
+            message = f"The grammar of this answer is too complex to be followed further: {failure.message}"
             return Failed(sequence.id, message, "grammar")
         if finish:
             self._scheduler.release(sequence)

@@ -4,22 +4,37 @@ A :class:`Grammar` is compiled once, by :mod:`server.structured`, and shared; ea
 :class:`Matcher` of its own. The work is llguidance's.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
 from llguidance import LLMatcher
+
+NOT_ALLOWED = "doesn't satisfy the grammar"
+"""What llguidance says of a token that its mask leaves out. All else that it says here is that a limit is met: its
+``stop_reason`` is ``InternalError`` for both."""
+
+
+class GrammarFailure(NamedTuple):
+    """Why an answer cannot follow its grammar any further."""
+
+    message: str
+    too_complex: bool
+    """Whether it meets one of llguidance's limits; anything else is a fault of the server or of the library."""
 
 
 class Grammar:
     """A compiled grammar, which any number of sequences may follow at the same time. For any thread."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
-        """``matcher`` is at the start of the grammar, and is only copied from now on."""
-        self._matcher = matcher
+    def __init__(self, compile_: Callable[[], LLMatcher], vocabulary: int) -> None:
+        """``compile_`` returns a new matcher at the start of the grammar. It takes up to a quarter of a second."""
+        self.compile = compile_
+        self._matcher = compile_()
         self.vocabulary = vocabulary
         """Token ids in a mask: those of the model, or more."""
         self.exhausted = False
-        """Whether an answer has met one of llguidance's limits. Copies share what they have learnt of the grammar, so
-        all others may soon meet it, too: compile the grammar again for new ones."""
+        """Whether an answer has met one of llguidance's limits. Copies share what they have learnt of the grammar, and
+        some limits count that, so all others may soon meet it, too: compile the grammar again for new ones."""
 
     def start(self) -> "Matcher":
         """A matcher for an answer that begins."""
@@ -32,6 +47,7 @@ class Matcher:
     def __init__(self, grammar: Grammar, matcher: LLMatcher) -> None:
         self.grammar = grammar
         self._matcher = matcher
+        self._accepted: list[int] = []
 
     def write_masks(self, drafts: Seq[int], address: int, size: int) -> None:
         """Write a mask of the tokens that may come next, and one for the place after each of ``drafts``.
@@ -53,15 +69,36 @@ class Matcher:
             if taken:
                 self._matcher.rollback(taken)
 
-    def accept(self, token: int, *, last: bool) -> str | None:
-        """Take in the token that was sampled, unless it ends the answer. Returns why the grammar failed, or None."""
+    def accept(self, token: int, *, last: bool) -> GrammarFailure | None:
+        """Take in the token that was sampled, unless it ends the answer. Returns why the grammar failed, or None.
+
+        An answer that meets a limit is followed again from its start, by a grammar of its own: the answers before it
+        may have used up what all copies share.
+        """
+        if not last:
+            self._accepted.append(token)
+        failure = _follow(self._matcher, [] if last else [token])
+        if failure is None:
+            return None
+        self.grammar.exhausted = True
+        if not failure.too_complex:
+            return failure
         try:
-            if not last and not self._matcher.is_error():
-                self._matcher.consume_token(token)
-            if not self._matcher.is_error():
-                return None
-            self.grammar.exhausted = True
-            return self._matcher.get_error().partition("\n")[0]
-        except BaseException as error:  # a panic of a Rust library is no Exception, and is about this answer alone
-            self.grammar.exhausted = True
-            return repr(error)
+            self._matcher = self.grammar.compile()
+        except ValueError as error:
+            return GrammarFailure(str(error), too_complex=True)
+        return _follow(self._matcher, self._accepted)
+
+
+def _follow(matcher: LLMatcher, tokens: Seq[int]) -> GrammarFailure | None:
+    """Let a matcher take in tokens. Returns why it cannot, or None."""
+    try:
+        for token in tokens:
+            if matcher.is_error() or not matcher.consume_token(token):
+                break
+        if not matcher.is_error():
+            return None
+        message = matcher.get_error().partition("\n")[0]
+        return GrammarFailure(message, too_complex=NOT_ALLOWED not in message)
+    except BaseException as error:  # a panic of a Rust library is no Exception, and is about this answer alone
+        return GrammarFailure(repr(error), too_complex=False)

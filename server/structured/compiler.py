@@ -4,6 +4,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from llguidance import LLTokenizer
 from tokenizers import Tokenizer
@@ -101,7 +102,7 @@ class GrammarCompiler:
             return self._environment
         tokenizer, sandbox = self._environment
         try:
-            return Grammar(compiled(tokenizer, sandbox.translate(spec)), tokenizer.vocab_size)
+            return Grammar(partial(compiled, tokenizer, sandbox.translate(spec)), tokenizer.vocab_size)
         except ValueError as error:
             return str(error)
 

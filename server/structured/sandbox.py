@@ -72,10 +72,22 @@ def _message(matcher: LLMatcher) -> str:
     return message[:MAX_MESSAGE]
 
 
+def _begin(matcher: LLMatcher, tokenizer: LLTokenizer) -> None:
+    """Follow the beginning of a JSON object, where an answer may have one. Raises ValueError if that takes too much.
+
+    Objects that ``allOf`` or ``anyOf`` join may have many more properties than a row of llguidance's parser takes.
+    """
+    matcher.try_consume_tokens(tokenizer.tokenize_str('{"'))
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    if matcher.is_error():
+        raise ValueError(_message(matcher))
+
+
 def _answer(tokenizer: LLTokenizer, special: Mapping[str, int], kind: str, source: str) -> dict[str, str]:
     try:
         grammar = translated(kind, source, special)
-        compiled(tokenizer, grammar)
+        _begin(compiled(tokenizer, grammar), tokenizer)
     except RecursionError:
         return {"error": f"it is nested more than {MAX_DEPTH} levels deep"}
     except BaseException as error:  # the library raises exceptions of many types, and Rust's panics are no Exception

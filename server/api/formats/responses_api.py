@@ -61,8 +61,9 @@ class ResponsesFormat:
 
     def error(self, error: Exception) -> bytes:
         """Return ``response.failed``."""
-        body = error_body(error)[1]["error"]
-        self._error = {"code": "server_error", "message": body["message"]}
+        status, body = error_body(error)
+        code = "server_error" if status >= 500 else "invalid_prompt"  # of OpenAI's codes, the one for requests
+        self._error = {"code": code, "message": body["error"]["message"]}
         return typed_events(self._events.end("failed"))
 
     def waiting(self) -> bytes:

@@ -143,8 +143,8 @@ class PromptRun:
     async def __aiter__(self) -> AsyncIterator[Result]:
         """Submit the sequences and yield the result of each.
 
-        Raises Draining, QueueFull, EngineError or InvalidRequest if one cannot be submitted, and EngineError, Draining
-        or DeadlineExceeded if the engine fails one.
+        Raises Draining, QueueFull, EngineError or InvalidRequest if one cannot be submitted, and what
+        :meth:`EventRouter.error <server.engine.event_router.EventRouter.error>` returns if the engine fails one.
         """
         queue = self._event_router.open(self._ids)
         for sequence in islice(self._left, self._window):

@@ -102,9 +102,13 @@ def test_each_of_several_answers_has_the_form(live: Live) -> None:
 
 
 def test_an_answer_whose_grammar_grows_too_much(live: Live) -> None:
-    """What follows its first brace may be any name of five objects: a limit that only the answer itself meets."""
+    """What follows an inner brace may be any name of five objects: a limit that only the answer itself meets."""
     several = [{"type": "object", "properties": {f"{i}{j}": {} for j in range(390)}} for i in "abcde"]
-    body = request(structured_outputs={"json": {"anyOf": several}}, max_tokens=60, ignore_eos=False)
+    body = request(
+        structured_outputs={"json": {"type": "array", "items": {"anyOf": several}, "minItems": 1}},
+        max_tokens=60,
+        ignore_eos=False,
+    )
     refused = live.http.post("/v1/completions", json=body)
     error = refused.json()["error"]
     assert (refused.status_code, error["code"], error["param"]) == (400, "grammar_too_complex", None)
@@ -112,7 +116,12 @@ def test_an_answer_whose_grammar_grows_too_much(live: Live) -> None:
     with live.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as stream:
         lines = [line for line in stream.iter_lines() if line]
     assert "grammar_too_complex" in lines[-1]
-    assert live.idle()
+    schema = body["structured_outputs"]["json"]
+    asked = {"input": "x", "stream": True, "text": {"format": {"type": "json_schema", "name": "x", "schema": schema}}}
+    with live.http.stream("POST", "/v1/responses", json=asked) as stream:
+        events = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
+    assert events[-1]["type"] == "response.failed"
+    assert events[-1]["response"]["error"]["code"] == "invalid_prompt"
 
 
 @pytest.mark.parametrize(

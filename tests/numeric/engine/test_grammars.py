@@ -76,7 +76,7 @@ def compiler(plain: Engine) -> Iterator[GrammarCompiler]:
 
 def grammar(compiler: GrammarCompiler, spec: GrammarSpec | None) -> Grammar | None:
     """Compiled for this one use: what a matcher has learnt of its grammar must not matter either."""
-    return None if spec is None else Grammar(compiler._compile(spec)._matcher, 49152)  # type: ignore[union-attr]
+    return None if spec is None else compiler._compile(spec)  # type: ignore[return-value]
 
 
 def sequences(engine: Engine, compiler: GrammarCompiler) -> list[Sequence]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import signal
 import subprocess
 import time
@@ -213,11 +214,31 @@ def test_masks_after_drafts_are_those_that_come_without_drafts(grammars: Grammar
 def test_a_token_that_is_not_allowed_is_an_error_that_stays(grammars: GrammarCompiler) -> None:
     grammar = compile_(grammars, "regex", "ab")
     matcher, other = grammar.start(), grammar.start()
-    assert "grammar" in (matcher.accept(tokens("b")[0], last=False) or "")
+    failure = matcher.accept(tokens("b")[0], last=False)
+    assert failure is not None
+    assert not failure.too_complex, "a mask would have left it out, so this is the server's fault"
     assert matcher.accept(END, last=True) is not None
     assert other.accept(tokens("a")[0], last=False) is None
     assert grammar.exhausted
     assert compile_(grammars, "regex", "ab") is not grammar, "the next request gets a fresh one"
+
+
+def test_an_answer_goes_on_where_those_before_it_have_used_up_a_limit(grammars: GrammarCompiler) -> None:
+    """Copies of a grammar share the states that they have found, which are limited."""
+    grammar = compile_(grammars, "regex", "([a-z]*(a|b)[a-z]{14})|([a-z]*c[a-z]{14}d)")
+    rng = random.Random(0)
+    answers = 0
+    while not grammar.exhausted and answers < 1000:
+        matcher, answers = grammar.start(), answers + 1
+        for token in tokens("".join(rng.choices("abcdefg", k=40))):
+            assert matcher.accept(token, last=False) is None
+    assert 1 < answers < 1000
+    for token in tokens("abc" * 5):
+        assert matcher.accept(token, last=False) is None, "the answer that met the limit goes on, too"
+
+
+def named(count: int, prefix: str = "p") -> dict[str, Any]:
+    return {"type": "object", "properties": {f"{prefix}{number}": {} for number in range(count)}}
 
 
 def nested(levels: int) -> dict[str, Any]:
@@ -231,6 +252,11 @@ HOSTILE: dict[str, tuple[str, object, str]] = {
     "not JSON": ("json_schema", "{", "delimiter|Expecting"),
     "no object": ("json_schema", "true", "must be an object"),
     "no schema": ("json_schema", {"type": "objekt"}, "objekt"),
+    "joined objects": (
+        "json_schema",
+        {"allOf": [named(300), named(300, "q")]},
+        "items; max is",
+    ),
     "keyword": ("json_schema", {"type": "object", "not": {}}, "keyword `not` is not supported"),
     "inner keyword": (
         "json_schema",
@@ -306,10 +332,6 @@ def test_a_sandbox_that_was_killed_while_idle_is_started_again(grammars: Grammar
     process.kill()
     process.wait()
     assert accepts(compile_(grammars, "regex", "idle"), "idle")
-
-
-def named(count: int) -> dict[str, Any]:
-    return {"type": "object", "properties": {f"p{number}": {} for number in range(count)}}
 
 
 LARGE: dict[str, tuple[str, object, str]] = {

@@ -68,7 +68,7 @@ class IncompleteDetails(ResponseModel):
 class ResponseFailure(ResponseModel):
     """Why a response failed."""
 
-    code: Literal["server_error"]
+    code: Literal["server_error", "invalid_prompt"]
     message: str
 
 
