@@ -75,11 +75,57 @@ test("a conversation that has no room takes nothing from the others", () => {
   history.save(mine);
   const before = [...memory.items];
   mine.turns = [...mine.turns, new Turn("x".repeat(20_000))];
+  const removed: string[] = [];
+  const remove = memory.removeItem;
+  memory.removeItem = (name) => (removed.push(name), remove(name));
   expect(() => history.save(mine)).toThrow("no room");
+  expect(removed).toEqual([]); // another tab would see it go
   expect(new Map(memory.items)).toEqual(new Map(before));
   expect(history.index().dropped).toBe(0);
   mine.turns = [new Turn("x".repeat(9_100))];
   expect(history.save(mine)).toEqual({ copied: false, dropped: ["Old"] });
+});
+
+test("what cannot be read stays: others make room, or there is none", () => {
+  const memory = new Memory();
+  const history = new History(memory);
+  memory.setItem("manylora.talk.odd", "nonsense");
+  for (let place = 0; place < MAX_CONVERSATIONS; place++) history.save(talk(`${place}`, reply({})));
+  expect(history.index()).toMatchObject({ dropped: 1, list: { length: MAX_CONVERSATIONS } });
+  const { id } = history.index().list[1]!;
+  memory.setItem(`manylora.talk.${id}`, "x".repeat(MAX_CHARACTERS - 100_000)); // the index names it still
+  history.save(talk("y".repeat(50_000), reply({})));
+  expect(history.load(history.index().list.at(-1)!.id)).toBe(null);
+  expect([memory.getItem("manylora.talk.odd"), memory.getItem(`manylora.talk.${id}`)?.length]).toEqual([
+    "nonsense",
+    MAX_CHARACTERS - 100_000,
+  ]);
+  memory.setItem("manylora.talk.index", "{");
+  const before = new Map(memory.items);
+  expect(() => history.save(talk("z".repeat(200_000), reply({})))).toThrow(
+    "3,000,000 characters are kept, and no more. Delete those that cannot be read",
+  );
+  expect(new Map(memory.items)).toEqual(before);
+});
+
+test("a damaged index is made again by age, and the oldest makes room", () => {
+  const memory = new Memory();
+  const history = new History(memory);
+  const [middle, oldest, newest] = ["Middle", "Oldest", "Newest"].map((name) => talk(name, reply({})));
+  history.save(middle!, 20);
+  history.save(oldest!, 10);
+  history.save(newest!, 30);
+  memory.setItem("manylora.talk.index", "{");
+  expect(history.index().list.map(({ name, updated }) => [name, updated])).toEqual([
+    ["Newest", 30],
+    ["Middle", 20],
+    ["Oldest", 10],
+  ]);
+  expect([history.current(newest!), history.load(middle!.id)!.kept]).toEqual([true, 20]);
+  expect(history.save(talk("x".repeat(MAX_CHARACTERS - 700), reply({}))).dropped[0]).toBe("Oldest");
+  const old = JSON.parse(memory.getItem(`manylora.talk.${history.index().list[0]!.id}`)!) as object;
+  memory.setItem("manylora.talk.before", JSON.stringify({ ...old, updated: undefined }));
+  expect(history.index().list.at(-1)).toMatchObject({ id: "before", updated: 0 });
 });
 
 test("two tabs with one conversation: the one that is behind goes on as a copy", () => {

@@ -32,6 +32,8 @@ interface Saved {
 
 export const PREFIX = "manylora.talk.";
 const INDEX = `${PREFIX}index`;
+/** Written for a moment, to see how much room there is. */
+const ROOM = "manylora.room";
 export const MAX_CONVERSATIONS = 100;
 
 export class History {
@@ -44,18 +46,18 @@ export class History {
 
   /**
    * Return what is stored. It is read each time: another tab may have changed it. What counts is which conversations
-   * are there; the stored index has their names and order, and may be damaged, or be behind.
+   * are there; the stored index has their names and order, and may be damaged, or be behind. What it lacks is read from
+   * the conversations themselves, and stands by its age.
    */
   index(): Index {
     const stored = parsed(this.storage?.getItem(INDEX) ?? null);
     const { list, dropped } = isObject(stored) ? stored : {};
     const known = new Map((Array.isArray(list) ? list.filter(isSummary) : []).map((row) => [row.id, row]));
     const ids = this.ids();
+    const rows = [...known.values()].filter(({ id }) => ids.has(id));
+    const lacking = [...ids].filter((id) => !known.has(id)).map((id) => this.summary(id));
     return {
-      list: [
-        ...[...known.values()].filter(({ id }) => ids.has(id)),
-        ...[...ids].filter((id) => !known.has(id)).map((id) => this.summary(id)),
-      ],
+      list: lacking.length ? [...rows, ...lacking].sort((one, other) => other.updated - one.updated) : rows,
       dropped: isNumber(dropped) ? dropped : 0,
     };
   }
@@ -83,26 +85,29 @@ export class History {
     const [id, title] = copied
       ? [newId(), `${conversation.name} (copy)`]
       : [conversation.id, conversation.title];
-    const text = textOf(conversation, title);
-    const index = this.withNew(id, title || conversation.name, text, now);
+    const updated = this.next(id, now);
+    const text = textOf(conversation, updated, title);
+    const index = this.withNew({ id, name: title || conversation.name, updated, size: text.length });
     const dropped = this.writeWithRoom(id, text, index);
-    Object.assign(conversation, { id, title, kept: index.list[0]!.updated });
+    Object.assign(conversation, { id, title, kept: updated });
     return { copied, dropped };
   }
 
   /** Keep a new conversation as the newest, if there is room beside the others. Throws a RangeError that says why not. */
   add(conversation: Conversation, now = Date.now()): void {
-    const text = textOf(conversation);
-    const index = this.withNew(conversation.id, conversation.name, text, now);
+    const { id, name } = conversation;
+    const updated = this.next(id, now);
+    const text = textOf(conversation, updated);
+    const index = this.withNew({ id, name, updated, size: text.length });
     const full = whyFull(index.list);
     if (full) throw new RangeError(full);
     try {
-      this.write(conversation.id, text, index);
+      this.write(id, text, index);
     } catch {
-      this.storage?.removeItem(PREFIX + conversation.id);
+      this.storage?.removeItem(PREFIX + id);
       throw new RangeError(this.blocked ? NOTHING_KEPT : "this browser has no more room for the page");
     }
-    conversation.kept = index.list[0]!.updated;
+    conversation.kept = updated;
   }
 
   remove(id: string): void {
@@ -130,15 +135,23 @@ export class History {
 
   /** Return what can be said of a conversation that the index does not have. */
   private summary(id: string): Summary {
-    const text = this.storage!.getItem(PREFIX + id) ?? "";
-    return { id, name: conversationOf(id, text)?.name ?? "Cannot be read", updated: 0, size: text.length };
+    const text = this.textAt(PREFIX + id);
+    const found = conversationOf(id, text);
+    return { id, name: found?.name ?? "Cannot be read", updated: found?.kept ?? 0, size: text.length };
   }
 
-  private withNew(id: string, name: string, text: string, now: number): Index {
+  private textAt(key: string): string {
+    return this.storage?.getItem(key) ?? "";
+  }
+
+  /** Return the time of the next state of a conversation: later than that of the last one, whatever the clock says. */
+  private next(id: string, now: number): number {
+    return Math.max(now, (this.updated(id) ?? 0) + 1);
+  }
+
+  private withNew(row: Summary): Index {
     const index = this.index();
-    const others = index.list.filter((other) => other.id !== id);
-    const updated = Math.max(now, (this.updated(id) ?? 0) + 1);
-    return { ...index, list: [{ id, name, updated, size: text.length }, ...others] };
+    return { ...index, list: [row, ...index.list.filter(({ id }) => id !== row.id)] };
   }
 
   /** Write a conversation, and drop others until there is room. Returns their names. All stay if it fails all the same. */
@@ -147,29 +160,57 @@ export class History {
     const before: [key: string, text: string | null][] = [
       [PREFIX + id, this.storage?.getItem(PREFIX + id) ?? null],
     ];
-    const drop = (): void => {
-      const oldest = index.list.pop()!;
+    let spare: Summary[] | undefined;
+    const drop = (why: unknown): void => {
+      spare ??= this.spare(id, text, index);
+      const oldest = spare.pop();
+      if (!oldest) throw why;
+      index.list = index.list.filter((row) => row !== oldest);
       before.push([PREFIX + oldest.id, this.storage!.getItem(PREFIX + oldest.id)]);
       this.storage!.removeItem(PREFIX + oldest.id);
       index.dropped++;
       names.push(oldest.name);
     };
-    while (true) {
-      try {
-        while (index.list.length > 1 && whyFull(index.list)) drop();
-        this.write(id, text, index);
-        return names;
-      } catch (error) {
-        if (index.list.length > 1 && isFull(error)) drop();
-        else {
-          for (const [key, was] of before) {
-            if (was === null) this.storage?.removeItem(key);
-            else this.storage?.setItem(key, was);
-          }
-          throw error;
+    try {
+      while (true) {
+        for (let full = whyFull(index.list); full; full = whyFull(index.list)) drop(new RangeError(full));
+        try {
+          this.write(id, text, index);
+          return names;
+        } catch (error) {
+          if (!isFull(error)) throw error;
+          drop(error);
         }
       }
+    } catch (error) {
+      for (const [key, was] of before) {
+        if (was === null) this.storage?.removeItem(key);
+        else this.storage?.setItem(key, was);
+      }
+      throw error;
     }
+  }
+
+  /**
+   * Return the others that may be dropped for a conversation. Throws if it has no room even without them: dropping them
+   * and bringing them back would tell other tabs that they were deleted.
+   */
+  private spare(id: string, text: string, index: Index): Summary[] {
+    // What cannot be read stays until somebody deletes it: another version of the page may read it.
+    const spare = index.list.filter(
+      (row) => row.id !== id && conversationOf(row.id, this.textAt(PREFIX + row.id)),
+    );
+    const list = index.list.filter((row) => !spare.includes(row));
+    const full = whyFull(list);
+    if (full) throw new RangeError(`${full}. Delete those that cannot be read`);
+    const keys = [INDEX, PREFIX + id, ...spare.map((row) => PREFIX + row.id)];
+    const room = keys.reduce((sum, key) => sum + this.textAt(key).length, 0);
+    const lacking = text.length + JSON.stringify({ ...index, list }).length - room;
+    if (lacking > 0) {
+      this.storage!.setItem(ROOM, "x".repeat(lacking));
+      this.storage!.removeItem(ROOM);
+    }
+    return spare;
   }
 
   private write(id: string, text: string, index: Index): void {

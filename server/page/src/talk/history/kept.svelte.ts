@@ -146,9 +146,9 @@ export class Kept {
     return id === this.chat.conversation.id ? this.chat.conversation : this.history.load(id);
   }
 
-  /** Keep a conversation that has something in it. */
+  /** Keep a conversation that has something in it, and forget one that has nothing any more. */
   private keep(changed: Conversation): void {
-    if (!changed.turns.length) return;
+    if (!changed.turns.length) return this.forget(changed);
     try {
       const { copied, dropped } = this.history.save(changed);
       this.trouble = "";
@@ -166,6 +166,15 @@ export class Kept {
     this.index = this.history.index();
   }
 
+  /** Forget what is kept of a conversation, unless another tab has changed it. */
+  private forget(emptied: Conversation): void {
+    this.trouble = "";
+    if (!this.history.current(emptied)) return;
+    this.history.remove(emptied.id);
+    emptied.kept = 0;
+    this.index = this.history.index();
+  }
+
   /** See what other tabs have kept or deleted. */
   private look(): void {
     this.index = this.history.index();
@@ -173,6 +182,7 @@ export class Kept {
     const current = this.history.current(conversation);
     if (current === false) this.warning = CHANGED;
     else if (current === null && conversation.kept) this.warning = GONE;
+    else if ([CHANGED, GONE].includes(this.warning)) this.warning = "";
   }
 }
 

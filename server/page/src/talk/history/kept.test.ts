@@ -166,7 +166,29 @@ test("another tab's changes and deletions are seen, and nothing is written over"
   expect(kept.warning).toContain("Another tab has deleted this conversation, or needed its room.");
   kept.rename(id, "Again");
   expect([names(), kept.warning]).toEqual([["Again", "Here (copy)"], ""]);
+  const items = new Map(memory.items);
+  memory.clear();
+  told();
+  expect(kept.warning).toContain("Another tab has deleted this conversation");
+  for (const [key, text] of items) memory.setItem(key, text);
+  told();
+  expect(kept.warning).toBe("");
   unwatch();
+});
+
+test("a conversation whose last turn is deleted is not kept any more, unless another tab has changed it", () => {
+  kept.add("rows.jsonl", row("Secret"));
+  const { conversation } = kept.chat;
+  kept.chat.remove(conversation.turns[0]!);
+  expect([names(), [...memory.items.values()].join().includes("Secret")]).toEqual([[], false]);
+  kept.chat.removeColumn(0);
+  expect([names(), kept.warning]).toEqual([[], ""]);
+  kept.add("rows.jsonl", row("Shared"));
+  const there = new Kept(memory, () => "tiny");
+  there.open(kept.chat.conversation.id);
+  there.rename(kept.chat.conversation.id, "There");
+  kept.chat.remove(kept.chat.conversation.turns[0]!);
+  expect(new Kept(memory, () => "tiny").index.list.map(({ name }) => name)).toEqual(["There"]);
 });
 
 test("one that was changed elsewhere is shown as it is kept when it is opened again", () => {

@@ -13,6 +13,8 @@ export const MAX_CHARACTERS = 3_000_000;
 /** What is stored of a conversation. The probabilities of tokens are not: they would fill the store. */
 interface Stored {
   title: string;
+  /** When it was kept; texts of older versions lack it. An index that is damaged is made again from it. */
+  updated?: number;
   targets: Target[];
   options: Partial<Options>;
   turns: { prompt: string; replies: (StoredStep[] | null)[] }[];
@@ -30,12 +32,16 @@ export class TooLong extends RangeError {
   }
 }
 
-/** Return what is stored of a conversation, under another title if one is given. Throws TooLong. */
-export function textOf({ title: own, targets, options, turns }: Conversation, title = own): string {
+/** Return what is stored of a conversation, kept at a time and under another title if one is given. Throws TooLong. */
+export function textOf(
+  { title: own, targets, options, turns }: Conversation,
+  updated: number,
+  title = own,
+): string {
   const steps = (reply: Reply | null) =>
     reply && reply.steps.map(({ answer, results }) => ({ answer: { ...answer, tokens: [] }, results }));
   const kept = turns.map(({ prompt, replies }) => ({ prompt, replies: replies.map(steps) }));
-  const stored: Stored = { title, targets, options, turns: kept };
+  const stored: Stored = { title, updated, targets, options, turns: kept };
   const text = JSON.stringify(stored);
   if (text.length > MAX_CHARACTERS) throw new TooLong(text.length);
   return text;
@@ -56,8 +62,9 @@ export function parsed(text: string | null): unknown {
   }
 }
 
-function revived(id: string, { title, targets, options, turns }: Stored): Conversation {
+function revived(id: string, { title, updated, targets, options, turns }: Stored): Conversation {
   const conversation = new Conversation(id);
+  conversation.kept = updated ?? 0;
   conversation.title = title;
   conversation.targets = targets;
   conversation.options = { ...noOptions(), ...options };
@@ -137,7 +144,7 @@ const CHOICES: Partial<Record<keyof Options, Check>> = {
 
 function isStored(value: unknown): value is Stored {
   if (!isObject(value) || !isText(value.title) || !isObject(value.options)) return false;
-  const { targets, turns, options } = value;
+  const { targets, turns, options, updated } = value;
   const unset = noOptions();
   const columns = Array.isArray(targets) ? targets.length : 0;
   return (
@@ -145,6 +152,7 @@ function isStored(value: unknown): value is Stored {
     columns <= MAX_COLUMNS &&
     listOf(listOf(isEntry))(targets) &&
     listOf(isTurn)(turns) &&
+    isNumber(updated ?? 0) &&
     fits({ ...unset, ...options }, CHOICES) &&
     (Object.keys(unset) as (keyof Options)[]).every(
       (id) => typeof (options[id] ?? unset[id]) === typeof unset[id],
