@@ -4,7 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from playwright.sync_api import Page, expect
+import pytest
+from playwright.sync_api import Page, Route, expect
 
 from tests.api.live import Live
 from tests.page.axe import grave
@@ -30,14 +31,19 @@ PUT = """value => new Promise(resolve => {
 })"""
 
 
-def begun(page: Page, prompts: str = "One\nTwo\nThree") -> Page:
-    """Begin a comparison of red and the base; return the page when all answers are there."""
+def start(page: Page, prompts: str = "One\nTwo\nThree") -> None:
+    """Begin a comparison of red and the base."""
     page.get_by_label("First target").fill("red")
     page.get_by_label("Second target").fill("tiny")
     page.get_by_label("Prompts, one a line").fill(prompts)
     page.get_by_text("How both are asked").click()
     page.get_by_label("Most tokens").fill("6")
     page.get_by_role("button", name="Start").click()
+
+
+def begun(page: Page) -> Page:
+    """Begin a comparison of red and the base; return the page when all answers are there."""
+    start(page)
     page.get_by_role("region", name="Which answer is better?").wait_for()
     expect(page.get_by_text("still to come")).to_have_count(0)
     return page
@@ -115,11 +121,42 @@ def test_two_tabs_do_not_undo_each_other(visit: Visit, live: Live) -> None:
     page.bring_to_front()
     page.keyboard.press("2")
     expect(page.get_by_role("alert")).to_contain_text("Another tab has changed this comparison")
+    expect(page.get_by_role("status").filter(has_text="is better")).to_have_count(0)  # the vote is not counted
     page.get_by_role("button", name="Show it as it is kept").click()
     expect(page.get_by_text("1 of 3 decided")).to_be_visible()
     page.keyboard.press("2")
     expect(page.get_by_text("2 of 3 decided")).to_be_visible()
     expect(page.get_by_role("alert")).to_have_count(0)
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_one_tab_asks_at_a_time(visit: Visit, live: Live, secure: bool) -> None:
+    page = visit()
+    if not secure:  # then tabs do not know of each other
+        page.context.add_init_script("delete Navigator.prototype.locks")
+    page.goto(f"{page.url.partition('#')[0]}?#/adapters?compare=")
+    held: list[Route] = []
+    released = False
+    page.context.route(re.compile("completions"), lambda route: route.continue_() if released else held.append(route))
+    start(page)
+    expect(page.get_by_text("6 answers are still to come")).to_be_visible()
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect(other.get_by_text(": another tab asks for them" if secure else "No pair is ready.")).to_be_visible()
+    assert grave(other) == []
+    assert {route.request.frame.page for route in held} == {page}
+    released = True
+    for route in held:
+        route.continue_()
+    expect(page.get_by_text("still to come")).to_have_count(0)
+    if not secure:
+        other.reload()
+    other.get_by_role("region", name="Which answer is better?").wait_for()
+    expect(other.get_by_text("still to come")).to_have_count(0)
+    other.keyboard.press("1")
+    expect(other.get_by_text("1 of 3 decided")).to_be_visible()
+    for tab in (page, other):
+        expect(tab.get_by_role("alert")).to_have_count(0)
 
 
 def test_what_is_no_comparison_is_said_and_forgotten_on_request(visit: Visit, live: Live) -> None:

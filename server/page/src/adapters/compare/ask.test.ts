@@ -1,5 +1,5 @@
 import { afterEach, expect, it, vi } from "vitest";
-import { askAll } from "./ask";
+import { askAll, inOneTab } from "./ask";
 import { compare, missing } from "./comparison";
 import { resolved } from "./targets";
 
@@ -55,4 +55,21 @@ it("resolves targets, and refuses two that are one version", async () => {
 it("says that a target has no active version", async () => {
   server(() => JSON.stringify({ id: "legal", active: null }));
   await expect(resolved(["legal", "tiny"], "tiny")).rejects.toThrow("legal has no active version: name one.");
+});
+
+it("asks in one tab: another waits until it ends, or until it is stopped itself", async () => {
+  const said: string[] = [];
+  let end = (): void => {};
+  const work = () => new Promise<void>((resolve) => (said.push("asked"), (end = resolve)));
+  const other = () => Promise.reject(new Error("asked twice"));
+  const first = inOneTab("a", work, () => said.push("first waits"), never);
+  await vi.waitFor(() => expect(said).toEqual(["asked"]));
+  const second = inOneTab("a", other, () => said.push("second waits"), never);
+  const stopped = new AbortController();
+  const third = inOneTab("a", other, () => stopped.abort(new Error("stopped")), stopped.signal);
+  await expect(third).rejects.toThrow("stopped");
+  await inOneTab("b", () => Promise.resolve(void said.push("b asked")), () => {}, never); // prettier-ignore
+  expect(said).toEqual(["asked", "second waits", "b asked"]);
+  end();
+  expect(await Promise.all([first, second])).toEqual([true, false]);
 });

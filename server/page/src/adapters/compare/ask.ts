@@ -41,6 +41,32 @@ export async function askAll(
   await Promise.all(Array.from({ length: AT_ONCE }, worker));
 }
 
+/** Whether the browser lets tabs know of each other: it does where the page comes from a secure origin. */
+export const tabsKnowEachOther = (): boolean => "locks" in navigator;
+
+/**
+ * Do something for a comparison, if no other tab does so now: what one keeps would overtake the other. Otherwise call
+ * `onwait`, and wait until the other one has ended. Returns whether it was done here. Throws if `signal` is aborted
+ * while it waits. Tabs that do not know of each other do not wait.
+ */
+export async function inOneTab(
+  id: string,
+  work: () => Promise<void>,
+  onwait: () => void,
+  signal: AbortSignal,
+): Promise<boolean> {
+  const name = `manylora.comparison.${id}`;
+  const alone = async (lock: Lock | null): Promise<boolean> => {
+    if (lock) await work();
+    return lock !== null;
+  };
+  if (!tabsKnowEachOther()) return work().then(() => true);
+  if (await navigator.locks.request(name, { ifAvailable: true }, alone)) return true;
+  onwait();
+  await navigator.locks.request(name, { signal }, () => undefined);
+  return false;
+}
+
 /** Return an answer, or one that says why there is none; null if it was stopped. */
 async function ask(
   model: string,
