@@ -15,6 +15,10 @@ NOT_ALLOWED = "doesn't satisfy the grammar"
 ``stop_reason`` is ``InternalError`` for both."""
 
 
+SHARED = "lexer error"
+"""How it begins what it says of a limit that all copies of a grammar share: what its lexer has found."""
+
+
 class GrammarFailure(NamedTuple):
     """Why an answer cannot follow its grammar any further."""
 
@@ -72,8 +76,9 @@ class Matcher:
     def accept(self, token: int, *, last: bool) -> GrammarFailure | None:
         """Take in the token that was sampled, unless it ends the answer. Returns why the grammar failed, or None.
 
-        An answer that meets a limit is followed again from its start, by a grammar of its own: the answers before it
-        may have used up what all copies share.
+        An answer that meets a limit of what all copies share is followed again from its start, by a grammar of its
+        own, for the answers before it may have used that up. Other limits it would meet again, and compiling takes time
+        from all that run.
         """
         if not last:
             self._accepted.append(token)
@@ -81,7 +86,7 @@ class Matcher:
         if failure is None:
             return None
         self.grammar.exhausted = True
-        if not failure.too_complex:
+        if not failure.message.startswith(SHARED):
             return failure
         try:
             self._matcher = self.grammar.compile()

@@ -66,12 +66,11 @@ def check(schema: object) -> str | None:
 
 def _optional(schema: dict[str, Any]) -> int:
     """The number of properties that an object may lack. Those of a schema that is malformed are found by llguidance."""
-    named, required = schema.get("properties"), schema.get("required", [])
+    named, required = schema.get("properties"), schema.get("required")
     if not isinstance(named, dict):
         return 0
-    return len(
-        named.keys() - {name for name in required if isinstance(name, str)} if isinstance(required, list) else named
-    )
+    names = required if isinstance(required, list) else []
+    return len(named.keys() - {name for name in names if isinstance(name, str)})
 
 
 def _inner(schema: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
