@@ -27,6 +27,12 @@ def _sign_in(page: Page, secret: str) -> None:
     page.get_by_role("button", name="Continue").click()
 
 
+def _sign_out(page: Page, answer: str) -> None:
+    """Sign out by the button that says ``answer``, and wait until the page has been loaded again, as it then does."""
+    with page.expect_event("load"):
+        page.get_by_role("dialog", name="Sign out?").get_by_role("button", name=answer).click()
+
+
 def test_a_key_is_asked_for_once(visit: Visit, keyed: tuple[Live, Mapping[str, str]]) -> None:
     live, secrets = keyed
     page = visit("health", url=str(live.http.base_url))
@@ -46,7 +52,7 @@ def test_a_key_is_asked_for_once(visit: Visit, keyed: tuple[Live, Mapping[str, s
     question = page.get_by_role("dialog", name="Sign out?")
     expect(question).to_contain_text("This browser keeps no conversations and no comparisons.")
     assert grave(page) == []
-    question.get_by_role("button", name="Sign out").click()
+    _sign_out(page, "Sign out")
     expect(page.get_by_label("API key")).to_be_empty()
     page.reload()
     expect(page.get_by_label("API key")).to_be_visible()
@@ -66,7 +72,7 @@ def test_nothing_that_a_key_saw_stays_unsaid(visit: Visit, keyed: tuple[Live, Ma
     question = page.get_by_role("dialog", name="Sign out?")
     expect(question).to_contain_text("This browser keeps 1 conversation. Whoever uses it next can read what stays.")
     assert grave(page) == []
-    question.get_by_role("button", name="Sign out and keep all").click()
+    _sign_out(page, "Sign out and keep all")
 
     _sign_in(page, secrets["app"])
     expect(page.get_by_role("banner")).to_contain_text("app")
@@ -80,7 +86,7 @@ def test_nothing_that_a_key_saw_stays_unsaid(visit: Visit, keyed: tuple[Live, Ma
     page.get_by_label("Most tokens").fill("")
     page.get_by_role("article").get_by_role("button", name="Regenerate").click()
     page.get_by_role("button", name="Sign out").click()
-    question.get_by_role("button", name="Sign out and delete all").click()
+    _sign_out(page, "Sign out and delete all")
     expect(page.get_by_label("API key")).to_be_empty()
     assert page.evaluate("Object.keys({...localStorage, ...sessionStorage}).filter(it => it != 'manylora.theme')") == []
 
