@@ -112,7 +112,7 @@ class WatchedFolder:
         due = [
             name
             for name, signature in changed.items()
-            if self._is_settled(name, signature, now) and self._retry_at.get(name, 0.0) <= now
+            if self._is_settled(name, signature, now) and not self._waits_for_retry(name, now)
         ]
         self._scan_seconds = time.thread_time() - begun
         self._unsettled = {name: signature for name, signature in changed.items() if name not in due}
@@ -144,6 +144,10 @@ class WatchedFolder:
 
     def _is_settled(self, name: str, signature: str, now: float) -> bool:
         return self._unsettled.get(name) == signature or _last_change(self._path(name)) < now - SETTLE_SECONDS
+
+    def _waits_for_retry(self, name: str, now: float) -> bool:
+        """Whether the next attempt is still to come. Not if it is too far away: then the clock was set back."""
+        return 0 < self._retry_at.get(name, now) - now <= RETRY_SECONDS
 
     def _try_register(self, name: str, now: float) -> bool:
         """Register a folder and record the outcome; return whether it was registered."""

@@ -240,6 +240,13 @@ def test_errors_of_the_server_are_retried(
     assert len(memory) == 1
 
 
+def test_a_clock_that_is_set_back_delays_no_retry(registry: Registry, root: Path, memory: Memory) -> None:
+    watch = WatchedFolder(root, Failing(registry, StoreFull("no room")), memory, memory.put)
+    write(root / "legal", 0)
+    assert watch.scan(LATER + 86_400) == []
+    assert watch.scan(LATER) == ["legal"]  # a day earlier: nobody would wait for that day
+
+
 def test_folders_that_are_gone_are_not_to_be_tried_again(registry: Registry, root: Path, memory: Memory) -> None:
     errors = [StoreFull("no room") for _ in range(3)]
     watch = WatchedFolder(root, Failing(registry, *errors), memory, memory.put)
