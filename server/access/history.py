@@ -8,12 +8,12 @@ twice: about 100 bytes each.
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, time, timedelta
+from time import monotonic
 
 from sqlalchemy import ColumnElement, Select, Table, delete, select, tuple_
 
 from adapters.registry.database import Database
 from adapters.registry.schema import api_keys, audit, limit_buckets, usage, usage_months
-from server.access.usage import utc_now
 from server.follower import Follower
 
 log = logging.getLogger(__name__)
@@ -22,15 +22,35 @@ LOOK_SECONDS = 600.0
 """Seconds between two looks for what is too old."""
 ROWS = 2000
 """Rows that one transaction deletes: while it lasts, nobody else can write to SQLite."""
+JUMP_SECONDS = 3600.0
+"""By how much a clock that goes on by itself may get ahead between two looks."""
+DOUBT_SECONDS = 86_400.0
+"""For how long nothing is deleted after the clock has jumped ahead, so that somebody may set it right."""
 
 
 class History:
-    """Deletes what is older than ``days`` whole days (UTC), on a thread. Several servers may do so at once."""
+    """Deletes what is older than ``days`` whole days (UTC), on a thread. Several servers may do so at once.
 
-    def __init__(self, database: Database, days: int, clock: Callable[[], datetime] = utc_now) -> None:
+    Nothing for a day after the clock has jumped ahead: if it is wrong, what should be kept would be lost. Nobody can
+    know that of the clock with which the server starts.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        days: int,
+        clock: Callable[[], datetime] | None = None,
+        steady: Callable[[], float] = monotonic,
+    ) -> None:
+        """``clock``: the database's by default, which is the same for all servers. ``steady`` only goes forwards."""
         self._database = database
         self._days = days
-        self._clock = clock
+        self._clock = clock or self._database_time
+        self._steady = steady
+        self._last: tuple[datetime, float] | None = None
+        """What both clocks said at the last look."""
+        self._doubt_until = 0.0
+        """By ``steady``."""
         stale = "The database cannot be cleared of what is older than --history-days"
         self._follower = Follower("history", self.shorten, LOOK_SECONDS, stale, log)
 
@@ -44,7 +64,10 @@ class History:
 
     def shorten(self) -> None:
         """Delete what is too old. Raises RegistryUnavailable."""
-        first = self._clock().date() - timedelta(days=self._days)
+        now = self._clock()
+        if self._is_doubtful(now):
+            return
+        first = now.date() - timedelta(days=self._days)
         begin = int(datetime.combine(first, time(), UTC).timestamp())
         moment = begin * 1_000_000
         self._delete(usage_months, usage_months.c.month < first.replace(day=1))
@@ -58,6 +81,25 @@ class History:
         if any(deleted.values()):
             said = ", ".join(f"{count} {what}" for what, count in deleted.items() if count)
             log.info("Deleted what was older than %s: %s", first, said)
+
+    def _database_time(self) -> datetime:
+        with self._database.reading() as connection:
+            return datetime.fromtimestamp(self._database.now(connection) / 1e6, UTC)
+
+    def _is_doubtful(self, now: datetime) -> bool:
+        """Whether the clock, which says ``now``, has jumped ahead lately."""
+        steady = self._steady()
+        if self._last is not None:
+            ahead = (now - self._last[0]).total_seconds() - (steady - self._last[1])
+            if ahead > JUMP_SECONDS:
+                self._doubt_until = steady + DOUBT_SECONDS
+                log.warning(
+                    "The clock has jumped ahead by %s, to %s: nothing is deleted for a day, in case that is wrong",
+                    timedelta(seconds=round(ahead)),
+                    now,
+                )
+        self._last = now, steady
+        return steady < self._doubt_until
 
     def _delete(self, table: Table, old: ColumnElement[bool]) -> int:
         """Delete the rows of ``table`` that are ``old``, a part in each transaction; return their number."""

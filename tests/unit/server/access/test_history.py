@@ -88,6 +88,34 @@ def test_old_entries_of_the_audit_log_are_deleted_in_parts(
     assert len(entries(database)) == 2
 
 
+def test_a_clock_that_jumps_ahead_deletes_nothing_for_a_day(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator can set it right before what should be kept is lost."""
+    now, passed = [NOW], [0.0]
+    kept = History(database, 7, lambda: now[0], lambda: passed[0])
+
+    def look(days: float, hours: float) -> list[str]:
+        """Look again ``hours`` later, when the clock has gone on by ``days``."""
+        now[0] += timedelta(days=days)
+        passed[0] += hours * 3600
+        kept.shorten()
+        return entries(database)
+
+    note(database, 8, "old")
+    note(database, 2, "new")
+    assert look(0, 0) == ["new"], "at the start, the clock is believed"
+    with caplog.at_level(logging.WARNING):
+        assert look(3650, 0.2) == ["new"]
+    assert "clock" in caplog.text
+    assert look(-3650, 0.2) == ["new"], "set right"
+    note(database, 8, "old")
+    assert look(0, 23) == ["new", "old"]
+    assert look(1, 24) == ["new"]
+    assert look(30, 0.2) == ["new"], "this time it is meant"
+    assert look(1, 24) == []
+
+
 def test_old_usage_is_deleted_and_budgets_are_not(database: Database) -> None:
     table = UsageTable(database)
     days = [date(2026, 9, 30), date(2026, 10, 31), date(2026, 11, 1), date(2026, 11, 22), date(2026, 11, 23)]
