@@ -38,21 +38,24 @@ class Stall:
         self._timeout = timeout
         self._step: int | None = None
         self._last = 0.0
-        self._patience = 0.0
+        self._patience = self._calm = 0.0
         self.seconds = 0.0
 
-    def look(self, step: int | None, patience: float, now: float) -> None:
-        """Take in which step runs ``now``, None for none, and the seconds that it may take in any case."""
+    def look(self, step: int | None, patience: float, calm: float, now: float) -> None:
+        """Take in which step runs ``now``, None for none.
+
+        It may take ``patience`` seconds in any case, and ``calm`` of them without counting as stuck.
+        """
         if step is None or step != self._step:
             self.seconds = 0.0
         else:
             self.seconds += min(max(now - self._last, 0.0), 2 * PERIOD)
-        self._step, self._patience, self._last = step, patience, now
+        self._step, self._patience, self._calm, self._last = step, patience, calm, now
 
     @property
     def stuck(self) -> bool:
         """Whether the step takes so long that the server should get no more requests."""
-        return self.seconds >= max(min(STUCK_SECONDS, self._timeout), self._patience)
+        return self.seconds >= max(min(STUCK_SECONDS, self._timeout), self._calm)
 
     @property
     def hopeless(self) -> bool:
@@ -89,8 +92,8 @@ class Watchdog:
         warned = False
         while not self._stop.wait(PERIOD):
             step = self._watch.current
-            number, patience = (step.number, step.patience) if step else (None, 0.0)
-            self._stall.look(number, patience, monotonic())
+            number, patience, calm = (step.number, step.patience, step.calm) if step else (None, 0.0, 0.0)
+            self._stall.look(number, patience, calm, monotonic())
             if self._stall.stuck != warned:
                 warned = self._stall.stuck
                 self._report(warned)

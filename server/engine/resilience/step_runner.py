@@ -35,7 +35,7 @@ class StepRunner:
         fail_copies: Callable[[], list[Failed]],
     ) -> None:
         """``release_memory`` is called when a step has too little; ``fail_copies`` fails those that a copy concerns."""
-        self.watch = StepWatch()
+        self.watch = StepWatch(compiles=runner.backend.device.type == "cuda")
         self._runner = runner
         self._scheduler = scheduler
         self._counters = counters

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from time import monotonic
 
 FIRST_SECONDS = 600.0
-"""How long the first step of a kind may take before it counts as stuck: kernels may be compiled for it."""
+"""How long the first step of a kind may take before it counts as hung: it may be slow, or compile kernels."""
 TIMES_LONGEST = 3
-"""A step is not stuck before it takes this many times as long as the longest of its kind lately: on a slow processor
-steps of many rows may need minutes."""
+"""A step is not stuck before it takes this many times as long as the longest of its kind lately, or of all kinds if it
+is the first of its own: on a slow processor steps of many rows may need minutes."""
 FORGETTING = 0.9
 """By how much the longest time counts less with each further step of the kind."""
 
@@ -23,7 +23,9 @@ class RunningStep:
     began: float
     """By ``time.monotonic()``."""
     patience: float = 0.0
-    """Seconds that it may take whatever the limits are."""
+    """Seconds that it may take before it counts as hung, whatever the limit is."""
+    calm: float = 0.0
+    """Seconds, at most ``patience``, that it may take before it counts as stuck, whatever the limit is."""
     kind: Kind | None = None
     """None for all but forward passes."""
 
@@ -31,7 +33,9 @@ class RunningStep:
 class StepWatch:
     """The engine's thread says when it begins and ends; any thread may read :attr:`current`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, compiles: bool) -> None:
+        """``compiles``: whether the first step of a kind may compile kernels. Then it is not stuck meanwhile."""
+        self._compiles = compiles
         self.current: RunningStep | None = None
         """None while the engine waits for work. Replaced, never changed."""
         self._longest: dict[Kind, float] = {}
@@ -46,9 +50,13 @@ class StepWatch:
         """Begin a forward pass of this many rows. ``adapted``: whether any has an adapter."""
         kind = (rows.bit_length(), adapted)
         longest = self._longest.get(kind)
-        patience = FIRST_SECONDS if longest is None else TIMES_LONGEST * longest
+        if longest is not None:
+            patience = calm = TIMES_LONGEST * longest
+        else:
+            calm = FIRST_SECONDS if self._compiles else TIMES_LONGEST * max(self._longest.values(), default=0.0)
+            patience = max(FIRST_SECONDS, calm)
         self._steps += 1
-        self.current = RunningStep(self._steps, monotonic(), patience, kind)
+        self.current = RunningStep(self._steps, monotonic(), patience, calm, kind)
 
     def end_forward(self) -> None:
         """End a forward pass that has succeeded; what follows is again no forward pass."""
