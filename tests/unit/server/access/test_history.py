@@ -88,6 +88,17 @@ def test_old_entries_of_the_audit_log_are_deleted_in_parts(
     assert len(entries(database)) == 2
 
 
+def test_the_databases_clock_counts(database: Database) -> None:
+    with database.adding() as connection:
+        moment = database.now(connection)
+        for days_ago in (0, 6, 9):
+            audit.write(
+                connection, moment - days_ago * 86_400_000_000, audit.SERVER, "adapter.removed", f"{days_ago}", {}
+            )
+    History(database, 7).shorten()
+    assert entries(database) == ["0", "6"]
+
+
 def test_a_clock_that_jumps_ahead_deletes_nothing_for_a_day(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
