@@ -1,6 +1,7 @@
 """From a chat request to a prompt, and to what its answer may have in it: reasoning, tool calls."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from server.structured.spec import GrammarSpec
 from server.text.chat_template import ChatTemplate
 from server.text.codec import LONG_TEXT, RenderedChat
 from server.text.conversation import Conversation
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,10 @@ async def render_chat(
         except RegistryUnavailable:
             raise
         except AdapterError as error:
-            raise EngineError(str(error)) from error
+            # The reason names contents, which not every client that may use an alias may see.
+            names = ", ".join(service.registry.names_of(adapters.values()))
+            log.error("The chat template of %s could not be read: %s", names, error)
+            raise EngineError("The adapter could not be loaded.") from error
         return template, service.codec.render_chat(conversation, template)
 
     quick = service.templates.are_quick(adapters.values()) and service.codec.is_quick(conversation)

@@ -1,6 +1,7 @@
 """``/v1/adapters``: register, show, activate and remove, also during requests."""
 
 import json
+import logging
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -512,3 +513,22 @@ def test_damaged_adapter_fails_alone(folders: Mapping[str, Path], tmp_path: Path
             assert live.text(adapter="red") == text
         ended = 'manylora_alias_requests_total{alias="prod",outcome="error",version="rotten@1"} 1.0'
         assert ended in live.http.get("/metrics").text
+
+
+def test_a_chat_whose_adapter_is_gone_from_the_disk_has_its_reason_in_the_log(
+    folders: Mapping[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client who knows the adapter by an alias only must not see which content it is."""
+    with running(tiny_service(tmp_path, adapter={"rotten": folders["red"]})):
+        pass
+    with running(tiny_service(tmp_path)) as live:  # the template, too, is still to be read
+        live.http.put("/v1/aliases/prod", json={"targets": [{"adapter": "rotten"}]})
+        shutil.rmtree(live.content("rotten"))
+        body = {"model": "prod", "messages": [{"role": "user", "content": "hi"}]}
+        for path in ("/v1/chat/completions", "/tokenize"):
+            caplog.clear()
+            response = live.http.post(path, json=body)
+            assert refused(live, response, 500, None)["message"] == "The adapter could not be loaded."
+            (line,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR)
+            assert "rotten" in line
+            assert "not stored" in line
