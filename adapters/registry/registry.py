@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 """Seconds between two queries of a shared database for the changes of other servers."""
+LOOK_SECONDS = 10.0
+"""Seconds between two looks whether a database of this server alone can still be read: nobody else would notice."""
 GRACE_SECONDS = 600
 """Seconds that unreferenced bytes stay in a shared store: another server may be using or registering them."""
 CHECK_SECONDS = 60
@@ -298,11 +300,9 @@ class Registry(InMemoryRegistry):
                 _log.exception("could not load changes of the registry; will try again")
                 self._unfinished = True
 
-    def _pause(self) -> float | None:
-        """Return the seconds until the next round; None to wait for a wake-up."""
-        if self._shared or not self.available:
-            return POLL_SECONDS
-        return CHECK_SECONDS if self._unfinished or self._unchecked else None
+    def _pause(self) -> float:
+        """Return the seconds until the next round, unless somebody wakes the thread before."""
+        return POLL_SECONDS if self._shared or not self.available else LOOK_SECONDS
 
     def _follow(self) -> bool:
         try:

@@ -621,6 +621,7 @@ def test_failed_check_blocks_nothing_and_is_retried(
         ]
     (tmp_path / "adapters" / damaged / WEIGHTS).write_bytes(b"rotten")
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.1)
     with open_registry(tmp_path, base="another", probe=probe) as registry:
         assert registry.acquire(["good"])[0].version.content == good
         soon(lambda: registry.version("unlucky").refused is None)
@@ -679,7 +680,7 @@ def test_removal_succeeds_although_the_bytes_cannot_be_deleted(
 
     away = [True]
     remote = Away(f"file://{tmp_path}/remote")
-    monkeypatch.setattr(module, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.1)
     with open_registry(tmp_path, remote=remote) as registry:
         content = registry.register_folder("legal", folders[0]).version.content
         registry.remove("legal")
@@ -702,6 +703,19 @@ def test_damaged_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "registry.sqlite3").write_bytes(b"not a database " * 1000)
     with pytest.raises(RegistryUnavailable, match="database is damaged"):
         open_sqlite(tmp_path / "registry.sqlite3")
+
+
+def test_a_database_that_is_damaged_later_is_noticed_although_nobody_changes_anything(
+    tmp_path: Path, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.1)
+    with open_registry(tmp_path) as registry:
+        registry.register_folder("legal", folders[0])
+        for file in tmp_path.glob("registry.sqlite3*"):
+            with file.open("r+b") as damaged:
+                damaged.write(b"x" * file.stat().st_size)
+        soon(lambda: not registry.available)
+        assert registry.knows("legal"), "requests are served from memory"
 
 
 # Many at once
