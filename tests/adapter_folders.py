@@ -49,7 +49,7 @@ def add(store: AdapterStore, folder: Path) -> AdapterSpec:
     with store.stage() as staging:
         store.copy(folder, staging)
         spec = store.seal(staging)
-        store.publish(staging, spec.id)
+        store.publish(staging, spec.id, record_bytes=store.new_record_bytes(staging, spec.id, ""))
     return spec
 
 

@@ -138,7 +138,7 @@ class Registry(InMemoryRegistry):
         with self._holding(spec.id):
             record_bytes = self._store.new_record_bytes(staging, spec.id, name)
             self._contents.reserve(spec, folder_bytes(staging), self._quota, record_bytes)
-            self._store.publish(staging, spec.id, name)
+            self._store.publish(staging, spec.id, name, record_bytes)
             admission = self._admissions.admit(spec, options)
             number, new = self._catalog.add_version(
                 Change(name, options.expected),

@@ -103,14 +103,16 @@ class AdapterStore:
         self._remember(spec)
         return spec
 
-    def publish(self, staging: Path, adapter_id: AdapterId, name: str = "") -> None:
+    def publish(self, staging: Path, adapter_id: AdapterId, name: str = "", record_bytes: int = 0) -> None:
         """Move sealed content to its entry. An intact entry that exists already is kept.
 
-        The record beside the content is kept for this name, unless the name has one. When this returns, the entry is on
-        stable storage, and in the remote if there is one.
+        The record beside the content is kept for this name if it has ``record_bytes``: what :meth:`new_record_bytes`
+        has returned. When this returns, the entry is on stable storage, and in the remote if there is one.
         """
         with self._reading(adapter_id):
-            record = self._separate_record(staging, adapter_id, name)
+            record = self._separate_record(staging, name) if record_bytes else None
+            for each in SHOWN:
+                (staging / each).unlink(missing_ok=True)
             if not self._place(staging, adapter_id) and record is not None:
                 self._add_record(staging, adapter_id, record)
             if self.remote is not None:
@@ -212,16 +214,13 @@ class AdapterStore:
             return True
         return self.remote is not None and self.remote.has_record(adapter_id, record)
 
-    def _separate_record(self, staging: Path, adapter_id: AdapterId, name: str) -> str | None:
-        """Move the staged record into a folder of its own and return which; None if there is none to keep."""
+    def _separate_record(self, staging: Path, name: str) -> str:
+        """Move the staged record into a folder of its own and return which."""
         record = record_folder(name)
-        new = self.new_record_bytes(staging, adapter_id, name) > 0
-        for each in SHOWN:
-            if new and (staging / each).exists():
-                (staging / record).mkdir(parents=True, exist_ok=True)
-                (staging / each).rename(staging / record / each)
-            (staging / each).unlink(missing_ok=True)
-        return record if new else None
+        (staging / record).mkdir(parents=True)
+        for each in present_shown(staging):
+            (staging / each).rename(staging / record / each)
+        return record
 
     def _add_record(self, staging: Path, adapter_id: AdapterId, record: str) -> None:
         target = self.path(adapter_id) / record

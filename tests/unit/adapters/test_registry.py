@@ -692,6 +692,21 @@ def test_removal_succeeds_although_the_bytes_cannot_be_deleted(
         soon(lambda: not list(ids_in(remote)) and registry.usage().bytes == 0)
 
 
+def test_a_registration_asks_a_remote_store_once_for_a_record(tmp_path: Path, folders: list[Path]) -> None:
+    class Counting(RemoteStore):
+        def has_record(self, adapter_id: AdapterId, record: str) -> bool:
+            asked.append(record)
+            return super().has_record(adapter_id, record)
+
+    asked: list[str] = []
+    (folders[0] / "README.md").write_text("# Legal")
+    with open_registry(tmp_path, remote=Counting(f"file://{tmp_path}/remote")) as registry:
+        content = registry.register_folder("legal", folders[0]).version.content
+        assert len(asked) == 1
+        with registry._store.shown(content, "legal") as (_, record):
+            assert (record / "README.md").read_text() == "# Legal"
+
+
 def test_special_characters_in_the_database_path(tmp_path: Path) -> None:
     folder = tmp_path / "what?x=1#%41"
     folder.mkdir()
