@@ -27,6 +27,7 @@ from server.api.app import create_app
 from server.api.protocol.client import ClientProtocol, ClientTimeouts
 from server.api.service import Service
 from server.api.startup import open_resources, open_service
+from server.api.telemetry.refusals import Refusals
 from server.compute.cpu.memory import trim_memory
 from server.config import Settings, service_links
 from server.connections import Connections, connection_limits
@@ -139,13 +140,16 @@ class DrainingServer(uvicorn.Server):
         service.metrics.add(ConnectionCollector(self.connections))
         self._certificate = certificate = load_certificate(settings)
         timeouts = ClientTimeouts(settings.request_timeout_seconds, settings.write_timeout_seconds)
+        refusals = Refusals(service.metrics)
         super().__init__(
             uvicorn.Config(
                 create_app(service),
                 # Python's own loop and h11: they let listener.py count connections and request_head.py check heads.
                 # httptools has no limit for a head, and took one of 64 MiB.
                 loop="asyncio",
-                http=partial(ClientProtocol, connections=self.connections, timeouts=timeouts),  # type: ignore[arg-type]
+                http=partial(  # type: ignore[arg-type]
+                    ClientProtocol, connections=self.connections, timeouts=timeouts, refusals=refusals
+                ),
                 ws="none",
                 log_config=None,
                 log_level=logging.DEBUG if settings.log_level == "debug" else logging.WARNING,

@@ -16,6 +16,7 @@ from typing import Any
 import h11
 
 from server.api.protocol.half_close import HalfCloseProtocol
+from server.api.telemetry.refusals import Refusals
 from server.connections import Connection, Connections
 
 REFUSED_SECONDS = 5.0
@@ -39,9 +40,12 @@ class ClientProtocol(HalfCloseProtocol):
     connection is above the limits, or None.
     """
 
-    def __init__(self, *arguments: Any, connections: Connections, timeouts: ClientTimeouts, **named: Any) -> None:
+    def __init__(
+        self, *arguments: Any, connections: Connections, timeouts: ClientTimeouts, refusals: Refusals, **named: Any
+    ) -> None:
         super().__init__(*arguments, **named)
         self._connections = connections
+        self._refusals = refusals
         self._timeouts = timeouts
         self._head_since: float | None = None
         """Since when the server waits for the rest of a head; None: the next one may begin whenever it likes."""
@@ -81,6 +85,9 @@ class ClientProtocol(HalfCloseProtocol):
         super().on_response_complete()
         if self._refused:
             self.transport.close()
+
+    def _note_refusal(self, status: int, message: str, request_id: str) -> None:
+        self._refusals.note(status, message, request_id, self.client and self.client[0])
 
     def _should_upgrade(self) -> bool:
         """Whether to change to another protocol: never. uvicorn would log each request for it as a warning."""

@@ -71,12 +71,17 @@ class HalfCloseProtocol(H11Protocol):
         Without a response if one is being sent already: the connection is then closed within it.
         """
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            headers = {"connection": "close", "x-request-id": uuid4().hex, "x-content-type-options": "nosniff"}
+            request_id = uuid4().hex
+            headers = {"connection": "close", "x-request-id": request_id, "x-content-type-options": "nosniff"}
             body = JsonResponse(error_object(status, message), status, headers)
             head = h11.Response(status_code=status, headers=body.raw_headers, reason=HTTPStatus(status).phrase.encode())
             for event in (head, h11.Data(data=bytes(body.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
+            self._note_refusal(status, message, request_id)
         self.transport.close()
+
+    def _note_refusal(self, status: int, message: str, request_id: str) -> None:
+        """Called when a request has been refused here."""
 
     def _response_due(self) -> bool:
         return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete

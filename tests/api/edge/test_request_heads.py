@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import re
 import socket
 import time
@@ -15,6 +16,7 @@ from server.api.protocol.request_head import MAX_HEAD, MAX_HEADERS
 from tests.api.edge.test_slow_clients import error_of
 from tests.api.live import Live, request, unchanged
 from tests.api.operation.test_http import connected, read_all
+from tests.api.telemetry.samples import value as metric
 
 DELETE = b"DELETE /v1/adapters/red HTTP/1.1\r\nHost: localhost\r\n\r\n"
 """What an attacker would smuggle."""
@@ -99,6 +101,22 @@ def test_chunks_that_others_may_read_differently(live: Live, chunks: bytes) -> N
     answer = send(live, POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + DELETE)
     assert answer.count(b"HTTP/1.1 ") <= 1
     assert not answer.startswith(b"HTTP/1.1 2")
+
+
+def test_what_is_refused_before_it_is_a_request_is_counted_and_logged(
+    live: Live, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = {"method": "other", "route": "other", "status": "431"}
+    send(live, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * MAX_HEAD + b"\r\n\r\n")
+    before = metric(live.http, "manylora_http_requests_total", **refused)
+    with caplog.at_level(logging.INFO):
+        answer = send(live, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * MAX_HEAD + b"\r\n\r\n")
+    assert statuses(answer) == [431]
+    assert metric(live.http, "manylora_http_requests_total", **refused) == before + 1
+    (line,) = (record for record in caplog.records if getattr(record, "status", None) == 431)
+    assert vars(line)["client"] == "127.0.0.1"
+    assert b"x-request-id: " + vars(line)["request_id"].encode() in answer
+    assert "xxx" not in line.getMessage()
 
 
 def test_chunks_are_a_body(live: Live) -> None:
