@@ -84,7 +84,7 @@ INSIDE = {
         *("sequence", "block_pool", "slots", "speculation"),
         *("waiting.fairness", "waiting.deadlines", "waiting.admission"),
     },
-    "commit": {"sequence", "block_pool", "scheduler", "waiting.fairness"},
+    "commit": {"sequence", "block_pool", "grammar", "scheduler", "waiting.fairness"},
 }
 """Module of ``server/engine`` that knows no torch -> modules of it that it may import, besides ``server.errors``."""
 

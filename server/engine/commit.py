@@ -6,6 +6,7 @@ from collections.abc import Sequence as Seq
 from itertools import zip_longest
 from typing import NamedTuple
 
+from server.engine.grammar import GrammarFailure
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import (
     Batch,
@@ -45,10 +46,19 @@ def commit(scheduler: Scheduler, batch: Batch, result: StepResult, now: float) -
     return events
 
 
+class _Drawn(NamedTuple):
+    """What a step has sampled in one place."""
+
+    token: int | None
+    logprobs: TokenLogprobs | None
+    failure: GrammarFailure | None
+    """Why the grammar has no mask for this place, so that the token must not be used."""
+
+
 class _Results(NamedTuple):
     """What a step has found for one chunk."""
 
-    drawn: list[tuple[int | None, TokenLogprobs | None]]
+    drawn: list[_Drawn]
     scores: Seq[TokenLogprobs] | None
     """None also where none were asked for."""
     hidden: bytes | None
@@ -62,7 +72,8 @@ class _Commit:
         self._scheduler = scheduler
         self._now = now
         self._adapters = batch.adapters
-        self._sampled = zip_longest(result.tokens, result.logprobs)
+        failures = map(result.unmasked.get, range(len(result.tokens)))
+        self._sampled = map(_Drawn._make, zip_longest(result.tokens, result.logprobs, failures))
         self._scores = iter(result.scores)
         self._pooled = iter(result.pooled)
         self._logits = result.logits
@@ -130,17 +141,19 @@ class _Commit:
             self._scheduler.release(sequence)
             yield Pooled(sequence.id, found, sequence.cached, sequence.timing(self._now))
 
-    def _append_tokens(
-        self, chunk: Chunk, drawn: Seq[tuple[int | None, TokenLogprobs | None]]
-    ) -> Iterator[Token | Failed]:
+    def _append_tokens(self, chunk: Chunk, drawn: Seq[_Drawn]) -> Iterator[Token | Failed]:
         """Append the tokens sampled for a chunk, up to the first that is not the draft for its place."""
-        sequence, sampled = chunk.sequence, [token for token, _ in drawn]
+        sequence, sampled = chunk.sequence, [token for token, _, _ in drawn]
         accepted = self._scheduler.speculation.record(chunk, sampled) if chunk.drafts else 0
-        for token, logprobs in drawn[: accepted + 1]:
+        for place, (token, logprobs, failure) in enumerate(drawn[: accepted + 1]):
             if not sequence.leased:
                 return  # the answer has ended
+            if failure is not None and place > 0:
+                return  # the next step tries again, where only the answer's own tokens count
             self._mark_computed(sequence, len(sequence.tokens))
-            if token is None:
+            if failure is not None:
+                yield self._fail_grammar(sequence, failure)
+            elif token is None:
                 yield self._fail_not_finite(sequence)
             else:
                 yield self._append_token(sequence, token, logprobs)
@@ -154,15 +167,18 @@ class _Commit:
             sequence.first_token = self._now
         finish = _finish(sequence, token)
         if sequence.matcher and (failure := sequence.matcher.accept(token, last=finish == "stop")):
-            self._scheduler.release(sequence)
-            if not failure.too_complex:
-                return Failed(sequence.id, f"The grammar of this answer cannot be followed further: {failure.message}")
-            message = f"The grammar of this answer is too complex to be followed further: {failure.message}"
-            return Failed(sequence.id, message, "grammar")
+            return self._fail_grammar(sequence, failure)
         if finish:
             self._scheduler.release(sequence)
         timing = sequence.timing(self._now) if finish else None
         return Token(sequence.id, token, finish, sequence.cached, self._logits, logprobs, timing)
+
+    def _fail_grammar(self, sequence: Sequence, failure: GrammarFailure) -> Failed:
+        self._scheduler.release(sequence)
+        if not failure.too_complex:
+            return Failed(sequence.id, f"The grammar of this answer cannot be followed further: {failure.message}")
+        message = f"The grammar of this answer is too complex to be followed further: {failure.message}"
+        return Failed(sequence.id, message, "grammar")
 
     def _fail_not_finite(self, sequence: Sequence) -> Failed:
         self._scheduler.release(sequence)

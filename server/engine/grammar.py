@@ -53,46 +53,74 @@ class Matcher:
         self._matcher = matcher
         self._accepted: list[int] = []
 
-    def write_masks(self, drafts: Seq[int], address: int, size: int) -> None:
+    def write_masks(self, drafts: Seq[int], address: int, size: int) -> tuple[int, GrammarFailure] | None:
         """Write a mask of the tokens that may come next, and one for the place after each of ``drafts``.
 
         A mask has ``size`` bytes, a bit for each token id, and they follow each other from ``address``. After a draft
         that the grammar does not allow, or that ends the answer, nothing is written. Once the grammar is complete, only
         end tokens may come. Releases the GIL.
+
+        Where a limit is met, returns the first place that has no mask, and why: 0 if the answer itself meets it, else
+        no token may be taken for that place, for only the drafts before it may be at fault.
         """
+        failure = self._write_mask(address, size)
+        if failure is not None:
+            self.grammar.exhausted = True
+            # Instead of an error, llguidance writes a mask of the end tokens: the answer would end anywhere.
+            failure = self._restart(failure) or self._write_mask(address, size)
+        if failure is not None:
+            return 0, failure
         taken = 0
         try:
-            for place in range(len(drafts) + 1):
-                self._matcher.unsafe_compute_mask_ptr(address + place * size, size)
-                if place == len(drafts) or self._matcher.is_stopped():
+            for place, draft in enumerate(drafts, 1):
+                if self._matcher.is_stopped():
                     break
-                if not self._matcher.try_consume_tokens([drafts[place]]):
+                took = self._matcher.try_consume_tokens([draft])
+                failure = _error(self._matcher) if not took else self._write_mask(address + place * size, size)
+                if failure is not None:
+                    return place, failure
+                if not took:
                     break
                 taken += 1
         finally:  # a step that fails runs again
-            if taken:
+            if failure is not None:  # a matcher that has met a limit cannot be rolled back
+                self._follow_again(self.grammar.start()._matcher)
+            elif taken:
                 self._matcher.rollback(taken)
+        return None
 
     def accept(self, token: int, *, last: bool) -> GrammarFailure | None:
-        """Take in the token that was sampled, unless it ends the answer. Returns why the grammar failed, or None.
-
-        An answer that meets a limit of what all copies share is followed again from its start, by a grammar of its
-        own, for the answers before it may have used that up. Other limits it would meet again, and compiling takes time
-        from all that run.
-        """
+        """Take in the token that was sampled, unless it ends the answer. Returns why the grammar failed, or None."""
         if not last:
             self._accepted.append(token)
         failure = _follow(self._matcher, [] if last else [token])
         if failure is None:
             return None
         self.grammar.exhausted = True
+        return self._restart(failure)
+
+    def _write_mask(self, address: int, size: int) -> GrammarFailure | None:
+        self._matcher.unsafe_compute_mask_ptr(address, size)
+        return _error(self._matcher)
+
+    def _restart(self, failure: GrammarFailure) -> GrammarFailure | None:
+        """Follow the answer again from its start if that may help. Returns why it cannot be followed, or None.
+
+        An answer that meets a limit of what all copies share is followed by a grammar of its own, for the answers
+        before it may have used that up. Other limits it would meet again, and compiling takes time from all that run.
+        """
         if not failure.message.startswith(SHARED):
             return failure
         try:
-            self._matcher = self.grammar.compile()
+            matcher = self.grammar.compile()
         except ValueError as error:
             return GrammarFailure(str(error), too_complex=True)
-        return _follow(self._matcher, self._accepted)
+        return self._follow_again(matcher)
+
+    def _follow_again(self, matcher: LLMatcher) -> GrammarFailure | None:
+        """Follow the answer with another matcher, which is at the start of the grammar."""
+        self._matcher = matcher
+        return _follow(matcher, self._accepted)
 
 
 def _follow(matcher: LLMatcher, tokens: Seq[int]) -> GrammarFailure | None:
@@ -101,9 +129,13 @@ def _follow(matcher: LLMatcher, tokens: Seq[int]) -> GrammarFailure | None:
         for token in tokens:
             if matcher.is_error() or not matcher.consume_token(token):
                 break
-        if not matcher.is_error():
-            return None
-        message = matcher.get_error().partition("\n")[0]
-        return GrammarFailure(message, too_complex=NOT_ALLOWED not in message)
+        return _error(matcher)
     except BaseException as error:  # a panic of a Rust library is no Exception, and is about this answer alone
         return GrammarFailure(repr(error), too_complex=False)
+
+
+def _error(matcher: LLMatcher) -> GrammarFailure | None:
+    if not matcher.is_error():
+        return None
+    message = matcher.get_error().partition("\n")[0]
+    return GrammarFailure(message, too_complex=NOT_ALLOWED not in message)

@@ -63,7 +63,8 @@ class Runner:
         ops, sampled = self.backend.sampling, batch.sampled
         logits, others = out.logits[: len(sampled)], out.logits[len(sampled) :]
         raw = RawLogits(logits, sampled)
-        tokens = sample(logits, sampled, ops, masks.result() if masks else None)
+        made = masks.result() if masks else None
+        tokens = sample(logits, sampled, ops, made)
         return StepResult(
             tokens,
             raw.score(tokens, ops),
@@ -71,6 +72,7 @@ class Runner:
             [] if out.hidden is None else pool_prompts(out.hidden, batch.pooled),
             logits.cpu().numpy().tobytes() if batch.probe else None,
             forwarded,
+            made.failures if made else {},
         )
 
     @torch.inference_mode()

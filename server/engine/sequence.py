@@ -18,12 +18,13 @@ that the engine can move to a process of its own.
 import random
 import time
 from collections import deque
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from adapters.format.spec import AdapterId
-from server.engine.grammar import Grammar, Matcher
+from server.engine.grammar import Grammar, GrammarFailure, Matcher
 
 FinishReason = Literal["stop", "length"]
 Cause = Literal["adapter", "grammar", "request", "memory", "deadline", "engine"]
@@ -317,6 +318,8 @@ class StepResult:
     """Only of a probe: [vocabulary] float32 in native byte order."""
     forwarded: float = field(default=0.0, compare=False)
     """When the forward pass had returned, by ``time.perf_counter()``. On a GPU it may still compute then."""
+    unmasked: Mapping[int, GrammarFailure] = field(default_factory=dict)
+    """Index in ``tokens`` of the first of a sequence that its grammar has no mask for, and why: it must not be used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bases import machine
+from server.engine.grammar import GrammarFailure
 from server.engine.sequence import Batch, SampledRow
 
 MAX_KEPT = 128
@@ -33,6 +34,8 @@ class TokenMasks:
     """Rows of the logits that have one."""
     masks: list[Tensor]
     """One for each of ``rows``: [token ids of a grammar] float32, 0 or -inf, on the host."""
+    failures: dict[int, GrammarFailure]
+    """Of ``rows``, those whose mask says nothing because a limit is met."""
 
     def apply(self, logits: Tensor) -> None:
         """Make the logits [all rows, vocabulary] of tokens that may not be sampled -inf, in place. NaN stays NaN."""
@@ -70,7 +73,9 @@ class MaskWorker:
             raise RuntimeError(f"a grammar's mask could not be made: {panic!r}") from panic
 
     def _make(self, wanted: list[tuple[int, SampledRow]]) -> TokenMasks:
-        return TokenMasks([row for row, _ in wanted], [self._mask(bits) for bits in _bits([s for _, s in wanted])])
+        rows = [row for row, _ in wanted]
+        bits, failures = _bits([sampled for _, sampled in wanted])
+        return TokenMasks(rows, list(map(self._mask, bits)), {rows[at]: why for at, why in failures.items()})
 
     def _mask(self, bits: np.ndarray) -> Tensor:
         key = bits.tobytes()
@@ -85,14 +90,18 @@ class MaskWorker:
         return mask
 
 
-def _bits(sampled: list[SampledRow]) -> np.ndarray:
-    """A bit for each row and token id, [rows, words] int32: whether the token may be sampled."""
+def _bits(sampled: list[SampledRow]) -> tuple[np.ndarray, dict[int, GrammarFailure]]:
+    """A bit for each row and token id, [rows, words] int32: whether the token may be sampled. And rows without."""
     vocabulary = max(row.sequence.matcher.grammar.vocabulary for row in sampled if row.sequence.matcher)
     bits = np.full((len(sampled), -(-vocabulary // _WORD)), -1, np.int32)
+    failures: dict[int, GrammarFailure] = {}
     done = 0
     for _, group in groupby(sampled, key=lambda row: id(row.sequence)):
         rows = list(group)  # the last one has all drafts
         if matcher := rows[0].sequence.matcher:
-            matcher.write_masks(rows[-1].drafts, bits[done:].ctypes.data, bits[0].nbytes)
+            failed = matcher.write_masks(rows[-1].drafts, bits[done:].ctypes.data, bits[0].nbytes)
+            if failed is not None:
+                place, failure = failed
+                failures[done + place] = failure
         done += len(rows)
-    return bits
+    return bits, failures

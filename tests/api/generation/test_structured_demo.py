@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.api.live import Live
+from tests.api.live import Live, wait_for
 
 pytestmark = pytest.mark.demo
 
@@ -69,6 +69,23 @@ def ask(live: Live, seed: int, adapter: str | None) -> str:
     assert choice["finish_reason"] == "stop"
     text: str = choice["message"]["content"]
     return text
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [("/v1/completions", {"prompt": "Once upon"}), ("/v1/chat/completions", {"messages": MESSAGES})],
+)
+def test_a_mask_that_meets_a_limit_is_the_requests_fault(demo: Live, path: str, asked: dict[str, Any]) -> None:
+    """Its answer may end nowhere yet, and must not look complete: llguidance lets end tokens come after an error."""
+    regex = "[a-z ]*((a|e|i|o|u)[a-z ]{29}|(n|r|s|t|l)[a-z ]{32})[.]"
+    body = {**asked, "structured_outputs": {"regex": regex}, "max_tokens": 60, "temperature": 0}
+    refused = demo.http.post(path, json=body)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "grammar_too_complex", None)
+    with demo.http.stream("POST", path, json={**body, "stream": True}) as stream:
+        lines = [line for line in stream.iter_lines() if line]
+    assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "grammar_too_complex"
+    wait_for(demo.idle)
 
 
 @pytest.mark.parametrize("tries", [4, pytest.param(100, marks=pytest.mark.slow)])

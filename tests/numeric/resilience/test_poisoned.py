@@ -172,6 +172,37 @@ def test_an_adapter_that_overflows_fails_each_of_its_requests_once(
     assert (after.running, after.waiting, after.blocks_used, after.healthy) == (0, 0, 0, True)
 
 
+@pytest.mark.parametrize(
+    ("spec", "met"),
+    [
+        (GrammarSpec("lark", 'start: s "@@@"\ns: /[a-z]/ s | /[a-z ]/ s | ""'), "Too many items"),
+        (GrammarSpec("regex", "[a-z ]*((a|e|i|o|u)[a-z ]{29}|(n|r|s|t|l)[a-z ]{32})[.]"), "too many"),
+    ],
+)
+def test_a_mask_that_meets_a_limit_fails_its_own_request(
+    served: Engine,
+    compiler: GrammarCompiler,
+    alone: tuple[dict[str, list[Event]], dict[str, list[Tensor]]],
+    spec: GrammarSpec,
+    met: str,
+) -> None:
+    """Its answer may end nowhere yet, though llguidance lets end tokens come after an error."""
+    before = served.stats()
+    params = SamplingParams(temperature=0, max_tokens=200, stop_token_ids=served.runner.base.eos_token_ids)
+    bad = Sequence("bad", [500, 600, 700], params, grammar=grammar(compiler, spec))
+    with recorded_logits(served) as recorded:
+        found = run(served, healthy(served, compiler), [bad], random.Random(3))
+    *answer, failed = found["bad"]
+    assert isinstance(failed, Failed)
+    assert failed.cause == "grammar"
+    assert met in failed.message
+    assert all(isinstance(event, Token) and not event.finish for event in answer)
+    check_neighbours(found, recorded, alone)
+    after = served.stats()
+    assert after.failed_steps == before.failed_steps
+    assert (after.running, after.waiting, after.blocks_used, after.healthy) == (0, 0, 0, True)
+
+
 def test_three_different_contents_in_a_row_with_nothing_else_make_the_engine_unhealthy(
     served: Engine, compiler: GrammarCompiler
 ) -> None:

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from threading import Timer
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
+from llguidance import LLMatcher, LLParserLimits
 from tokenizers import Tokenizer, models, processors
 
 from server.engine.grammar import Grammar, Matcher
@@ -54,7 +56,7 @@ def tokens(text: str) -> list[int]:
 def allowed(matcher: Matcher) -> set[int]:
     """Token ids that may come next."""
     bits = np.zeros(-(-VOCABULARY // 32), np.int32)
-    matcher.write_masks((), bits.ctypes.data, bits.nbytes)
+    assert matcher.write_masks((), bits.ctypes.data, bits.nbytes) is None
     return set(np.flatnonzero(np.unpackbits(bits.view(np.uint8), bitorder="little")).tolist())
 
 
@@ -200,7 +202,7 @@ def test_masks_after_drafts_are_those_that_come_without_drafts(grammars: Grammar
     for wrong in (None, 5):
         ahead = drafts if wrong is None else [*drafts[:wrong], tokens("?")[0], *drafts[wrong + 1 :]]
         masks[:] = -1
-        drafted.write_masks(ahead, masks.ctypes.data, masks[0].nbytes)
+        assert drafted.write_masks(ahead, masks.ctypes.data, masks[0].nbytes) is None
         follow = compile_(grammars, "json_schema", PERSON).start()
         for place in range(len(drafts) + 1 if wrong is None else wrong + 1):
             bits = np.unpackbits(masks[place].view(np.uint8), bitorder="little")
@@ -235,6 +237,42 @@ def test_an_answer_goes_on_where_those_before_it_have_used_up_a_limit(grammars: 
     assert 1 < answers < 1000
     for token in tokens("abc" * 5):
         assert matcher.accept(token, last=False) is None, "the answer that met the limit goes on, too"
+
+
+def test_a_mask_goes_on_where_the_answers_before_it_have_used_up_a_limit(grammars: GrammarCompiler) -> None:
+    """Llguidance's own mask would let only end tokens come then, and half an answer would look complete."""
+    compile_(grammars, "regex", "a")  # makes the environment
+    assert isinstance(grammars._environment, tuple)
+    regex = LLMatcher.grammar_from_regex("([a-z]*(a|b)[a-z]{14})|([a-z]*c[a-z]{14}d)")
+    limits = LLParserLimits(max_lexer_states=2000)
+    grammar = Grammar(partial(LLMatcher, grammars._environment[0], regex, limits=limits), VOCABULARY)
+    letters, rng, answers = set(tokens("abcdefghijklmnopqrstuvwxyz")), random.Random(0), 0
+    while not grammar.exhausted and answers < 100:
+        matcher, answers = grammar.start(), answers + 1
+        for token in tokens("".join(rng.choices("abcdefg", k=40))):
+            assert allowed(matcher) - {END, OTHER_END} == letters
+            assert matcher.accept(token, last=False) is None
+    assert 1 < answers < 100
+
+
+def test_drafts_that_meet_a_limit_leave_the_answer_where_it_was(grammars: GrammarCompiler) -> None:
+    """Only a draft takes the brace, after which too much may come; the answer takes another way."""
+    several = [named(390, prefix) for prefix in "abcde"]
+    grammar = compile_(grammars, "json_schema", {"type": "array", "items": {"anyOf": [*several, {"type": "null"}]}})
+    matcher = grammar.start()
+    assert matcher.accept(tokens("[")[0], last=False) is None
+    before, drafts = allowed(matcher), tokens('{"a1":')
+    masks = np.zeros((len(drafts) + 1, -(-VOCABULARY // 32)), np.int32)
+    failed = matcher.write_masks(drafts, masks.ctypes.data, masks[0].nbytes)
+    assert failed is not None
+    place, failure = failed
+    assert 0 < place <= 2
+    assert failure.too_complex
+    assert allowed(matcher) == before
+    for token in tokens("null]"):
+        assert token in allowed(matcher)
+        assert matcher.accept(token, last=False) is None
+    assert allowed(matcher) == {END, OTHER_END}
 
 
 def named(count: int, prefix: str = "p") -> dict[str, Any]:
