@@ -27,9 +27,10 @@ class CompletionFormat(OpenAIFormat):
         choices = range(len(answer.generation.choices))
         self._fresh = set(choices)
         """Choices of a stream that have no chunk yet."""
-        self._logprobs = (
-            None if self.top_logprobs is None else [CompletionLogprobs(self.top_logprobs, texts) for _ in choices]
-        )
+        self._logprobs: list[CompletionLogprobs] | None = None
+        if self.top_logprobs is not None:
+            kept = answer.generation.kept
+            self._logprobs = [CompletionLogprobs(self.top_logprobs, texts, kept) for _ in choices]
 
     def text_choice(self, text: str) -> Mapping[str, Any]:
         """Return the text."""
@@ -85,9 +86,9 @@ class CompletionFormat(OpenAIFormat):
         """Return the fields of a choice about its prompt, if the request asks for them."""
         fields: dict[str, Any] = {}
         if self._echoes:
-            fields["text"] = self._echoes[index // self._samples]
+            fields["text"] = echo = self._echoes[index // self._samples]
             if self._logprobs is not None:
-                fields["logprobs"] = self._logprobs[index].take(*self._prompt(index))
+                fields["logprobs"] = self._logprobs[index].take(*self._prompt(index), echo)
         if self.returns_token_ids:
             fields["prompt_token_ids"] = self._prompt_tokens(index)
         return fields

@@ -45,9 +45,14 @@ class TokenPlaces:
         self._characters = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def next(self, token: int) -> tuple[int, int]:
-        """Return where a token begins and ends. Those that begin a character are empty; the last one has it."""
-        data = self._texts.text(token).encode() if token in self._kept else self._texts.data(token)
+    def next(self, token: int, within: str | None = None) -> tuple[int, int]:
+        """Return where a token begins and ends. Those that begin a character are empty; the last one has it.
+
+        Where the text is known, it decides which special tokens have their text in it: a tokenizer may add others.
+        """
+        text, data = self._texts.text(token), self._texts.data(token)
+        if token in self._kept if within is None else not data and within.startswith(text, self._characters):
+            data = text.encode()
         if data and not 0x80 <= data[0] < 0xC0:  # it continues no character: bytes before it are invalid
             self._characters += len(self._decoder.decode(b"", final=True))
         start = self._characters
@@ -58,19 +63,19 @@ class TokenPlaces:
 class CompletionLogprobs:
     """The ``logprobs`` of one choice of a completion, whose offsets go on from chunk to chunk."""
 
-    def __init__(self, count: int, texts: TokenTexts) -> None:
-        """``count`` is how many most likely tokens come with each."""
+    def __init__(self, count: int, texts: TokenTexts, kept: Collection[int]) -> None:
+        """``count`` is how many most likely tokens come with each; ``kept`` as in :class:`TokenPlaces`."""
         self._count = count
         self._texts = texts
-        self._places = TokenPlaces(texts)
+        self._places = TokenPlaces(texts, kept)
 
-    def take(self, tokens: Seq[int], logprobs: Seq[MaybeLogprobs]) -> dict[str, Any]:
-        """Return the lists for the next tokens."""
+    def take(self, tokens: Seq[int], logprobs: Seq[MaybeLogprobs], within: str | None = None) -> dict[str, Any]:
+        """Return the lists for the next tokens. ``within`` is the text that they are of, if it is known."""
         return {
             "tokens": [self._texts.text(token) for token in tokens],
             "token_logprobs": [None if its is None else finite(its.logprob) for its in logprobs],
             "top_logprobs": [self._top(token, its) for token, its in zip(tokens, logprobs, strict=True)],
-            "text_offset": [self._places.next(token)[0] for token in tokens],
+            "text_offset": [self._places.next(token, within)[0] for token in tokens],
         }
 
     def _top(self, token: int, its: MaybeLogprobs) -> dict[str, float] | None:

@@ -120,6 +120,19 @@ def test_echo_of_tokens_and_without_logprobs(live: Live) -> None:
     assert many["usage"]["completion_tokens"] == 0
 
 
+def test_offsets_count_the_special_tokens_that_the_text_shows(live: Live) -> None:
+    shown = [257, *live.service.codec.encode_prompt("ab"), 258, *live.service.codec.encode_prompt("c")]
+    for fields in ({"echo": True}, {"echo": True, "skip_special_tokens": False}, {"skip_special_tokens": False}):
+        for prompt in (shown, "<|im_start|>ab<|im_end|>c"):
+            bias = {"257": 100}  # the answer consists of special tokens
+            choice = live.complete(prompt=prompt, logprobs=0, max_tokens=3, logit_bias=bias, **fields)["choices"][0]
+            found = choice["logprobs"]
+            kept = len(found["tokens"]) - (3 if fields.get("skip_special_tokens", True) else 0)
+            for token, offset in list(zip(found["tokens"], found["text_offset"], strict=True))[:kept]:
+                assert choice["text"].startswith(token, offset), (fields, token, offset)
+            assert found["text_offset"][kept:] == [len(choice["text"])] * (len(found["tokens"]) - kept)
+
+
 def test_prompt_logprobs(live: Live) -> None:
     for fields in ({}, {"echo": True, "logprobs": 5}, {"n": 2}):
         choice = live.complete(prompt_logprobs=2, **fields)["choices"][0]
