@@ -61,7 +61,10 @@ def test_runs_from_the_list_to_side_by_side(visit: Visit, trained: Live) -> None
     expect(samples).to_have_count(2)
     expect(samples.first).to_contain_text("It is ")
     expect(page.get_by_role("region", name="Data")).to_contain_text("18 rows to train on, 6 held out")
-    expect(page.get_by_role("region", name="Settings").get_by_role("row", name="r 4", exact=True)).to_be_visible()
+    settings = page.get_by_role("region", name="Settings")
+    expect(settings.get_by_role("row", name="r 4", exact=True)).to_be_visible()
+    expect(settings).to_contain_text(re.compile("Not set: .*early stopping, eval file"))
+    expect(settings.get_by_role("row", name="eval file")).to_have_count(0)
     assert grave(page) == []
 
     page.get_by_role("link", name="All runs").click()
@@ -143,8 +146,10 @@ def test_a_file_is_looked_at_before_a_run(visit: Visit, live: Live, tmp_path: Pa
     expect(learned).not_to_contain_text("What is")
 
     command = data.get_by_label("Command")
-    url = str(live.http.base_url)
-    expect(command).to_have_text(f"manylora train 'my rows.jsonl' --name my-rows --publish {url}")
+    url, folder = str(live.http.base_url), live.service.settings.data_dir.resolve()
+    written = f"manylora train 'my rows.jsonl' --name my-rows --data-dir {folder} --publish {url}"
+    expect(command).to_have_text(written)
+    data.get_by_label("Data folder of the server").fill("")
     data.get_by_label("Adapter's name").fill("team/numbers")
     data.get_by_label("Rank").fill("8")
     data.get_by_label("Leave out rows").check()

@@ -296,6 +296,8 @@ EXAMPLES: Mapping[str, Any] = {
             "max_upload_bytes": 1_252_000_000,
             "max_data_bytes": 67_108_864,
             "max_body_bytes": 2_097_152,
+            "model": None,
+            "data_dir": None,
         },
         "features": ["chat"],
     },

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 
 from adapters.format.archive import max_bytes
 from server import training_data
-from server.access.key import ALL_SCOPES
+from server.access.key import ALL_SCOPES, ApiKey
 from server.api.access.authentication import KeyDep
 from server.api.http.errors import JsonResponse
 from server.api.http.openapi import returns
@@ -33,14 +33,15 @@ async def whoami(service: ServiceDep, key: KeyDep) -> JsonResponse:
             "adapters": None if key.adapters is None else list(key.adapters),
             "limits": asdict(key.limits),
             "expires": None if key.expires is None else int(key.expires.timestamp()),
-            "server": _server(service),
+            "server": _server(service, key),
             "features": _features(service),
         }
     )
 
 
-def _server(service: Service) -> dict[str, object]:
+def _server(service: Service, key: ApiKey) -> dict[str, object]:
     settings = service.settings
+    admin = key.may("admin")
     return {
         "version": version("manylora"),
         "base": service.base.name,
@@ -51,6 +52,9 @@ def _server(service: Service) -> dict[str, object]:
         "max_upload_bytes": max_bytes(service.store.limit),
         "max_data_bytes": training_data.MAX_BYTES,
         "max_body_bytes": int(settings.max_body_mib * 2**20),
+        # What `manylora train` needs on this machine. Paths of it are for those who run it.
+        "model": settings.model if admin else None,
+        "data_dir": str(settings.data_dir.resolve()) if admin else None,
     }
 
 

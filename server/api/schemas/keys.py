@@ -138,6 +138,10 @@ class ServerFacts(ResponseModel):
     """Maximum size of a file of training data."""
     max_body_bytes: int
     """Maximum size of any other body."""
+    model: str | None
+    """`--model` as the server was started with; null without the scope admin."""
+    data_dir: str | None
+    """Absolute path of the server's data folder, where `manylora train` leaves runs; null without the scope admin."""
 
 
 class Whoami(ResponseModel):

@@ -20,6 +20,8 @@ def test_without_keys_everybody_may_do_everything(live: Live) -> None:
     assert server["max_model_len"] == live.http.get("/v1/models/tiny").json()["max_model_len"]
     assert {"chat", "register_path"} <= set(found["features"])
     assert "register_source" not in found["features"]  # without --allow-source
+    settings = live.service.settings
+    assert (server["model"], server["data_dir"]) == (settings.model, str(settings.data_dir.resolve()))
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -30,6 +32,9 @@ def test_a_key_is_told_what_it_allows(keyed: Keyed, name: str) -> None:
     allowed = ALL_SCOPES if name == "admin" else set(KEYS[name]["scopes"])
     assert set(found["scopes"]) == allowed
     assert found["adapters"] == KEYS[name].get("adapters")
+    # Paths of the server's machine are for those who run it.
+    of_the_machine = {found["server"]["model"], found["server"]["data_dir"]}
+    assert (None in of_the_machine, len(of_the_machine)) == ((False, 2) if name == "admin" else (True, 1))
 
 
 def test_limits_are_those_of_the_key(guarded: Live) -> None:

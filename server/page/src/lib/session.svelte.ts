@@ -21,6 +21,9 @@ export interface Whoami {
     max_device_adapters: number;
     max_upload_bytes: number;
     max_data_bytes: number;
+    /** How the server was started, for keys with the scope admin; null for others. */
+    model: string | null;
+    data_dir: string | null;
   };
   features: string[];
 }

@@ -43,9 +43,12 @@ export function settingRows(settings: readonly (Settings | null)[]): SettingRow[
   return [...rows.filter((row) => row.differs), ...rows.filter((row) => !row.differs)];
 }
 
+/** A setting that nobody set. */
+export const UNSET = "–";
+
 /** Return a setting's value as a text. */
 export function valueText(value: unknown): string {
-  if (value === null || value === undefined) return "–";
+  if (value === null || value === undefined) return UNSET;
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (Array.isArray(value)) return value.map(valueText).join(", ");
   return typeof value === "object" ? JSON.stringify(value) : String(value);
