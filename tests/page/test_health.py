@@ -1,13 +1,14 @@
 """Health: live figures of a real server, what is slow in words, and keys that may not look."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from server.access.key_spec import KeySpec
-from tests.api.live import ADAPTERS, Live, running, tiny_service
+from tests.api.live import ADAPTERS, Live, running, tiny_service, wait_for
 from tests.page.conftest import Visit, look_again
 from tests.tiny import save_adapter, tiny_model
 
@@ -66,6 +67,32 @@ def test_what_is_slow_is_said_in_words(visit: Visit, narrow: Live) -> None:
     expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached. The figures below are the last")
     expect(page.get_by_role("main")).to_contain_text("no answer")
     expect(rows.filter(has_text="green")).to_contain_text("3yes")
+
+
+def test_one_look_alone_shows_no_span_of_time(visit: Visit, live: Live) -> None:
+    page, looks = visit("talk"), []
+
+    def answer_once(route: Route) -> None:
+        looks.append(route)
+        if len(looks) == 1:
+            route.continue_()
+
+    page.route("**/metrics", answer_once)
+    page.evaluate(
+        """() => {
+            window.drawn = [];
+            const { fillText } = CanvasRenderingContext2D.prototype;
+            CanvasRenderingContext2D.prototype.fillText = function (text, ...places) {
+                window.drawn.push(text);
+                return fillText.call(this, text, ...places);
+            };
+        }"""
+    )
+    page.get_by_role("link", name="Health").click()
+    expect(page.get_by_role("figure").filter(has_text="Adapters on the device")).to_contain_text("slots")
+    expect(page.get_by_role("region", name="By adapter")).not_to_contain_text("in the last")
+    wait_for(lambda: page.evaluate("drawn.some((text) => /^:\\d\\d$/.test(text))"))  # a minute's seconds
+    assert not [text for text in page.evaluate("drawn") if re.match(r"20\d\d|[A-Z][a-z][a-z]$", text)]  # years, months
 
 
 def test_a_key_without_the_scope_is_told(visit: Visit, tmp_path: Path) -> None:

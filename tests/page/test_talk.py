@@ -147,6 +147,19 @@ def test_columns_answer_the_same_prompt(visit: Visit, roomy: Live) -> None:
     assert bodies[-1]["messages"][1]["content"] == texts[0]
 
 
+def test_a_mix_begins_without_the_base(visit: Visit, roomy: Live) -> None:
+    page = visit("talk?adapter=tiny", url=str(roomy.http.base_url))
+    page.get_by_role("button", name="Mix").click()
+    for place in (1, 2):
+        field = page.get_by_label(f"Adapter {place} of column 1")
+        expect(field).to_have_value("")
+        expect(field).to_have_attribute("placeholder", "an adapter")
+    page.get_by_label("Adapter 2 of column 1").fill("red")
+    bodies = sent(page)
+    ask(page, "Once upon a time")
+    assert (bodies[0]["model"], bodies[0].get("adapter")) == ("red", None)
+
+
 def test_plain_http_from_another_machine(visit: Visit, roomy: Live) -> None:
     page = visit("talk", url=f"http://{ELSEWHERE}:{roomy.http.base_url.port}")
     assert page.evaluate("isSecureContext") is False
