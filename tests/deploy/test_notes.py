@@ -1,6 +1,7 @@
 """The notes that Helm prints after an installation: their commands work when they are pasted."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,31 @@ import pytest
 
 from tests.api.live import running, tiny_service
 from tests.deploy.chart import CHART, run_helm
-from tests.deploy.values import CASES, KEYS, Values
+from tests.deploy.values import CASES, KEYS, POOL, Values
 
 KUBECTL = """\
 #!/bin/sh
-# A cluster, as far as the notes need one: a port that is forwarded already.
+# A cluster, as far as the notes need one: a port that is forwarded until that is ended.
 echo "$@" >> "$LOG"
-case "$*" in *port-forward*) exec sleep 60 ;; esac
+case "$*" in *port-forward*) exec python3 "$FORWARD" ;; esac
+"""
+FORWARD = """\
+import asyncio, os
+
+async def pump(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+async def forward(reader, writer):
+    to, back = await asyncio.open_connection("127.0.0.1", int(os.environ["SERVER"]))
+    await asyncio.gather(pump(reader, back), pump(to, writer))
+
+async def main():
+    await (await asyncio.start_server(forward, "127.0.0.1", int(os.environ["PORT"]))).serve_forever()
+
+asyncio.run(main())
 """
 
 
@@ -44,16 +63,20 @@ def test_the_commands_work(tmp_path: Path) -> None:
     kubectl = tmp_path / "kubectl"
     kubectl.write_text(KUBECTL)
     kubectl.chmod(0o755)
+    (tmp_path / "forward.py").write_text(FORWARD)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    logged = {"LOG": str(tmp_path / "log"), "FORWARD": str(tmp_path / "forward.py")}
     path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     with running(tiny_service(tmp_path)) as live:
-        script = commands(notes(KEYS)).replace("127.0.0.1:8000", f"127.0.0.1:{live.http.base_url.port}")
+        script = commands(notes(KEYS)).replace("127.0.0.1:8000", f"127.0.0.1:{port}")
         ended = subprocess.run(
             ["bash", "-e"],
             input=script,
             capture_output=True,
             text=True,
             timeout=120,
-            env={**os.environ, "PATH": path, "LOG": str(tmp_path / "log")},
+            env={**os.environ, "PATH": path, **logged, "SERVER": str(live.http.base_url.port), "PORT": str(port)},
         )
     assert ended.returncode == 0, ended.stderr
     assert '"text_completion"' in ended.stdout
@@ -69,3 +92,9 @@ def test_warnings_of_what_is_risky() -> None:
     assert "is lost with its pod" in notes({**KEYS, "persistence": {"enabled": False}})
     assert "whoever reaches the service" in notes({"settings": {"allow_anonymous": True}})
     assert "401 from /metrics" in notes({**KEYS, "serviceMonitor": {"enabled": True}})
+    scraped: Values = {**KEYS, "serviceMonitor": {"enabled": True, "keySecret": "metrics-key"}}
+    assert "networkPolicy.from lets in this namespace alone: add Prometheus" in notes(scraped)
+    assert "add the gateway" in notes({**POOL, "networkPolicy": {}})
+    named = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    for policy in ({"from": named}, {"enabled": False}):
+        assert "WARNING" not in notes({**scraped, "networkPolicy": policy})
