@@ -13,30 +13,24 @@ from queue import Empty, SimpleQueue
 
 import torch
 
-from adapters.errors import AdapterError, RegistryUnavailable, StoreFull
 from adapters.format.spec import AdapterId
 from adapters.format.weights import AdapterWeights
-from server.compute.pool import PackedAdapter
 from server.config import Settings
 from server.engine.block_pool import BlockPool
 from server.engine.loader import Loader
+from server.engine.residency import Residency
 from server.engine.resilience.backlog import Backlog
-from server.engine.resilience.out_of_memory import is_out_of_memory
 from server.engine.resilience.step_runner import StepRunner, fail
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Cause, Event, Failed, Sequence, WeightedAdapter, is_last
-from server.engine.slots import Placement, SlotTable, pages_for
+from server.engine.slots import SlotTable, pages_for
 from server.engine.speculation import Speculation
 from server.engine.stats import EngineStats, StepCounters, StepTimes
 from server.errors import EngineError, InvalidRequest
 
 log = logging.getLogger(__name__)
 
-COPIES_PER_STEP = 2
-"""Adapters copied to the device per step while sequences run: more would delay their next tokens."""
-MAX_PREFETCH = 8
-"""Adapters of waiting sequences that are loaded to host memory before it is their turn."""
 STOP_SECONDS = 10.0
 """How long the end waits for a step that still runs."""
 
@@ -99,18 +93,18 @@ class Engine:
         self.backlog = Backlog(settings.max_queue, self.scheduler.max_sequences, settings.max_queue_tokens)
         self._deliver = deliver
         self._messages: SimpleQueue[_Message] = SimpleQueue()
-        self._to_remove: set[AdapterId] = set()
-        self._loads_again: set[AdapterId] = set()
-        """Adapters that are being loaded once more, after memory was short for them."""
         self._counters = StepCounters()
         self._times = StepTimes()
+        self._residency = Residency(
+            self.runner, self.scheduler, self.loader, self._counters, self._times, wake_up=self._wake_up
+        )
         self._steps = StepRunner(
             runner,
             self.scheduler,
             self._counters,
             self._times,
-            release_memory=self._release_memory,
-            fail_copies=self._fail_copies,
+            release_memory=self._residency.release_memory,
+            fail_copies=self._residency.fail_copies,
         )
         self.watch = self._steps.watch
         self._idle = True
@@ -221,9 +215,7 @@ class Engine:
         events: list[Event] = []
         began = time.perf_counter()
         self._handle_messages()
-        events += self._load_adapters(time.monotonic())
-        events += self._fail_copies()
-        self.slots.copying = frozenset(a for a in self.slots.resident if not self.runner.is_ready(a))
+        events += self._residency.advance(time.monotonic())
         loaded, now = time.perf_counter(), time.monotonic()
         self.scheduler.row_limit = self._steps.rows(now)
         batch = self.scheduler.schedule(now)
@@ -244,9 +236,7 @@ class Engine:
     def check(self) -> None:
         """Assert that every block, page and lease is accounted for."""
         self.scheduler.check()
-        assert set(self.slots.resident) == set(self.runner.resident)
-        for adapter in self.slots.resident:
-            assert self.slots.pages_of(adapter) == self.runner.resident[adapter].pages
+        self._residency.check()
 
     def _loop(self) -> None:
         torch.set_num_threads(self._threads)
@@ -289,13 +279,7 @@ class Engine:
     def _handle_messages(self) -> None:
         while not self._messages.empty():
             self._handle_message(self._messages.get())
-        for adapter in [a for a in self._to_remove if not self.slots.leases(a) and a not in self.slots.pinned]:
-            self._to_remove.discard(adapter)
-            self._loads_again.discard(adapter)
-            self.loader.drop(adapter)
-            if adapter in self.slots:
-                self.slots.evict(adapter)
-                self.runner.evict(adapter)
+        self._residency.remove_unused()
 
     def _handle_message(self, message: _Message) -> None:
         match message:
@@ -305,108 +289,11 @@ class Engine:
                 self.scheduler.abort(sequence_id)
                 self.backlog.end([sequence_id])
             case _RemoveAdapter(adapter):
-                self._to_remove.add(adapter)
+                self._residency.remove(adapter)
             case _SetPinned(adapters):
                 self.scheduler.admission.pin(adapters, time.monotonic())
             case _WakeUp():
                 pass
-
-    def _load_adapters(self, now: float) -> list[Failed]:
-        """Move missing adapters one stage on: from disk to host memory, or from there to the device."""
-        events: list[Failed] = []
-        for adapter, error in self.loader.collect().items():
-            if not self._load_again(adapter, error):
-                events += self._fail_adapter(adapter, error)
-        budget = COPIES_PER_STEP if self.scheduler.running else self.slots.slots
-        most_ahead, ahead = min(MAX_PREFETCH, self.loader.max_prefetch), set[AdapterId]()
-        in_order = True
-        for wanted in self.scheduler.admission.missing_adapters(now):
-            id_, sequence = wanted.adapter.id, wanted.sequence
-            packed = self.loader.get(id_)
-            if packed is not None and budget and (in_order or wanted.late):
-                placement = self.slots.place(id_, packed.rank, wanted.keep, now)
-                if placement is not None:
-                    budget -= 1
-                    if failure := self._place(id_, packed, placement):
-                        return events + self._fail_adapter(id_, failure)
-                    continue
-                if sequence and (fit_error := self.slots.fit_error(sequence.adaptation)):
-                    return events + self._fail([sequence], fit_error)  # others were pinned after it was queued
-                in_order = in_order and sequence is None  # a pin waits without holding up waiting sequences
-                budget = 0 if wanted.late else budget  # who is late gets the next space
-            if packed is None or sequence:
-                ahead.add(id_)
-            if len(ahead) > most_ahead:
-                break
-            if packed is None:
-                self.loader.request(id_)
-        return events
-
-    def _load_again(self, adapter: AdapterId, error: BaseException) -> bool:
-        """Load an adapter once more, if memory was short for it, now that others have left host memory."""
-        if not is_out_of_memory(error) or adapter in self._loads_again:
-            self._loads_again.discard(adapter)
-            return False
-        self._loads_again.add(adapter)
-        self._release_memory()
-        self.loader.request(adapter)
-        return True
-
-    def _place(self, adapter: AdapterId, packed: PackedAdapter, placement: Placement) -> Exception | None:
-        """Copy an adapter to the device. Returns the error, if there is one."""
-        for evicted in placement.evicted:
-            self.runner.evict(evicted)
-        self._counters.adapter_evictions += len(placement.evicted)
-        started, read = time.perf_counter(), self.loader.read_seconds(adapter)
-        try:
-            self._copy(adapter, packed, placement.pages)
-        except Exception as error:  # usually out of device memory; the next user of the pages overwrites them
-            self.slots.evict(adapter)
-            self._wake_up()  # other adapters may be missing, and an idle engine would wait for a message
-            return error
-        self._loads_again.discard(adapter)
-        self._counters.adapter_loads += 1
-        self._counters.host_hits += read is None
-        self._times.loaded(read, time.perf_counter() - started)
-        return None
-
-    def _copy(self, adapter: AdapterId, packed: PackedAdapter, pages: tuple[int, ...]) -> None:
-        """Copy an adapter to its pages; if there is too little memory, once more with no other in host memory."""
-        try:
-            self.runner.place(adapter, pages, packed)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            self._release_memory(adapter)
-            self.runner.place(adapter, pages, packed)
-
-    def _release_memory(self, keep: AdapterId | None = None) -> None:
-        """Free what can be freed without losing a request: adapters in host memory, and what allocators keep."""
-        dropped = self.loader.drop_all(but=keep)
-        self.runner.backend.release_memory()
-        log.warning("Memory is short: dropped %d adapters from host memory", dropped)
-
-    def _fail_copies(self) -> list[Failed]:
-        """Fail the sequences of adapters whose copy to the device has failed."""
-        events: list[Failed] = []
-        for adapter, error in self.runner.failed_copies().items():
-            affected = [s for s in self.scheduler.running if any(a.id == adapter for a in s.adaptation)]
-            events += self._fail(affected, "The adapter could not be loaded.")
-            self.slots.evict(adapter)
-            self.runner.evict(adapter)
-            events += self._fail_adapter(adapter, error)
-        return events
-
-    def _fail_adapter(self, adapter: AdapterId, error: BaseException) -> list[Failed]:
-        affected = [s for s in self.scheduler.waiting if any(a.id == adapter for a in s.adaptation)]
-        if self.scheduler.admission.pins_to_load.pop(adapter, None) or affected:
-            # If nothing needs it any more, it may just have been deleted: not worth a log line.
-            self._counters.adapter_load_failures += 1
-            log.error("Adapter %s could not be loaded: %s", adapter, error)
-        if is_out_of_memory(error):
-            return self._fail(affected, "There is not enough memory to load the adapter; try again later.", "memory")
-        at_fault = isinstance(error, AdapterError) and not isinstance(error, StoreFull | RegistryUnavailable)
-        return self._fail(affected, "The adapter could not be loaded.", "adapter" if at_fault else "engine")
 
     def _fail(self, sequences: Iterable[Sequence], message: str, cause: Cause = "engine") -> list[Failed]:
         return fail(self.scheduler, sequences, message, cause)

@@ -138,7 +138,7 @@ def test_an_adapter_that_does_not_fit_is_tried_once_more_and_then_fails_its_own_
 def test_of_an_adapter_that_is_removed_after_a_failed_load_nothing_is_kept(llama: Lab, tmp_path: Path) -> None:
     engine = llama.drive(tmp_path).engine
     content = AdapterId("0" * 64)
-    assert engine._load_again(content, MemoryError())
+    assert engine._residency._load_again(content, MemoryError())
     engine.remove_adapter(content)
     engine.step()
-    assert not engine._loads_again
+    assert not engine._residency._loads_again
