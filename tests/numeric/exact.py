@@ -19,6 +19,7 @@ EIGHT_RANKS = RANKS | {AdapterId(name): rank for name, rank in (("e", 8), ("f", 
 OVERFLOWING = AdapterId("z")
 """Finite and well formed, of rank 8, but so large that its products overflow."""
 DEADLINE = 120.0
+"""Seconds without any event after which the test fails."""
 
 
 def weights(adapter: AdapterId, layout: BaseLayout) -> AdapterWeights:
@@ -64,7 +65,7 @@ def run_mixed(
 
     ``preempt`` is the chance, at each step with ``rng``, that one that runs is preempted.
     """
-    waiting, live, started = list(sequences), len(sequences), time.monotonic()
+    waiting, live, latest = list(sequences), len(sequences), time.monotonic()
     events: dict[str, list[Event]] = {sequence.id: [] for sequence in sequences}
     while live:
         if waiting and (rng is None or rng.random() < 0.6):
@@ -75,5 +76,6 @@ def run_mixed(
             assert not isinstance(event, Failed), event
             events[event.sequence_id].append(event)
             live -= is_last(event)
-        assert time.monotonic() - started < DEADLINE
+            latest = time.monotonic()
+        assert time.monotonic() - latest < DEADLINE
     return events
