@@ -1,20 +1,19 @@
 """Settings: the options of ``manylora serve`` and ``manylora doctor``, from command line and environment."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from adapters.sources.address import is_address
 from bases import machine
 from bases.command_line import Given, Options, parse
-from bases.errors import ConfigError
 from bases.options import BaseOptions, default_data_dir
+from server.environment import Environment, check_names
 
 _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
@@ -23,13 +22,6 @@ _DEFAULT_PORT = re.compile(r"(?<=^http)(://.*):80$|(?<=^https)(://.*):443$")
 ANY_ADDRESS = "*"
 RANK_STEP = 8
 """The device pool's rank columns are a multiple of this."""
-_SERVICE_LINK = re.compile(
-    r"MANYLORA_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)"
-)
-"""Variables that Kubernetes sets in every pod for a service named manylora or manylora-NAME."""
-_LINK_PORT = re.compile(r"MANYLORA_([A-Z0-9_]+_)?PORT")
-_LINK_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
-"""MANYLORA_PORT is an option, too: only a value such as tcp://10.0.0.1:80 is from Kubernetes."""
 
 
 def _split_pairs(value: object) -> object:
@@ -63,23 +55,6 @@ def _expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError as error:
         raise ValueError(f"{str(path)!r} names a home folder that is not known") from error
-
-
-_OLD_DATA_DIR = "MANYLORA_DATA"
-"""The earlier name of MANYLORA_DATA_DIR, still read where that one is not set."""
-
-
-class _Environment(EnvSettingsSource):
-    """The environment, without the variables that Kubernetes sets for services."""
-
-    def __call__(self) -> dict[str, Any]:
-        """Return the values by field."""
-        values = super().__call__()
-        if (old := self.env_vars.get(_OLD_DATA_DIR.lower())) is not None:
-            values.setdefault("data_dir", old)
-        if is_service_link("MANYLORA_PORT", str(values.get("port"))):
-            del values["port"]
-        return values
 
 
 class Settings(Options):
@@ -319,7 +294,7 @@ class Settings(Options):
     @classmethod
     def other_sources(cls) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment."""
-        return (_Environment(cls),)
+        return (Environment(cls),)
 
     @field_validator("device_ranks")
     @classmethod
@@ -443,22 +418,5 @@ S = TypeVar("S", bound=Settings)
 def make_settings(given: Given, options: type[S]) -> S:
     """Make settings from command-line values, then the environment. Raises ConfigError, one line per error."""
     settings = options(**given)
-    prefix = options.model_config["env_prefix"]
-    clients = {f"{prefix}URL", f"{prefix}API_KEY"}  # read by `manylora adapters` and `manylora train`
-    keys = {f"{prefix}API_KEYS"}  # read by startup.py: as an option it would be seen in the list of processes
-    known = {f"{prefix}{field}".upper() for field in options.model_fields} | clients | keys | {_OLD_DATA_DIR}
-    present = {name for name in os.environ if name.upper().startswith(prefix)}
-    unknown = sorted(name for name in present.difference(service_links()) if name.upper() not in known)
-    if unknown:
-        raise ConfigError("\n".join(f"{name}: there is no such option" for name in unknown))
+    check_names(options)
     return settings
-
-
-def is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes has set this variable, for the address of a service."""
-    return bool(_SERVICE_LINK.fullmatch(name) or (_LINK_PORT.fullmatch(name) and _LINK_ADDRESS.match(value)))
-
-
-def service_links() -> list[str]:
-    """Names of such variables in the environment."""
-    return sorted(name for name, value in os.environ.items() if is_service_link(name, value))

@@ -29,8 +29,9 @@ from server.api.service import Service
 from server.api.startup import open_resources, open_service
 from server.api.telemetry.refusals import Refusals
 from server.compute.cpu.memory import trim_memory
-from server.config import Settings, service_links
+from server.config import Settings
 from server.connections import Connections, connection_limits
+from server.environment import service_links
 from server.garbage import keep_start_from_collector
 from server.listener import NO_KEYS, Listener, bind, is_local
 from server.logs import set_up_logs

@@ -7,7 +7,8 @@ import pytest
 import manylora
 from bases import machine
 from bases.errors import ConfigError
-from server.config import Settings, read_settings, service_links
+from server.config import Settings, read_settings
+from server.environment import service_links
 
 
 @pytest.fixture(autouse=True)
