@@ -35,7 +35,7 @@ class Limits:
     """Adapters that the device holds at most."""
     host_cache_bytes: int
     adapters: int
-    """Adapters with series of their own."""
+    """Adapters with series of their own; also pairs of an alias and a version."""
 
 
 class Metrics:
@@ -55,7 +55,7 @@ class Metrics:
         self._http = HttpCollector()
         self._requests = RequestCollector()
         self._adapters = AdapterCollector(build.base, registry, limits.adapters)
-        self._aliases = AliasCollector(registry)
+        self._aliases = AliasCollector(registry, limits.adapters)
         self._registry = RegistryCollector(registry)
         for collector in (
             self._http,

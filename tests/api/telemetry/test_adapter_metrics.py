@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from adapters.registry.snapshot import Target
 from server.metrics.adapters import HALF_LIFE, MIN_REMEMBERED, AdapterCollector
+from server.metrics.aliases import AliasCollector
 from server.metrics.requests import EndedRequest
 from tests.api.live import Live, request, wait_for
 from tests.api.operation.test_metrics import samples, value
@@ -92,6 +94,35 @@ def test_adapters_that_come_and_go_are_forgotten_although_nobody_scrapes(collect
         use(collector, f"job-{number}")  # removed meanwhile
     assert len(collector) <= MIN_REMEMBERED
     assert shown(collector) == {"red": 1, "other": 2 * MIN_REMEMBERED}
+
+
+def test_aliases_have_so_many_series_and_the_others_one_together(shared: Live) -> None:
+    registry = shared.service.registry
+    collector = AliasCollector(registry, 2)
+
+    def shown() -> dict[tuple[str, str], float]:
+        """Alias and version -> requests, after a scrape."""
+        collector.update()
+        families = {family.name: family for family in collector.collect()}
+        samples = families["manylora_alias_requests"].samples
+        return {(s.labels["alias"], s.labels["version"]): s.value for s in samples}
+
+    def use(alias: str) -> None:
+        collector.first_token(alias, "red@1", 0.5)
+        collector.ended(alias, "red@1", EndedRequest("ok", 2.0, 10, 4, 3, ["red"], [(alias, "red@1")]))
+
+    names = [f"capped-{number}" for number in range(4)]
+    for name in names:
+        registry.put_alias(name, [Target("red", None, 1.0)])
+        use(name)
+    assert shown() == {("capped-0", "red@1"): 1, ("capped-1", "red@1"): 1, ("other", "other"): 2}
+    registry.remove_alias("capped-0")
+    shown()
+    use("capped-3")
+    assert shown() == {("capped-1", "red@1"): 1, ("capped-3", "red@1"): 1, ("other", "other"): 2}, "no count moves"
+    for name in names[1:]:
+        registry.remove_alias(name)
+    assert shown() == {("other", "other"): 2}
 
 
 def test_a_mix_counts_for_each_adapter_and_the_base_for_itself(shared: Live) -> None:
