@@ -6,8 +6,8 @@ import { defineConfig } from "vitest/config";
 const SERVER = process.env.MANYLORA_URL ?? "http://127.0.0.1:8000";
 
 export default defineConfig({
-  // The server sends the .br or .gz beside a file to browsers that accept it.
-  plugins: [svelte(), compression({ algorithms: ["brotliCompress", "gzip"], threshold: 512 })],
+  // The server sends the .br or .gz beside a file to browsers that accept it. Below 128 bytes it gains nothing.
+  plugins: [svelte(), compression({ algorithms: ["brotliCompress", "gzip"], threshold: 128 })],
   build: { target: "es2023", assetsInlineLimit: 0, modulePreload: { polyfill: false } },
   server: { proxy: { "^/(v1|metrics|version|readyz|tokenize|detokenize)": SERVER } },
   test: { environment: "node", include: ["src/**/*.test.ts"] },
