@@ -274,6 +274,13 @@ def test_a_canary(operator: Page, live: Live) -> None:
     alias.get_by_role("button", name="Promote bot@2 to 100%").click()
     expect(alias.get_by_role("button", name="Promote bot@2 to 100%")).to_have_count(0)
     assert _weights(live) == {"bot@1": 0, "bot@2": 100}
+    _go(page, "adapters/bot")
+    page.get_by_role("button", name="Delete…", exact=True).click()
+    expect(page.get_by_role("dialog")).to_contain_text("What an alias names cannot be deleted.")
+    expect(page.get_by_role("button", name="Delete bot", exact=True)).to_be_disabled()
+    page.get_by_role("button", name="Keep it").click()
+
+    _go(page, "adapters?alias=prod")
     alias.get_by_role("button", name="Delete…").click()
     assert grave(page) == []
     stop_looking(page)
