@@ -28,7 +28,12 @@ class ChatRequest(GenerationRequest, TemplateFields):
     )
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        field: values for field, values in UNSUPPORTED.items() if field not in SUPPORTED_IN_CHAT
+        **{field: values for field, values in UNSUPPORTED.items() if field not in SUPPORTED_IN_CHAT},
+        "add_special_tokens": (False,),
+        "chat_template": (),
+        "include_reasoning": (True,),
+        "mm_processor_kwargs": ({},),
+        "thinking_token_budget": (),
     }
 
     harmless: ClassVar[frozenset[str]] = HARMLESS - {"parallel_tool_calls"}

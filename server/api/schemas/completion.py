@@ -38,7 +38,12 @@ class CompletionRequest(GenerationRequest):
         }
     )
 
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**UNSUPPORTED, "top_logprobs": (0,)}
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **UNSUPPORTED,
+        "add_special_tokens": (True,),
+        "prompt_embeds": (),
+        "top_logprobs": (0,),
+    }
 
     prompt: Annotated[list[TextOrTokens], several(MAX_CHOICES)]
     """One prompt or several: each a text or a list of token ids."""

@@ -29,6 +29,7 @@ INT64 = 2**63
 HARMLESS = frozenset(
     {
         "cache_control",
+        "guided_decoding_backend",
         "metadata",
         "parallel_tool_calls",
         "prompt_cache_key",
@@ -38,7 +39,7 @@ HARMLESS = frozenset(
         "store",
     }
 )
-"""Fields of OpenAI and OpenRouter that have no effect here, whatever their value."""
+"""Fields of OpenAI, OpenRouter and vLLM that have no effect here, whatever their value."""
 
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "tools": ([],),
@@ -54,12 +55,18 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "moderation": (),
     "allowed_token_ids": ([],),
     "bad_words": ([],),
+    "cache_salt": (),
     "detokenize": (True,),
+    "guided_whitespace_pattern": (),
+    "kv_transfer_params": ({},),
     "length_penalty": (1,),
+    "logits_processors": ([],),
+    "request_id": (),
     "return_tokens_as_token_ids": (False,),
     "spaces_between_special_tokens": (True,),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
+    "vllm_xargs": ({},),
 }
 """Fields of OpenAI and vLLM that are not supported -> values, besides null, that have no effect and are accepted."""
 
