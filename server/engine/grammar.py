@@ -52,6 +52,8 @@ class Matcher:
         self.grammar = grammar
         self._matcher = matcher
         self._accepted: list[int] = []
+        self._alone = False
+        """Whether the grammar was compiled again for this answer."""
 
     def write_masks(self, drafts: Seq[int], address: int, size: int) -> tuple[int, GrammarFailure] | None:
         """Write a mask of the tokens that may come next, and one for the place after each of ``drafts``.
@@ -107,10 +109,12 @@ class Matcher:
         """Follow the answer again from its start if that may help. Returns why it cannot be followed, or None.
 
         An answer that meets a limit of what all copies share is followed by a grammar of its own, for the answers
-        before it may have used that up. Other limits it would meet again, and compiling takes time from all that run.
+        before it may have used that up: but once, since a limit that it then meets is its own. Other limits it would
+        meet again, and compiling takes time from all that run.
         """
-        if not failure.message.startswith(SHARED):
+        if self._alone or not failure.message.startswith(SHARED):
             return failure
+        self._alone = True
         try:
             matcher = self.grammar.compile()
         except ValueError as error:

@@ -255,6 +255,28 @@ def test_a_mask_goes_on_where_the_answers_before_it_have_used_up_a_limit(grammar
     assert 1 < answers < 100
 
 
+def test_a_grammar_is_compiled_again_once_for_an_answer(grammars: GrammarCompiler) -> None:
+    """Otherwise each of its tokens could cost all that run the time of another compilation."""
+    compile_(grammars, "regex", "a")  # makes the environment
+    assert isinstance(grammars._environment, tuple)
+    regex = LLMatcher.grammar_from_regex("([a-z]*(a|b)[a-z]{14})|([a-z]*c[a-z]{14}d)")
+    limits = LLParserLimits(max_lexer_states=200)
+    compiled: list[None] = []
+
+    def compile_again() -> LLMatcher:
+        compiled.append(None)
+        return LLMatcher(grammars._environment[0], regex, limits=limits)  # type: ignore[index]
+
+    matcher, bits = Grammar(compile_again, VOCABULARY).start(), np.zeros(-(-VOCABULARY // 32), np.int32)
+    rng, failed = random.Random(0), None
+    while failed is None:
+        failed = matcher.write_masks((), bits.ctypes.data, bits.nbytes)
+        if failed is None:
+            assert matcher.accept(tokens(rng.choice("abcdefg"))[0], last=False) is None
+    assert len(compiled) == 2
+    assert (failed[0], failed[1].too_complex) == (0, True)
+
+
 def test_drafts_that_meet_a_limit_leave_the_answer_where_it_was(grammars: GrammarCompiler) -> None:
     """Only a draft takes the brace, after which too much may come; the answer takes another way."""
     several = [named(390, prefix) for prefix in "abcde"]
