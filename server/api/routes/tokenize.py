@@ -43,14 +43,14 @@ class TokenizeRequest(TemplateFields):
     @model_validator(mode="after")
     def _one(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
-            raise PydanticCustomError("unsupported", "Give one of `prompt` and `messages`.", {"field": "messages"})
+            raise PydanticCustomError("field", "Give one of `prompt` and `messages`.", {"field": "messages"})
         if self.messages is None and (given := self.model_fields_set.intersection(TemplateFields.model_fields)):
             reason = "Fields for the chat template need `messages`."
-            raise PydanticCustomError("unsupported", reason, {"field": min(given)})
+            raise PydanticCustomError("field", reason, {"field": min(given)})
         if self.messages is not None and self.add_special_tokens:
             # Chats are never encoded with them: the template already contains the token that begins a text.
             reason = "The chat template writes the special tokens of `messages`."
-            raise PydanticCustomError("unsupported", reason, {"field": "add_special_tokens"})
+            raise PydanticCustomError("field", reason, {"field": "add_special_tokens"})
         return self
 
 

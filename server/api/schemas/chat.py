@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from server.api.schemas.generation import HARMLESS, UNSUPPORTED, GenerationRequest, Limit, Logprobs, field_error
 from server.api.schemas.messages import Message, few_messages
@@ -54,9 +53,7 @@ class ChatRequest(GenerationRequest, TemplateFields):
     def _one_limit(self) -> "ChatRequest":
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
-            raise PydanticCustomError(
-                "unsupported", "`max_tokens` and `max_completion_tokens` differ; give one.", {"field": "max_tokens"}
-            )
+            raise field_error("max_tokens", "`max_tokens` and `max_completion_tokens` differ; give one.")
         return self
 
     @model_validator(mode="after")

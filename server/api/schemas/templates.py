@@ -50,7 +50,7 @@ class TemplateFields(Schema):
     def _one_end(self) -> "TemplateFields":
         if self.add_generation_prompt and self.continue_final_message:
             reason = "The prompt ends with the last message or with the beginning of a new one: set one of both."
-            raise PydanticCustomError("unsupported", reason, {"field": "continue_final_message"})
+            raise PydanticCustomError("field", reason, {"field": "continue_final_message"})
         return self
 
     def make_conversation(self, messages: list[Message], tools: Sequence[dict[str, Any]]) -> Conversation:

@@ -214,14 +214,14 @@ def check_choice(tools: list[Tool] | None, choice: ToolMode | NamedTool | Allowe
     if choice in (None, "none", "auto"):
         return
     if not tools:
-        raise PydanticCustomError("unsupported", "`tool_choice` needs `tools`.", {"field": "tool_choice"})
+        raise PydanticCustomError("field", "`tool_choice` needs `tools`.", {"field": "tool_choice"})
     named = [choice] if isinstance(choice, NamedTool) else []
     named += choice.allowed_tools.tools if isinstance(choice, AllowedTools) else []
     known = {tool.function.name for tool in tools}
     for name in (tool.function.name for tool in named):
         if name not in known:
             raise PydanticCustomError(
-                "unsupported",
+                "field",
                 "`tool_choice` names a function that is not in `tools`: `{name}`.",
                 {"field": "tool_choice", "name": name[:80]},
             )

@@ -13,6 +13,7 @@ from tests.api.live import Live, request
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
+FUNCTION = {"type": "function", "function": {"name": "f"}}
 MIX_17 = [{"name": "red", "weight": 0.1}] * 17
 
 
@@ -168,6 +169,23 @@ def test_fields_of_completions(live: Live, fields: dict[str, Any], param: str) -
 @pytest.mark.parametrize(("fields", "param"), OF_CHAT, ids=lambda value: str(value)[:50])
 def test_fields_of_chat(live: Live, fields: dict[str, Any], param: str) -> None:
     refused(live, live.http.post(CHAT, json={"messages": HI, **fields}), 400, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (CHAT, {"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+        (CHAT, {"tool_choice": "required"}, "tool_choice"),
+        (CHAT, {"tools": [FUNCTION], "tool_choice": {**FUNCTION, "function": {"name": "g"}}}, "tool_choice"),
+        (CHAT, {"add_generation_prompt": True, "continue_final_message": True}, "continue_final_message"),
+        ("/tokenize", {"prompt": "x"}, "messages"),
+        ("/tokenize", {"add_special_tokens": True}, "add_special_tokens"),
+    ],
+)
+def test_a_contradiction_is_no_missing_support(live: Live, path: str, fields: dict[str, Any], param: str) -> None:
+    """Clients drop a parameter that is not supported, and try again."""
+    error = refused(live, live.http.post(path, json={"messages": HI, **fields}), 400, param)
+    assert error["code"] is None
 
 
 @pytest.mark.parametrize("field", ["temperature", "top_p", "min_p", "repetition_penalty", "adapter"])
