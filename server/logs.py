@@ -17,6 +17,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 FIRST = ("timestamp", "level", "logger", "event")
 """Fields that every object begins with."""
 
+TELLTALES = ("httpx", "httpx2", "httpcore", "httpcore2", "urllib3", "botocore", "aiobotocore", "s3fs", "gcsfs")
+"""Libraries that log what they ask for: addresses that are signed, and at debug level headers with keys."""
+
 
 def set_up_logs(level: str, style: Literal["auto", "json", "text"], stream: TextIO | None = None) -> None:
     """Log to ``stream``, by default stderr. ``auto`` is text on a terminal, else JSON."""
@@ -26,7 +29,8 @@ def set_up_logs(level: str, style: Literal["auto", "json", "text"], stream: Text
     handler.setFormatter(make_formatter(json_lines=json_lines, colors=stream.isatty()))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for library in ("alembic", *TELLTALES):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def make_formatter(*, json_lines: bool, colors: bool = False) -> logging.Formatter:

@@ -1,6 +1,7 @@
 """Sources: only allowed addresses, recorded exactly, and no redirect to a private network."""
 
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -16,6 +17,7 @@ from adapters.format.selection import NO_OTHER_FILES, Selection
 from adapters.sources.address import parse_address
 from adapters.sources.hub import _is_public
 from adapters.sources.sources import Sources
+from server.logs import set_up_logs
 from tests.buckets import in_front_of, new_bucket, s3_server
 from tests.hub import COMMIT, Site, publish, site, use_as_hub
 
@@ -352,9 +354,14 @@ def test_a_redirect_to_a_public_address_is_followed_without_the_token(
 
 
 def test_signed_url_is_not_printed(
-    hub: Site, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Site,
+    sources: Sources,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with site() as proxy:
+    set_up_logs("debug", "json")  # the libraries that fetch would log each address
+    with site() as proxy, caplog.at_level(logging.DEBUG):
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         hub.redirect(f"/org/name/resolve/{COMMIT}/{WEIGHTS}", "http://93.184.216.34/blob?Signature=hunter2")
         proxy.answers["http://93.184.216.34/blob?Signature=hunter2"] = (418, {}, b"")
@@ -362,6 +369,8 @@ def test_signed_url_is_not_printed(
             sources.fetch("hf://org/name", tmp_path)
     assert "hunter2" not in str(caught.value)
     assert TOKEN not in str(caught.value)
+    assert "hunter2" not in caplog.text
+    assert TOKEN not in caplog.text
 
 
 @pytest.mark.parametrize(
