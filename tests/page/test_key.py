@@ -115,3 +115,18 @@ def test_a_new_tab_asks_again(visit: Visit, keyed: tuple[Live, Mapping[str, str]
     other.goto(page.url)
     expect(other.get_by_label("API key")).to_be_visible()
     other.close()
+
+
+@pytest.mark.parametrize("width", [390, 768])
+def test_a_long_name_of_the_base_leaves_the_head_as_it_is(
+    visit: Visit, keyed: tuple[Live, Mapping[str, str]], width: int
+) -> None:
+    live, secrets = keyed
+    page = visit("health", url=str(live.http.base_url), viewport={"width": width, "height": 800})
+    _sign_in(page, secrets["app"])
+    name = page.get_by_title("the base model")
+    height = name.bounding_box()["height"]  # type: ignore[index]
+    name.evaluate("span => { span.textContent = 'organisation/a-base-with-a-long-name-8b-instruct'; }")
+    assert name.bounding_box()["height"] == height  # type: ignore[index]
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    expect(page.get_by_title("the key that you use")).to_be_in_viewport(ratio=1)
